@@ -1,0 +1,31 @@
+READY := .venv/.ready
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
+	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
+	@echo 'make test    run the tests'
+	@echo 'make lint    run the linter'
+	@echo 'make clean   remove caches and build output; .venv and work_dirs stay'
+	@echo
+	@echo 'The first three set up .venv when it is not there. PYTHON=/path/to/python picks'
+	@echo 'its interpreter; PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL tell pip where a CPU'
+	@echo 'build of torch is, where the registry has only one for CUDA.'
+
+demo: $(READY)
+	.venv/bin/python tools/demo.py $(if $(DATA),--data '$(DATA)') $(DEMO_ARGS)
+
+test: $(READY)
+	.venv/bin/python -m pytest tests
+
+lint: $(READY)
+	.venv/bin/ruff check .
+
+$(READY): tools/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
+	PYTHON='$(PYTHON)' bash tools/setup_env.sh
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info demo_output .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

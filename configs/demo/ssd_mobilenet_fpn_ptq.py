@@ -1,0 +1,5 @@
+# Calibration: one pass over training images, no gradients.
+_base_ = 'ssd_mobilenet_fpn.py'
+quantize = dict(mode='ptq', bits=8)
+load_from = 'work_dirs/demo/float/epoch_20.pth'
+work_dir = 'work_dirs/demo/ptq'

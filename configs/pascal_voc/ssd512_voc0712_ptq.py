@@ -1,0 +1,5 @@
+# Calibration: one pass over training images, no gradients.
+_base_ = 'ssd512_voc0712.py'
+quantize = dict(mode='ptq', bits=8)
+load_from = f'{_base_.work_dir}/epoch_{_base_.train_cfg.max_epochs}.pth'
+work_dir = f'{_base_.work_dir}_ptq'

@@ -1,0 +1,27 @@
+"""Quantization of OpenMMLab 2.x models by two lines of config."""
+
+from .compat import allow_mmengine_checkpoints, mend_ssd_head
+from .config import QuantizeConfig
+from .errors import QuantizeError
+from .formats import PRESETS, Preset, TensorFormat
+from .hooks import QATHook
+from .prepare import plan_model, quantize_model, unquantize_model
+from .quantization import Quantization
+from .runners import CalibrationLoop, QuantRunner, redirect_runner
+from .version import __version__
+from .wrappers import (MMDetQuantCalibrateModule, MMDetQuantTestModule,
+                       MMDetQuantTrainModule, QuantCalibrateModule,
+                       QuantTestModule, QuantTrainModule)
+
+__all__ = [
+    'CalibrationLoop', 'QATHook', 'QuantRunner',
+    'MMDetQuantCalibrateModule', 'MMDetQuantTestModule',
+    'MMDetQuantTrainModule', 'PRESETS', 'Preset', 'QuantCalibrateModule',
+    'QuantTestModule', 'QuantTrainModule', 'Quantization', 'QuantizeConfig',
+    'QuantizeError', 'TensorFormat', '__version__', 'plan_model',
+    'quantize_model', 'unquantize_model'
+]
+
+allow_mmengine_checkpoints()
+mend_ssd_head()
+redirect_runner()

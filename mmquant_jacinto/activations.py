@@ -1,0 +1,277 @@
+"""All activation quantizers of a model, as one module of flat tensors.
+
+One tensor for the lower ends of all ranges and one for the upper ones: a
+step updates every quantizer with a handful of operations and, over several
+processes, one collective, whatever number of layers the model has.
+"""
+
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .kernels import Grid
+from .observers import Observer, make_observer
+from .plan import ActivationSpec
+
+# Of the exponential average: a range keeps following, slowly, for ever.
+MIN_AVERAGE_FACTOR = 0.001
+# A tensor that is all zero still needs a scale.
+SMALLEST_RANGE = 2.0**-24
+
+
+def power_of_two_above(x: Tensor) -> Tensor:
+    """The least power of two that is not below ``x`` (exact; x > 0)."""
+    mantissa, exponent = torch.frexp(x)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    return torch.ldexp(torch.ones_like(x), exponent)
+
+
+class ActivationQuantizers(nn.Module):
+    """Ranges of all activations, their running average, and their grids.
+
+    The range is that of the Jacinto devkit's PACT2: per batch the 0.01 % and
+    99.99 % percentiles, averaged exponentially with factor max(1/n, 0.001).
+    Unlike the original, the statistics of a step are merged when the step's
+    forward pass ends, and act from the next step on: one collective instead
+    of one per layer, and ranks whose heads are idle cannot deadlock.
+
+    Args:
+        specs (Sequence[ActivationSpec]): The quantizers, from the plan.
+        observer (str): Name of the observer.
+        percentile (float): Of the percentile observer, in percent.
+    """
+
+    def __init__(self, specs: Sequence[ActivationSpec], observer: str,
+                 percentile: float) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.index = {spec.name: i for i, spec in enumerate(specs)}
+        self.observer_args = (observer, percentile)
+        # Floating point all of them: EMA and buffer averaging over
+        # processes would break integers.
+        for name in ('low', 'high', 'count'):
+            self.register_buffer(name, torch.zeros(len(specs)))
+        self.register_buffer('rejected', torch.zeros(len(specs)),
+                             persistent=False)
+        self.register_buffer(
+            '_positive', torch.tensor([float(spec.positive) for spec in specs]
+                                      ) > 0, persistent=False)
+        self.observing = True
+        self._pending: Dict[int, Tuple[Tensor, Tensor, int]] = {}
+        self._grids: Optional[List[Grid]] = None
+        self._host_grids: Optional[List[Grid]] = None
+        # Known on the host, so that no step waits for the device to ask.
+        self._ranged: Set[int] = set()
+        self._observer: Optional[Observer] = None
+
+    @property
+    def observer(self) -> Observer:
+        """Observer: Made on first use, when the process group is known."""
+        if self._observer is None:
+            world = dist.get_world_size() if is_distributed() else 1
+            self._observer = make_observer(*self.observer_args, world)
+        return self._observer
+
+    def has_range(self, name: str) -> bool:
+        """Whether a quantizer has seen anything."""
+        return self.index[name] in self._ranged
+
+    def grid(self, name: str) -> Optional[Grid]:
+        """The grid for training; None while the quantizer has no range.
+
+        On an accelerator its members are tensors there: reading them would
+        stall every step.
+        """
+        if not self.has_range(name):
+            return None
+        if not self.low.is_cuda:
+            return self.host_grid(name)
+        if self._grids is None:
+            self._grids = self._make_grids(on_host=False)
+        return self._grids[self.index[name]]
+
+    def host_grid(self, name: str) -> Grid:
+        """The grid in Python numbers, for what is computed once."""
+        if self._host_grids is None:
+            self._host_grids = self._make_grids(on_host=True)
+        return self._host_grids[self.index[name]]
+
+    def refresh(self) -> None:
+        """Takes note that the ranges were changed from outside."""
+        self._ranged = set(self.count.nonzero().flatten().tolist())
+        self._forget_grids()
+
+    def _forget_grids(self) -> None:
+        self._grids = self._host_grids = None
+
+    @torch.no_grad()
+    def observe(self, name: str, x: Tensor,
+                clip: Optional[tuple] = None) -> None:
+        """Measures a tensor; :meth:`commit` merges it into the range.
+
+        Args:
+            name (str): The quantizer.
+            x (Tensor): What it is about to quantize, before any clipping.
+            clip (tuple, optional): Real bounds of the fused activation.
+        """
+        if x.numel() == 0:
+            return
+        index = self.index[name]
+        highs, lows, n = self.observer(x, self.specs[index].positive)
+        if clip is not None:
+            low, high = clip
+            if low is not None:
+                lows = lows.clamp(max=-low)
+            if high is not None:
+                highs = highs.clamp(max=high)
+        known = self._pending.get(index)
+        if known is not None:
+            n += known[2]
+            highs, lows = (
+                torch.cat(pair).topk(max(len(pair[0]), len(pair[1]))).values
+                for pair in ((known[0], highs), (known[1], lows)))
+        self._pending[index] = (highs, lows, n)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Merges what was observed, over processes too, into the ranges.
+
+        Every process of the group must call it equally often.
+        """
+        pending, self._pending = self._pending, {}
+        if not self.observing:
+            return
+        distributed = is_distributed()
+        if not pending and not distributed:
+            return
+        highs, lows, sizes = self._stack(pending)
+        if distributed:
+            highs, lows, sizes = _gather(highs, lows, sizes)
+        rank = (sizes * self.observer.fraction).round().long()
+        high, low = _ranked(highs, rank), -_ranked(lows, rank)
+        low = torch.where(self._positive, torch.zeros_like(low), low)
+        finite = torch.isfinite(high) & torch.isfinite(low)
+        seen = (sizes > 0)
+        self.rejected += seen & ~finite
+        seen &= finite
+        self.count += seen
+        factor = torch.clamp(1 / self.count.clamp(min=1),
+                             min=MIN_AVERAGE_FACTOR) * seen
+        # A quantizer that was not seen may hold infinities: keep them out.
+        high, low = (torch.where(seen, end, torch.zeros_like(end))
+                     for end in (high, low))
+        self.high += factor * (high - self.high)
+        self.low += factor * (low - self.low)
+        self._ranged.update(pending)
+        self._forget_grids()
+
+    def missing(self) -> List[str]:
+        """Names of the quantizers that have no range yet."""
+        return [spec.name for spec, count in
+                zip(self.specs, self.count.tolist()) if count == 0]
+
+    def scalars(self) -> Dict[str, float]:
+        """The ranges, for a visualizer: ``range/<name>/low`` and high."""
+        ends = zip(self.specs, self.low.tolist(), self.high.tolist(),
+                   self.count.tolist())
+        return {f'range/{spec.name}/{end}': value
+                for spec, low, high, count in ends if count
+                for end, value in (('low', low), ('high', high))}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Leaves it to the parent, which knows the checkpoint's plan."""
+
+    def take_rejected(self) -> List[str]:
+        """Names of the quantizers that met NaN or infinity since last asked.
+
+        Such a batch is left out of the range.
+        """
+        names = [spec.name for spec, count in
+                 zip(self.specs, self.rejected.tolist()) if count]
+        self.rejected.zero_()
+        return names
+
+    def _stack(self, pending: Dict[int, Tuple[Tensor, Tensor, int]]
+               ) -> Tuple[Tensor, Tensor, Tensor]:
+        width = max((max(len(highs), len(lows))
+                     for highs, lows, _ in pending.values()), default=1)
+        if is_distributed():
+            device = self.low.device
+            widest = torch.tensor([width], device=device)
+            dist.all_reduce(widest, op=dist.ReduceOp.MAX)
+            width = int(widest)
+        total = len(self.specs)
+        highs = self.low.new_full((total, width), -torch.inf)
+        lows = highs.clone()
+        sizes = [0] * total
+        for index, (high, low, n) in pending.items():
+            highs[index, :len(high)] = high
+            lows[index, :len(low)] = low
+            sizes[index] = n
+        return highs, lows, highs.new_tensor(sizes)
+
+    def _make_grids(self, on_host: bool) -> List[Grid]:
+        if not self.specs:
+            return []
+        device = 'cpu' if on_host else self.low.device
+        low = self.low.detach().to(device).double().clamp(max=0)
+        high = self.high.detach().to(device).double().clamp(min=0)
+
+        def column(values: Iterable) -> Tensor:
+            return torch.tensor(list(values), device=device)
+
+        formats = [spec.format for spec in self.specs]
+        levels = column(2.0**f.bits for f in formats).double()
+        symmetric = column(f.symmetric for f in formats)
+        power = column(f.power_of_two for f in formats)
+        unsigned = column(f.unsigned_if_positive for f in formats)
+        unsigned = unsigned & (low >= 0)
+        reach = torch.maximum(-low, high).clamp(min=SMALLEST_RANGE)
+        reach = torch.where(power, power_of_two_above(reach), reach)
+        # A power-of-two range is a whole number of steps; another range has
+        # its end on the grid.
+        steps = torch.where(unsigned, levels, levels / 2)
+        steps = torch.where(power, steps, steps - 1)
+        span = (high - low).clamp(min=SMALLEST_RANGE)
+        scale = torch.where(symmetric, reach / steps, span / (levels - 1))
+        # Engines hold scales in float32; so does everything here.
+        scale = scale.float().double()
+        zero = torch.where(unsigned, torch.zeros_like(levels), levels / 2)
+        zero = torch.where(symmetric, zero, (-low / scale).round())
+        top = levels - 1 - zero
+        if on_host:
+            columns = (scale.tolist(), (-zero).long().tolist(),
+                       top.long().tolist())
+        else:
+            columns = tuple(item.float().unbind()
+                            for item in (scale, -zero, top))
+        return [Grid(*row, 2**f.bits, f.rounding)
+                for row, f in zip(zip(*columns), formats)]
+
+
+def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:
+    """The ``rank``-th entry of each row, of those that are there."""
+    there = (extremes > -torch.inf) | extremes.isnan()
+    last = there.sum(1).clamp(min=1)
+    place = torch.minimum(rank.clamp(min=1), last) - 1
+    return extremes.gather(1, place[:, None]).squeeze(1)
+
+
+def is_distributed() -> bool:
+    """Whether several processes share the work."""
+    return dist.is_available() and dist.is_initialized() \
+        and dist.get_world_size() > 1
+
+
+def _gather(highs: Tensor, lows: Tensor, sizes: Tensor
+            ) -> Tuple[Tensor, Tensor, Tensor]:
+    flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
+    parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, flat)
+    width = highs.shape[1]
+    highs, lows = (
+        torch.cat([part[:, start:start + width] for part in parts], dim=1)
+        .sort(dim=1, descending=True).values for start in (0, width))
+    return highs, lows, torch.stack([part[:, -1] for part in parts]).sum(0)

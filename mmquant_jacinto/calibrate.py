@@ -1,0 +1,131 @@
+"""Calibrate: ranges from a float pass, then biases from quantized ones.
+
+The bias correction is that of the Jacinto devkit: per batch, each layer's
+mean output per channel in float and in quantized form are compared, and
+``bias += lr * (float - quantized)``, with lr = 0.05 halved each epoch. Both
+passes see the same batch.
+"""
+
+from typing import Any, Callable, Dict, List
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import ops
+from .activations import is_distributed
+from .execute import Behaviour
+from .ops import Op
+from .plan import Step
+from .simulate import Simulate, State
+
+
+def channel_mean(x: Tensor, kind: str) -> Tensor:
+    """Mean of a layer's output over all but its channels: (C,), float32."""
+    axis = x.dim() - 1 if kind == ops.LINEAR else 1
+    dims = [d for d in range(x.dim()) if d != axis]
+    return x.detach().float().mean(dims) if dims else x.detach().float()
+
+
+class LayerMeans:
+    """Collects the mean output per channel of each quantized layer.
+
+    A layer that runs more than once in a pass counts with the mean of its
+    runs.
+    """
+
+    def __init__(self) -> None:
+        self._runs: Dict[str, List[Tensor]] = {}
+
+    def add(self, name: str, mean: Tensor) -> None:
+        """Notes one run of the layer ``name``; mean: (C,)."""
+        self._runs.setdefault(name, []).append(mean)
+
+    def take(self) -> Dict[str, Tensor]:
+        """Means by layer, since last taken."""
+        runs, self._runs = self._runs, {}
+        return {name: means[0] if len(means) == 1 else
+                torch.stack(means).mean(0) for name, means in runs.items()}
+
+
+class Observe(Behaviour):
+    """Runs in float; measures ranges and the layers' mean outputs.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.means = LayerMeans()
+
+    def end(self) -> None:
+        self.state.activations.commit()
+
+    def input(self, quantizer: str, x: Tensor) -> Tensor:
+        self.state.activations.observe(quantizer, x)
+        return x
+
+    def call(self, step: Step, op: Op, func: Callable, args: tuple,
+             kwargs: dict) -> Any:
+        out = func(*args, **kwargs)
+        if step.kind in ops.WEIGHTED and step.weight is not None \
+                and step.norm is None:
+            self.means.add(step.weight, channel_mean(out, step.kind))
+        if step.kind not in (ops.PASS, ops.CAT):
+            self._observe(step, out)
+        return out
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        if step.weight is not None:
+            self.means.add(step.weight, channel_mean(x, step.kind))
+        self._observe(step, x)
+        return x
+
+    def _observe(self, step: Step, x: Any) -> None:
+        if step.last and step.output is not None and isinstance(x, Tensor):
+            self.state.activations.observe(step.output, x)
+
+
+class Correct(Simulate):
+    """Runs fake-quantized; :meth:`update` moves the biases afterwards."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.means = LayerMeans()
+
+    def end(self) -> None:
+        """Ranges stay as measured."""
+
+    def _quantize(self, quantizer: str, x: Tensor, clip: Any) -> Tensor:
+        observing, self.activations.observing = \
+            self.activations.observing, False
+        try:
+            return super()._quantize(quantizer, x, clip)
+        finally:
+            self.activations.observing = observing
+
+    def after_layer(self, step: Step, x: Tensor) -> None:
+        self.means.add(step.weight, channel_mean(x, step.kind))
+
+    @torch.no_grad()
+    def update(self, reference: Dict[str, Tensor], lr: float) -> None:
+        """Moves each bias towards the float mean of the same batch.
+
+        Args:
+            reference (Dict[str, Tensor]): From :class:`Observe`.
+            lr (float): Step.
+        """
+        means = self.means.take()
+        errors = []
+        for name, spec in self.state.plan.weights.items():
+            if name in means and name in reference:
+                errors.append(reference[name] - means[name])
+            else:
+                errors.append(self.state.bias_correction.new_zeros(
+                    spec.channels))
+        flat = torch.cat(errors)
+        if is_distributed():
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        self.state.bias_correction.add_(flat, alpha=lr)

@@ -1,0 +1,153 @@
+"""Names for calls: where in the model, and which of its calls, this one is.
+
+A *call site* is named by the chain of modules that are running, the number
+of each one's invocation within its caller's invocation, and the number of
+the function among the calls of the same function there::
+
+    backbone.layer1.0.relu#2/relu      third run of that module in its block
+    backbone.layer1.0/add              out += identity
+    bbox_head.cls_convs.0#4.conv/conv2d    a head at the fifth level
+    decoder>bbox_head.reg_branches.0/linear    borrowed by another module
+
+Names therefore do not depend on what other modules did before. Recording
+and executing share this module and nothing else.
+"""
+
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class CallNode:
+    """A module's invocation; its children and sites are found once."""
+
+    __slots__ = ('name', 'module', 'children', 'sites', 'names')
+
+    def __init__(self, name: str, module: str) -> None:
+        self.name = name
+        self.module = module
+        self.children: Dict[Tuple[str, int], 'CallNode'] = {}
+        self.sites: Dict[Tuple[str, int], Any] = {}
+        self.names: Dict[Tuple[str, int], str] = {}
+
+    def child(self, module: str, invocation: int) -> 'CallNode':
+        """The node of the ``invocation``-th run of ``module`` in this one."""
+        key = (module, invocation)
+        node = self.children.get(key)
+        if node is None:
+            prefix = self.module + '.'
+            if not self.name:
+                name = module
+            elif module.startswith(prefix):
+                name = f'{self.name}.{module[len(prefix):]}'
+            else:
+                name = f'{self.name}>{module}'
+            if invocation:
+                name += f'#{invocation}'
+            node = self.children[key] = CallNode(name, module)
+        return node
+
+    def site_name(self, op: str, index: int) -> str:
+        """The name of the ``index``-th call of ``op`` in this invocation."""
+        return f'{self.name}/{op}' + (f'#{index}' if index else '')
+
+
+class Frame:
+    """A running module: its node, and what it has called so far."""
+
+    __slots__ = ('node', 'counts', 'module')
+
+    def __init__(self, node: CallNode, module: Optional[nn.Module]) -> None:
+        self.node = node
+        self.counts: Dict[str, int] = {}
+        self.module = module
+
+    def next(self, name: str) -> int:
+        """Counts a call of ``name``, from 0."""
+        index = self.counts.get(name, 0)
+        self.counts[name] = index + 1
+        return index
+
+
+class CallTracker:
+    """Keeps the stack of running modules by hooks on each of them.
+
+    Args:
+        root (nn.Module): The model; it is the caller of all regions.
+        on_enter (Callable, optional): Called with (module, args, kwargs)
+            after a module's frame is there; may return new (args, kwargs).
+        on_exit (Callable, optional): Called with (module, output) before the
+            frame goes; may return another output. After an exception in the
+            module it is called too, with None as output.
+        on_root (Callable, optional): Called with True when the root starts
+            and with False when it ends.
+    """
+
+    def __init__(self, root: nn.Module,
+                 on_enter: Optional[Callable] = None,
+                 on_exit: Optional[Callable] = None,
+                 on_root: Optional[Callable] = None) -> None:
+        self.tree = CallNode('', '')
+        self.names = {module: name
+                      for name, module in root.named_modules()}
+        self.on_enter, self.on_exit, self.on_root = on_enter, on_exit, on_root
+        self.stack: List[Frame] = [Frame(self.tree, None)]
+        self.handles: List[RemovableHandle] = []
+        for module in root.modules():
+            enter, leave = self._enter, self._leave
+            if module is root:
+                enter, leave = self._enter_root, self._leave_root
+            self.handles += [
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave, always_call=True)]
+
+    @property
+    def frame(self) -> Frame:
+        """Frame: The innermost running module's."""
+        return self.stack[-1]
+
+    def resolve(self, parent: CallNode, module: str,
+                invocation: int) -> CallNode:
+        """The node that an invocation belongs to; a place to redirect it."""
+        return parent.child(module, invocation)
+
+    def remove(self) -> None:
+        """Takes all hooks off the model."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        name = self.names[module]
+        caller = self.stack[-1]
+        node = self.resolve(caller.node, name, caller.next(name))
+        self.stack.append(Frame(node, module))
+        if self.on_enter is not None:
+            return self.on_enter(module, args, kwargs)
+        return None
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        result = None
+        if self.on_exit is not None:
+            result = self.on_exit(module, output)
+        self.stack.pop()
+        return result
+
+    def _enter_root(self, module: nn.Module, args: tuple,
+                    kwargs: dict) -> Any:
+        self.stack[0].counts.clear()
+        if self.on_root is not None:
+            self.on_root(True)
+        if self.on_enter is not None:
+            return self.on_enter(module, args, kwargs)
+        return None
+
+    def _leave_root(self, module: nn.Module, args: tuple,
+                    output: Any) -> Any:
+        result = None
+        if self.on_exit is not None:
+            result = self.on_exit(module, output)
+        if self.on_root is not None:
+            self.on_root(False)
+        return result

@@ -1,0 +1,242 @@
+"""The ``quantize`` key of a config: its schema, its short forms, its errors."""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Dict, Mapping, Optional, Union
+
+from .errors import QuantizeError, nearest
+from .formats import Preset, check_bits, get_preset
+
+MODES = ('qat', 'ptq')
+SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat',
+               'ptq': 'ptq'}
+OBSERVERS = ('percentile', 'minmax')
+BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
+TENSOR_KINDS = ('weight', 'activation', 'output')
+
+Bits = Union[int, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``quantize.calibration``: how ranges and biases are calibrated.
+
+    Args:
+        num_images (int): Images to calibrate on, over all processes. Unused
+            where ``iterations`` is given. Defaults to 1000.
+        iterations (int, optional): Batches to calibrate on, in each process.
+        epochs (int): Passes of bias correction over those images, after the
+            pass that measures the ranges. 0 switches it off. Defaults to 1.
+        lr (float): Step of the bias correction in its first pass; halved with
+            each further pass. Defaults to 0.05.
+        dataloader (dict, optional): Where the images come from. Defaults to
+            the training set, seen through the pipeline of validation.
+    """
+
+    num_images: int = 1000
+    iterations: Optional[int] = None
+    epochs: int = 1
+    lr: float = 0.05
+    dataloader: Optional[Mapping[str, Any]] = None
+
+    def __post_init__(self) -> None:
+        _check_count('calibration.num_images', self.num_images, 1)
+        _check_count('calibration.epochs', self.epochs, 0)
+        if self.iterations is not None:
+            _check_count('calibration.iterations', self.iterations, 1)
+        if not isinstance(self.lr, (int, float)) or not 0 < self.lr <= 1:
+            raise QuantizeError(f'quantize.calibration.lr={self.lr!r} is not '
+                                'a step; use a number above 0, up to 1')
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """``quantize.freeze``: when statistics stop changing during QAT.
+
+    In the unit of the training loop: epochs, or iterations where the loop is
+    iteration-based. None takes the schedule of the original, False never
+    freezes.
+
+    Args:
+        bn (int | bool | None): Start of the epoch that freezes the statistics
+            of batch normalization. None: half of the epochs, less one.
+        ranges (int | bool | None): The same for activation ranges. None: half
+            of the epochs, plus one.
+    """
+
+    bn: Union[int, bool, None] = None
+    ranges: Union[int, bool, None] = None
+
+    def __post_init__(self) -> None:
+        for name in ('bn', 'ranges'):
+            value = getattr(self, name)
+            if value is not None and value is not False:
+                _check_count(f'freeze.{name}', value, 0)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Everything that ``quantize = dict(...)`` can say.
+
+    Args:
+        mode (str): ``'qat'`` trains with fake quantization, ``'ptq'``
+            calibrates a float checkpoint. Defaults to ``'qat'``.
+        bits (int | dict): Width of all tensors, or by kind, as in
+            ``dict(weight=4, activation=8, output=16)``. Defaults to 8.
+        target (str): Preset of numeric formats, a key of
+            :data:`~mmquant_jacinto.formats.PRESETS`. Defaults to
+            ``'jacinto'``.
+        overrides (dict): Patterns of module names (``fnmatch``) to a width, a
+            dict of widths by kind, or False for float.
+        calibration (dict): See :class:`Calibration`.
+        freeze (dict): See :class:`Freeze`.
+        observer (str, optional): ``'percentile'`` or ``'minmax'``. Defaults
+            to the preset's.
+        percentile (float): Share of a tensor's elements, in percent, that
+            the percentile observer cuts off at each end. Defaults to 0.01.
+        constrain_bias (str | bool | None): ``'saturate'``,
+            ``'reduce_weight_scale'`` or False. None takes the preset's.
+        constrain_weights (bool, optional): None takes the preset's.
+    """
+
+    mode: str = 'qat'
+    bits: Bits = 8
+    target: str = 'jacinto'
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    freeze: Freeze = field(default_factory=Freeze)
+    observer: Optional[str] = None
+    percentile: float = 0.01
+    constrain_bias: Union[str, bool, None] = None
+    constrain_weights: Optional[bool] = None
+
+    def __post_init__(self) -> None:
+        _check_choice('mode', self.mode, MODES)
+        get_preset(self.target)
+        _widths('quantize.bits', self.bits)
+        for pattern, value in self.overrides.items():
+            if value is not False:
+                _widths(f'quantize.overrides[{pattern!r}]', value)
+        if self.observer is not None:
+            _check_choice('observer', self.observer, OBSERVERS)
+        if not isinstance(self.percentile, (int, float)) \
+                or not 0 <= self.percentile < 50:
+            raise QuantizeError(
+                f'quantize.percentile={self.percentile!r} is not a share; use '
+                'a number of percent from 0 to below 50, such as 0.01')
+        if self.constrain_bias not in (None, False):
+            _check_choice('constrain_bias', self.constrain_bias,
+                          BIAS_CONSTRAINTS)
+        if self.constrain_weights not in (None, False, True):
+            raise QuantizeError(
+                f'quantize.constrain_weights={self.constrain_weights!r} is '
+                'not a switch; use True or False')
+
+    @classmethod
+    def parse(cls, value: Any) -> Optional['QuantizeConfig']:
+        """Reads the value of ``quantize``, in its short or its full form.
+
+        Args:
+            value (Any): ``True``, ``'training'``, ``'calibration'`` or a dict
+                of the arguments of this class. Falsy: no quantization.
+
+        Returns:
+            QuantizeConfig, optional: None where ``value`` is falsy.
+
+        Raises:
+            QuantizeError: If a key or a value is unknown; it names the
+                nearest valid one.
+        """
+        if isinstance(value, cls):
+            return value
+        if not value:
+            return None
+        if value is True or value == 1:
+            return cls()
+        if isinstance(value, str):
+            if value not in SHORT_FORMS:
+                raise QuantizeError(
+                    f'quantize={value!r} is unknown; '
+                    + nearest(value, ('training', 'calibration')))
+            return cls(mode=SHORT_FORMS[value])
+        if not isinstance(value, Mapping):
+            raise QuantizeError(
+                f'quantize={value!r} is neither a dict nor a switch; use '
+                "dict(mode='qat', bits=8), True or False")
+        return _build(cls, 'quantize', value)
+
+    def bits_of(self, kind: str) -> int:
+        """Width asked for tensors of ``kind``, before any override."""
+        return self.widths(kind, self.bits)
+
+    def widths(self, kind: str, bits: Bits, default: int = 8) -> int:
+        """Width of ``kind`` in a number or in a dict of numbers by kind."""
+        if not isinstance(bits, Mapping):
+            return bits
+        if kind == 'output':
+            return bits.get('output', bits.get('activation', default))
+        return bits.get(kind, default)
+
+    @property
+    def preset(self) -> Preset:
+        return get_preset(self.target)
+
+    @property
+    def observer_name(self) -> str:
+        return self.observer or self.preset.observer
+
+    @property
+    def bias_constraint(self) -> Optional[str]:
+        if self.constrain_bias is None:
+            return self.preset.constrain_bias
+        return self.constrain_bias or None
+
+    @property
+    def weight_constraint(self) -> bool:
+        if self.constrain_weights is None:
+            return self.preset.constrain_weights
+        return self.constrain_weights
+
+
+def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
+    nested = {'calibration': Calibration, 'freeze': Freeze}
+    names = [item.name for item in fields(cls)]
+    arguments: Dict[str, Any] = {}
+    for name, item in value.items():
+        if name not in names:
+            raise QuantizeError(
+                f'{key}.{name} is not a known key; ' + nearest(name, names))
+        if cls is QuantizeConfig and name in nested \
+                and not is_dataclass(item):
+            if not isinstance(item, Mapping):
+                raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
+            item = _build(nested[name], f'{key}.{name}', item)
+        if name == 'overrides' and not isinstance(item, Mapping):
+            raise QuantizeError(
+                f'{key}.overrides={item!r} is not a dict; use patterns of '
+                "module names, such as {'bbox_head.*': 16}")
+        arguments[name] = item
+    return cls(**arguments)
+
+
+def _widths(key: str, bits: object) -> None:
+    if not isinstance(bits, Mapping):
+        check_bits(key, bits)
+        return
+    for kind, value in bits.items():
+        if kind not in TENSOR_KINDS:
+            raise QuantizeError(f'{key}.{kind} is not a kind of tensor; '
+                                + nearest(kind, TENSOR_KINDS))
+        check_bits(f'{key}.{kind}', value)
+
+
+def _check_choice(key: str, value: object, valid: tuple) -> None:
+    if value not in valid:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is unknown; ' + nearest(value, valid))
+
+
+def _check_count(key: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) \
+            or value < least:
+        raise QuantizeError(f'quantize.{key}={value!r} is not a count; use '
+                            f'an integer of at least {least}')

@@ -1,0 +1,198 @@
+"""Execute: runs a model as its plan says, while the model's code stays as is.
+
+The executor finds the plan's step for each call and leaves what is done there
+to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
+(:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
+"""
+
+from typing import Any, Callable, Dict, Iterable, Optional, Set
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from . import ops
+from .call_tree import CallNode, CallTracker
+from .ops import OPS, Op
+from .plan import Plan, Step
+
+_UNSEEN = object()
+
+
+class Behaviour:
+    """What happens at a step; the base class runs the float model.
+
+    Methods get the original call and return its result.
+    """
+
+    def begin(self) -> None:
+        """A pass of the root module starts."""
+
+    def end(self) -> None:
+        """A pass of the root module ends."""
+
+    def enter_region(self) -> None:
+        """A region starts."""
+
+    def leave_region(self) -> None:
+        """A region ends, also by an exception."""
+
+    def input(self, quantizer: str, x: Tensor) -> Tensor:
+        """A tensor enters a region from outside."""
+        return x
+
+    def call(self, step: Step, op: Op, func: Callable, args: tuple,
+             kwargs: dict) -> Any:
+        """A function is called at a step."""
+        return func(*args, **kwargs)
+
+    def folds(self, step: Step, norm: nn.Module) -> bool:
+        """Whether the normalization at a step is part of the weights."""
+        return False
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        """A batch normalization module has run (or was folded)."""
+        return x
+
+
+class _Tracker(CallTracker):
+    """Sends a further run of a known module to its last recorded one.
+
+    In training a module may run more often than in the recorded passes (a
+    semi-supervised student, a second view): it is the same function again.
+    """
+
+    known: Set[str] = frozenset()
+
+    def resolve(self, parent: CallNode, module: str,
+                invocation: int) -> CallNode:
+        key = (module, invocation)
+        if invocation and key not in parent.children:
+            node = parent.child(module, invocation)
+            while invocation and node.name not in self.known:
+                invocation -= 1
+                node = parent.child(module, invocation)
+            parent.children[key] = node
+            return node
+        return parent.child(module, invocation)
+
+
+class Executor(TorchFunctionMode):
+    """Runs the regions of a model under a plan.
+
+    Args:
+        root (nn.Module): The model; hooks stay on it until :meth:`remove`.
+        plan (Plan): What to do at which call.
+    """
+
+    def __init__(self, root: nn.Module, plan: Plan) -> None:
+        super().__init__()
+        self.root = root
+        self.plan = plan
+        self.behaviour = Behaviour()
+        self.regions = {root.get_submodule(name) for name in plan.regions}
+        self.tracker = _Tracker(root, self._enter, self._exit, self._run_root)
+        self.tracker.known = _node_names([*plan.steps, *(
+            f'{call}/input' for call in plan.inputs)])
+        self.unseen: Set[str] = set()
+        self._region: Optional[nn.Module] = None
+        self._norm: Optional[nn.Module] = None
+
+    def remove(self) -> None:
+        """Takes the executor off the model."""
+        self.tracker.remove()
+
+    def _run_root(self, starts: bool) -> None:
+        if starts:
+            self.behaviour.begin()
+        else:
+            self.behaviour.end()
+
+    def _open(self, module: nn.Module) -> None:
+        self._region = module
+        self.behaviour.enter_region()
+        self.__enter__()
+
+    def _close(self) -> None:
+        self.__exit__(None, None, None)
+        self.behaviour.leave_region()
+        self._region = self._norm = None
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        result = None
+        if self._region is None:
+            if module not in self.regions:
+                return None
+            names = self.plan.inputs.get(self.tracker.frame.node.name)
+            if names:
+                result = self._quantize_inputs(names, args, kwargs)
+            self._open(module)
+        if isinstance(module, _BatchNorm):
+            self._norm = module
+        return result
+
+    def _quantize_inputs(self, names: Dict[int, str], args: tuple,
+                         kwargs: dict) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))
+        for index, name in names.items():
+            if index < len(leaves) and isinstance(leaves[index], Tensor):
+                leaves[index] = self.behaviour.input(name, leaves[index])
+        return tree_unflatten(leaves, structure)
+
+    def _exit(self, module: nn.Module, output: Any) -> Any:
+        result = None
+        if module is self._norm:
+            self._norm = None
+            step = self._step('batch_norm', 0)
+            if step is not None and isinstance(output, Tensor):
+                result = self.behaviour.after_norm(step, output)
+        if module is self._region:
+            self._close()
+        return result
+
+    def _step(self, op: str, index: int) -> Optional[Step]:
+        node = self.tracker.frame.node
+        step = node.sites.get((op, index), _UNSEEN)
+        if step is _UNSEEN:
+            name = node.site_name(op, index)
+            step = self.plan.steps.get(name)
+            node.sites[op, index] = step
+            if step is None:
+                self._note_unseen(op, name)
+        return step
+
+    def _note_unseen(self, op: str, name: str) -> None:
+        if op in ops.WEIGHT_NAMES and name not in self.plan.in_float:
+            self.unseen.add(name)
+            print_log(f'{name} was not called when quantization was '
+                      'prepared; it runs in float.', 'current')
+
+    def __torch_function__(self, func: Callable, types: Iterable,
+                           args: tuple = (),
+                           kwargs: Optional[dict] = None) -> Any:
+        kwargs = kwargs or {}
+        op = OPS.get(func)
+        if op is None:
+            return func(*args, **kwargs)
+        if self._norm is not None:
+            if op.name == 'batch_norm':
+                step = self._step('batch_norm', 0)
+                if step is not None and self.behaviour.folds(
+                        step, self._norm):
+                    return args[0] if args else kwargs['input']
+            return func(*args, **kwargs)
+        step = self._step(op.name, self.tracker.frame.next(op.name))
+        if step is None:
+            return func(*args, **kwargs)
+        return self.behaviour.call(step, op, func, args, kwargs)
+
+
+def _node_names(names: Iterable[str]) -> Set[str]:
+    known = set()
+    for name in names:
+        node = name.rpartition('/')[0]
+        known.add(node)
+        known.update(node[:i] for i, char in enumerate(node) if char in '.>')
+    return known

@@ -1,0 +1,243 @@
+"""Integer: what the deployed engine computes, for validation and test.
+
+Tensors keep flowing in dequantized form, so that any code of the model that
+the plan does not know sees ordinary numbers; but each quantized one carries
+its integers (less the zero point, in a floating point tensor), and a step
+whose operands all carry them computes on them alone. Sums of products of
+integers are exact in float32 below 2^24; where a layer can exceed that, it
+computes in float64. The result is requantized by one multiplication and one
+rounding, as a fixed point unit or ONNX Runtime's QLinear kernels do.
+"""
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from . import ops
+from .execute import Behaviour
+from .kernels import Bounds, Grid, round_tensor
+from .ops import Op
+from .plan import Step
+from .simulate import Simulate, State
+from .weights import quantize_bias, to_integers, widen_for_bias
+
+EXACT_IN_FLOAT32 = 2.0**24
+_TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
+
+
+class IntegerLayer(NamedTuple):
+    """A layer with its operands ready.
+
+    Args:
+        weight (Tensor): Integers, in the dtype that accumulates exactly.
+        bias (Tensor): Integers in units of input scale times weight scale.
+        multiplier (Tensor): From accumulator to output integers, shaped to
+            multiply the output; float32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    multiplier: Tensor
+
+
+class Integer(Behaviour):
+    """Computes on integers.
+
+    What is computed once (integer weights, biases, multipliers) is kept until
+    a new behaviour is made, which each switch to evaluation does.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.activations = state.activations
+        self.constraint = state.plan.config['constrain_bias']
+        self.fallback = Simulate(state)
+        self._layers: Dict[tuple, IntegerLayer] = {}
+        self._autocast: List[torch.autocast] = []
+
+    def enter_region(self) -> None:
+        # Half precision cannot hold the accumulators.
+        device = self.activations.low.device.type
+        self._autocast.append(torch.autocast(device, enabled=False))
+        self._autocast[-1].__enter__()
+
+    def leave_region(self) -> None:
+        self._autocast.pop().__exit__(None, None, None)
+
+    def input(self, quantizer: str, x: Tensor) -> Tensor:
+        return self._quantize(quantizer, x, None)
+
+    def call(self, step: Step, op: Op, func: Callable, args: tuple,
+             kwargs: dict) -> Any:
+        if step.follows and (step.weight or not step.norm):
+            # The head of the chain has done it.
+            return args[0] if args else kwargs['input']
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        if step.kind == ops.PASS:
+            return self._carry(tensors[0], func(*args, **kwargs))
+        integers = [_integers_of(x) for x in tensors]
+        if step.kind == ops.CAT:
+            return self._cat(step, func(*args, **kwargs), integers)
+        if self._grid(step.output) is not None and all(
+                item is not None for item in integers):
+            out = self._compute(step, op, func, args, kwargs, integers)
+            if out is not None:
+                return out
+        if step.weight is not None and step.kind in ops.WEIGHTED:
+            args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
+        if step.kind == ops.CLIP and self._grid(step.output) is not None:
+            out = tensors[0]  # the quantizer clamps
+        else:
+            out = func(*args, **kwargs)
+        incomplete = step.norm and not step.weight and not step.last
+        return out if incomplete else self._emit(step, out)
+
+    def folds(self, step: Step, norm: nn.Module) -> bool:
+        return step.weight is not None
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        if step.weight is None and step.last:
+            return self._emit(step, x)
+        return x
+
+    def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
+        if quantizer is None or not self.activations.has_range(quantizer):
+            return None
+        return self.activations.host_grid(quantizer)
+
+    def _emit(self, step: Step, x: Any) -> Any:
+        if step.output is None or not isinstance(x, Tensor):
+            return x
+        return self._quantize(step.output, x, step.clip)
+
+    def _quantize(self, quantizer: str, x: Tensor, clip: Bounds) -> Tensor:
+        grid = self._grid(quantizer)
+        if grid is None:
+            # It has no range because calibration never came here.
+            return x if clip is None else torch.clamp(x, *clip)
+        return self._requantize(grid, x.float() / grid.scale, clip)
+
+    def _requantize(self, grid: Grid, steps: Tensor, clip: Bounds) -> Tensor:
+        """From real steps of the output's grid to a tensor on it."""
+        integers = round_tensor(steps, grid.rounding).clamp_(
+            *grid.integer_limits(clip)).float()
+        return _with_integers(integers * grid.scale, grid, integers)
+
+    def _carry(self, x: Tensor, out: Any) -> Any:
+        """The result of an operation that only moves elements."""
+        known = getattr(x, _TAG, None)
+        if known is not None:
+            for leaf in tree_flatten(out)[0]:
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() \
+                        and leaf is not x:
+                    setattr(leaf, _TAG, (known[0], None))
+        return out
+
+    def _cat(self, step: Step, out: Tensor,
+             integers: List[Optional[Tuple[Grid, Tensor]]]) -> Tensor:
+        grid = self._grid(step.output)
+        if grid is not None and all(item is not None and item[0] == grid
+                                    for item in integers):
+            setattr(out, _TAG, (grid, None))
+            return out
+        return self._emit(step, out)
+
+    def _compute(self, step: Step, op: Op, func: Callable, args: tuple,
+                 kwargs: dict, integers: List[Tuple[Grid, Tensor]]
+                 ) -> Optional[Tensor]:
+        """An operation on integers; None where it is not defined on them."""
+        grid = self._grid(step.output)
+        (first, x), rest = integers[0], integers[1:]
+        if step.kind in ops.WEIGHTED:
+            if step.weight is None:
+                return None
+            layer = self._layer(step, first, grid)
+            kwargs = {key: value for key, value in kwargs.items()
+                      if key not in ('input', 'weight', 'bias')}
+            total = func(x.to(layer.weight.dtype), layer.weight, layer.bias,
+                         *args[3:], **kwargs)
+            steps = _exact(total).mul_(layer.multiplier)
+        elif step.kind == ops.ADD:
+            if len(rest) != 1 or kwargs.get('alpha', 1) != 1 \
+                    or len(args) > 2:
+                return None
+            (second, y), = rest
+            steps = x * (first.scale / grid.scale) \
+                + y * (second.scale / grid.scale)
+        elif step.kind == ops.MATMUL:
+            (second, y), = rest
+            total = func(x.double(), y.double())
+            steps = total.mul_(first.scale * second.scale / grid.scale)
+        elif step.kind == ops.AVERAGE:
+            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
+            steps = func(*args, **kwargs) * (first.scale / grid.scale)
+        else:
+            return None
+        return self._requantize(grid, steps, step.clip)
+
+    def _layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
+        key = (step.weight, given, grid)
+        if key not in self._layers:
+            self._layers[key] = self._make_layer(step, given, grid)
+        return self._layers[key]
+
+    @torch.no_grad()
+    def _make_layer(self, step: Step, given: Grid, grid: Grid
+                    ) -> IntegerLayer:
+        layer = self.state.layers[step.weight]
+        fmt = layer.spec.format
+        width = self.fallback.bias_width(layer)
+        weight, bias = layer.folded()
+        correction = self.state.correction(step.weight)
+        bias = correction if bias is None else bias + correction
+        scale = layer.scale(weight)
+        if self.constraint == 'reduce_weight_scale':
+            scale = widen_for_bias(scale, bias, given.scale, width, fmt)
+        integers = to_integers(weight, scale, fmt)
+        unit = scale.flatten().double() * given.scale
+        bias = quantize_bias(bias.double(), unit, width)
+        multiplier = (unit / grid.scale).float()
+        if step.kind != ops.LINEAR and multiplier.numel() > 1:
+            multiplier = multiplier.view((-1, ) + (1, ) * (weight.dim() - 2))
+        dtype = torch.float32 if _largest_sum(
+            integers, bias, layer.spec.axis, given) < EXACT_IN_FLOAT32 \
+            else torch.float64
+        return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+
+
+def _largest_sum(weight: Tensor, bias: Tensor, axis: int,
+                 given: Grid) -> float:
+    """Bound of every partial sum of a layer, in whatever order it adds."""
+    dims = [d for d in range(weight.dim()) if d != axis]
+    above = weight.clamp(min=0).double().sum(dims)
+    below = weight.clamp(max=0).double().sum(dims)
+    largest = torch.maximum(above * given.high + below * given.low,
+                            -(above * given.low + below * given.high)).amax()
+    return float(largest + bias.abs().amax())
+
+
+def _exact(total: Tensor) -> Tensor:
+    # A convolution algorithm on an accelerator may be off by a fraction.
+    return total.round_() if total.is_cuda else total
+
+
+def _with_integers(x: Tensor, grid: Grid, integers: Tensor) -> Tensor:
+    setattr(x, _TAG, (grid, integers))
+    return x
+
+
+def _integers_of(x: Tensor) -> Optional[Tuple[Grid, Tensor]]:
+    """Grid and integers that a tensor carries."""
+    known = getattr(x, _TAG, None)
+    if known is None:
+        return None
+    grid, integers = known
+    if integers is None:
+        integers = (x / grid.scale).round_()
+        setattr(x, _TAG, (grid, integers))
+    return grid, integers

@@ -1,0 +1,126 @@
+"""Fake quantization of activations: one function, one kernel per device.
+
+Measured on a CPU, 2 M floats: ATen's ``fake_quantize_per_tensor_affine`` is
+scalar there and takes 10 ms; the chain of vectorized in-place ops below 0.6
+and 0.3 backward. On CUDA ATen's kernel is fused and a chain is not.
+"""
+
+from typing import Any, NamedTuple, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from .formats import HALF_AWAY, HALF_EVEN, HALF_UP
+
+
+Bounds = Optional[Tuple[Optional[float], Optional[float]]]
+
+
+class Grid(NamedTuple):
+    """A tensor's quantization grid: ``scale * k`` for ``low <= k <= high``.
+
+    ``k`` is the stored integer less the zero point, so zero is always on the
+    grid and the arithmetic needs no zero point. The numbers are Python's on
+    a CPU and tensors of no dimension on an accelerator.
+
+    Args:
+        scale (float | Tensor): Step of the grid.
+        low (int | Tensor): Smallest ``k``; minus the zero point of unsigned
+            storage.
+        high (int | Tensor): Largest ``k``.
+        levels (int): Number of ``k``, two to the power of the bits.
+        rounding (str): One of :data:`~mmquant_jacinto.formats.ROUNDINGS`.
+    """
+
+    scale: Union[float, Tensor]
+    low: Union[int, Tensor]
+    high: Union[int, Tensor]
+    levels: int
+    rounding: str
+
+    def limits(self, bounds: Bounds) -> tuple:
+        """Real limits of the grid, tightened by a fused activation's."""
+        low, high = self.low * self.scale, self.high * self.scale
+        if bounds is not None:
+            above, below = bounds
+            if above is not None:
+                low = low.clamp(min=above) if isinstance(low, Tensor) \
+                    else max(low, above)
+            if below is not None:
+                high = high.clamp(max=below) if isinstance(high, Tensor) \
+                    else min(high, below)
+        return low, high
+
+    def integer_limits(self, bounds: Bounds) -> Tuple[int, int]:
+        """The same limits in steps of the grid (Python numbers only)."""
+        limits = torch.tensor(self.limits(bounds), dtype=torch.float64)
+        low, high = round_tensor(limits / self.scale, self.rounding).tolist()
+        return int(low), int(high)
+
+
+def round_tensor(x: Tensor, rounding: str) -> Tensor:
+    """Rounds ``x`` to integers in place.
+
+    Args:
+        x (Tensor): Any shape, floating point; overwritten.
+        rounding (str): One of :data:`~mmquant_jacinto.formats.ROUNDINGS`.
+
+    Returns:
+        Tensor: ``x``.
+    """
+    if rounding == HALF_EVEN:
+        return x.round_()
+    if rounding == HALF_UP:
+        return x.add_(0.5).floor_()
+    assert rounding == HALF_AWAY
+    return x.add_(torch.copysign(torch.full_like(x, 0.5), x)).trunc_()
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantizes and dequantizes; the gradient passes where nothing clips."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, low: Any,
+                high: Any) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.limits = low, high
+        out = torch.clamp(x, low, high).mul_(1.0 / grid.scale)
+        return round_tensor(out, grid.rounding).mul_(grid.scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, = ctx.saved_tensors
+        low, high = ctx.limits
+        if isinstance(low, Tensor):
+            grad = grad * ((x > low) & (x < high))
+        else:
+            grad = torch.ops.aten.hardtanh_backward(grad, x, low, high)
+        return grad, None, None, None
+
+
+def fake_quantize(x: Tensor, grid: Grid, bounds: Bounds = None) -> Tensor:
+    """Puts ``x`` on a grid, in floating point.
+
+    The gradient is straight through (Bengio et al., arXiv 1308.3432), zero
+    where the value was clipped, as in PACT (arXiv 1805.06085).
+
+    Args:
+        x (Tensor): Any shape, floating point.
+        grid (Grid): Where to.
+        bounds (tuple, optional): Real ``(low, high)`` of an activation fused
+            into the quantizer, each None where it is open.
+
+    Returns:
+        Tensor: Shape and dtype of ``x``.
+    """
+    dtype = x.dtype
+    if dtype != torch.float32:
+        # Half precision cannot hold the integers of 16 bits.
+        x = x.float()
+    if isinstance(grid.scale, Tensor) and grid.rounding == HALF_EVEN \
+            and bounds is None:
+        out = torch.fake_quantize_per_tensor_affine(
+            x, grid.scale, grid.low.neg().int(), 0, grid.levels - 1)
+    else:
+        out = _FakeQuantize.apply(x, grid, *grid.limits(bounds))
+    return out if dtype == torch.float32 else out.to(dtype)

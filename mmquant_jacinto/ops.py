@@ -1,0 +1,195 @@
+"""What the engine knows about torch functions: a table, and nothing else.
+
+A function that is not in the table runs in float and its result is not
+quantized, which is right for losses, comparisons and index arithmetic.
+"""
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONV = 'conv'
+CONV_TRANSPOSE = 'conv_transpose'
+LINEAR = 'linear'
+MATMUL = 'matmul'  # two activations
+NORM = 'norm'  # a batch normalization module, SyncBN too
+CLIP = 'clip'  # an activation that only clamps
+ADD = 'add'
+CAT = 'cat'  # inputs and output share one scale
+AVERAGE = 'average'  # linear in one input, no weights: pooling, resizing
+PASS = 'pass'  # elements keep their values: reshape, max_pool, nearest
+COMPUTE = 'compute'  # everything else whose result is a new activation
+
+WEIGHTED = (CONV, CONV_TRANSPOSE, LINEAR)
+
+
+class Op(NamedTuple):
+    """A torch function in the engine's terms.
+
+    Args:
+        name (str): Canonical name; all spellings of a function share it.
+        kind (str): One of the constants of this module.
+    """
+
+    name: str
+    kind: str
+
+
+def _spellings(name: str) -> List[Callable]:
+    owners = (torch, F, Tensor, torch._C._nn)
+    names = (name, name + '_', f'__{name}__', f'__i{name}__', f'__r{name}__')
+    found = [getattr(owner, spelling, None) for owner in owners
+             for spelling in names]
+    return [item for item in found if callable(item)]
+
+
+_TABLE: Dict[str, Tuple[str, ...]] = {
+    CONV: ('conv1d', 'conv2d', 'conv3d'),
+    CONV_TRANSPOSE: ('conv_transpose1d', 'conv_transpose2d',
+                     'conv_transpose3d'),
+    LINEAR: ('linear', ),
+    MATMUL: ('matmul', 'bmm', 'mm'),
+    CLIP: ('relu', 'relu6', 'hardtanh', 'clamp', 'clip', 'clamp_min',
+           'clamp_max'),
+    ADD: ('add', ),
+    CAT: ('cat', 'concat', 'concatenate', 'stack'),
+    AVERAGE: ('avg_pool1d', 'avg_pool2d', 'avg_pool3d',
+              'adaptive_avg_pool1d', 'adaptive_avg_pool2d',
+              'adaptive_avg_pool3d', 'mean', 'interpolate', 'upsample'),
+    PASS: ('reshape', 'view', 'view_as', 'reshape_as', 'flatten',
+           'unflatten', 'permute', 'transpose', 'swapaxes', 'movedim', 't',
+           'contiguous', 'clone', 'squeeze', 'unsqueeze', 'expand',
+           'expand_as', 'repeat', 'repeat_interleave', 'chunk', 'split',
+           'unbind', 'getitem', 'narrow', 'select', 'index_select', 'gather',
+           'flip', 'roll', 'tile', 'max_pool1d', 'max_pool2d', 'max_pool3d',
+           'adaptive_max_pool1d', 'adaptive_max_pool2d',
+           'adaptive_max_pool3d', 'pixel_shuffle', 'pixel_unshuffle',
+           'channel_shuffle', 'unfold', 'pad', 'float', 'to', 'type_as',
+           'broadcast_to', 'amax', 'dropout', 'dropout2d', 'alias',
+           'detach'),
+    COMPUTE: ('batch_norm', 'sub', 'mul', 'div', 'truediv', 'rsub', 'neg', 'exp', 'log',
+              'sigmoid', 'logsigmoid', 'tanh', 'silu', 'gelu', 'hardswish',
+              'hardsigmoid', 'leaky_relu', 'prelu', 'elu', 'selu', 'mish',
+              'softplus', 'softmax', 'log_softmax', 'sqrt', 'pow', 'abs',
+              'square', 'layer_norm', 'group_norm', 'instance_norm',
+              'normalize', 'sum', 'einsum', 'baddbmm', 'addmm', 'lerp',
+              'addcmul', 'maximum', 'minimum', 'grid_sample', 'fold',
+              'scaled_dot_product_attention', 'glu', 'celu', 'rsqrt',
+              'reciprocal', 'local_response_norm', 'bilinear', 'softmin'),
+}
+
+# `_` suffixes of these names are not in-place spellings but other functions.
+_EXTRA = {'max_pool2d': (torch.max_pool2d, ),
+          'max_pool1d': (torch.max_pool1d, ),
+          'max_pool3d': (torch.max_pool3d, ),
+          'conv1d': (F.conv1d, ), 'conv2d': (F.conv2d, ),
+          'conv3d': (F.conv3d, )}
+
+
+def _build_table() -> Dict[Callable, Op]:
+    table: Dict[Callable, Op] = {}
+    for kind, names in _TABLE.items():
+        for name in names:
+            for function in _spellings(name) + list(_EXTRA.get(name, ())):
+                table[function] = Op(name, kind)
+    for name in ('max_pool1d', 'max_pool2d', 'max_pool3d',
+                 'adaptive_max_pool1d', 'adaptive_max_pool2d',
+                 'adaptive_max_pool3d'):
+        # F.max_pool2d is a dispatcher between these two.
+        for suffix in ('_with_indices', ''):
+            function = getattr(F, name + suffix, None)
+            if function is not None:
+                table[function] = Op(name, PASS)
+        table[getattr(F, '_' + name, getattr(F, name))] = Op(name, PASS)
+    return table
+
+
+OPS = _build_table()
+
+
+def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> List[Tensor]:
+    """The activations that a call consumes, in order, weights left out.
+
+    Args:
+        op (Op): What is called.
+        args (tuple): Positional arguments of the call.
+        kwargs (dict): Keyword arguments of the call.
+
+    Returns:
+        List[Tensor]: One entry for each activation operand.
+    """
+    first = args[0] if args else kwargs.get(
+        'input', kwargs.get('tensors', kwargs.get('self')))
+    if op.kind == CAT:
+        return list(first)
+    if op.kind in (ADD, MATMUL, COMPUTE) and op.name not in _ONE_INPUT:
+        rest = args[1:] + tuple(kwargs.values())
+        return [first] + [item for item in rest if isinstance(item, Tensor)]
+    return [first]
+
+
+_ONE_INPUT = ('layer_norm', 'group_norm', 'instance_norm', 'prelu')
+
+
+def replace_inputs(op: Op, args: tuple, kwargs: dict,
+                   tensors: List[Any]) -> Tuple[tuple, dict]:
+    """The same call on other activations, those of :func:`tensor_inputs`."""
+    if op.kind == CAT:
+        new: Any = type(args[0])(tensors) if args else tensors
+        if args:
+            return (new, ) + args[1:], kwargs
+        return args, {**kwargs, 'tensors': new}
+    replaced = iter(tensors)
+    if args:
+        head, rest = (next(replaced), ), args[1:]
+        kwargs = dict(kwargs)
+    else:
+        kwargs = {**kwargs, 'input': next(replaced)}
+        head, rest = (), ()
+    left = list(replaced)
+    out = []
+    for item in rest:
+        out.append(left.pop(0) if left and isinstance(item, Tensor) else item)
+    for key, item in kwargs.items():
+        if left and key != 'input' and isinstance(item, Tensor):
+            kwargs[key] = left.pop(0)
+    return head + tuple(out), kwargs
+
+
+def is_exact(op: Op, args: tuple, kwargs: dict) -> bool:
+    """Whether a resizing call only copies elements (nearest neighbour)."""
+    if op.name not in ('interpolate', 'upsample'):
+        return False
+    mode = kwargs.get('mode', args[3] if len(args) > 3 else 'nearest')
+    return mode.startswith('nearest')
+
+
+def clip_bounds(op: Op, args: tuple, kwargs: dict) -> Optional[tuple]:
+    """Real lower and upper bound of a clamping activation, None where open.
+
+    Returns:
+        tuple, optional: ``(low, high)``, each a float or None; None in place
+        of the tuple where a bound is a tensor.
+    """
+    if op.name == 'relu':
+        return 0.0, None
+    if op.name == 'relu6':
+        return 0.0, 6.0
+    if op.name == 'hardtanh':
+        low = kwargs.get('min_val', args[1] if len(args) > 1 else -1.0)
+        high = kwargs.get('max_val', args[2] if len(args) > 2 else 1.0)
+    elif op.name == 'clamp_max':
+        low = None
+        high = kwargs.get('max', args[1] if len(args) > 1 else None)
+    else:
+        low = kwargs.get('min', args[1] if len(args) > 1 else None)
+        high = kwargs.get('max', args[2] if len(args) > 2 else None)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return None
+    return (None if low is None else float(low),
+            None if high is None else float(high))
+
+
+WEIGHT_NAMES = frozenset(name for kind in WEIGHTED for name in _TABLE[kind])

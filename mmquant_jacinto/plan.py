@@ -1,0 +1,461 @@
+"""Plan: from a recorded graph and numeric formats to what is quantized, how.
+
+A pure function of its inputs. Its result is plain data that goes into
+checkpoints as JSON, so that a test or an export rebuilds exactly what was
+trained and never guesses.
+"""
+
+import fnmatch
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+
+from . import ops
+from .config import QuantizeConfig
+from .errors import QuantizeError, nearest
+from .formats import TensorFormat
+from .record import Graph, Site
+
+PLAN_VERSION = 1
+INPUT, ACTIVATION, OUTPUT = 'input', 'activation', 'output'
+
+Clip = Tuple[Optional[float], Optional[float]]
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """One activation quantizer; several tensors may share it.
+
+    Args:
+        name (str): Name of the first tensor that it quantizes.
+        kind (str): ``'input'`` (enters a region from outside),
+            ``'activation'`` or ``'output'`` (leaves the last region).
+        format (TensorFormat): Its numeric format.
+        positive (bool): Whether the tensor is known to have no negative
+            elements, because it is clamped at zero.
+    """
+
+    name: str
+    kind: str
+    format: TensorFormat
+    positive: bool = False
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight quantizer: a parameter, with what is folded into it.
+
+    Args:
+        name (str): Unique name; the parameter's, without ``.weight``.
+        weight (str): Name of the parameter.
+        bias (str, optional): Name of the bias parameter.
+        norm (str, optional): Batch normalization module folded into it.
+        axis (int): Output channel axis of the weight.
+        format (TensorFormat): Its numeric format.
+        channels (int): Number of output channels.
+    """
+
+    name: str
+    weight: str
+    bias: Optional[str]
+    norm: Optional[str]
+    axis: int
+    format: TensorFormat
+    channels: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens at one call site.
+
+    Sites that the target computes as one operation form a chain: a head
+    (convolution, addition, ...) and followers fused into it (batch
+    normalization, a clamping activation).
+
+    Args:
+        kind (str): Kind of the operation, see :mod:`~mmquant_jacinto.ops`.
+        inputs (Tuple[str | None]): Quantizer of each operand; empty for a
+            follower.
+        chain (str): Name of the chain's head; its own name for a head.
+        last (bool): Whether the chain's result appears here.
+        output (str, optional): Quantizer of the chain's result.
+        weight (str, optional): Weight quantizer of the chain.
+        norm (str, optional): Batch normalization that the chain folds.
+        clip (Clip, optional): Real bounds that the chain clamps to.
+    """
+
+    kind: str
+    inputs: Tuple[Optional[str], ...]
+    chain: str
+    last: bool
+    output: Optional[str] = None
+    weight: Optional[str] = None
+    norm: Optional[str] = None
+    clip: Optional[Clip] = None
+
+    @property
+    def follows(self) -> bool:
+        """bool: Whether it is fused into the head of its chain."""
+        return not self.inputs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything needed to rebuild a quantized model around its float one.
+
+    Args:
+        config (dict): The numeric settings it was made from: target, bits,
+            observer, percentile, bias constraint.
+        regions (Tuple[str]): Names of the regions' modules.
+        activations (Tuple[ActivationSpec]): In order of first use.
+        weights (Dict[str, WeightSpec]): By name.
+        steps (Dict[str, Step]): By name of the call site.
+        inputs (Dict[str, Dict[int, str]]): Call of a region to (index among
+            the leaves of its arguments to activation quantizer).
+        in_float (Dict[str, str]): Weighted call sites that are not
+            quantized, each with the reason.
+    """
+
+    config: Dict[str, Any]
+    regions: Tuple[str, ...]
+    activations: Tuple[ActivationSpec, ...]
+    weights: Dict[str, WeightSpec]
+    steps: Dict[str, Step]
+    inputs: Dict[str, Dict[int, str]]
+    in_float: Dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Serializes the plan."""
+        return json.dumps({'version': PLAN_VERSION, **asdict(self)},
+                          separators=(',', ':'))
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Plan':
+        """Rebuilds a plan.
+
+        Raises:
+            QuantizeError: If it was written by a later version.
+        """
+        data = json.loads(text)
+        version = data.pop('version')
+        if version > PLAN_VERSION:
+            raise QuantizeError(
+                f'the plan in this checkpoint has version {version}; this '
+                f'mmquant_jacinto reads up to {PLAN_VERSION}: update it')
+
+        def clip(value: Optional[list]) -> Optional[Clip]:
+            return None if value is None else tuple(value)
+
+        return cls(
+            config=data['config'],
+            regions=tuple(data['regions']),
+            activations=tuple(
+                ActivationSpec(**{**item, 'format': TensorFormat(
+                    **item['format'])}) for item in data['activations']),
+            weights={name: WeightSpec(**{**item, 'format': TensorFormat(
+                **item['format'])}) for name, item in
+                data['weights'].items()},
+            steps={name: Step(**{**item, 'inputs': tuple(item['inputs']),
+                                 'clip': clip(item['clip'])})
+                   for name, item in data['steps'].items()},
+            inputs={call: {int(leaf): name for leaf, name in leaves.items()}
+                    for call, leaves in data['inputs'].items()},
+            in_float=data['in_float'])
+
+
+class _Groups:
+    """Union-find over values: the tensors that must share one scale."""
+
+    def __init__(self) -> None:
+        self.parent: Dict[int, int] = {}
+
+    def find(self, value: int) -> int:
+        root = value
+        while self.parent.setdefault(root, root) != root:
+            root = self.parent[root]
+        self.parent[value] = root
+        return root
+
+    def join(self, first: int, second: int) -> None:
+        a, b = sorted((self.find(first), self.find(second)))
+        self.parent[b] = a
+
+
+@dataclass
+class _Chain:
+    head: Site
+    followers: List[Site] = field(default_factory=list)
+
+    @property
+    def sites(self) -> List[Site]:
+        return [self.head] + self.followers
+
+    @property
+    def tail(self) -> Site:
+        return self.sites[-1]
+
+    @property
+    def norm(self) -> Optional[str]:
+        return next((site.module for site in self.followers
+                     if site.kind == ops.NORM), None)
+
+    @property
+    def clip(self) -> Optional[Clip]:
+        return self.tail.clip
+
+
+class _Overrides:
+    """``quantize.overrides``, with a record of what each pattern matched."""
+
+    def __init__(self, patterns: Mapping[str, Any]) -> None:
+        self.patterns = patterns
+        self.unused: Set[str] = set(patterns)
+
+    def find(self, module: str) -> Any:
+        """The value of the last pattern that matches; None if none does."""
+        found = None
+        for pattern, value in self.patterns.items():
+            if fnmatch.fnmatchcase(module, pattern) \
+                    or fnmatch.fnmatchcase(module, pattern + '.*'):
+                self.unused.discard(pattern)
+                found = value
+        return found
+
+
+class Planner:
+    """Builds a :class:`Plan`; see :func:`make_plan`."""
+
+    def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
+        self.graph = graph
+        self.config = config
+        self.preset = config.preset
+        self.overrides = _Overrides(config.overrides)
+        self.consumers = graph.consumers()
+        self.groups = _Groups()
+        self.chains: Dict[str, _Chain] = {}
+        self.norms: Dict[str, Set[Optional[str]]] = {}  # of each weight
+        self.in_float: Dict[str, str] = {}
+
+    def make(self, weights: Mapping[str, Tuple[int, ...]]) -> Plan:
+        active = self._active_sites()
+        self._fuse(active)
+        for site in active:
+            if site.kind == ops.PASS:
+                for value in site.outputs:
+                    self.groups.join(value, site.inputs[0])
+            elif site.kind == ops.CAT:
+                for value in site.outputs + site.inputs:
+                    if value is not None:
+                        self.groups.join(value, site.outputs[0])
+        quantizers = self._quantizers(active)
+        weight_specs = self._weights(weights)
+        steps: Dict[str, Step] = {}
+        for site in active:
+            steps.update(self._steps(site, quantizers))
+        if self.overrides.unused:
+            pattern = sorted(self.overrides.unused)[0]
+            modules = {site.module for site in active}
+            raise QuantizeError(
+                f'quantize.overrides has the pattern {pattern!r}, which '
+                'matches no module; ' + nearest(pattern, sorted(modules)))
+        if not weight_specs:
+            raise QuantizeError(
+                'this model has nothing to quantize: no convolution or '
+                'linear layer was called in its forward pass')
+        inputs: Dict[str, Dict[int, str]] = {}
+        for value, (call, leaf) in self.graph.region_inputs.items():
+            spec = quantizers.get(self.groups.find(value))
+            if spec is not None:
+                inputs.setdefault(call, {})[leaf] = spec.name
+        unique = {spec.name: spec for spec in quantizers.values()}
+        return Plan(
+            config=self._settings(), regions=tuple(self.graph.regions),
+            activations=tuple(unique.values()), weights=weight_specs,
+            steps=steps, inputs=inputs, in_float=self.in_float)
+
+    def _settings(self) -> Dict[str, Any]:
+        config = self.config
+        bits = config.bits
+        return dict(
+            target=config.target,
+            bits=dict(bits) if isinstance(bits, Mapping) else bits,
+            observer=config.observer_name, percentile=config.percentile,
+            constrain_bias=config.bias_constraint,
+            bias_bits=config.preset.bias_bits,
+            constrain_weights=config.weight_constraint)
+
+    def _active_sites(self) -> List[Site]:
+        """Sites that compute on activations rather than on constants."""
+        live = set(self.graph.region_inputs)
+        active = []
+        for site in self.graph.sites.values():
+            if any(value in live for value in site.inputs):
+                live.update(site.outputs)
+                active.append(site)
+            elif site.kind in ops.WEIGHTED:
+                self.in_float[site.name] = 'its input is no activation'
+        return active
+
+    def _fuse(self, active: List[Site]) -> None:
+        taken: Set[str] = set()
+        for site in active:
+            if site.name in taken or site.kind in (ops.PASS, ops.CAT):
+                continue
+            chain = self.chains[site.name] = _Chain(site)
+            while True:
+                follower = self._fusible(chain)
+                if follower is None:
+                    break
+                chain.followers.append(follower)
+                taken.add(follower.name)
+
+    def _fusible(self, chain: _Chain) -> Optional[Site]:
+        tail = chain.tail
+        if len(tail.outputs) != 1 or tail.outputs[0] in \
+                self.graph.region_outputs or tail.kind == ops.CLIP:
+            return None
+        readers = self.consumers.get(tail.outputs[0], [])
+        if len(readers) != 1 or len(readers[0].inputs) != 1:
+            return None
+        reader = readers[0]
+        if reader.kind == ops.NORM:
+            fits = chain.head.kind in ops.WEIGHTED and not chain.followers
+            return reader if fits else None
+        return reader if reader.kind == ops.CLIP else None
+
+    def _is_off(self, site: Site) -> bool:
+        return self.overrides.find(site.module) is False
+
+    def _quantizers(self, active: List[Site]) -> Dict[int, ActivationSpec]:
+        """Group of values to its quantizer, in order of first use."""
+        inner = {value for chain in self.chains.values()
+                 for site in chain.sites[:-1] for value in site.outputs}
+        read: Set[int] = set()  # groups that a quantized operation reads
+        for chain in self.chains.values():
+            if not self._is_off(chain.head):
+                read.update(self.groups.find(value) for value in
+                            chain.head.inputs if value is not None)
+        leaving = {self.groups.find(value)
+                   for value in self.graph.region_outputs}
+        quantizers: Dict[int, ActivationSpec] = {}
+
+        def add(value: int, name: str, kind: str, bits: Any,
+                positive: bool) -> None:
+            group = self.groups.find(value)
+            if group in leaving and group not in read:
+                kind = OUTPUT
+            width = self.config.widths(
+                kind, self.config.bits if bits is None else bits,
+                self.config.bits_of(kind))
+            known = quantizers.get(group)
+            if known is not None:
+                width = max(width, known.format.bits)
+                name, kind = known.name, known.kind
+                positive = positive and known.positive
+            quantizers[group] = ActivationSpec(
+                name, kind, self.preset.activation.with_bits(width), positive)
+
+        for value, (call, leaf) in self.graph.region_inputs.items():
+            if self.groups.find(value) in read:
+                add(value, f'{call}/input' + (f'#{leaf}' if leaf else ''),
+                    INPUT, None, False)
+        for site in active:
+            chain = self.chains.get(site.name)
+            if chain is None:
+                continue
+            bits = self.overrides.find(site.module)
+            clip = chain.clip
+            positive = clip is not None and clip[0] is not None \
+                and clip[0] >= 0
+            for index, value in enumerate(chain.tail.outputs):
+                off = bits is False and self.groups.find(value) not in read
+                if value not in inner and not off:
+                    name = site.name + (f':{index}' if index else '')
+                    add(value, name, ACTIVATION, bits or None, positive)
+        return quantizers
+
+    def _weights(self, shapes: Mapping[str, Tuple[int, ...]]
+                 ) -> Dict[str, WeightSpec]:
+        for chain in self.chains.values():
+            if chain.head.weight is not None:
+                self.norms.setdefault(chain.head.weight, set()).add(chain.norm)
+        specs: Dict[str, WeightSpec] = {}
+        for chain in self.chains.values():
+            site = chain.head
+            if site.weight is None:
+                if site.op in ops.WEIGHT_NAMES:
+                    self.in_float[site.name] = 'its weight is computed'
+                continue
+            bits = self.overrides.find(site.module)
+            if bits is False:
+                self.in_float[site.name] = 'quantize.overrides'
+                continue
+            name = self._weight_name(chain)
+            axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0
+            width = self.config.widths(
+                'weight', self.config.bits if bits is None else bits,
+                self.config.bits_of('weight'))
+            shape = shapes[site.weight]
+            channels = site.shape[-1] if site.kind == ops.LINEAR \
+                else site.shape[1]
+            fmt = self.preset.weight.with_bits(width)
+            if axis == 1 and channels != shape[1]:
+                # A grouped transposed convolution has no output channel axis.
+                fmt = TensorFormat(**{**fmt.to_dict(), 'per_channel': False})
+            specs[name] = WeightSpec(name, site.weight, site.bias, chain.norm,
+                                     axis, fmt, channels)
+        return specs
+
+    def _weight_name(self, chain: _Chain) -> str:
+        name = chain.head.weight
+        name = name[:-len('.weight')] if name.endswith('.weight') else name
+        # A convolution shared by several normalizations folds each of them.
+        if len(self.norms[chain.head.weight]) > 1 and chain.norm is not None:
+            name += '+' + chain.norm
+        return name
+
+    def _steps(self, site: Site, quantizers: Mapping[int, ActivationSpec]
+               ) -> Dict[str, Step]:
+        def name_of(value: Optional[int]) -> Optional[str]:
+            spec = None if value is None else quantizers.get(
+                self.groups.find(value))
+            return None if spec is None else spec.name
+
+        inputs = tuple(name_of(value) for value in site.inputs)
+        if site.kind in (ops.PASS, ops.CAT):
+            return {site.name: Step(site.kind, inputs, site.name, True,
+                                    name_of(site.outputs[0]))}
+        chain = self.chains.get(site.name)
+        if chain is None:
+            return {}
+        weight = None
+        if site.weight is not None and not self._is_off(site):
+            weight = self._weight_name(chain)
+        output = name_of(chain.tail.outputs[0])
+        steps = {}
+        for item in chain.sites:
+            head = item is site
+            steps[item.name] = Step(
+                item.kind, inputs if head else (), site.name,
+                item is chain.tail, output, weight,
+                chain.norm, chain.clip)
+        return steps
+
+
+def make_plan(graph: Graph, config: QuantizeConfig,
+              weights: Mapping[str, Tuple[int, ...]]) -> Plan:
+    """Decides what is quantized, and which call sites become one operation.
+
+    Args:
+        graph (Graph): What was recorded.
+        config (QuantizeConfig): Target, widths and overrides.
+        weights (Mapping[str, tuple]): Shape of each parameter, by name.
+
+    Returns:
+        Plan: Plain data.
+
+    Raises:
+        QuantizeError: If nothing can be quantized, or if a pattern of
+            ``quantize.overrides`` matches no module.
+    """
+    return Planner(graph, config).make(weights)

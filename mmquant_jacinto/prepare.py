@@ -1,0 +1,122 @@
+"""Prepare: record a model, plan it, and give it its quantizers."""
+
+import copy
+from typing import Any, Callable, Iterable, List
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from .config import QuantizeConfig
+from .errors import QuantizeError
+from .plan import Plan, make_plan
+from .quantization import Quantization
+from .record import record
+
+
+def is_region(module: nn.Module) -> bool:
+    """Whether a module that is called from outside any region starts one.
+
+    A model of MMEngine is no region: its forward computes losses and
+    predictions too; the modules that it calls are.
+    """
+    return not isinstance(module, BaseModel) and any(
+        True for _ in module.parameters())
+
+
+def plan_model(model: nn.Module, passes: Iterable[Callable[[], Any]],
+               config: QuantizeConfig) -> Plan:
+    """Records ``passes`` over a model and plans its quantization.
+
+    Args:
+        model (nn.Module): The float model; left as it was.
+        passes (Iterable[Callable]): Each runs the model once.
+        config (QuantizeConfig): Target, widths, overrides.
+
+    Returns:
+        Plan: Plain data.
+
+    Raises:
+        QuantizeError: If there is nothing to quantize, or a pattern of
+            ``overrides`` matches nothing.
+    """
+    graph = record(model, passes, is_region)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return make_plan(graph, config, shapes)
+
+
+def probe_passes(model: nn.Module, dummy_input: Any,
+                 training_input: Any = None) -> List[Callable[[], Any]]:
+    """The passes that show all of a model's call sites.
+
+    Args:
+        model (nn.Module): The float model.
+        dummy_input (Any): An image tensor (N, C, H, W), a tuple of
+            positional or a dict of keyword arguments; for a model of
+            MMEngine a batch as its dataloader yields it.
+        training_input (Any, optional): A batch to compute the loss on.
+            Defaults to ``dummy_input``.
+
+    Returns:
+        List[Callable]: Each runs the model once.
+
+    Raises:
+        QuantizeError: If the input is none of these.
+    """
+    if isinstance(dummy_input, Tensor):
+        device = next(model.parameters()).device
+        return [lambda: model(dummy_input.to(device))]
+    if isinstance(model, BaseModel):
+        batch = dummy_input if training_input is None else training_input
+        return [lambda: _run_batch(model, dummy_input, 'predict'),
+                lambda: _try_loss(model, batch)]
+    if isinstance(dummy_input, dict):
+        return [lambda: model(**dummy_input)]
+    if isinstance(dummy_input, (tuple, list)):
+        return [lambda: model(*dummy_input)]
+    raise QuantizeError(
+        f'dummy_input is a {type(dummy_input).__name__}; give an image '
+        'tensor (N, C, H, W), or a batch as the dataloader yields it')
+
+
+def _run_batch(model: BaseModel, batch: Any, mode: str) -> None:
+    # A preprocessor may change its batch in place.
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    model._run_forward(data, mode=mode)
+
+
+def _try_loss(model: BaseModel, batch: Any) -> None:
+    """Reaches, from the ground truth, heads that found nothing to do."""
+    try:
+        _run_batch(model, batch, 'loss')
+    except Exception as error:  # noqa: B902 - a batch without ground truth
+        print_log('The loss could not be computed on the batch that '
+                  f'quantization was prepared with ({type(error).__name__}: '
+                  f'{error}); modules that run in training alone are not '
+                  'seen.', 'current')
+
+
+def quantize_model(model: nn.Module, plan: Plan) -> Quantization:
+    """Gives a model the quantizers of ``plan``, without ranges.
+
+    Args:
+        model (nn.Module): The float model.
+        plan (Plan): From :func:`plan_model` or from a checkpoint.
+
+    Returns:
+        Quantization: Child of the model.
+    """
+    quantization = Quantization.of(model) or Quantization(model)
+    with torch.no_grad():
+        quantization.build(plan)
+    return quantization
+
+
+def unquantize_model(model: nn.Module) -> nn.Module:
+    """Takes everything off that :func:`quantize_model` put on a model."""
+    quantization = Quantization.of(model)
+    if quantization is not None:
+        quantization.detach()
+        del model.quantization
+    return model

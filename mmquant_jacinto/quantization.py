@@ -1,0 +1,202 @@
+"""Quantization: the module that a quantized model carries.
+
+It is a child of the float model, named ``quantization``, so ``.to()``,
+``state_dict``, deepcopy (EMA), DDP and resume need no special case, and the
+float model's own names stay as they were.
+"""
+
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .activations import ActivationQuantizers
+from .calibrate import Correct, Observe
+from .errors import QuantizeError
+from .execute import Behaviour, Executor
+from .integer import Integer
+from .plan import Plan
+from .simulate import Simulate, State
+from .weights import Layer
+
+NAME = 'quantization'
+FLOAT, TRAIN, OBSERVE, CORRECT, TEST = (
+    'float', 'train', 'observe', 'correct', 'test')
+_BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
+    FLOAT: lambda state: Behaviour(),
+    TRAIN: Simulate,
+    OBSERVE: Observe,
+    CORRECT: Correct,
+    TEST: Integer,
+}
+
+
+class Quantization(nn.Module):
+    """Plan, ranges and bias corrections of a model, and what executes them.
+
+    Args:
+        root (nn.Module): The float model; gets this module as a child.
+
+    Attributes:
+        on_other_plan (str): What loading a checkpoint that was made with
+            another plan does: ``'adopt'`` it, ``'ignore'`` its quantizer
+            state (weights load as usual), or ``'refuse'``.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        if hasattr(root, NAME):
+            raise QuantizeError(
+                f'{type(root).__name__} already has an attribute {NAME!r}: '
+                'it is quantized already, or the name is taken')
+        self._root = (root, )  # a plain attribute: the root is no child
+        self.plan: Optional[Plan] = None
+        self.executor: Optional[Executor] = None
+        self.on_other_plan = 'adopt'
+        self.phase = FLOAT
+        root.add_module(NAME, self)
+
+    @classmethod
+    def of(cls, root: nn.Module) -> Optional['Quantization']:
+        """The quantization that a model carries; None if it has none."""
+        found = getattr(root, NAME, None)
+        return found if isinstance(found, cls) else None
+
+    @property
+    def root(self) -> nn.Module:
+        return self._root[0]
+
+    @property
+    def has_ranges(self) -> bool:
+        """bool: Whether anything was calibrated or trained."""
+        return self.plan is not None and bool(self.activations.count.any())
+
+    def build(self, plan: Plan) -> None:
+        """Sets the quantizers of ``plan`` up, without ranges.
+
+        Raises:
+            QuantizeError: If the plan names what the model does not have.
+        """
+        self.detach()
+        root = self.root
+        try:
+            layers = {name: Layer.find(root, spec)
+                      for name, spec in plan.weights.items()}
+            for layer in layers.values():
+                layer.parameters
+            executor = Executor(root, plan)
+        except AttributeError as error:
+            raise QuantizeError(
+                'the plan was made for another model than '
+                f'{type(root).__name__}: {error}') from None
+        device = next(root.parameters()).device
+        self.plan = plan
+        self.executor = executor
+        self.layers = layers
+        self.activations = ActivationQuantizers(
+            plan.activations, plan.config['observer'],
+            plan.config['percentile']).to(device)
+        self._offsets = {}
+        channels = 0
+        for name, spec in plan.weights.items():
+            self._offsets[name] = channels
+            channels += spec.channels
+        self.register_buffer('bias_correction',
+                             torch.zeros(channels, device=device))
+        self.register_buffer('constrained', torch.zeros((), device=device))
+        self._plan_tensor = torch.frombuffer(
+            bytearray(plan.to_json().encode()), dtype=torch.uint8).clone()
+        self.set_phase(self.phase)
+
+    def detach(self) -> None:
+        """Takes all hooks off the model; it runs in float again."""
+        if self.executor is not None:
+            self.executor.remove()
+        self.executor = None
+
+    def set_phase(self, phase: str) -> None:
+        """Chooses what the model computes from now on.
+
+        Args:
+            phase (str): ``'float'``, ``'train'`` (fake quantization),
+                ``'observe'`` and ``'correct'`` (the passes of calibration)
+                or ``'test'`` (integers).
+        """
+        self.phase = phase
+        if self.plan is None:
+            return
+        self.activations.refresh()
+        self.executor.behaviour = _BEHAVIOURS[phase](self)
+
+    def correction(self, name: str) -> Tensor:
+        """What calibration adds to the bias of a layer: (C,)."""
+        start = self._offsets[name]
+        return self.bias_correction[
+            start:start + self.plan.weights[name].channels]
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
+        super()._apply(fn, *args, **kwargs)
+        # A behaviour keeps what it computed on the old device.
+        self.set_phase(self.phase)
+        return self
+
+    def _save_to_state_dict(self, destination: dict, prefix: str,
+                            keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.plan is not None:
+            destination[prefix + 'plan'] = self._plan_tensor
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              local_metadata: dict, strict: bool,
+                              missing_keys: List[str],
+                              unexpected_keys: List[str],
+                              error_msgs: List[str]) -> None:
+        mine = [key for key in state_dict if key.startswith(prefix)]
+        stored = state_dict.get(prefix + 'plan')
+        if stored is None:
+            # A float checkpoint: the quantizers stay as they are.
+            return
+        plan = read_plan(stored)
+        if self.plan is None or plan.to_json() != self.plan.to_json():
+            if self.plan is not None and self.on_other_plan == 'refuse':
+                raise QuantizeError(
+                    'the checkpoint was made with another quantization plan '
+                    f'({_settings(plan)}) than this config gives '
+                    f'({_settings(self.plan)}); resume with the same '
+                    '`quantize`, or use load_from to start anew from its '
+                    'weights')
+            if self.plan is not None and self.on_other_plan == 'ignore':
+                print_log('The ranges in the checkpoint belong to another '
+                          f'quantization plan ({_settings(plan)}); only its '
+                          'weights are loaded.', 'current')
+                return
+            self.build(plan)
+        for key in mine:
+            name = key[len(prefix):]
+            if name == 'plan':
+                continue
+            owner, _, leaf = name.rpartition('.')
+            target = getattr(self.get_submodule(owner), leaf)
+            with torch.no_grad():
+                target.copy_(state_dict[key])
+        self.activations.refresh()
+        self.set_phase(self.phase)
+
+
+def read_plan(tensor: Tensor) -> Plan:
+    """Decodes the plan that a checkpoint stores as bytes (uint8)."""
+    return Plan.from_json(bytes(tensor.cpu().tolist()).decode())
+
+
+def find_plan(state_dict: Mapping[str, Tensor]) -> Optional[Plan]:
+    """The plan in a state dict; None in a float one."""
+    for key, value in state_dict.items():
+        if key == f'{NAME}.plan' or key.endswith(f'.{NAME}.plan'):
+            return read_plan(value)
+    return None
+
+
+def _settings(plan: Plan) -> str:
+    return ', '.join(f'{key}={plan.config[key]!r}'
+                     for key in ('target', 'bits'))

@@ -1,0 +1,268 @@
+"""The runner that quantizes: MMEngine's, with the model wrapped by phase."""
+
+import os
+from typing import Any, Callable, Dict, Optional, Union
+
+from mmengine.device import get_device
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import EMAHook
+from mmengine.logging import print_log
+from mmengine.model import (convert_sync_batchnorm, is_model_wrapper,
+                            revert_sync_batchnorm)
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..config import QuantizeConfig
+from ..errors import QuantizeError
+from ..hooks import QATHook
+from ..quantization import NAME, find_plan
+from ..wrappers import QuantModule, wrapper_class
+from .calibration_loop import CalibrationLoop
+from .cpu_distributed import init_cpu_process_group
+from .sampling import first_batch, preserved_random_state
+
+_DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
+
+
+@RUNNERS.register_module()
+class QuantRunner(Runner):
+    """A runner whose ``quantize`` key is obeyed.
+
+    The phase decides the wrapper: ``train()`` with ``mode='qat'`` trains a
+    ``QuantTrainModule``, with ``mode='ptq'`` calibrates a
+    ``QuantCalibrateModule``; ``val()`` and ``test()`` use a
+    ``QuantTestModule`` and what the checkpoint says. With a falsy
+    ``quantize`` it is MMEngine's runner.
+
+    Args:
+        *args, **kwargs: Of :class:`mmengine.runner.Runner`; ``cfg.quantize``
+            is read, see :class:`~mmquant_jacinto.config.QuantizeConfig`.
+
+    Raises:
+        QuantizeError: If ``quantize`` or something it cannot be combined
+            with is set wrong.
+    """
+
+    def __init__(self, *args: Any, cfg: Optional[dict] = None,
+                 **kwargs: Any) -> None:
+        self.quantize_config = QuantizeConfig.parse(
+            (cfg or {}).get('quantize'))
+        if self.quantize_config is not None:
+            _refuse_conflicts(cfg)
+        super().__init__(*args, cfg=cfg, **kwargs)
+
+    def setup_env(self, env_cfg: Dict) -> None:
+        """Sets the environment up, several CPU processes included."""
+        init_cpu_process_group(self._launcher)
+        super().setup_env(env_cfg)
+
+    def build_model(self, model: Union[nn.Module, Dict]) -> nn.Module:
+        """Builds the float model."""
+        try:
+            return super().build_model(model)
+        except KeyError as error:
+            raise QuantizeError(
+                f'{error.args[0]} If an upstream config imports it: the '
+                'custom_imports of a config replaces that of its _base_, so '
+                "list both, imports=['mmquant_jacinto', ...]") from error
+
+    def wrap_model(self, model_wrapper_cfg: Optional[Dict],
+                   model: nn.Module) -> nn.Module:
+        """Places the model; it is wrapped when the phase is known."""
+        if self.quantize_config is None:
+            return super().wrap_model(model_wrapper_cfg, model)
+        if is_model_wrapper(model):
+            raise QuantizeError('the model is wrapped already; give '
+                                'QuantRunner the float model')
+        self._distributed_args = self._read_wrapper_cfg(model_wrapper_cfg)
+        model = model.to(get_device())
+        if not self.distributed:
+            return revert_sync_batchnorm(model)
+        sync_bn = self.cfg.get('sync_bn')
+        return model if sync_bn is None else convert_sync_batchnorm(
+            model, sync_bn)
+
+    def _read_wrapper_cfg(self, cfg: Optional[Dict]) -> Dict:
+        cfg = dict(cfg or {})
+        kind = cfg.pop('type', _DISTRIBUTED_TYPES[0])
+        if kind not in _DISTRIBUTED_TYPES:
+            raise QuantizeError(
+                f'model_wrapper_cfg.type={kind!r} cannot be quantized; use '
+                + ' or '.join(repr(name) for name in _DISTRIBUTED_TYPES))
+        on_gpu = get_device() != 'cpu'
+        cfg.setdefault('device_ids', [int(os.environ['LOCAL_RANK'])]
+                       if on_gpu and self.distributed else None)
+        cfg.setdefault('broadcast_buffers', False)
+        cfg.setdefault('find_unused_parameters',
+                       self.cfg.get('find_unused_parameters', False))
+        return cfg
+
+    def train(self) -> nn.Module:
+        """Trains (``mode='qat'``) or calibrates (``mode='ptq'``)."""
+        if self.quantize_config is None:
+            return super().train()
+        if self._train_loop is None:
+            raise QuantizeError(
+                f'quantize.mode={self.quantize_config.mode!r} needs '
+                'train_cfg, train_dataloader and optim_wrapper in the '
+                'config; to test a checkpoint call tools/test.py')
+        if self.quantize_config.mode == 'ptq':
+            return self._calibrate()
+        self._train_loop = self.build_train_loop(self._train_loop)
+        self._wrap('train')
+        self._prepare(self._train_loop.dataloader)
+        if self.distributed:
+            self.model.distributed = self._distributed_args
+            self.model.distribute()
+        if not any(isinstance(hook, QATHook) for hook in self._hooks):
+            self.register_hook(QATHook())
+        return super().train()
+
+    def val(self) -> dict:
+        """Validates a quantized checkpoint."""
+        self._wrap_for_test()
+        return super().val()
+
+    def test(self) -> dict:
+        """Tests a quantized checkpoint."""
+        self._wrap_for_test()
+        return super().test()
+
+    def _wrap_for_test(self) -> None:
+        if self.quantize_config is not None \
+                and not isinstance(self.model, QuantModule):
+            self._wrap('test')
+            self.model.eval()
+
+    def _wrap(self, phase: str) -> None:
+        self.model = wrapper_class(self.model, phase)(
+            self.model, config=self.quantize_config)
+
+    def _prepare(self, train: Any) -> None:
+        """Plans the quantization on one image, before anything trains."""
+        with preserved_random_state():
+            batch = first_batch(train, 'train_dataloader')
+            predict = batch
+            if self._val_loop is not None:
+                self._val_loop = self.build_val_loop(self._val_loop)
+                predict = first_batch(self._val_loop.dataloader,
+                                      'val_dataloader')
+            self.model.prepare(predict, batch)
+        # Weights are loaded from any checkpoint; ranges only where they fit.
+        self.model.quantization.on_other_plan = \
+            'refuse' if self._resume else 'ignore'
+
+    def _calibrate(self) -> nn.Module:
+        with preserved_random_state():
+            self._train_loop = CalibrationLoop(self)
+        self._wrap('calibrate')
+        self._prepare(self._train_loop.dataloader)
+        averaging = [h for h in self._hooks if isinstance(h, EMAHook)]
+        if averaging:
+            self.logger.info('Calibration does not train: EMAHook is off.')
+            self._hooks = [h for h in self._hooks if h not in averaging]
+        self.call_hook('before_run')
+        self._init_model_weights()
+        self.load_or_resume()
+        if not self._has_loaded:
+            self.logger.warning(
+                'Calibrating the weights that the model was initialized '
+                'with; set load_from to a float checkpoint.')
+        model = self._train_loop.run()
+        self.call_hook('after_run')
+        return model
+
+    def load_checkpoint(self, filename: str,
+                        map_location: Union[str, Callable] = 'cpu',
+                        strict: bool = False,
+                        revise_keys: list = [(r'^module.', '')]) -> dict:
+        """Loads a checkpoint and checks that it is of this model.
+
+        Raises:
+            QuantizeError: If it is of another model; in a test, also if it
+                has no ranges.
+        """
+        checkpoint = super().load_checkpoint(filename, map_location, strict,
+                                             revise_keys)
+        if self.quantize_config is not None:
+            self._check_checkpoint(filename, checkpoint)
+        return checkpoint
+
+    def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
+        stored = checkpoint.get('state_dict', checkpoint)
+        names = {key[len('module.'):] if key.startswith('module.') else key:
+                 value.shape for key, value in stored.items()}
+        own = {name: p.shape for name, p in
+               self.model.quantization.root.named_parameters()}
+        fitting = [name for name in own if names.get(name) == own[name]]
+        testing = self._train_loop is None or isinstance(
+            self._train_loop, dict)
+        if not fitting or (testing and len(fitting) < len(own)):
+            raise QuantizeError(
+                f'{filename} is a checkpoint of another model: '
+                f'{len(fitting)} of {len(own)} parameters have the name and '
+                'shape of this one')
+        if not testing:
+            return
+        plan = find_plan(stored)
+        if plan is None:
+            raise QuantizeError(
+                f'{filename} is a float checkpoint without quantization '
+                'ranges; calibrate it first (tools/train.py CONFIG '
+                f'--cfg-options quantize.mode=ptq load_from={filename}) or '
+                'train it (quantize.mode=qat), and test the checkpoint '
+                'that gives')
+        self._note_other_settings(plan.config)
+
+    def _note_other_settings(self, stored: Dict[str, Any]) -> None:
+        config = self.quantize_config
+        for key in ('bits', 'target'):
+            if stored[key] != getattr(config, key):
+                print_log(
+                    f'quantize.{key}={getattr(config, key)!r} is not what '
+                    f'this checkpoint was made with ({stored[key]!r}); it is '
+                    'tested as it was made.', 'current', 30)
+
+    @master_only
+    def save_calibrated(self, filename: str) -> None:
+        """Saves the calibrated model and names it the last checkpoint."""
+        self.save_checkpoint(self.work_dir, filename, meta=dict(
+            epoch=1, iter=self.iter))
+        path = os.path.join(self.work_dir, 'last_checkpoint')
+        with open(path + '.part', 'w') as file:
+            file.write(os.path.join(self.work_dir, filename))
+        os.replace(path + '.part', path)
+
+    def save_checkpoint(self, out_dir: str, filename: str,
+                        *args: Any, **kwargs: Any) -> None:
+        """Saves a checkpoint under its name only when it is complete."""
+        if isinstance(self._train_loop, CalibrationLoop):
+            # There is no optimizer and no schedule.
+            kwargs.update(save_optimizer=False, save_param_scheduler=False)
+        local = '://' not in str(out_dir) and not args \
+            and kwargs.get('backend_args') is None \
+            and kwargs.get('file_client_args') is None
+        if self.quantize_config is None or not local:
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        super().save_checkpoint(out_dir, filename + '.part', **kwargs)
+        if is_main_process():
+            path = os.path.join(out_dir, filename)
+            os.replace(path + '.part', path)
+
+
+def _refuse_conflicts(cfg: Dict) -> None:
+    if cfg.get('efficient_conv_bn_eval'):
+        raise QuantizeError(
+            f'efficient_conv_bn_eval={cfg["efficient_conv_bn_eval"]!r} '
+            'cannot be combined with quantize, which folds batch '
+            'normalization itself; remove it')
+    if cfg.get('compile'):
+        raise QuantizeError(
+            f'compile={cfg["compile"]!r} cannot be combined with quantize: '
+            "torch.compile does not see the quantizers' hooks; remove it")
+    taken = cfg.get('model', {})
+    if isinstance(taken, nn.Module) and hasattr(taken, NAME):
+        raise QuantizeError('the model is quantized already; give '
+                            'QuantRunner the float model')

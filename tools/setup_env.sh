@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Fills .venv with what the demo, the tests and the linter need.
+# It may be interrupted and run again: pip passes over what is there already.
+#
+#   PYTHON          the interpreter to build on (3.9 to 3.12)
+#   PIP_FIND_LINKS  folders with ready wheels (mmcv, a CPU build of torch), as for
+#                   any pip command
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# mmcv 2.1.0 cannot be built on Python 3.13: its setup.py reads names back from
+# locals() after exec().
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python python3.12 python3.11 python3.10 python3.9}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' \
+            2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python 3.9 to 3.12 found; name one: make PYTHON=/path/to/python" >&2
+    return 1
+}
+
+if [ ! -x .venv/bin/pip ]; then
+    python=$(find_python)
+    "$python" -m venv .venv
+fi
+
+say() {
+    echo "set-up: $*"
+}
+
+install() {
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+# An mmcv compiled for another torch installs without complaint and fails here.
+mmcv_works() {
+    .venv/bin/python -c 'import mmcv.ops' 2>/dev/null
+}
+
+install_mmcv_wheel() {
+    local links=()
+    if [ -d ../shared/wheels ]; then
+        links=(--find-links ../shared/wheels)
+    fi
+    install --no-deps --only-binary mmcv ${links[@]+"${links[@]}"} \
+        -r requirements/mmcv.txt 2>/dev/null && mmcv_works
+}
+
+compile_mmcv() {
+    say "compiling mmcv: about 15 minutes on 2 cores, and only this once"
+    MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)} \
+        install --no-deps --no-binary mmcv --no-build-isolation --no-cache-dir \
+        --force-reinstall -r requirements/mmcv.txt
+    .venv/bin/python -c 'import mmcv.ops'
+}
+
+say "PyTorch"
+install -r requirements/torch.txt
+say "runtime and development packages"
+install -r requirements/runtime.txt -r requirements/dev.txt
+say "mmengine, mmdet, openmim"
+install --no-deps -r requirements/openmmlab.txt
+say "mmcv"
+mmcv_works || install_mmcv_wheel || compile_mmcv
+say "mmquant_jacinto"
+install --no-deps --no-build-isolation --editable .
+say "done"

@@ -1,0 +1,127 @@
+"""Test a model of any OpenMMLab 2.x library, in float or quantized."""
+
+import argparse
+import inspect
+from copy import deepcopy
+
+from command_line import (
+    add_common_arguments,
+    build_runner,
+    exit_on_quantize_error,
+    load_config,
+)
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import BaseMetric, DumpResults
+from mmengine.registry import HOOKS, METRICS
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', type=pickle_path, help='pickle file to write the predictions to'
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions')
+    parser.add_argument(
+        '--show-dir',
+        help='where pictures of the predictions go, inside the work directory',
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that each picture is shown'
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='test with test-time augmentation'
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def pickle_path(path: str) -> str:
+    if not path.endswith(('.pkl', '.pickle')):
+        raise argparse.ArgumentTypeError(f'{path} must end in .pkl or .pickle')
+    return path
+
+
+def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise SystemExit(
+            'error: --show and --show-dir need default_hooks.visualization'
+        )
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        hook_type = registry.get(hook.type) if isinstance(hook.type, str) else hook.type
+    # The libraries agree on what the hook does, not on what its arguments are called.
+    settings = dict(draw=True, enable=True)
+    if args.show:
+        settings.update(show=True, wait_time=args.wait_time)
+    if args.show_dir:
+        settings.update(test_out_dir=args.show_dir, out_dir=args.show_dir)
+    accepted = inspect.signature(hook_type).parameters
+    hook.update({name: value for name, value in settings.items() if name in accepted})
+
+
+def enable_tta(cfg: Config) -> None:
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        if cfg.get('default_scope') != 'mmdet':
+            raise SystemExit(
+                'error: --tta needs tta_model and tta_pipeline in the config'
+            )
+        set_default_detection_tta(cfg)
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    innermost_dataset(cfg).pipeline = cfg.tta_pipeline
+
+
+def innermost_dataset(cfg: Config) -> ConfigDict:
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def set_default_detection_tta(cfg: Config) -> None:
+    """Average over each image and its mirror image, the default of MMDetection."""
+    cfg.setdefault(
+        'tta_model',
+        dict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        ),
+    )
+    if 'tta_pipeline' not in cfg:
+        *pipeline, pack = deepcopy(innermost_dataset(cfg).pipeline)
+        pack.meta_keys = (
+            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+            *('flip', 'flip_direction'),
+        )
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+        test_time_aug = dict(type='TestTimeAug', transforms=[flips, [pack]])
+        cfg.tta_pipeline = [*pipeline, test_time_aug]
+
+
+def build_dump_metric(cfg: Config, path: str) -> BaseMetric:
+    """Build what writes the predictions, MMDetection's own where it is in use.
+
+    It compresses instance masks, which MMEngine's writes as they are.
+    """
+    with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        metric_type = registry.get('DumpDetResults') or DumpResults
+    return metric_type(out_file_path=path)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        enable_visualization(cfg, args)
+    if args.tta:
+        enable_tta(cfg)
+    runner = build_runner(cfg)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    exit_on_quantize_error(main)
