@@ -9,9 +9,14 @@ from .prepare import plan_model, quantize_model, unquantize_model
 from .quantization import Quantization
 from .runners import CalibrationLoop, QuantRunner, redirect_runner
 from .version import __version__
-from .wrappers import (MMDetQuantCalibrateModule, MMDetQuantTestModule,
-                       MMDetQuantTrainModule, QuantCalibrateModule,
-                       QuantTestModule, QuantTrainModule)
+from .wrappers import (
+                       MMDetQuantCalibrateModule,
+                       MMDetQuantTestModule,
+                       MMDetQuantTrainModule,
+                       QuantCalibrateModule,
+                       QuantTestModule,
+                       QuantTrainModule,
+)
 
 __all__ = [
     'CalibrationLoop', 'QATHook', 'QuantRunner',

@@ -5,7 +5,8 @@ step updates every quantizer with a handful of operations and, over several
 processes, one collective, whatever number of layers the model has.
 """
 
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
@@ -59,11 +60,11 @@ class ActivationQuantizers(nn.Module):
             '_positive', torch.tensor([float(spec.positive) for spec in specs]
                                       ) > 0, persistent=False)
         self.observing = True
-        self._pending: Dict[int, Tuple[Tensor, Tensor, int]] = {}
-        self._grids: Optional[List[Grid]] = None
-        self._host_grids: Optional[List[Grid]] = None
+        self._pending: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._grids: Optional[list[Grid]] = None
+        self._host_grids: Optional[list[Grid]] = None
         # Known on the host, so that no step waits for the device to ask.
-        self._ranged: Set[int] = set()
+        self._ranged: set[int] = set()
         self._observer: Optional[Observer] = None
 
     @property
@@ -167,12 +168,12 @@ class ActivationQuantizers(nn.Module):
         self._ranged.update(pending)
         self._forget_grids()
 
-    def missing(self) -> List[str]:
+    def missing(self) -> list[str]:
         """Names of the quantizers that have no range yet."""
         return [spec.name for spec, count in
                 zip(self.specs, self.count.tolist()) if count == 0]
 
-    def scalars(self) -> Dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """The ranges, for a visualizer: ``range/<name>/low`` and high."""
         ends = zip(self.specs, self.low.tolist(), self.high.tolist(),
                    self.count.tolist())
@@ -183,7 +184,7 @@ class ActivationQuantizers(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Leaves it to the parent, which knows the checkpoint's plan."""
 
-    def take_rejected(self) -> List[str]:
+    def take_rejected(self) -> list[str]:
         """Names of the quantizers that met NaN or infinity since last asked.
 
         Such a batch is left out of the range.
@@ -193,8 +194,8 @@ class ActivationQuantizers(nn.Module):
         self.rejected.zero_()
         return names
 
-    def _stack(self, pending: Dict[int, Tuple[Tensor, Tensor, int]]
-               ) -> Tuple[Tensor, Tensor, Tensor]:
+    def _stack(self, pending: dict[int, tuple[Tensor, Tensor, int]]
+               ) -> tuple[Tensor, Tensor, Tensor]:
         width = max((max(len(highs), len(lows))
                      for highs, lows, _ in pending.values()), default=1)
         if is_distributed():
@@ -212,7 +213,7 @@ class ActivationQuantizers(nn.Module):
             sizes[index] = n
         return highs, lows, highs.new_tensor(sizes)
 
-    def _make_grids(self, on_host: bool) -> List[Grid]:
+    def _make_grids(self, on_host: bool) -> list[Grid]:
         if not self.specs:
             return []
         device = 'cpu' if on_host else self.low.device
@@ -266,7 +267,7 @@ def is_distributed() -> bool:
 
 
 def _gather(highs: Tensor, lows: Tensor, sizes: Tensor
-            ) -> Tuple[Tensor, Tensor, Tensor]:
+            ) -> tuple[Tensor, Tensor, Tensor]:
     flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, flat)

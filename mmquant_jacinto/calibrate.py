@@ -6,7 +6,7 @@ mean output per channel in float and in quantized form are compared, and
 passes see the same batch.
 """
 
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
@@ -35,13 +35,13 @@ class LayerMeans:
     """
 
     def __init__(self) -> None:
-        self._runs: Dict[str, List[Tensor]] = {}
+        self._runs: dict[str, list[Tensor]] = {}
 
     def add(self, name: str, mean: Tensor) -> None:
         """Notes one run of the layer ``name``; mean: (C,)."""
         self._runs.setdefault(name, []).append(mean)
 
-    def take(self) -> Dict[str, Tensor]:
+    def take(self) -> dict[str, Tensor]:
         """Means by layer, since last taken."""
         runs, self._runs = self._runs, {}
         return {name: means[0] if len(means) == 1 else
@@ -109,7 +109,7 @@ class Correct(Simulate):
         self.means.add(step.weight, channel_mean(x, step.kind))
 
     @torch.no_grad()
-    def update(self, reference: Dict[str, Tensor], lr: float) -> None:
+    def update(self, reference: dict[str, Tensor], lr: float) -> None:
         """Moves each bias towards the float mean of the same batch.
 
         Args:

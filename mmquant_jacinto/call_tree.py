@@ -13,7 +13,7 @@ Names therefore do not depend on what other modules did before. Recording
 and executing share this module and nothing else.
 """
 
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -27,9 +27,9 @@ class CallNode:
     def __init__(self, name: str, module: str) -> None:
         self.name = name
         self.module = module
-        self.children: Dict[Tuple[str, int], 'CallNode'] = {}
-        self.sites: Dict[Tuple[str, int], Any] = {}
-        self.names: Dict[Tuple[str, int], str] = {}
+        self.children: dict[tuple[str, int], CallNode] = {}
+        self.sites: dict[tuple[str, int], Any] = {}
+        self.names: dict[tuple[str, int], str] = {}
 
     def child(self, module: str, invocation: int) -> 'CallNode':
         """The node of the ``invocation``-th run of ``module`` in this one."""
@@ -60,7 +60,7 @@ class Frame:
 
     def __init__(self, node: CallNode, module: Optional[nn.Module]) -> None:
         self.node = node
-        self.counts: Dict[str, int] = {}
+        self.counts: dict[str, int] = {}
         self.module = module
 
     def next(self, name: str) -> int:
@@ -92,8 +92,8 @@ class CallTracker:
         self.names = {module: name
                       for name, module in root.named_modules()}
         self.on_enter, self.on_exit, self.on_root = on_enter, on_exit, on_root
-        self.stack: List[Frame] = [Frame(self.tree, None)]
-        self.handles: List[RemovableHandle] = []
+        self.stack: list[Frame] = [Frame(self.tree, None)]
+        self.handles: list[RemovableHandle] = []
         for module in root.modules():
             enter, leave = self._enter, self._leave
             if module is root:

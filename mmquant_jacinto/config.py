@@ -1,7 +1,8 @@
 """The ``quantize`` key of a config: its schema, its short forms, its errors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
 from .formats import Preset, check_bits, get_preset
@@ -200,7 +201,7 @@ class QuantizeConfig:
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     nested = {'calibration': Calibration, 'freeze': Freeze}
     names = [item.name for item in fields(cls)]
-    arguments: Dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, item in value.items():
         if name not in names:
             raise QuantizeError(

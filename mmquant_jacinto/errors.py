@@ -1,7 +1,7 @@
 """The one exception that a user's configuration or data can cause."""
 
 import difflib
-from typing import Iterable
+from collections.abc import Iterable
 
 
 class QuantizeError(ValueError):

@@ -5,7 +5,8 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 (:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
 """
 
-from typing import Any, Callable, Dict, Iterable, Optional, Set
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class _Tracker(CallTracker):
     semi-supervised student, a second view): it is the same function again.
     """
 
-    known: Set[str] = frozenset()
+    known: set[str] = frozenset()
 
     def resolve(self, parent: CallNode, module: str,
                 invocation: int) -> CallNode:
@@ -96,7 +97,7 @@ class Executor(TorchFunctionMode):
         self.tracker = _Tracker(root, self._enter, self._exit, self._run_root)
         self.tracker.known = _node_names([*plan.steps, *(
             f'{call}/input' for call in plan.inputs)])
-        self.unseen: Set[str] = set()
+        self.unseen: set[str] = set()
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
 
@@ -133,7 +134,7 @@ class Executor(TorchFunctionMode):
             self._norm = module
         return result
 
-    def _quantize_inputs(self, names: Dict[int, str], args: tuple,
+    def _quantize_inputs(self, names: dict[int, str], args: tuple,
                          kwargs: dict) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
         for index, name in names.items():
@@ -189,7 +190,7 @@ class Executor(TorchFunctionMode):
         return self.behaviour.call(step, op, func, args, kwargs)
 
 
-def _node_names(names: Iterable[str]) -> Set[str]:
+def _node_names(names: Iterable[str]) -> set[str]:
     known = set()
     for name in names:
         node = name.rpartition('/')[0]

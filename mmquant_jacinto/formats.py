@@ -5,8 +5,9 @@ of tensor. Nothing else in the engine knows a target by name, so a new target
 is a new entry in :data:`PRESETS`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Optional
 
 from .errors import QuantizeError, nearest
 
@@ -52,7 +53,7 @@ class TensorFormat:
         """Returns this format at another width; None keeps the width."""
         return self if bits is None else replace(self, bits=bits)
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -134,7 +135,7 @@ def check_bits(key: str, value: object) -> int:
     return value
 
 
-def integer_bounds(fmt: TensorFormat) -> Tuple[int, int]:
+def integer_bounds(fmt: TensorFormat) -> tuple[int, int]:
     """Smallest and largest integer of a signed symmetric format."""
     high = 2**(fmt.bits - 1) - 1
     return (-high if fmt.narrow_range else -high - 1), high

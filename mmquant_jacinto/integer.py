@@ -9,7 +9,7 @@ computes in float64. The result is requantized by one multiplication and one
 rounding, as a fixed point unit or ONNX Runtime's QLinear kernels do.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +57,8 @@ class Integer(Behaviour):
         self.activations = state.activations
         self.constraint = state.plan.config['constrain_bias']
         self.fallback = Simulate(state)
-        self._layers: Dict[tuple, IntegerLayer] = {}
-        self._autocast: List[torch.autocast] = []
+        self._layers: dict[tuple, IntegerLayer] = {}
+        self._autocast: list[torch.autocast] = []
 
     def enter_region(self) -> None:
         # Half precision cannot hold the accumulators.
@@ -139,7 +139,7 @@ class Integer(Behaviour):
         return out
 
     def _cat(self, step: Step, out: Tensor,
-             integers: List[Optional[Tuple[Grid, Tensor]]]) -> Tensor:
+             integers: list[Optional[tuple[Grid, Tensor]]]) -> Tensor:
         grid = self._grid(step.output)
         if grid is not None and all(item is not None and item[0] == grid
                                     for item in integers):
@@ -148,7 +148,7 @@ class Integer(Behaviour):
         return self._emit(step, out)
 
     def _compute(self, step: Step, op: Op, func: Callable, args: tuple,
-                 kwargs: dict, integers: List[Tuple[Grid, Tensor]]
+                 kwargs: dict, integers: list[tuple[Grid, Tensor]]
                  ) -> Optional[Tensor]:
         """An operation on integers; None where it is not defined on them."""
         grid = self._grid(step.output)
@@ -231,7 +231,7 @@ def _with_integers(x: Tensor, grid: Grid, integers: Tensor) -> Tensor:
     return x
 
 
-def _integers_of(x: Tensor) -> Optional[Tuple[Grid, Tensor]]:
+def _integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
     """Grid and integers that a tensor carries."""
     known = getattr(x, _TAG, None)
     if known is None:

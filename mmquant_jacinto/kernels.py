@@ -5,15 +5,14 @@ scalar there and takes 10 ms; the chain of vectorized in-place ops below 0.6
 and 0.3 backward. On CUDA ATen's kernel is fused and a chain is not.
 """
 
-from typing import Any, NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
 from .formats import HALF_AWAY, HALF_EVEN, HALF_UP
 
-
-Bounds = Optional[Tuple[Optional[float], Optional[float]]]
+Bounds = Optional[tuple[Optional[float], Optional[float]]]
 
 
 class Grid(NamedTuple):
@@ -51,7 +50,7 @@ class Grid(NamedTuple):
                     else min(high, below)
         return low, high
 
-    def integer_limits(self, bounds: Bounds) -> Tuple[int, int]:
+    def integer_limits(self, bounds: Bounds) -> tuple[int, int]:
         """The same limits in steps of the grid (Python numbers only)."""
         limits = torch.tensor(self.limits(bounds), dtype=torch.float64)
         low, high = round_tensor(limits / self.scale, self.rounding).tolist()

@@ -6,7 +6,6 @@ and over processes, so two processes see the range of the doubled batch.
 """
 
 import math
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Observer:
         """Which extreme, counted from 1, is the end of the range."""
         return max(1, round(self.fraction * elements))
 
-    def __call__(self, x: Tensor, positive: bool) -> Tuple[Tensor, Tensor,
+    def __call__(self, x: Tensor, positive: bool) -> tuple[Tensor, Tensor,
                                                           int]:
         """Measures a tensor.
 

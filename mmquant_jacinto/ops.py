@@ -4,7 +4,7 @@ A function that is not in the table runs in float and its result is not
 quantized, which is right for losses, comparisons and index arithmetic.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class Op(NamedTuple):
     kind: str
 
 
-def _spellings(name: str) -> List[Callable]:
+def _spellings(name: str) -> list[Callable]:
     owners = (torch, F, Tensor, torch._C._nn)
     names = (name, name + '_', f'__{name}__', f'__i{name}__', f'__r{name}__')
     found = [getattr(owner, spelling, None) for owner in owners
@@ -45,7 +45,7 @@ def _spellings(name: str) -> List[Callable]:
     return [item for item in found if callable(item)]
 
 
-_TABLE: Dict[str, Tuple[str, ...]] = {
+_TABLE: dict[str, tuple[str, ...]] = {
     CONV: ('conv1d', 'conv2d', 'conv3d'),
     CONV_TRANSPOSE: ('conv_transpose1d', 'conv_transpose2d',
                      'conv_transpose3d'),
@@ -88,8 +88,8 @@ _EXTRA = {'max_pool2d': (torch.max_pool2d, ),
           'conv3d': (F.conv3d, )}
 
 
-def _build_table() -> Dict[Callable, Op]:
-    table: Dict[Callable, Op] = {}
+def _build_table() -> dict[Callable, Op]:
+    table: dict[Callable, Op] = {}
     for kind, names in _TABLE.items():
         for name in names:
             for function in _spellings(name) + list(_EXTRA.get(name, ())):
@@ -109,7 +109,7 @@ def _build_table() -> Dict[Callable, Op]:
 OPS = _build_table()
 
 
-def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> List[Tensor]:
+def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     """The activations that a call consumes, in order, weights left out.
 
     Args:
@@ -134,7 +134,7 @@ _ONE_INPUT = ('layer_norm', 'group_norm', 'instance_norm', 'prelu')
 
 
 def replace_inputs(op: Op, args: tuple, kwargs: dict,
-                   tensors: List[Any]) -> Tuple[tuple, dict]:
+                   tensors: list[Any]) -> tuple[tuple, dict]:
     """The same call on other activations, those of :func:`tensor_inputs`."""
     if op.kind == CAT:
         new: Any = type(args[0])(tensors) if args else tensors

@@ -7,8 +7,9 @@ trained and never guesses.
 
 import fnmatch
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Optional
 
 from . import ops
 from .config import QuantizeConfig
@@ -19,7 +20,7 @@ from .record import Graph, Site
 PLAN_VERSION = 1
 INPUT, ACTIVATION, OUTPUT = 'input', 'activation', 'output'
 
-Clip = Tuple[Optional[float], Optional[float]]
+Clip = tuple[Optional[float], Optional[float]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Step:
     """
 
     kind: str
-    inputs: Tuple[Optional[str], ...]
+    inputs: tuple[Optional[str], ...]
     chain: str
     last: bool
     output: Optional[str] = None
@@ -116,13 +117,13 @@ class Plan:
             quantized, each with the reason.
     """
 
-    config: Dict[str, Any]
-    regions: Tuple[str, ...]
-    activations: Tuple[ActivationSpec, ...]
-    weights: Dict[str, WeightSpec]
-    steps: Dict[str, Step]
-    inputs: Dict[str, Dict[int, str]]
-    in_float: Dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any]
+    regions: tuple[str, ...]
+    activations: tuple[ActivationSpec, ...]
+    weights: dict[str, WeightSpec]
+    steps: dict[str, Step]
+    inputs: dict[str, dict[int, str]]
+    in_float: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Serializes the plan."""
@@ -167,7 +168,7 @@ class _Groups:
     """Union-find over values: the tensors that must share one scale."""
 
     def __init__(self) -> None:
-        self.parent: Dict[int, int] = {}
+        self.parent: dict[int, int] = {}
 
     def find(self, value: int) -> int:
         root = value
@@ -184,10 +185,10 @@ class _Groups:
 @dataclass
 class _Chain:
     head: Site
-    followers: List[Site] = field(default_factory=list)
+    followers: list[Site] = field(default_factory=list)
 
     @property
-    def sites(self) -> List[Site]:
+    def sites(self) -> list[Site]:
         return [self.head] + self.followers
 
     @property
@@ -209,7 +210,7 @@ class _Overrides:
 
     def __init__(self, patterns: Mapping[str, Any]) -> None:
         self.patterns = patterns
-        self.unused: Set[str] = set(patterns)
+        self.unused: set[str] = set(patterns)
 
     def find(self, module: str) -> Any:
         """The value of the last pattern that matches; None if none does."""
@@ -232,11 +233,11 @@ class Planner:
         self.overrides = _Overrides(config.overrides)
         self.consumers = graph.consumers()
         self.groups = _Groups()
-        self.chains: Dict[str, _Chain] = {}
-        self.norms: Dict[str, Set[Optional[str]]] = {}  # of each weight
-        self.in_float: Dict[str, str] = {}
+        self.chains: dict[str, _Chain] = {}
+        self.norms: dict[str, set[Optional[str]]] = {}  # of each weight
+        self.in_float: dict[str, str] = {}
 
-    def make(self, weights: Mapping[str, Tuple[int, ...]]) -> Plan:
+    def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
         active = self._active_sites()
         self._fuse(active)
         for site in active:
@@ -249,7 +250,7 @@ class Planner:
                         self.groups.join(value, site.outputs[0])
         quantizers = self._quantizers(active)
         weight_specs = self._weights(weights)
-        steps: Dict[str, Step] = {}
+        steps: dict[str, Step] = {}
         for site in active:
             steps.update(self._steps(site, quantizers))
         if self.overrides.unused:
@@ -262,7 +263,7 @@ class Planner:
             raise QuantizeError(
                 'this model has nothing to quantize: no convolution or '
                 'linear layer was called in its forward pass')
-        inputs: Dict[str, Dict[int, str]] = {}
+        inputs: dict[str, dict[int, str]] = {}
         for value, (call, leaf) in self.graph.region_inputs.items():
             spec = quantizers.get(self.groups.find(value))
             if spec is not None:
@@ -273,7 +274,7 @@ class Planner:
             activations=tuple(unique.values()), weights=weight_specs,
             steps=steps, inputs=inputs, in_float=self.in_float)
 
-    def _settings(self) -> Dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         config = self.config
         bits = config.bits
         return dict(
@@ -284,7 +285,7 @@ class Planner:
             bias_bits=config.preset.bias_bits,
             constrain_weights=config.weight_constraint)
 
-    def _active_sites(self) -> List[Site]:
+    def _active_sites(self) -> list[Site]:
         """Sites that compute on activations rather than on constants."""
         live = set(self.graph.region_inputs)
         active = []
@@ -296,8 +297,8 @@ class Planner:
                 self.in_float[site.name] = 'its input is no activation'
         return active
 
-    def _fuse(self, active: List[Site]) -> None:
-        taken: Set[str] = set()
+    def _fuse(self, active: list[Site]) -> None:
+        taken: set[str] = set()
         for site in active:
             if site.name in taken or site.kind in (ops.PASS, ops.CAT):
                 continue
@@ -326,18 +327,18 @@ class Planner:
     def _is_off(self, site: Site) -> bool:
         return self.overrides.find(site.module) is False
 
-    def _quantizers(self, active: List[Site]) -> Dict[int, ActivationSpec]:
+    def _quantizers(self, active: list[Site]) -> dict[int, ActivationSpec]:
         """Group of values to its quantizer, in order of first use."""
         inner = {value for chain in self.chains.values()
                  for site in chain.sites[:-1] for value in site.outputs}
-        read: Set[int] = set()  # groups that a quantized operation reads
+        read: set[int] = set()  # groups that a quantized operation reads
         for chain in self.chains.values():
             if not self._is_off(chain.head):
                 read.update(self.groups.find(value) for value in
                             chain.head.inputs if value is not None)
         leaving = {self.groups.find(value)
                    for value in self.graph.region_outputs}
-        quantizers: Dict[int, ActivationSpec] = {}
+        quantizers: dict[int, ActivationSpec] = {}
 
         def add(value: int, name: str, kind: str, bits: Any,
                 positive: bool) -> None:
@@ -374,12 +375,12 @@ class Planner:
                     add(value, name, ACTIVATION, bits or None, positive)
         return quantizers
 
-    def _weights(self, shapes: Mapping[str, Tuple[int, ...]]
-                 ) -> Dict[str, WeightSpec]:
+    def _weights(self, shapes: Mapping[str, tuple[int, ...]]
+                 ) -> dict[str, WeightSpec]:
         for chain in self.chains.values():
             if chain.head.weight is not None:
                 self.norms.setdefault(chain.head.weight, set()).add(chain.norm)
-        specs: Dict[str, WeightSpec] = {}
+        specs: dict[str, WeightSpec] = {}
         for chain in self.chains.values():
             site = chain.head
             if site.weight is None:
@@ -415,7 +416,7 @@ class Planner:
         return name
 
     def _steps(self, site: Site, quantizers: Mapping[int, ActivationSpec]
-               ) -> Dict[str, Step]:
+               ) -> dict[str, Step]:
         def name_of(value: Optional[int]) -> Optional[str]:
             spec = None if value is None else quantizers.get(
                 self.groups.find(value))
@@ -443,7 +444,7 @@ class Planner:
 
 
 def make_plan(graph: Graph, config: QuantizeConfig,
-              weights: Mapping[str, Tuple[int, ...]]) -> Plan:
+              weights: Mapping[str, tuple[int, ...]]) -> Plan:
     """Decides what is quantized, and which call sites become one operation.
 
     Args:

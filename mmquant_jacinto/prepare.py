@@ -1,7 +1,8 @@
 """Prepare: record a model, plan it, and give it its quantizers."""
 
 import copy
-from typing import Any, Callable, Iterable, List
+from collections.abc import Iterable
+from typing import Any, Callable
 
 import torch
 from mmengine.logging import print_log
@@ -47,7 +48,7 @@ def plan_model(model: nn.Module, passes: Iterable[Callable[[], Any]],
 
 
 def probe_passes(model: nn.Module, dummy_input: Any,
-                 training_input: Any = None) -> List[Callable[[], Any]]:
+                 training_input: Any = None) -> list[Callable[[], Any]]:
     """The passes that show all of a model's call sites.
 
     Args:

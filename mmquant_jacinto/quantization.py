@@ -5,7 +5,8 @@ It is a child of the float model, named ``quantization``, so ``.to()``,
 float model's own names stay as they were.
 """
 
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -84,7 +85,7 @@ class Quantization(nn.Module):
             layers = {name: Layer.find(root, spec)
                       for name, spec in plan.weights.items()}
             for layer in layers.values():
-                layer.parameters
+                layer.check()
             executor = Executor(root, plan)
         except AttributeError as error:
             raise QuantizeError(
@@ -149,9 +150,9 @@ class Quantization(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str,
                               local_metadata: dict, strict: bool,
-                              missing_keys: List[str],
-                              unexpected_keys: List[str],
-                              error_msgs: List[str]) -> None:
+                              missing_keys: list[str],
+                              unexpected_keys: list[str],
+                              error_msgs: list[str]) -> None:
         mine = [key for key in state_dict if key.startswith(prefix)]
         stored = state_dict.get(prefix + 'plan')
         if stored is None:

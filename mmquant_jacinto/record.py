@@ -5,8 +5,9 @@ neck, a head's ``forward``); what runs outside them (losses, assigners,
 decoding, NMS) is not seen and later runs untouched.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +43,13 @@ class Site:
     op: str
     kind: str
     module: str
-    inputs: List[Optional[int]]
-    outputs: List[int]
+    inputs: list[Optional[int]]
+    outputs: list[int]
     weight: Optional[str] = None
     bias: Optional[str] = None
-    clip: Optional[Tuple[Optional[float], Optional[float]]] = None
-    shape: Tuple[int, ...] = ()
-    further_inputs: List[int] = field(default_factory=list)
+    clip: Optional[tuple[Optional[float], Optional[float]]] = None
+    shape: tuple[int, ...] = ()
+    further_inputs: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -64,19 +65,19 @@ class Graph:
         region_outputs (Set[int]): Values that a region returns.
     """
 
-    regions: List[str] = field(default_factory=list)
-    sites: Dict[str, Site] = field(default_factory=dict)
-    region_inputs: Dict[int, Tuple[str, int]] = field(default_factory=dict)
-    region_outputs: Set[int] = field(default_factory=set)
+    regions: list[str] = field(default_factory=list)
+    sites: dict[str, Site] = field(default_factory=dict)
+    region_inputs: dict[int, tuple[str, int]] = field(default_factory=dict)
+    region_outputs: set[int] = field(default_factory=set)
 
-    def producers(self) -> Dict[int, Site]:
+    def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""
         return {value: site for site in self.sites.values()
                 for value in site.outputs}
 
-    def consumers(self) -> Dict[int, List[Site]]:
+    def consumers(self) -> dict[int, list[Site]]:
         """Value to the sites that read it."""
-        readers: Dict[int, List[Site]] = {}
+        readers: dict[int, list[Site]] = {}
         for site in self.sites.values():
             for value in site.inputs + site.further_inputs:
                 if value is not None:
@@ -105,7 +106,7 @@ class Recorder(TorchFunctionMode):
         self._region: Optional[nn.Module] = None
         self._opaque: Optional[nn.Module] = None
         self._opaque_input: Optional[int] = None
-        self._values: Dict[Tuple[str, int], int] = {}
+        self._values: dict[tuple[str, int], int] = {}
 
     def remove(self) -> None:
         """Takes the recorder off the model."""
@@ -117,7 +118,7 @@ class Recorder(TorchFunctionMode):
         token, value = getattr(item, '_mmquant_value', (None, None))
         return value if token is self else None
 
-    def _name_value(self, tensor: Tensor, origin: Tuple[str, int]) -> int:
+    def _name_value(self, tensor: Tensor, origin: tuple[str, int]) -> int:
         # The same origin in a further pass is the same value.
         value = self._values.setdefault(origin, len(self._values))
         tensor._mmquant_value = (self, value)

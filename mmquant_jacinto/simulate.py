@@ -7,7 +7,7 @@ it is folded into weight and bias and not run at all. A clamping activation is
 not run either: the quantizer behind it clamps.
 """
 
-from typing import Any, Callable, Dict, Optional, Protocol, Tuple
+from typing import Any, Callable, Optional, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,13 @@ from .execute import Behaviour
 from .kernels import Grid, fake_quantize
 from .ops import Op
 from .plan import Plan, Step
-from .weights import (Layer, constrain_weights, quantize_bias, quantize_weight,
-                      widen_for_bias)
+from .weights import (
+    Layer,
+    constrain_weights,
+    quantize_bias,
+    quantize_weight,
+    widen_for_bias,
+)
 
 
 class State(Protocol):
@@ -36,7 +41,7 @@ class State(Protocol):
 
     plan: Plan
     activations: ActivationQuantizers
-    layers: Dict[str, Layer]
+    layers: dict[str, Layer]
     bias_correction: Tensor
     constrained: Tensor
 
@@ -56,7 +61,7 @@ class Simulate(Behaviour):
         self.activations = state.activations
         self.constraint = state.plan.config['constrain_bias']
         self.bias_bits = state.plan.config['bias_bits']
-        self._kept: Dict[str, Tuple[tuple, tuple]] = {}
+        self._kept: dict[str, tuple[tuple, tuple]] = {}
 
     def begin(self) -> None:
         if self.state.plan.config['constrain_weights'] \
@@ -110,7 +115,7 @@ class Simulate(Behaviour):
         return x if grid is None else fake_quantize(x, grid, clip)
 
     def quantize_layer(self, step: Step, args: tuple,
-                       kwargs: dict) -> Tuple[tuple, dict]:
+                       kwargs: dict) -> tuple[tuple, dict]:
         """The call of a layer, on its quantized weight and bias."""
         x = args[0] if args else kwargs['input']
         kwargs = {key: value for key, value in kwargs.items()
@@ -131,7 +136,7 @@ class Simulate(Behaviour):
         return (x, weight, bias) + args[3:], kwargs
 
     def _folded(self, name: str, layer: Layer, grid: Optional[Grid]
-                ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+                ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         """Quantized weight, its scale, bias; kept where nothing trains it."""
         if torch.is_grad_enabled() and any(
                 parameter is not None and parameter.requires_grad
@@ -147,7 +152,7 @@ class Simulate(Behaviour):
         return known[1]
 
     def _fold(self, name: str, layer: Layer, grid: Optional[Grid]
-              ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+              ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         weight, bias = layer.folded()
         with torch.no_grad():
             scale = self._scale(name, layer, weight, bias, grid)

@@ -1,6 +1,5 @@
 """What is quantized, for people: a short summary, and the whole plan."""
 
-from typing import Dict, List
 
 from .plan import Plan
 
@@ -15,7 +14,7 @@ def summarize(plan: Plan) -> str:
         str: Several lines.
     """
     weights = _count(spec.format.bits for spec in plan.weights.values())
-    kinds: Dict[str, List[int]] = {}
+    kinds: dict[str, list[int]] = {}
     for spec in plan.activations:
         kinds.setdefault(spec.kind, []).append(spec.format.bits)
     activations = '; '.join(f'{kind}: {_count(bits)}'

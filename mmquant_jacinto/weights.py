@@ -5,7 +5,7 @@ from the batch normalization folded into it), so it is computed each time the
 weight may have changed, and once where it cannot.
 """
 
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +63,17 @@ class Layer(NamedTuple):
         return getattr(self.bias_owner, self.spec.bias.rpartition('.')[2])
 
     @property
-    def parameters(self) -> Tuple[Optional[Tensor], ...]:
+    def parameters(self) -> tuple[Optional[Tensor], ...]:
         """Tuple[Tensor | None]: All tensors that the folded layer uses."""
         norm = self.norm
         if norm is None:
             return self.weight, self.bias
         return (self.weight, self.bias, norm.weight, norm.bias,
                 norm.running_mean, norm.running_var)
+
+    def check(self) -> None:
+        """Raises AttributeError where the model lacks a parameter."""
+        assert self.parameters[0] is not None
 
     @property
     def norm_is_live(self) -> bool:
@@ -97,7 +101,7 @@ class Layer(NamedTuple):
         shape[axis] = -1
         return values.view(shape)
 
-    def folded(self) -> Tuple[Tensor, Optional[Tensor]]:
+    def folded(self) -> tuple[Tensor, Optional[Tensor]]:
         """Weight and bias (C,) with the frozen normalization folded in."""
         weight, bias, norm = self.weight, self.bias, self.norm
         if norm is None:
@@ -177,7 +181,7 @@ def quantize_weight(weight: Tensor, scale: Tensor, fmt: TensorFormat,
     return _QuantizeWeight.apply(weight, factor, scale, fmt)
 
 
-def bias_limits(bits: int) -> Tuple[float, float]:
+def bias_limits(bits: int) -> tuple[float, float]:
     """Smallest and largest integer of a bias of ``bits`` bits."""
     return -2.0**(bits - 1), 2.0**(bits - 1) - 1
 

@@ -1,7 +1,8 @@
 """The seed's modules: a model wrapped for training, calibration or test."""
 
 import warnings
-from typing import Any, Dict, Iterator, List, Optional, Type
+from collections.abc import Iterator
+from typing import Any, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -127,7 +128,7 @@ class QuantModule(nn.Module):
         """str: What the model computes in training mode."""
         return phases.TEST
 
-    def train_step(self, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """MMEngine's training step of the model."""
         return self.module.train_step(*args, **kwargs)
 
@@ -180,7 +181,7 @@ class QuantTrainModule(QuantModule):
         super().__init__(module, dummy_input, **quantize)
         # Hidden from the module tree: one level of unwrapping gives the
         # float model, as MMEngine expects of a wrapper.
-        self._parallel: List[MMDistributedDataParallel] = []
+        self._parallel: list[MMDistributedDataParallel] = []
         self.distributed = distributed
         if distributed is not None and self.plan is not None:
             self.distribute()
@@ -200,7 +201,7 @@ class QuantTrainModule(QuantModule):
             return self._parallel[0](*args, **kwargs)
         return self.module(*args, **kwargs)
 
-    def train_step(self, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         model = self._parallel[0] if self._parallel else self.module
         return model.train_step(*args, **kwargs)
 
@@ -221,7 +222,7 @@ class QuantTrainModule(QuantModule):
         return self
 
     def set_epoch(self, epoch: int, total: int,
-                  unit: Optional[int] = None) -> List[str]:
+                  unit: Optional[int] = None) -> list[str]:
         """Freezes what the schedule freezes by the start of an epoch.
 
         Batch normalization's statistics freeze from epoch total // 2 - 1 on,
@@ -302,7 +303,7 @@ class QuantCalibrateModule(QuantModule):
         with torch.no_grad(), self._phase(phases.CORRECT):
             return self.module(*args, **kwargs)
 
-    def observe(self, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
+    def observe(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One float pass that measures.
 
         Returns:
@@ -313,7 +314,7 @@ class QuantCalibrateModule(QuantModule):
             self.module(*args, **kwargs)
             return behaviour.means.take()
 
-    def correct(self, reference: Dict[str, Tensor], lr: float, *args: Any,
+    def correct(self, reference: dict[str, Tensor], lr: float, *args: Any,
                 **kwargs: Any) -> Any:
         """One quantized pass that corrects the biases.
 
@@ -332,8 +333,8 @@ class QuantCalibrateModule(QuantModule):
             return result
 
     def calibrate_step(self, batch: Any,
-                       reference: Optional[Dict[str, Tensor]],
-                       lr: float) -> Dict[str, Tensor]:
+                       reference: Optional[dict[str, Tensor]],
+                       lr: float) -> dict[str, Tensor]:
         """One batch of the dataloader, for ``CalibrationLoop``.
 
         Args:
@@ -357,7 +358,7 @@ class QuantCalibrateModule(QuantModule):
     def _phase(self, phase: str) -> '_Phase':
         return _Phase(self.quantization, phase)
 
-    def train_step(self, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         raise QuantizeError(
             "calibration has no training step; use train_cfg.type="
             "'CalibrationLoop', which quantize.mode=ptq sets by itself")
@@ -428,7 +429,7 @@ _KINDS = {
 }
 
 
-def wrapper_class(model: nn.Module, phase: str) -> Type[QuantModule]:
+def wrapper_class(model: nn.Module, phase: str) -> type[QuantModule]:
     """The wrapper for a model and a phase.
 
     Args:

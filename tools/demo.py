@@ -24,7 +24,7 @@ BCCD = ROOT.parent / 'shared' / 'data' / 'bccd'
 CONFIG = 'configs/demo/ssd_mobilenet_fpn'
 METRIC = 'pascal_voc/mAP'
 # The training images that float training sees, and QAT, in all epochs together.
-IMAGES = dict(full=(4100, 820), short=(410, 205))
+IMAGES = dict(full=(4100, 820), short=(205, 205))
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ def set_environment(data: VOCFolder, epochs: int, qat_epochs: int) -> dict[str, 
     os.environ.update(settings)
     # so that progress is seen as it happens, through a pipe too
     os.environ['PYTHONUNBUFFERED'] = '1'
+    # Threads that wait for each other by spinning take the cores from whatever
+    # else runs, the workers that load images first of all.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     print('The configs of the demo read these settings from the environment:')
     for name, value in settings.items():
         print(f'  export {name}={shlex.quote(value)}')
@@ -196,7 +199,7 @@ def main() -> None:
     size = settings['INPUT_SIZE']
     results = dict(
         dataset=data.name,
-        model='SSD with FPN, MobileNetV2',
+        model='SSD-FPN MobileNetV2',
         resolution=f'{size}x{size}',
         **accuracies,
         epochs=epochs,

@@ -18,7 +18,7 @@ COLUMNS = {
     'ptq': 'Acc 8bit Calib',
     'qat': 'Acc 8bit QAT',
 }
-SCORE_THRESHOLD = 0.4
+SCORE_THRESHOLD = 0.5
 NUM_PICTURES = 3
 COLORS = ['tab:red', 'tab:blue', 'tab:orange', 'tab:green', 'tab:purple', 'tab:cyan']
 
@@ -37,7 +37,8 @@ def write_table(results: dict, folder: Path) -> None:
     ]
     table = Table(*COLUMNS.values(), title='mAP50 in percent')
     table.add_row(*cells)
-    Console().print(table)
+    # wide enough for one line a row, also where no terminal tells its width
+    Console(width=100).print(table)
     (folder / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
     rows = [COLUMNS.values(), ['---'] * len(COLUMNS), cells]
     lines = [f'| {" | ".join(row)} |' for row in rows]
@@ -58,50 +59,51 @@ def draw_detections(
     import matplotlib
 
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import lines, pyplot
 
     models = {title: load(str(file)) for title, file in predictions.items()}
     num_images = len(next(iter(models.values())))
     num_rows = min(NUM_PICTURES, num_images)
     figure, axes = pyplot.subplots(
-        num_rows, len(models), squeeze=False, figsize=(4 * len(models), 3.2 * num_rows)
+        num_rows,
+        len(models),
+        squeeze=False,
+        layout='constrained',
+        figsize=(4 * len(models), 3.1 * num_rows),
     )
     for row in range(num_rows):
         # spread over the test set: neighbours may be much alike
         index = row * num_images // num_rows
         for column, (title, samples) in enumerate(models.items()):
-            draw_sample(axes[row, column], samples[index], classes)
+            draw_sample(axes[row, column], samples[index])
             if row == 0:
                 axes[row, column].set_title(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    handles = [
+        lines.Line2D([], [], color=COLORS[label % len(COLORS)], label=name)
+        for label, name in enumerate(classes[: len(COLORS)])
+    ]
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(COLORS))
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
-def draw_sample(axis, sample: dict, classes: tuple[str, ...]) -> None:
+def draw_sample(axis, sample: dict) -> None:
     """Draw one image and its detections.
 
     Args:
         axis: The matplotlib axes to draw into.
         sample: One element of what ``tools/test.py --out`` writes.
-        classes: The names of the classes.
     """
     axis.imshow(mmcv.imread(sample['img_path'], channel_order='rgb'))
-    axis.axis('off')
+    axis.set_axis_off()
+    axis.set_autoscale_on(False)
     found = sample['pred_instances']
     for box, label, score in zip(found['bboxes'], found['labels'], found['scores']):
-        if score < SCORE_THRESHOLD:
-            continue
-        left, top, right, bottom = box.tolist()
-        color = COLORS[int(label) % len(COLORS)]
-        corners_x, corners_y = [left, right, right, left, left], [top, top, bottom]
-        axis.plot(corners_x, [*corners_y, bottom, top], color=color, linewidth=1.2)
-        axis.text(
-            left,
-            top,
-            f'{classes[int(label)]} {score:.2f}',
-            color='white',
-            fontsize=5,
-            verticalalignment='bottom',
-            bbox=dict(facecolor=color, edgecolor='none', pad=0.5),
-        )
+        if score >= SCORE_THRESHOLD:
+            left, top, right, bottom = box.tolist()
+            axis.plot(
+                [left, right, right, left, left],
+                [top, top, bottom, bottom, top],
+                color=COLORS[int(label) % len(COLORS)],
+                linewidth=1.5,
+            )

@@ -30,7 +30,7 @@ model = dict(
         anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False),
         # The features are normalized, so the default Xavier weights would make
         # large random scores, which the first epochs only unlearn.
-        init_cfg=dict(type='Normal', layer='Conv2d', std=0.01),
+        init_cfg=dict(type='Normal', layer='Conv2d', std=0.001),
         bbox_coder=dict(
             type='DeltaXYWHBBoxCoder',
             target_means=[0., 0., 0., 0.],

@@ -1,6 +1,7 @@
 """When statistics freeze during quantization aware training."""
 
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Optional, Union
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

@@ -1,7 +1,7 @@
 """Calibration as a loop of MMEngine's runner."""
 
 import math
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.registry import LOOPS
@@ -110,8 +110,8 @@ class CalibrationLoop(BaseLoop):
             model.quantization.activations.scalars(), step=self._iter)
         runner.save_calibrated(CHECKPOINT)
 
-    def _pass(self, name: str, references: Optional[List[Dict[str, Tensor]]],
-              lr: float) -> List[Dict[str, Tensor]]:
+    def _pass(self, name: str, references: Optional[list[dict[str, Tensor]]],
+              lr: float) -> list[dict[str, Tensor]]:
         runner = self.runner
         total = self.batches
         runner.logger.info(f'Calibration of {name}: {total} batches of '

@@ -1,14 +1,17 @@
 """The runner that quantizes: MMEngine's, with the model wrapped by phase."""
 
 import os
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
-from mmengine.model import (convert_sync_batchnorm, is_model_wrapper,
-                            revert_sync_batchnorm)
+from mmengine.model import (
+    convert_sync_batchnorm,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -52,12 +55,12 @@ class QuantRunner(Runner):
             _refuse_conflicts(cfg)
         super().__init__(*args, cfg=cfg, **kwargs)
 
-    def setup_env(self, env_cfg: Dict) -> None:
+    def setup_env(self, env_cfg: dict) -> None:
         """Sets the environment up, several CPU processes included."""
         init_cpu_process_group(self._launcher)
         super().setup_env(env_cfg)
 
-    def build_model(self, model: Union[nn.Module, Dict]) -> nn.Module:
+    def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
         """Builds the float model."""
         try:
             return super().build_model(model)
@@ -67,7 +70,7 @@ class QuantRunner(Runner):
                 'custom_imports of a config replaces that of its _base_, so '
                 "list both, imports=['mmquant_jacinto', ...]") from error
 
-    def wrap_model(self, model_wrapper_cfg: Optional[Dict],
+    def wrap_model(self, model_wrapper_cfg: Optional[dict],
                    model: nn.Module) -> nn.Module:
         """Places the model; it is wrapped when the phase is known."""
         if self.quantize_config is None:
@@ -83,7 +86,7 @@ class QuantRunner(Runner):
         return model if sync_bn is None else convert_sync_batchnorm(
             model, sync_bn)
 
-    def _read_wrapper_cfg(self, cfg: Optional[Dict]) -> Dict:
+    def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
         cfg = dict(cfg or {})
         kind = cfg.pop('type', _DISTRIBUTED_TYPES[0])
         if kind not in _DISTRIBUTED_TYPES:
@@ -176,13 +179,15 @@ class QuantRunner(Runner):
     def load_checkpoint(self, filename: str,
                         map_location: Union[str, Callable] = 'cpu',
                         strict: bool = False,
-                        revise_keys: list = [(r'^module.', '')]) -> dict:
+                        revise_keys: list = None) -> dict:
         """Loads a checkpoint and checks that it is of this model.
 
         Raises:
             QuantizeError: If it is of another model; in a test, also if it
                 has no ranges.
         """
+        if revise_keys is None:
+            revise_keys = [(r'^module.', '')]
         checkpoint = super().load_checkpoint(filename, map_location, strict,
                                              revise_keys)
         if self.quantize_config is not None:
@@ -215,7 +220,7 @@ class QuantRunner(Runner):
                 'that gives')
         self._note_other_settings(plan.config)
 
-    def _note_other_settings(self, stored: Dict[str, Any]) -> None:
+    def _note_other_settings(self, stored: dict[str, Any]) -> None:
         config = self.quantize_config
         for key in ('bits', 'target'):
             if stored[key] != getattr(config, key):
@@ -252,7 +257,7 @@ class QuantRunner(Runner):
             os.replace(path + '.part', path)
 
 
-def _refuse_conflicts(cfg: Dict) -> None:
+def _refuse_conflicts(cfg: dict) -> None:
     if cfg.get('efficient_conv_bn_eval'):
         raise QuantizeError(
             f'efficient_conv_bn_eval={cfg["efficient_conv_bn_eval"]!r} '
