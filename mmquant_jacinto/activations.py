@@ -11,6 +11,7 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .kernels import Grid
 from .observers import Observer, make_observer
@@ -23,10 +24,22 @@ SMALLEST_RANGE = 2.0**-24
 
 
 def power_of_two_above(x: Tensor) -> Tensor:
-    """The least power of two that is not below ``x`` (exact; x > 0)."""
-    mantissa, exponent = torch.frexp(x)
-    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
-    return torch.ldexp(torch.ones_like(x), exponent)
+    """The least power of two that is not below ``x``.
+
+    Exact, and cheap for the many small tensors it is called on: a carry out
+    of the mantissa's bits moves the exponent up unless they are all zero.
+
+    Args:
+        x (Tensor): Positive normal numbers, float32 or float64.
+
+    Returns:
+        Tensor: Shape and dtype of ``x``.
+    """
+    if x.dtype == torch.float64:
+        integer, mantissa = torch.int64, (1 << 52) - 1
+    else:
+        integer, mantissa = torch.int32, (1 << 23) - 1
+    return (x.view(integer) + mantissa).bitwise_and_(~mantissa).view(x.dtype)
 
 
 class ActivationQuantizers(nn.Module):
@@ -203,15 +216,19 @@ class ActivationQuantizers(nn.Module):
             widest = torch.tensor([width], device=device)
             dist.all_reduce(widest, op=dist.ReduceOp.MAX)
             width = int(widest)
-        total = len(self.specs)
-        highs = self.low.new_full((total, width), -torch.inf)
-        lows = highs.clone()
-        sizes = [0] * total
-        for index, (high, low, n) in pending.items():
-            highs[index, :len(high)] = high
-            lows[index, :len(low)] = low
-            sizes[index] = n
-        return highs, lows, highs.new_tensor(sizes)
+        empty = self.low.new_full((width,), -torch.inf)
+        highs, lows, sizes = [empty], [empty], [0.0]
+        for index in range(len(self.specs)):
+            high, low, n = pending.get(index, (empty, empty, 0))
+            highs.append(high)
+            lows.append(low)
+            sizes.append(n)
+        # The first row only makes all of them as wide as the widest.
+        highs, lows = (
+            pad_sequence(rows, batch_first=True, padding_value=-torch.inf)[1:]
+            for rows in (highs, lows)
+        )
+        return highs, lows, self.low.new_tensor(sizes[1:])
 
     def _make_grids(self, on_host: bool) -> list[Grid]:
         if not self.specs:

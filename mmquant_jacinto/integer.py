@@ -192,10 +192,10 @@ class Integer(Behaviour):
         layer = self.state.layers[step.weight]
         fmt = layer.spec.format
         width = self.fallback.bias_width(layer)
-        weight, bias = layer.folded()
+        weight, bias = layer.folded_weight(), layer.folded_bias()
         correction = self.state.correction(step.weight)
         bias = correction if bias is None else bias + correction
-        scale = layer.scale(weight)
+        scale = layer.scale()
         if self.constraint == 'reduce_weight_scale':
             scale = widen_for_bias(scale, bias, given.scale, width, fmt)
         integers = to_integers(weight, scale, fmt)

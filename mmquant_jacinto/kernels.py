@@ -72,7 +72,7 @@ def round_tensor(x: Tensor, rounding: str) -> Tensor:
     if rounding == HALF_UP:
         return x.add_(0.5).floor_()
     assert rounding == HALF_AWAY
-    return x.add_(torch.copysign(torch.full_like(x, 0.5), x)).trunc_()
+    return x.add_(torch.sign(x), alpha=0.5).trunc_()
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -125,10 +125,10 @@ class Simulate(Behaviour):
             step.inputs[0])
         if layer.norm_is_live:
             with torch.no_grad():
+                scale = self._scale(step.weight, layer, layer.folded_bias(), grid)
                 factor = layer.along_channels(layer.fold_factor())
-                scale = self._scale(step.weight, layer, *layer.folded(), grid)
-            weight = quantize_weight(layer.weight, scale, layer.spec.format,
-                                     factor)
+            weight = quantize_weight(
+                layer.weight, scale, layer.spec.format, factor)
             bias = layer.bias
         else:
             weight, scale, bias = self._folded(step.weight, layer, grid)
@@ -153,14 +153,15 @@ class Simulate(Behaviour):
 
     def _fold(self, name: str, layer: Layer, grid: Optional[Grid]
               ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
-        weight, bias = layer.folded()
+        bias = layer.folded_bias()
         with torch.no_grad():
-            scale = self._scale(name, layer, weight, bias, grid)
-        return quantize_weight(weight, scale, layer.spec.format), scale, bias
+            scale = self._scale(name, layer, bias, grid)
+        weight = quantize_weight(layer.folded_weight(), scale, layer.spec.format)
+        return weight, scale, bias
 
-    def _scale(self, name: str, layer: Layer, weight: Tensor,
-               bias: Optional[Tensor], grid: Optional[Grid]) -> Tensor:
-        scale = layer.scale(weight)
+    def _scale(self, name: str, layer: Layer, bias: Optional[Tensor],
+               grid: Optional[Grid]) -> Tensor:
+        scale = layer.scale()
         if self.constraint == 'reduce_weight_scale' and grid is not None:
             correction = self.state.correction(name)
             bias = correction if bias is None else bias + correction

@@ -101,48 +101,70 @@ class Layer(NamedTuple):
         shape[axis] = -1
         return values.view(shape)
 
-    def folded(self) -> tuple[Tensor, Optional[Tensor]]:
-        """Weight and bias (C,) with the frozen normalization folded in."""
-        weight, bias, norm = self.weight, self.bias, self.norm
+    def folded_weight(self) -> Tensor:
+        """The weight with the frozen normalization folded in."""
+        if self.norm is None:
+            return self.weight
+        return self.weight * self.along_channels(self.fold_factor())
+
+    def folded_bias(self) -> Optional[Tensor]:
+        """The bias with the frozen normalization folded in: (C,)."""
+        bias, norm = self.bias, self.norm
         if norm is None:
-            return weight, bias
-        factor = self.fold_factor()
-        bias = -norm.running_mean if bias is None \
-            else bias - norm.running_mean
-        bias = bias * factor
-        if norm.bias is not None:
-            bias = bias + norm.bias
-        return weight * self.along_channels(factor), bias
+            return bias
+        mean = norm.running_mean
+        bias = (-mean if bias is None else bias - mean) * self.fold_factor()
+        return bias if norm.bias is None else bias + norm.bias
 
-    def scale(self, folded: Tensor) -> Tensor:
-        """Step of the grid of a folded weight, see :func:`weight_scale`."""
-        return weight_scale(folded, self.spec.format, self.spec.axis)
+    def scale(self) -> Tensor:
+        """Step of the grid of the folded weight, see :func:`weight_scale`."""
+        factor = None if self.norm is None else self.fold_factor()
+        return weight_scale(self.weight, self.spec.format, self.spec.axis, factor)
 
 
-def weight_scale(weight: Tensor, fmt: TensorFormat, axis: int) -> Tensor:
+def weight_scale(
+    weight: Tensor, fmt: TensorFormat, axis: int, factor: Optional[Tensor] = None
+) -> Tensor:
     """Step of a weight's grid.
 
     Args:
-        weight (Tensor): Folded weight.
+        weight (Tensor): The weight.
         fmt (TensorFormat): Its format.
         axis (int): Output channel axis.
+        factor (Tensor, optional): What each output channel will be multiplied
+            by, (C,).
 
     Returns:
         Tensor: One element, or one per channel shaped to multiply the weight.
     """
-    if fmt.per_channel:
-        dims = [d for d in range(weight.dim()) if d != axis]
-        reach = torch.linalg.vector_norm(weight, torch.inf, dim=dims,
-                                         keepdim=True)
-        reach = torch.maximum(reach, reach.amax() / MAX_CHANNEL_RATIO)
-    else:
+    if factor is None and not fmt.per_channel:
         low, high = torch.aminmax(weight)
         reach = torch.maximum(-low, high)
+    else:
+        reach = channel_reach(weight, axis, factor)
+        largest = reach.amax()
+        if fmt.per_channel:
+            reach = torch.maximum(reach, largest / MAX_CHANNEL_RATIO)
+            reach = reach.view([-1 if d == axis else 1 for d in range(weight.dim())])
+        else:
+            reach = largest
     reach = reach.clamp(min=SMALLEST_RANGE)
     low, high = integer_bounds(fmt)
     if fmt.power_of_two:
         return power_of_two_above(reach) / (high + 1)
     return reach / high
+
+
+def channel_reach(weight: Tensor, axis: int, factor: Optional[Tensor]) -> Tensor:
+    """Largest magnitude in each output channel of the scaled weight: (C,)."""
+    if axis == 1:
+        groups = 1 if factor is None else factor.numel() // weight.shape[1]
+        # (in, out / groups, ...) holds group after group along its first axis.
+        weight = weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2)
+        weight = weight.flatten(0, 1)
+    low, high = torch.aminmax(weight.flatten(1), dim=1)
+    reach = torch.maximum(-low, high)
+    return reach if factor is None else reach * factor.abs()
 
 
 def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
@@ -164,11 +186,16 @@ class _QuantizeWeight(torch.autograd.Function):
                 scale: Tensor, fmt: TensorFormat) -> Tensor:
         if factor is None:
             return to_integers(weight, scale, fmt).mul_(scale)
-        # A channel that its normalization multiplies by zero has no grid.
-        usable = factor.abs() > SMALLEST_RANGE
-        step = scale / torch.where(usable, factor, torch.ones_like(factor))
-        out = to_integers(weight, step, fmt).mul_(step)
-        return torch.where(usable, out, weight)
+        # A channel that its normalization multiplies by zero (as residual
+        # branches start) has no grid; it gets one for the weight as it is.
+        low, high = torch.aminmax(weight)
+        unscaled = torch.maximum(-low, high) / integer_bounds(fmt)[1]
+        step = torch.where(
+            factor.abs() > SMALLEST_RANGE,
+            scale / factor,
+            unscaled.clamp_(min=SMALLEST_RANGE),
+        )
+        return to_integers(weight, step, fmt).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:

@@ -71,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--data',
         type=Path,
-        default=os.environ.get('DATA'),
+        default=os.environ.get('DATA') or None,
         help='data in VOC layout; by default $DATA, else BCCD where it is at hand, '
         "else handwritten digits on photographs, both scikit-learn's",
     )

@@ -16,14 +16,16 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=1),
+        pad_size_divisor=1,
+    ),
     # the backbone and the neck's in_channels come with each architecture
     neck=dict(
         type='FPN',
         norm_cfg=norm_cfg,
         # The extra levels start from the P5 output: it has out_channels maps
         # where the backbone's last stage has up to 2048.
-        add_extra_convs='on_output'),
+        add_extra_convs='on_output',
+    ),
     # num_classes, in_channels and the anchors come with each data set
     bbox_head=dict(
         type='SSDHead',
@@ -33,28 +35,34 @@ model = dict(
         init_cfg=dict(type='Normal', layer='Conv2d', std=0.001),
         bbox_coder=dict(
             type='DeltaXYWHBBoxCoder',
-            target_means=[0., 0., 0., 0.],
-            target_stds=[0.1, 0.1, 0.2, 0.2])),
+            target_means=[0.0, 0.0, 0.0, 0.0],
+            target_stds=[0.1, 0.1, 0.2, 0.2],
+        ),
+    ),
     train_cfg=dict(
         assigner=dict(
             type='MaxIoUAssigner',
             pos_iou_thr=0.5,
             neg_iou_thr=0.5,
-            min_pos_iou=0.,
+            min_pos_iou=0.0,
             ignore_iof_thr=-1,
-            gt_max_assign_all=False),
+            gt_max_assign_all=False,
+        ),
         sampler=dict(type='PseudoSampler'),
-        smoothl1_beta=1.,
+        smoothl1_beta=1.0,
         allowed_border=-1,
         pos_weight=-1,
         neg_pos_ratio=3,
-        debug=False),
+        debug=False,
+    ),
     test_cfg=dict(
         nms_pre=1000,
         nms=dict(type='nms', iou_threshold=0.45),
         min_bbox_size=0,
         score_thr=0.02,
-        max_per_img=200))
+        max_per_img=200,
+    ),
+)
 
 custom_hooks = [
     dict(type='NumClassCheckHook'),

@@ -17,12 +17,15 @@ model = dict(
     neck=dict(out_channels=128, num_outs=5),
     bbox_head=dict(
         num_classes=len(classes),
-        in_channels=(128, ) * 5,
+        in_channels=(128,) * 5,
         anchor_generator=dict(
             strides=strides,
             ratios=[[2], [2, 3], [2, 3], [2, 3], [2]],
             min_sizes=[size * input_size for size in anchor_sizes[:-1]],
-            max_sizes=[size * input_size for size in anchor_sizes[1:]])))
+            max_sizes=[size * input_size for size in anchor_sizes[1:]],
+        ),
+    ),
+)
 
 # Neither zoom nor crop: photographs of a microscope have one scale, and a short
 # training learns it sooner.
@@ -36,7 +39,8 @@ train_pipeline = [
         brightness_delta=32,
         contrast_range=(0.5, 1.5),
         saturation_range=(0.5, 1.5),
-        hue_delta=18),
+        hue_delta=18,
+    ),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
@@ -47,8 +51,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 
 # XMLDataset, the parent of VOCDataset: the latter takes a folder called VOC2007
@@ -58,8 +62,9 @@ dataset = dict(
     data_root='{{$BCCD_ROOT:../shared/data/bccd}}/VOC2007/',
     data_prefix=dict(sub_data_root=''),
     metainfo=dict(
-        classes=classes,
-        palette=[(220, 20, 60), (0, 82, 200), (255, 165, 0)]))
+        classes=classes, palette=[(220, 20, 60), (0, 82, 200), (255, 165, 0)]
+    ),
+)
 train_dataloader = dict(
     batch_size=4,
     num_workers=2,
@@ -71,7 +76,9 @@ train_dataloader = dict(
         # Two boxes of BCCD have no area. The one in `train` is ignored: it has
         # no finite regression target. The one in `val` counts as missed.
         filter_cfg=dict(filter_empty_gt=True, min_size=32, bbox_min_size=1),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
@@ -82,7 +89,9 @@ val_dataloader = dict(
         dataset,
         ann_file='ImageSets/Main/val.txt',
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 # pascal_voc/mAP is mAP50, coco_style/mAP the mean over IoU 0.50 to 0.95.
@@ -93,19 +102,20 @@ val_evaluator = [
         metric='mAP',
         eval_mode='area',
         iou_thrs=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
-        prefix='coco_style'),
+        prefix='coco_style',
+    ),
 ]
 test_evaluator = val_evaluator
 
 max_epochs = 40
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=35, norm_type=2))
+    clip_grad=dict(max_norm=35, norm_type=2),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
@@ -114,6 +124,7 @@ param_scheduler = [
         end=max_epochs,
         T_max=max_epochs,
         by_epoch=True,
-        eta_min=0),
+        eta_min=0,
+    ),
 ]
 default_hooks = dict(logger=dict(interval=10))

@@ -8,14 +8,15 @@ dataset = dict(
     # the folder that holds JPEGImages, Annotations and ImageSets
     data_root='{{$DEMO_DATA:../shared/data/bccd/VOC2007}}',
     # the colors of BCCD are three, and there must be one for each class
-    metainfo=dict(classes=classes, palette=[(220, 20, 60)] * len(classes)))
+    metainfo=dict(classes=classes, palette=[(220, 20, 60)] * len(classes)),
+)
 model = dict(bbox_head=dict(num_classes=len(classes)))
 train_dataloader = dict(
-    dataset=dict(
-        dataset, ann_file='ImageSets/Main/{{$DEMO_TRAIN_SPLIT:train}}.txt'))
+    dataset=dict(dataset, ann_file='ImageSets/Main/{{$DEMO_TRAIN_SPLIT:train}}.txt')
+)
 val_dataloader = dict(
-    dataset=dict(
-        dataset, ann_file='ImageSets/Main/{{$DEMO_TEST_SPLIT:val}}.txt'))
+    dataset=dict(dataset, ann_file='ImageSets/Main/{{$DEMO_TEST_SPLIT:val}}.txt')
+)
 test_dataloader = val_dataloader
 
 max_epochs = {{'$DEMO_EPOCHS:20'}}

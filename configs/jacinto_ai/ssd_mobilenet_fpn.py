@@ -4,6 +4,7 @@ model = dict(
     backbone=dict(
         type='MobileNetV2',
         out_indices=(2, 4, 7),
-        init_cfg=dict(
-            type='Pretrained', checkpoint='open-mmlab://mmdet/mobilenet_v2')),
-    neck=dict(in_channels=[32, 96, 1280]))
+        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://mmdet/mobilenet_v2'),
+    ),
+    neck=dict(in_channels=[32, 96, 1280]),
+)

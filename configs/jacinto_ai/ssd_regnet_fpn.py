@@ -6,6 +6,7 @@ model = dict(
         arch='regnetx_800mf',
         out_indices=(1, 2, 3),
         norm_eval=False,
-        init_cfg=dict(
-            type='Pretrained', checkpoint='open-mmlab://regnetx_800mf')),
-    neck=dict(in_channels=[128, 288, 672]))
+        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://regnetx_800mf'),
+    ),
+    neck=dict(in_channels=[128, 288, 672]),
+)

@@ -6,6 +6,7 @@ model = dict(
         depth=50,
         out_indices=(1, 2, 3),
         norm_eval=False,
-        init_cfg=dict(
-            type='Pretrained', checkpoint='torchvision://resnet50')),
-    neck=dict(in_channels=[512, 1024, 2048]))
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+    ),
+    neck=dict(in_channels=[512, 1024, 2048]),
+)

@@ -1,0 +1,247 @@
+import numpy as np
+import pytest
+import torch
+from reference import power_of_two
+from toy_models import calibrated, make_plan
+
+from mmquant_jacinto import PRESETS, quantize_model
+from mmquant_jacinto.activations import ActivationQuantizers, power_of_two_above
+from mmquant_jacinto.plan import ActivationSpec
+
+
+def quantizers(target='jacinto', bits=8, observer='minmax', percentile=0.01,
+               positive=False):
+    """One activation quantizer, named 'x'."""
+    fmt = PRESETS[target].activation.with_bits(bits)
+    spec = ActivationSpec('x', 'activation', fmt, positive)
+    return ActivationQuantizers([spec], observer, percentile)
+
+
+def measured(*batches, clip=None, **kwargs):
+    """Quantizers that have seen some steps of one tensor each."""
+    found = quantizers(**kwargs)
+    for batch in batches:
+        found.observe('x', torch.as_tensor(batch), clip)
+        found.commit()
+    return found
+
+
+def range_of(found):
+    return found.low.item(), found.high.item()
+
+
+@pytest.mark.parametrize('percentile', [0.01, 0.1, 1.0])
+@pytest.mark.parametrize('elements', [10, 5000, 30000])
+def test_percentile_is_that_of_the_sorted_tensor(percentile, elements):
+    x = torch.randn(2, elements // 2)
+    found = measured(x, observer='percentile', percentile=percentile)
+    ordered = np.sort(x.numpy().ravel())
+    rank = max(1, round(percentile / 100 * elements))
+    assert range_of(found) == (ordered[rank - 1], ordered[-rank])
+
+
+def test_minmax_takes_the_very_ends():
+    x = torch.randn(3, 7)
+    assert range_of(measured(x)) == (x.min(), x.max())
+
+
+def test_large_rows_are_sampled_alike_on_every_image():
+    # A stride, so that the sample of a batch is that of its images.
+    image = torch.randn(1, 4, 200, 200)
+    alone = measured(image, observer='percentile', percentile=0.1)
+    twice = measured(image.repeat(2, 1, 1, 1), observer='percentile',
+                     percentile=0.1)
+    assert range_of(alone) == pytest.approx(range_of(twice), rel=0.05)
+    assert alone.observer.sample(image).numel() < image.numel()
+    assert torch.equal(
+        twice.observer.sample(image.repeat(2, 1, 1, 1)),
+        alone.observer.sample(image).repeat(2),
+    )
+
+
+def test_known_positive_tensor_ignores_what_the_clip_removes():
+    x = torch.randn(1000)
+    found = measured(x, positive=True, clip=(0.0, None))
+    assert range_of(found) == (0, x.max())
+
+
+@pytest.mark.parametrize('clip', [(0.0, None), (0.0, 6.0), (-1.0, 1.0), (None, 2.0)])
+@pytest.mark.parametrize('shift', [-20.0, 0.0, 20.0])
+def test_range_is_that_of_the_clipped_tensor(clip, shift):
+    # Also where all of the tensor is beyond one of the bounds.
+    x = torch.randn(1000) * 3 + shift
+    found = measured(x, clip=clip, positive=clip[0] == 0)
+    clipped = x.clamp(*clip)
+    low = 0 if clip[0] == 0 else clipped.min()
+    assert range_of(found) == (low, clipped.max())
+
+
+def test_average_is_exponential_with_factor_one_by_n():
+    batches = [torch.randn(50) * (step + 1) for step in range(6)]
+    low = high = 0.0
+    for n, batch in enumerate(batches, start=1):
+        low += (batch.min().item() - low) / n
+        high += (batch.max().item() - high) / n
+    assert range_of(measured(*batches)) == pytest.approx((low, high), rel=1e-6)
+
+
+def test_average_factor_never_falls_below_a_thousandth():
+    found = measured(torch.tensor([-1.0, 1.0]))
+    found.count.fill_(5000)
+    found.observe('x', torch.tensor([-11.0, 101.0]))
+    found.commit()
+    assert range_of(found) == pytest.approx((-1.01, 1.1), rel=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_power_of_two_above_is_exact(dtype):
+    exact = torch.tensor(2.0, dtype=dtype) ** torch.arange(-24, 25)
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    assert torch.equal(power_of_two_above(exact), exact)
+    assert torch.equal(power_of_two_above(exact.nextafter(infinity)), exact * 2)
+    assert torch.equal(power_of_two_above(exact.nextafter(-infinity)), exact)
+
+
+@pytest.mark.parametrize('bits', [4, 8, 16])
+@pytest.mark.parametrize('ends', [(-3.0, 5.0), (-9.0, 5.0), (-4.0, 4.0)])
+def test_jacinto_signed_grid(bits, ends):
+    grid = measured(ends, bits=bits).grid('x')
+    half = 2 ** (bits - 1)
+    assert grid.scale == power_of_two(max(-ends[0], ends[1])) / half
+    assert (grid.low, grid.high) == (-half, half - 1)
+    assert (grid.levels, grid.rounding) == (2**bits, 'half_up')
+
+
+@pytest.mark.parametrize('bits', [4, 8, 16])
+@pytest.mark.parametrize('ends', [(0.0, 5.0), (0.5, 4.0)])
+def test_jacinto_grid_is_unsigned_without_a_negative_part(bits, ends):
+    grid = measured(ends, bits=bits).grid('x')
+    assert grid.scale == power_of_two(ends[1]) / 2**bits
+    assert (grid.low, grid.high) == (0, 2**bits - 1)
+
+
+@pytest.mark.parametrize('bits', [4, 8, 16])
+@pytest.mark.parametrize('ends', [(-1.0, 3.0), (0.0, 3.0), (1.0, 3.0), (-3.0, -1.0)])
+def test_affine_grid_covers_the_range_and_zero(bits, ends):
+    grid = measured(ends, target='tidl', bits=bits).grid('x')
+    low, high = min(ends[0], 0), max(ends[1], 0)
+    scale = float(np.float32((high - low) / (2**bits - 1)))
+    zero_point = np.rint(-low / scale)
+    assert grid.scale == scale
+    assert (grid.low, grid.high) == (-zero_point, 2**bits - 1 - zero_point)
+    assert (grid.levels, grid.rounding) == (2**bits, 'half_even')
+
+
+@pytest.mark.parametrize('bits', [4, 8, 16])
+@pytest.mark.parametrize('ends', [(-1.0, 3.0), (0.0, 3.0), (-3.0, 1.0)])
+def test_symmetric_grid_has_the_larger_end_on_it(bits, ends):
+    grid = measured(ends, target='tensorrt', bits=bits).grid('x')
+    half = 2 ** (bits - 1)
+    assert grid.scale == float(np.float32(3 / (half - 1)))
+    assert (grid.low, grid.high) == (-half, half - 1)
+
+
+@pytest.mark.parametrize('target', PRESETS)
+def test_tensor_of_zeros_gets_a_finite_grid(target):
+    grid = measured(torch.zeros(10), target=target).grid('x')
+    assert 0 < grid.scale < 1
+
+
+@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+@pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize('elements', [100, 40000])
+def test_batch_with_nan_or_infinity_is_left_out_and_reported(
+        observer, bad, elements):
+    good = torch.randn(elements)
+    found = measured(good, observer=observer)
+    before = range_of(found)
+    poisoned = torch.randn(elements) * 9
+    poisoned[7] = bad
+    found.observe('x', poisoned)
+    found.commit()
+    assert range_of(found) == before
+    assert found.count.tolist() == [1]
+    assert found.take_rejected() == ['x']
+    assert found.take_rejected() == []
+
+
+def test_first_batch_that_is_rejected_gives_no_range():
+    found = measured([1.0, torch.nan])
+    assert not found.has_range('x')
+    assert found.grid('x') is None
+    assert found.missing() == ['x']
+
+
+def test_observed_tensor_is_left_alone():
+    x = torch.randn(4, 100, requires_grad=True)
+    before = x.detach().clone()
+    measured(x, observer='percentile', clip=(0.0, 6.0))
+    assert torch.equal(x, before)
+    assert x.requires_grad and x.grad is None and not vars(x)
+
+
+@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+@pytest.mark.parametrize('elements', [64, 40000])
+@pytest.mark.parametrize('positive', [False, True])
+def test_halves_of_a_batch_give_the_range_of_the_whole(
+        observer, elements, positive):
+    # A quantizer that several tensors share sees them all in one forward.
+    batch = torch.randn(4, elements)
+    kwargs = dict(observer=observer, percentile=0.05, positive=positive)
+    whole, halves = measured(batch, **kwargs), quantizers(**kwargs)
+    for half in batch.chunk(2):
+        halves.observe('x', half)
+    halves.commit()
+    assert range_of(halves) == range_of(whole)
+    assert halves.count.tolist() == [1]
+
+
+@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+def test_empty_tensor_is_not_seen(observer):
+    found = measured(torch.empty(0, 4, 7), observer=observer)
+    assert not found.has_range('x')
+    assert found.take_rejected() == []
+
+
+@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+def test_scalar_is_seen(observer):
+    assert range_of(measured(torch.tensor(3.0), observer=observer))[1] == 3
+
+
+def test_half_precision_is_measured():
+    x = torch.randn(500).half()
+    assert range_of(measured(x, observer='percentile'))[1] == x.max()
+
+
+def test_frozen_range_stays():
+    found = measured([-1.0, 1.0])
+    found.observing = False
+    found.observe('x', torch.tensor([-9.0, 9.0]))
+    found.commit()
+    assert range_of(found) == (-1, 1)
+
+
+def test_observation_acts_from_the_next_step_on():
+    found = quantizers()
+    found.observe('x', torch.tensor([-1.0, 1.0]))
+    assert found.grid('x') is None
+    found.commit()
+    assert found.grid('x').scale == 1 / 128
+
+
+def test_ranges_survive_a_state_dict(toy_net, images):
+    quantization = calibrated(toy_net, images)
+    state = toy_net.state_dict()
+    other = quantize_model(type(toy_net)(), make_plan(type(toy_net)(), images))
+    other.root.load_state_dict(state)
+    mine, loaded = quantization.activations, other.activations
+    for name in ('low', 'high', 'count'):
+        assert torch.equal(getattr(mine, name), getattr(loaded, name))
+    assert loaded.missing() == []
+    for spec in mine.specs:
+        assert mine.grid(spec.name) == loaded.grid(spec.name)
+
+
+def test_scalars_name_both_ends():
+    assert measured([-1.0, 2.0]).scalars() == {
+        'range/x/low': -1.0, 'range/x/high': 2.0}

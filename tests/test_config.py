@@ -1,0 +1,188 @@
+import pytest
+
+from mmquant_jacinto import QuantizeConfig, QuantizeError
+
+
+@pytest.mark.parametrize('value', [None, False, 0, '', {}, []])
+def test_falsy_value_switches_quantization_off(value):
+    assert QuantizeConfig.parse(value) is None
+
+
+@pytest.mark.parametrize(
+    'value, mode',
+    [(True, 'qat'), (1, 'qat'), ('training', 'qat'), ('calibration', 'ptq')],
+)
+def test_short_forms(value, mode):
+    assert QuantizeConfig.parse(value) == QuantizeConfig(mode=mode)
+
+
+def test_defaults_are_those_of_the_jacinto_flow():
+    config = QuantizeConfig.parse(True)
+    assert (config.mode, config.bits, config.target) == ('qat', 8, 'jacinto')
+    assert config.observer_name == 'percentile'
+    assert config.percentile == 0.01
+    assert config.weight_constraint is True
+
+
+def test_full_form_reaches_every_level():
+    config = QuantizeConfig.parse(
+        dict(
+            mode='ptq',
+            bits=dict(weight=4, output=16),
+            target='tidl',
+            overrides={'head.*': 16, 'neck': False},
+            calibration=dict(iterations=5, lr=0.1),
+            freeze=dict(bn=3, ranges=False),
+        )
+    )
+    assert config.calibration.iterations == 5
+    assert config.calibration.lr == 0.1
+    assert config.calibration.epochs == 1
+    assert (config.freeze.bn, config.freeze.ranges) == (3, False)
+    assert config.overrides == {'head.*': 16, 'neck': False}
+
+
+def test_parsed_config_parses_to_itself():
+    config = QuantizeConfig(bits=4)
+    assert QuantizeConfig.parse(config) is config
+
+
+def test_bits_by_kind_fall_back_on_activation_then_on_8():
+    config = QuantizeConfig(bits=dict(activation=6))
+    assert config.bits_of('weight') == 8
+    assert config.bits_of('activation') == 6
+    assert config.bits_of('output') == 6
+    assert QuantizeConfig(bits=dict(weight=4)).bits_of('output') == 8
+    assert QuantizeConfig(bits=4).bits_of('output') == 4
+
+
+def test_constraints_default_to_the_preset_and_can_be_switched_off():
+    assert QuantizeConfig().bias_constraint == 'reduce_weight_scale'
+    assert QuantizeConfig(constrain_bias='saturate').bias_constraint == 'saturate'
+    assert QuantizeConfig(constrain_bias=False).bias_constraint is None
+    assert QuantizeConfig(target='tidl').weight_constraint is False
+    assert QuantizeConfig(constrain_weights=False).weight_constraint is False
+
+
+# Each message names the key, the value found and what would be right.
+BAD_VALUES = {
+    'mode': (dict(mode='qatt'), 'quantize.mode', "'qatt'", "did you mean 'qat'"),
+    'short form': ('trainig', "quantize='trainig'", "did you mean 'training'"),
+    'number': (2, 'quantize=2', 'neither a dict nor a switch'),
+    'list': (['qat'], "quantize=['qat']", 'neither a dict nor a switch'),
+    'key': (dict(bit=8), 'quantize.bit ', "did you mean 'bits'"),
+    'float bits': (dict(bits=3.5), 'quantize.bits=3.5', 'from 2 to 16'),
+    'no bits': (dict(bits=0), 'quantize.bits=0', 'from 2 to 16'),
+    'one bit': (dict(bits=1), 'quantize.bits=1', 'from 2 to 16'),
+    'many bits': (dict(bits=33), 'quantize.bits=33', 'from 2 to 16'),
+    'bool bits': (dict(bits=True), 'quantize.bits=True', 'from 2 to 16'),
+    'text bits': (dict(bits='8'), "quantize.bits='8'", 'from 2 to 16'),
+    'kind': (
+        dict(bits=dict(weights=8)),
+        'quantize.bits.weights',
+        "did you mean 'weight'",
+    ),
+    'kind bits': (
+        dict(bits=dict(weight=32)),
+        'quantize.bits.weight=32',
+        'from 2 to 16',
+    ),
+    'target': (
+        dict(target='jacint'),
+        "quantize.target='jacint'",
+        "did you mean 'jacinto'",
+    ),
+    'unhashable target': (dict(target=['tidl']), "quantize.target=['tidl']", 'tidl'),
+    'overrides': (dict(overrides=[]), 'quantize.overrides=[]', "{'bbox_head.*': 16}"),
+    'override': (
+        dict(overrides={'head.*': 32}),
+        "quantize.overrides['head.*']=32",
+        'from 2 to 16',
+    ),
+    'override switch': (
+        dict(overrides={'head.*': True}),
+        "quantize.overrides['head.*']=True",
+        'from 2 to 16',
+    ),
+    'override kind': (
+        dict(overrides={'head.*': dict(wieght=8)}),
+        "quantize.overrides['head.*'].wieght",
+        "did you mean 'weight'",
+    ),
+    'calibration': (
+        dict(calibration=100),
+        'quantize.calibration=100',
+        'is not a dict',
+    ),
+    'calibration key': (
+        dict(calibration=dict(iteration=5)),
+        'quantize.calibration.iteration ',
+        "did you mean 'iterations'",
+    ),
+    'images': (
+        dict(calibration=dict(num_images=0)),
+        'quantize.calibration.num_images=0',
+        'at least 1',
+    ),
+    'iterations': (
+        dict(calibration=dict(iterations=2.5)),
+        'quantize.calibration.iterations=2.5',
+        'at least 1',
+    ),
+    'calibration epochs': (
+        dict(calibration=dict(epochs=-1)),
+        'quantize.calibration.epochs=-1',
+        'at least 0',
+    ),
+    'step': (
+        dict(calibration=dict(lr=0)),
+        'quantize.calibration.lr=0',
+        'above 0, up to 1',
+    ),
+    'step text': (
+        dict(calibration=dict(lr='0.1')),
+        "quantize.calibration.lr='0.1'",
+        'above 0, up to 1',
+    ),
+    'freeze': (dict(freeze=3), 'quantize.freeze=3', 'is not a dict'),
+    'freeze key': (
+        dict(freeze=dict(range=3)),
+        'quantize.freeze.range ',
+        "did you mean 'ranges'",
+    ),
+    'freeze value': (
+        dict(freeze=dict(bn=True)),
+        'quantize.freeze.bn=True',
+        'at least 0',
+    ),
+    'freeze epoch': (
+        dict(freeze=dict(ranges=-1)),
+        'quantize.freeze.ranges=-1',
+        'at least 0',
+    ),
+    'observer': (
+        dict(observer='min_max'),
+        "quantize.observer='min_max'",
+        "did you mean 'minmax'",
+    ),
+    'percentile': (dict(percentile=50), 'quantize.percentile=50', 'below 50'),
+    'bias': (
+        dict(constrain_bias='saturat'),
+        "quantize.constrain_bias='saturat'",
+        "did you mean 'saturate'",
+    ),
+    'weights': (
+        dict(constrain_weights='yes'),
+        "quantize.constrain_weights='yes'",
+        'True or False',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BAD_VALUES)
+def test_bad_value_is_refused_by_name(case):
+    value, *parts = BAD_VALUES[case]
+    with pytest.raises(QuantizeError) as caught:
+        QuantizeConfig.parse(value)
+    for part in parts:
+        assert part in str(caught.value)
