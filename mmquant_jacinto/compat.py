@@ -4,6 +4,15 @@ import importlib.util
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+
+def _history_buffer_attribute(owner: type, name: str) -> object:
+    """Stands in for ``getattr``, by which a pickle names a class's functions."""
+    if owner is not HistoryBuffer:
+        raise TypeError(f'a checkpoint may not read {name!r} of {owner!r}')
+    return getattr(owner, name)
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -13,28 +22,23 @@ def allow_mmengine_checkpoints() -> None:
     one; its checkpoints hold ``HistoryBuffer`` and numpy scalars. The check
     itself stays on.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
+    if digit_version(torch.__version__) < digit_version('2.6'):
         return
-    from mmengine.logging.history_buffer import HistoryBuffer
     try:
         from numpy._core import multiarray
     except ImportError:
         from numpy.core import multiarray
-    dtypes = [type(np.dtype(name)) for name in (
-        'float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32',
-        'int64', 'bool')]
-    # NumPy 2 moved these; a checkpoint may come from either.
-    moved = [(multiarray._reconstruct, f'numpy.{core}.multiarray._reconstruct')
-             for core in ('core', '_core')]
-    moved += [(multiarray.scalar, f'numpy.{core}.multiarray.scalar')
-              for core in ('core', '_core')]
-    plain = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
-    try:
-        torch.serialization.add_safe_globals(plain + moved)
-    except (TypeError, AttributeError):
-        # torch 2.4 takes no (object, name) pairs.
-        torch.serialization.add_safe_globals(
-            plain + [multiarray._reconstruct, multiarray.scalar])
+    names = 'float16 float32 float64 int8 uint8 int16 int32 int64 bool'
+    dtypes = [type(np.dtype(name)) for name in names.split()]
+    # NumPy 2 moved these two; a checkpoint may come from either.
+    moved = [
+        (function, f'numpy.{core}.multiarray.{function.__name__}')
+        for core in ('core', '_core')
+        for function in (multiarray._reconstruct, multiarray.scalar)
+    ]
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *moved,
+         (_history_buffer_attribute, 'builtins.getattr')])
 
 
 def mend_ssd_head() -> None:
