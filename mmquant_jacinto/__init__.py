@@ -1,5 +1,6 @@
 """Quantization of OpenMMLab 2.x models by two lines of config."""
 
+from . import wrappers
 from .compat import allow_mmengine_checkpoints, mend_ssd_head
 from .config import QuantizeConfig
 from .errors import QuantizeError
@@ -26,6 +27,12 @@ __all__ = [
     'QuantizeError', 'TensorFormat', '__version__', 'plan_model',
     'quantize_model', 'unquantize_model'
 ]
+
+
+def __getattr__(name: str) -> type:
+    # The seed's plural names, which are deprecated.
+    return getattr(wrappers, name)
+
 
 allow_mmengine_checkpoints()
 mend_ssd_head()

@@ -11,9 +11,9 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
 from . import quantization as phases
-from .calibrate import Correct, Observe
 from .config import QuantizeConfig
 from .errors import QuantizeError
+from .execute import Behaviour
 from .plan import Plan
 from .prepare import plan_model, probe_passes, quantize_model
 from .quantization import Quantization
@@ -300,7 +300,8 @@ class QuantCalibrateModule(QuantModule):
         if self.config.calibration.epochs:
             return self.correct(reference, self.config.calibration.lr, *args,
                                 **kwargs)
-        with torch.no_grad(), self._phase(phases.CORRECT):
+        self._behaviour(phases.CORRECT)
+        with torch.no_grad():
             return self.module(*args, **kwargs)
 
     def observe(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -309,10 +310,10 @@ class QuantCalibrateModule(QuantModule):
         Returns:
             Dict[str, Tensor]: Each layer's mean output per channel, (C,).
         """
-        with torch.no_grad(), self._phase(phases.OBSERVE) as behaviour:
-            assert isinstance(behaviour, Observe)
+        behaviour = self._behaviour(phases.OBSERVE)
+        with torch.no_grad():
             self.module(*args, **kwargs)
-            return behaviour.means.take()
+        return behaviour.means.take()
 
     def correct(self, reference: dict[str, Tensor], lr: float, *args: Any,
                 **kwargs: Any) -> Any:
@@ -326,11 +327,11 @@ class QuantCalibrateModule(QuantModule):
         Returns:
             Any: What the quantized model returns.
         """
-        with torch.no_grad(), self._phase(phases.CORRECT) as behaviour:
-            assert isinstance(behaviour, Correct)
+        behaviour = self._behaviour(phases.CORRECT)
+        with torch.no_grad():
             result = self.module(*args, **kwargs)
-            behaviour.update(reference, lr)
-            return result
+        behaviour.update(reference, lr)
+        return result
 
     def calibrate_step(self, batch: Any,
                        reference: Optional[dict[str, Tensor]],
@@ -355,28 +356,16 @@ class QuantCalibrateModule(QuantModule):
         self.correct(reference, lr, *args, **call, mode='predict')
         return {}
 
-    def _phase(self, phase: str) -> '_Phase':
-        return _Phase(self.quantization, phase)
+    def _behaviour(self, phase: str) -> Behaviour:
+        # An unchanged phase keeps what it has computed.
+        if self.quantization.phase != phase:
+            self.quantization.set_phase(phase)
+        return self.quantization.executor.behaviour
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         raise QuantizeError(
             "calibration has no training step; use train_cfg.type="
             "'CalibrationLoop', which quantize.mode=ptq sets by itself")
-
-
-class _Phase:
-    """Keeps a phase for a while; an unchanged one keeps its caches."""
-
-    def __init__(self, quantization: Quantization, phase: str) -> None:
-        self.quantization = quantization
-        if quantization.phase != phase:
-            quantization.set_phase(phase)
-
-    def __enter__(self) -> Any:
-        return self.quantization.executor.behaviour
-
-    def __exit__(self, *args: Any) -> None:
-        """The next pass sets the phase that it needs."""
 
 
 @MODEL_WRAPPERS.register_module()

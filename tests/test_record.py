@@ -25,8 +25,8 @@ def test_graph_of_the_toy_net(toy_net, images):
     graph = record_once(toy_net, images)
     assert {name: site.kind for name, site in graph.sites.items()} == {
         'stem/conv2d': ops.CONV, 'stem_norm/batch_norm': ops.NORM,
-        'relu/relu': ops.CLIP, 'conv/conv2d': ops.CONV,
-        'norm/batch_norm': ops.NORM, 'relu#1/relu': ops.CLIP,
+        'act/relu': ops.CLIP, 'conv/conv2d': ops.CONV,
+        'norm/batch_norm': ops.NORM, 'act#1/relu': ops.CLIP,
         'expand/conv2d': ops.CONV, '/add': ops.ADD, '/relu': ops.CLIP,
         '/max_pool2d': ops.PASS, 'lateral/conv2d': ops.CONV,
         '/interpolate': ops.PASS, '/cat': ops.CAT,
@@ -36,7 +36,7 @@ def test_graph_of_the_toy_net(toy_net, images):
         site.name: {reader.name for value in site.outputs
                     for reader in graph.consumers().get(value, [])}
         for site in graph.sites.values()}
-    assert readers['relu/relu'] == {'conv/conv2d', '/add'}
+    assert readers['act/relu'] == {'conv/conv2d', '/add'}
     assert readers['/relu'] == {'/max_pool2d', '/cat'}
     assert readers['fc/linear'] == set()
     assert graph.region_outputs == set(graph.sites['fc/linear'].outputs)

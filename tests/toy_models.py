@@ -11,7 +11,7 @@ from mmquant_jacinto import QuantizeConfig, plan_model, quantize_model
 class ToyNet(nn.Module):
     """One of each thing that a graph tracer or a naive hook gets wrong.
 
-    A module used twice (``relu``), a functional activation behind a residual
+    A module used twice (``act``), a functional activation behind a residual
     addition, and pooling, resizing and concatenation as functions.
     """
 
@@ -24,11 +24,11 @@ class ToyNet(nn.Module):
         self.expand = nn.Conv2d(8, 8, 1)
         self.lateral = nn.Conv2d(8, 4, 1)
         self.fc = nn.Linear(12, 5)
-        self.relu = nn.ReLU()
+        self.act = nn.ReLU()
 
     def forward(self, x):
-        x = self.relu(self.stem_norm(self.stem(x)))
-        out = self.relu(self.norm(self.conv(x)))
+        x = self.act(self.stem_norm(self.stem(x)))
+        out = self.act(self.norm(self.conv(x)))
         out = F.relu(self.expand(out) + x)
         small = self.lateral(F.max_pool2d(out, 2))
         large = F.interpolate(small, scale_factor=2, mode='nearest')

@@ -19,7 +19,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-max_epochs = {{'$DEMO_EPOCHS:20'}}
+max_epochs = {{'$DEMO_EPOCHS:18'}}
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 param_scheduler = [
     _base_.param_scheduler[0],

@@ -1,4 +1,4 @@
-# Calibration: one pass over training images, no gradients.
+# Calibration on training images: forward passes only, no gradients.
 _base_ = 'ssd_mobilenet_fpn.py'
 quantize = dict(mode='ptq', bits=8)
 load_from = f'{_base_.work_dir}/epoch_{_base_.train_cfg.max_epochs}.pth'

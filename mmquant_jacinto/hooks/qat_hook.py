@@ -56,11 +56,11 @@ class QATHook(Hook):
         """Writes ranges in an iteration-based loop."""
         if isinstance(runner.train_loop, IterBasedTrainLoop) \
                 and self.every_n_train_iters(runner, self.interval):
-            self._report(runner)
+            self._report(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Writes ranges after each epoch."""
-        self._report(runner)
+        self._report(runner, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Checks that there is something to validate with."""
@@ -82,10 +82,9 @@ class QATHook(Hook):
                 f'of {total} on.')
         return changed
 
-    def _report(self, runner: Runner) -> None:
+    def _report(self, runner: Runner, step: int) -> None:
         activations = runner.model.quantization.activations
-        runner.visualizer.add_scalars(activations.scalars(),
-                                      step=runner.iter + 1)
+        runner.visualizer.add_scalars(activations.scalars(), step=step)
         rejected = activations.take_rejected()
         if rejected:
             runner.logger.warning(

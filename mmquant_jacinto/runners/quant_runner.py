@@ -240,18 +240,20 @@ class QuantRunner(Runner):
         os.replace(path + '.part', path)
 
     def save_checkpoint(self, out_dir: str, filename: str,
+                        file_client_args: Optional[dict] = None,
                         *args: Any, **kwargs: Any) -> None:
         """Saves a checkpoint under its name only when it is complete."""
         if isinstance(self._train_loop, CalibrationLoop):
             # There is no optimizer and no schedule.
             kwargs.update(save_optimizer=False, save_param_scheduler=False)
-        local = '://' not in str(out_dir) and not args \
-            and kwargs.get('backend_args') is None \
-            and kwargs.get('file_client_args') is None
+        local = '://' not in str(out_dir) and file_client_args is None \
+            and kwargs.get('backend_args') is None
         if self.quantize_config is None or not local:
-            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            super().save_checkpoint(out_dir, filename, file_client_args,
+                                    *args, **kwargs)
             return
-        super().save_checkpoint(out_dir, filename + '.part', **kwargs)
+        super().save_checkpoint(out_dir, filename + '.part',
+                                file_client_args, *args, **kwargs)
         if is_main_process():
             path = os.path.join(out_dir, filename)
             os.replace(path + '.part', path)

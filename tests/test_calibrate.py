@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import ROUND, convolve, power_of_two, to_grid
+from torch import nn
+from toy_models import Forward, ToyNet, calibrated, make_plan, randomize_norms
+
+from mmquant_jacinto import QuantCalibrateModule, quantize_model
+
+BITS = 4  # coarse, so that there is something to correct
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 8, 8)
+
+
+def one_layer():
+    return Forward(lambda net, x: net.conv(x), conv=nn.Conv2d(3, 4, 3))
+
+
+def quantized_mean(conv, x, given, correction):
+    """Mean per channel of the quantized convolution, from the formulas."""
+    high = 2 ** (BITS - 1)
+    weight = conv.weight.detach().numpy().astype(np.float64)
+    bias = conv.bias.detach().numpy().astype(np.float64) + correction
+    # The grid is widened until the bias fits 2 * BITS bits.
+    need = np.abs(bias).max() / (2.0 ** (2 * BITS - 1) - 1) / given.scale
+    scale = max(power_of_two(np.abs(weight).max()) / high, power_of_two(need))
+    weight = np.clip(ROUND['half_away'](weight / scale), -high, high - 1) * scale
+    bias = np.rint(bias / (scale * given.scale)) * scale * given.scale
+    x = to_grid(x.numpy(), *given[:3], given.rounding) * given.scale
+    return convolve(x, weight).mean((0, 2, 3)) + bias
+
+
+def test_observed_model_computes_in_float(toy_net, images):
+    expected = toy_net(images)
+    quantization = calibrated(toy_net, images, 'observe')
+    assert torch.equal(toy_net(images), expected)
+    assert torch.equal(toy_net(images), expected)
+    assert quantization.has_ranges
+
+
+def test_ranges_are_those_of_the_float_model(toy_net, images):
+    expected = {}
+    for name in ('stem_norm', 'expand', 'fc'):
+        toy_net.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: expected.update({name: out}))
+    quantization = calibrated(toy_net, images, observer='minmax')
+    activations = quantization.activations
+    assert activations.missing() == []
+    ranges = {spec.name: (low, high) for spec, low, high in zip(
+        activations.specs, activations.low, activations.high)}
+    stem = F.relu(expected['stem_norm'])
+    assert ranges['/input'] == (images.min(), images.max())
+    assert ranges['stem/conv2d'] == (0, stem.max())
+    assert ranges['expand/conv2d'] == (
+        expected['expand'].min(), expected['expand'].max())
+    assert ranges['fc/linear'] == (expected['fc'].min(), expected['fc'].max())
+
+
+def test_ranges_average_over_batches(x):
+    net = one_layer()
+    calib = QuantCalibrateModule(net, x, observer='minmax')
+    for factor in (1.0, 3.0):
+        calib.observe(x * factor)
+    high = calib.quantization.activations.high[0].item()
+    assert high == pytest.approx(2 * x.max().item())
+
+
+def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):
+    means = {}
+    for name in ('stem_norm', 'norm', 'expand', 'lateral', 'fc'):
+        toy_net.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: means.update({name: out}))
+    reference = QuantCalibrateModule(toy_net, images).observe(images)
+    layers = dict(stem='stem_norm', conv='norm', expand='expand',
+                  lateral='lateral', fc='fc')
+    assert set(reference) == set(layers)
+    for layer, module in layers.items():
+        out = means[module].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(reference[layer], out.mean(1))
+
+
+def test_layer_that_runs_twice_counts_with_the_mean_of_its_runs(x):
+    net = Forward(lambda net, x: net.conv(x[:, :, :4]) + net.conv(x[:, :, 4:]),
+                  conv=nn.Conv2d(3, 4, 1))
+    reference = QuantCalibrateModule(net, x).observe(x)
+    torch.testing.assert_close(
+        reference['conv'], net.conv(x).mean((0, 2, 3)).detach())
+
+
+def test_bias_step_is_the_formula(x):
+    net = one_layer()
+    calib = QuantCalibrateModule(net, x, bits=BITS)
+    conv, lr = net.conv, 0.3
+    float_mean = conv(x).detach().numpy().mean((0, 2, 3))
+    expected = np.zeros(4)
+    for _ in range(3):
+        reference = calib.observe(x)
+        given = calib.quantization.activations.host_grid('/input')
+        quant_mean = quantized_mean(conv, x, given, expected)
+        assert np.abs(float_mean - quant_mean).max() > 1e-3
+        expected = expected + lr * (float_mean - quant_mean)
+        calib.correct(reference, lr, x)
+        np.testing.assert_allclose(
+            calib.quantization.correction('conv').numpy(), expected, atol=1e-6)
+
+
+def test_correction_brings_the_means_together(x):
+    net = one_layer()
+    wanted = net(x).mean((0, 2, 3)).detach()
+    calib = QuantCalibrateModule(
+        net, x, bits=dict(weight=BITS), calibration=dict(lr=0.5)).train()
+    before = (calib(x).mean((0, 2, 3)) - wanted).abs().max()
+    for _ in range(10):
+        out = calib(x)
+    assert (out.mean((0, 2, 3)) - wanted).abs().max() < before / 2
+    tested = calib.eval()(x)
+    assert (tested.mean((0, 2, 3)) - wanted).abs().max() < before / 2
+
+
+def test_correction_leaves_ranges_as_measured(toy_net, images):
+    calib = QuantCalibrateModule(toy_net, images)
+    reference = calib.observe(images)
+    activations = calib.quantization.activations
+    before = activations.low.clone(), activations.high.clone(), activations.count
+    calib.correct(reference, 0.05, images * 10)
+    assert torch.equal(activations.low, before[0])
+    assert torch.equal(activations.high, before[1])
+    assert activations.count.max() == 1
+    assert activations.observing
+
+
+@pytest.mark.parametrize('target', ['jacinto', 'tidl'])
+def test_weights_and_statistics_stay(toy_net, images, target):
+    before = {name: value.clone() for name, value in toy_net.state_dict().items()}
+    calib = QuantCalibrateModule(toy_net, images, target=target).train()
+    for _ in range(3):
+        assert not calib(images).requires_grad
+    after = toy_net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in toy_net.parameters())
+    assert calib.quantization.bias_correction.any()
+
+
+@pytest.mark.parametrize('constrain', [True, False])
+def test_outliers_of_weights_are_clamped_only_if_asked_for(x, constrain):
+    net = one_layer()
+    with torch.no_grad():
+        net.conv.weight[0, 0, 0, 0] = 100.0
+    calib = QuantCalibrateModule(net, x, constrain_weights=constrain).train()
+    calib(x)
+    assert (net.conv.weight.max().item() < 100) == constrain
+    assert bool(calib.quantization.constrained) == constrain
+
+
+def test_ranges_are_those_of_the_constrained_weights(x):
+    # An outlier that will be clamped must not widen the output's range.
+    net = one_layer()
+    with torch.no_grad():
+        net.conv.weight[0, 0, 0, 0] = 100.0
+    calib = QuantCalibrateModule(net, x, observer='minmax').train()
+    calib(x)
+    high = calib.quantization.activations.high[1]
+    torch.testing.assert_close(high, net.conv(x).max().detach())
+
+
+def test_no_epochs_of_correction_measure_only(toy_net, images):
+    calib = QuantCalibrateModule(
+        toy_net, images, calibration=dict(epochs=0)).train()
+    calib(images)
+    assert calib.quantization.has_ranges
+    assert not calib.quantization.bias_correction.any()
+
+
+def test_correction_survives_a_state_dict(toy_net, images):
+    calib = QuantCalibrateModule(toy_net, images).train()
+    calib(images)
+    other = randomize_norms(ToyNet())
+    quantization = quantize_model(other, make_plan(other, images))
+    other.load_state_dict(toy_net.state_dict())
+    assert torch.equal(quantization.bias_correction,
+                       calib.quantization.bias_correction)

@@ -1,0 +1,82 @@
+"""Print what a config quantizes, call by call, without training anything.
+
+    python tools/print_plan.py CONFIG                     the plan it would make
+    python tools/print_plan.py CONFIG --shape 320 320     on images of that size
+    python tools/print_plan.py CHECKPOINT.pth             the plan it was made with
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from command_line import exit_on_quantize_error
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from mmquant_jacinto import QuantizeConfig, QuantizeError
+from mmquant_jacinto.plan import Plan
+from mmquant_jacinto.quantization import find_plan
+from mmquant_jacinto.summary import describe
+from mmquant_jacinto.wrappers import wrapper_class
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', help='config file, or quantized checkpoint (.pth)')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        default=(512, 512),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='size of the image that the model is recorded on',
+    )
+    parser.add_argument('--json', type=Path, help='also write the plan to this file')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    return parser.parse_args()
+
+
+def plan_of_config(args: argparse.Namespace) -> Plan:
+    """Plan a config's model on a random image."""
+    cfg = Config.fromfile(args.source)
+    cfg.merge_from_dict(args.cfg_options)
+    config = QuantizeConfig.parse(cfg.get('quantize'))
+    if config is None:
+        raise QuantizeError(
+            f'{args.source} has no quantize key, or a falsy one; add --cfg-options '
+            'quantize.mode=qat'
+        )
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model)
+    wrapper = wrapper_class(model, 'test')(model, config=config)
+    return wrapper.prepare(torch.rand(1, 3, *args.shape) * 255)
+
+
+def plan_of_checkpoint(path: str) -> Plan:
+    """Read the plan that a checkpoint carries."""
+    checkpoint = _load_checkpoint(path, map_location='cpu')
+    plan = find_plan(checkpoint.get('state_dict', checkpoint))
+    if plan is None:
+        raise QuantizeError(f'{path} is a float checkpoint: there is no plan in it')
+    return plan
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    if args.source.endswith('.pth'):
+        plan = plan_of_checkpoint(args.source)
+    else:
+        plan = plan_of_config(args)
+    print(describe(plan))
+    if args.json:
+        args.json.write_text(plan.to_json() + '\n')
+
+
+if __name__ == '__main__':
+    exit_on_quantize_error(main)
