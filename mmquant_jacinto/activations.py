@@ -5,7 +5,7 @@ step updates every quantizer with a handful of operations and, over several
 processes, one collective, whatever number of layers the model has.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -72,10 +72,19 @@ class ActivationQuantizers(nn.Module):
         self.register_buffer(
             '_positive', torch.tensor([float(spec.positive) for spec in specs]
                                       ) > 0, persistent=False)
+        formats = [spec.format for spec in specs]
+        # Constants; moved to where they are used.
+        self._formats = (
+            torch.tensor([2.0**f.bits for f in formats], dtype=torch.float64),
+            torch.tensor([f.symmetric for f in formats]),
+            torch.tensor([f.power_of_two for f in formats]),
+            torch.tensor([f.unsigned_if_positive for f in formats]),
+        )
         self.observing = True
         self._pending: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._grids: Optional[list[Grid]] = None
         self._host_grids: Optional[list[Grid]] = None
+        self._scales: Optional[Tensor] = None
         # Known on the host, so that no step waits for the device to ask.
         self._ranged: set[int] = set()
         self._observer: Optional[Observer] = None
@@ -112,13 +121,21 @@ class ActivationQuantizers(nn.Module):
             self._host_grids = self._make_grids(on_host=True)
         return self._host_grids[self.index[name]]
 
+    @property
+    def scales(self) -> Tensor:
+        """Tensor: Steps of all grids, infinite where there is none yet: (Q,)."""
+        if self._scales is None:
+            scale = self._grid_columns(self.low.device)[0].float()
+            self._scales = torch.where(self.count > 0, scale, torch.inf)
+        return self._scales
+
     def refresh(self) -> None:
         """Takes note that the ranges were changed from outside."""
         self._ranged = set(self.count.nonzero().flatten().tolist())
         self._forget_grids()
 
     def _forget_grids(self) -> None:
-        self._grids = self._host_grids = None
+        self._grids = self._host_grids = self._scales = None
 
     @torch.no_grad()
     def observe(self, name: str, x: Tensor,
@@ -231,20 +248,23 @@ class ActivationQuantizers(nn.Module):
         return highs, lows, self.low.new_tensor(sizes[1:])
 
     def _make_grids(self, on_host: bool) -> list[Grid]:
-        if not self.specs:
-            return []
-        device = 'cpu' if on_host else self.low.device
+        scale, low, high = self._grid_columns('cpu' if on_host else self.low.device)
+        if on_host:
+            columns = scale.tolist(), low.long().tolist(), high.long().tolist()
+        else:
+            columns = tuple(item.float().unbind() for item in (scale, low, high))
+        return [
+            Grid(*row, 2**spec.format.bits, spec.format.rounding)
+            for spec, row in zip(self.specs, zip(*columns))
+        ]
+
+    def _grid_columns(self, device: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, lowest and highest step of all grids, float64: (Q,) each."""
         low = self.low.detach().to(device).double().clamp(max=0)
         high = self.high.detach().to(device).double().clamp(min=0)
-
-        def column(values: Iterable) -> Tensor:
-            return torch.tensor(list(values), device=device)
-
-        formats = [spec.format for spec in self.specs]
-        levels = column(2.0**f.bits for f in formats).double()
-        symmetric = column(f.symmetric for f in formats)
-        power = column(f.power_of_two for f in formats)
-        unsigned = column(f.unsigned_if_positive for f in formats)
+        levels, symmetric, power, unsigned = (
+            item.to(device) for item in self._formats
+        )
         unsigned = unsigned & (low >= 0)
         reach = torch.maximum(-low, high).clamp(min=SMALLEST_RANGE)
         reach = torch.where(power, power_of_two_above(reach), reach)
@@ -258,15 +278,7 @@ class ActivationQuantizers(nn.Module):
         scale = scale.float().double()
         zero = torch.where(unsigned, torch.zeros_like(levels), levels / 2)
         zero = torch.where(symmetric, zero, (-low / scale).round())
-        top = levels - 1 - zero
-        if on_host:
-            columns = (scale.tolist(), (-zero).long().tolist(),
-                       top.long().tolist())
-        else:
-            columns = tuple(item.float().unbind()
-                            for item in (scale, -zero, top))
-        return [Grid(*row, 2**f.bits, f.rounding)
-                for row, f in zip(zip(*columns), formats)]
+        return scale, -zero, levels - 1 - zero
 
 
 def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:

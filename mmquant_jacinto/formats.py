@@ -82,10 +82,6 @@ class Preset:
     constrain_weights: bool = False
     observer: str = 'percentile'
 
-    def bias_width(self, weight_bits: int) -> int:
-        """Width of the bias in bits for weights of ``weight_bits``."""
-        return 2 * weight_bits if self.bias_bits is None else self.bias_bits
-
 
 _PER_CHANNEL = TensorFormat(per_channel=True, narrow_range=True)
 _AFFINE = TensorFormat(symmetric=False)

@@ -21,7 +21,7 @@ from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
 from .plan import Step
 from .simulate import Simulate, State
-from .weights import quantize_bias, to_integers, widen_for_bias
+from .weights import quantize_bias, to_integers
 
 EXACT_IN_FLOAT32 = 2.0**24
 _TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
@@ -55,7 +55,6 @@ class Integer(Behaviour):
     def __init__(self, state: State) -> None:
         self.state = state
         self.activations = state.activations
-        self.constraint = state.plan.config['constrain_bias']
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._autocast: list[torch.autocast] = []
@@ -189,20 +188,22 @@ class Integer(Behaviour):
     @torch.no_grad()
     def _make_layer(self, step: Step, given: Grid, grid: Grid
                     ) -> IntegerLayer:
-        layer = self.state.layers[step.weight]
-        fmt = layer.spec.format
-        width = self.fallback.bias_width(layer)
+        name = step.weight
+        layer = self.state.layers[name]
+        grids = self.fallback.grids
+        if not grids.is_computed:
+            grids.compute(self.state.bias_correction)
         weight, bias = layer.folded_weight(), layer.folded_bias()
-        correction = self.state.correction(step.weight)
+        correction = self.state.correction(name)
         bias = correction if bias is None else bias + correction
-        scale = layer.scale()
-        if self.constraint == 'reduce_weight_scale':
-            scale = widen_for_bias(scale, bias, given.scale, width, fmt)
-        integers = to_integers(weight, scale, fmt)
-        unit = scale.flatten().double() * given.scale
-        bias = quantize_bias(bias.double(), unit, width)
+        scale = grids.step(name)
+        integers = to_integers(
+            weight, layer.along_channels(scale), layer.spec.format)
+        unit = scale.double() * given.scale
+        bias = quantize_bias(
+            bias.double(), unit, self.state.plan.bias_width(name))
         multiplier = (unit / grid.scale).float()
-        if step.kind != ops.LINEAR and multiplier.numel() > 1:
+        if step.kind != ops.LINEAR:
             multiplier = multiplier.view((-1, ) + (1, ) * (weight.dim() - 2))
         dtype = torch.float32 if _largest_sum(
             integers, bias, layer.spec.axis, given) < EXACT_IN_FLOAT32 \

@@ -125,6 +125,10 @@ class Plan:
     inputs: dict[str, dict[int, str]]
     in_float: dict[str, str] = field(default_factory=dict)
 
+    def bias_width(self, weight: str) -> int:
+        """Width in bits of the bias that belongs to a weight quantizer."""
+        return self.config['bias_bits'] or 2 * self.weights[weight].format.bits
+
     def to_json(self) -> str:
         """Serializes the plan."""
         return json.dumps({'version': PLAN_VERSION, **asdict(self)},

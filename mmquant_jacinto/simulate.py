@@ -18,13 +18,8 @@ from .execute import Behaviour
 from .kernels import Grid, fake_quantize
 from .ops import Op
 from .plan import Plan, Step
-from .weights import (
-    Layer,
-    constrain_weights,
-    quantize_bias,
-    quantize_weight,
-    widen_for_bias,
-)
+from .weight_grids import WeightGrids
+from .weights import Layer, constrain_weights, quantize_bias, quantize_weight
 
 
 class State(Protocol):
@@ -59,8 +54,10 @@ class Simulate(Behaviour):
     def __init__(self, state: State) -> None:
         self.state = state
         self.activations = state.activations
-        self.constraint = state.plan.config['constrain_bias']
-        self.bias_bits = state.plan.config['bias_bits']
+        self.grids = WeightGrids(state.plan, state.layers, state.activations)
+        # A bias that is made to fit differs from its integers by less than the
+        # accumulator's last bit; only one that is cut off has to be simulated.
+        self.saturates = state.plan.config['constrain_bias'] == 'saturate'
         self._kept: dict[str, tuple[tuple, tuple]] = {}
 
     def begin(self) -> None:
@@ -69,6 +66,7 @@ class Simulate(Behaviour):
             for layer in self.state.layers.values():
                 constrain_weights(layer)
             self.state.constrained.fill_(1)
+        self.grids.compute(self.state.bias_correction)
 
     def end(self) -> None:
         self.activations.commit()
@@ -120,68 +118,52 @@ class Simulate(Behaviour):
         x = args[0] if args else kwargs['input']
         kwargs = {key: value for key, value in kwargs.items()
                   if key not in ('input', 'weight', 'bias')}
-        layer = self.state.layers[step.weight]
-        grid = None if step.inputs[0] is None else self.activations.grid(
-            step.inputs[0])
+        name = step.weight
+        layer = self.state.layers[name]
+        if not self.grids.is_computed:
+            # A region was called without its root.
+            self.grids.compute(self.state.bias_correction)
         if layer.norm_is_live:
-            with torch.no_grad():
-                scale = self._scale(step.weight, layer, layer.folded_bias(), grid)
-                factor = layer.along_channels(layer.fold_factor())
             weight = quantize_weight(
-                layer.weight, scale, layer.spec.format, factor)
-            bias = layer.bias
-        else:
-            weight, scale, bias = self._folded(step.weight, layer, grid)
-            bias = self._quantize_bias(step.weight, layer, scale, bias, grid)
-        return (x, weight, bias) + args[3:], kwargs
-
-    def _folded(self, name: str, layer: Layer, grid: Optional[Grid]
-                ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
-        """Quantized weight, its scale, bias; kept where nothing trains it."""
-        if torch.is_grad_enabled() and any(
-                parameter is not None and parameter.requires_grad
-                for parameter in layer.parameters):
-            return self._fold(name, layer, grid)
-        key = tuple((p.data_ptr(), p._version) for p in layer.parameters
-                    if p is not None)
-        if self.constraint == 'reduce_weight_scale':
-            key += (grid, self.state.bias_correction._version)
-        known = self._kept.get(name)
-        if known is None or known[0] != key:
-            known = self._kept[name] = (key, self._fold(name, layer, grid))
-        return known[1]
-
-    def _fold(self, name: str, layer: Layer, grid: Optional[Grid]
-              ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
-        bias = layer.folded_bias()
-        with torch.no_grad():
-            scale = self._scale(name, layer, bias, grid)
-        weight = quantize_weight(layer.folded_weight(), scale, layer.spec.format)
-        return weight, scale, bias
-
-    def _scale(self, name: str, layer: Layer, bias: Optional[Tensor],
-               grid: Optional[Grid]) -> Tensor:
-        scale = layer.scale()
-        if self.constraint == 'reduce_weight_scale' and grid is not None:
-            correction = self.state.correction(name)
-            bias = correction if bias is None else bias + correction
-            scale = widen_for_bias(scale, bias, grid.scale,
-                                   self.bias_width(layer), layer.spec.format)
-        return scale
-
-    def _quantize_bias(self, name: str, layer: Layer, scale: Tensor,
-                       bias: Optional[Tensor], grid: Optional[Grid]
-                       ) -> Tensor:
+                layer.weight,
+                layer.along_channels(self.grids.live_step(name)),
+                layer.spec.format,
+            )
+            return (x, weight, layer.bias, *args[3:]), kwargs
+        weight, bias = self._folded(name, layer)
         correction = self.state.correction(name)
         bias = correction if bias is None else bias + correction
-        if grid is None:
-            return bias
-        with torch.no_grad():
-            step = scale.flatten() * grid.scale
-            error = quantize_bias(bias, step, self.bias_width(layer)).mul_(
-                step).sub_(bias)
-        return bias + error
+        if self.saturates and step.inputs[0] is not None:
+            grid = self.activations.grid(step.inputs[0])
+            if grid is not None:
+                bias = self._saturate(name, bias, grid)
+        return (x, weight, bias, *args[3:]), kwargs
 
-    def bias_width(self, layer: Layer) -> int:
-        """Width of a layer's bias in bits."""
-        return self.bias_bits or 2 * layer.spec.format.bits
+    def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
+        """Quantized weight, and bias; kept where nothing trains them."""
+        if torch.is_grad_enabled() and any(
+            parameter is not None and parameter.requires_grad
+            for parameter in layer.parameters
+        ):
+            return self._fold(name, layer)
+        key = (self.grids.version, *(
+            (p.data_ptr(), p._version) for p in layer.parameters if p is not None))
+        known = self._kept.get(name)
+        if known is None or known[0] != key:
+            known = self._kept[name] = (key, self._fold(name, layer))
+        return known[1]
+
+    def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
+        weight = quantize_weight(
+            layer.folded_weight(),
+            layer.along_channels(self.grids.step(name)),
+            layer.spec.format,
+        )
+        return weight, layer.folded_bias()
+
+    def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
+        with torch.no_grad():
+            unit = self.grids.step(name) * grid.scale
+            width = self.state.plan.bias_width(name)
+            change = quantize_bias(bias, unit, width).mul_(unit).sub_(bias)
+        return bias + change

@@ -15,9 +15,6 @@ from .formats import TensorFormat, integer_bounds
 from .kernels import round_tensor
 from .plan import WeightSpec
 
-# No channel's grid may be finer than the tensor's by more than this: an
-# accumulator has to hold them all.
-MAX_CHANNEL_RATIO = 256.0
 CONSTRAIN_ABOVE = 15.0
 CONSTRAIN_RATIO = 16.0
 CONSTRAIN_MARGIN = 8.0 / 128.0
@@ -116,55 +113,16 @@ class Layer(NamedTuple):
         bias = (-mean if bias is None else bias - mean) * self.fold_factor()
         return bias if norm.bias is None else bias + norm.bias
 
-    def scale(self) -> Tensor:
-        """Step of the grid of the folded weight, see :func:`weight_scale`."""
-        factor = None if self.norm is None else self.fold_factor()
-        return weight_scale(self.weight, self.spec.format, self.spec.axis, factor)
 
-
-def weight_scale(
-    weight: Tensor, fmt: TensorFormat, axis: int, factor: Optional[Tensor] = None
-) -> Tensor:
-    """Step of a weight's grid.
-
-    Args:
-        weight (Tensor): The weight.
-        fmt (TensorFormat): Its format.
-        axis (int): Output channel axis.
-        factor (Tensor, optional): What each output channel will be multiplied
-            by, (C,).
-
-    Returns:
-        Tensor: One element, or one per channel shaped to multiply the weight.
-    """
-    if factor is None and not fmt.per_channel:
-        low, high = torch.aminmax(weight)
-        reach = torch.maximum(-low, high)
-    else:
-        reach = channel_reach(weight, axis, factor)
-        largest = reach.amax()
-        if fmt.per_channel:
-            reach = torch.maximum(reach, largest / MAX_CHANNEL_RATIO)
-            reach = reach.view([-1 if d == axis else 1 for d in range(weight.dim())])
-        else:
-            reach = largest
-    reach = reach.clamp(min=SMALLEST_RANGE)
-    low, high = integer_bounds(fmt)
-    if fmt.power_of_two:
-        return power_of_two_above(reach) / (high + 1)
-    return reach / high
-
-
-def channel_reach(weight: Tensor, axis: int, factor: Optional[Tensor]) -> Tensor:
-    """Largest magnitude in each output channel of the scaled weight: (C,)."""
-    if axis == 1:
-        groups = 1 if factor is None else factor.numel() // weight.shape[1]
+def channel_reach(layer: Layer) -> Tensor:
+    """Largest magnitude of a weight in each output channel: (C,)."""
+    weight = layer.weight
+    if layer.spec.axis == 1:
         # (in, out / groups, ...) holds group after group along its first axis.
-        weight = weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2)
-        weight = weight.flatten(0, 1)
+        groups = layer.spec.channels // weight.shape[1]
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     low, high = torch.aminmax(weight.flatten(1), dim=1)
-    reach = torch.maximum(-low, high)
-    return reach if factor is None else reach * factor.abs()
+    return torch.maximum(-low, high)
 
 
 def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
@@ -174,65 +132,34 @@ def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
 
 
 class _QuantizeWeight(torch.autograd.Function):
-    """Puts a weight on its grid; the gradient passes straight through.
-
-    With a factor the grid is that of ``weight * factor``, and the result is
-    divided by the factor again: the weight of a convolution that a live
-    batch normalization follows.
-    """
+    """Puts a weight on a grid; the gradient passes straight through."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, factor: Optional[Tensor],
-                scale: Tensor, fmt: TensorFormat) -> Tensor:
-        if factor is None:
-            return to_integers(weight, scale, fmt).mul_(scale)
-        # A channel that its normalization multiplies by zero (as residual
-        # branches start) has no grid; it gets one for the weight as it is.
-        low, high = torch.aminmax(weight)
-        unscaled = torch.maximum(-low, high) / integer_bounds(fmt)[1]
-        step = torch.where(
-            factor.abs() > SMALLEST_RANGE,
-            scale / factor,
-            unscaled.clamp_(min=SMALLEST_RANGE),
-        )
+    def forward(ctx: Any, weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
         return to_integers(weight, step, fmt).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return grad, None, None, None
+        return grad, None, None
 
 
-def quantize_weight(weight: Tensor, scale: Tensor, fmt: TensorFormat,
-                    factor: Optional[Tensor] = None) -> Tensor:
-    """Fake-quantizes a weight, see :class:`_QuantizeWeight`."""
-    return _QuantizeWeight.apply(weight, factor, scale, fmt)
+def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
+    """Fake-quantizes a weight.
+
+    Args:
+        weight (Tensor): The weight, folded or not.
+        step (Tensor): Of its grid, shaped to multiply the weight.
+        fmt (TensorFormat): Its format.
+
+    Returns:
+        Tensor: Shape of the weight; its gradient is the weight's.
+    """
+    return _QuantizeWeight.apply(weight, step, fmt)
 
 
 def bias_limits(bits: int) -> tuple[float, float]:
     """Smallest and largest integer of a bias of ``bits`` bits."""
     return -2.0**(bits - 1), 2.0**(bits - 1) - 1
-
-
-def widen_for_bias(scale: Tensor, bias: Tensor, input_scale: Any,
-                   bits: int, fmt: TensorFormat) -> Tensor:
-    """Coarsens a weight's grid until the bias fits the accumulator.
-
-    Args:
-        scale (Tensor): Step of the weight's grid, one or one per channel.
-        bias (Tensor): Folded bias, (C,).
-        input_scale (float | Tensor): Step of the input's grid.
-        bits (int): Width of the bias.
-        fmt (TensorFormat): Of the weight.
-
-    Returns:
-        Tensor: Shape of ``scale``.
-    """
-    high = bias_limits(bits)[1]
-    need = bias.abs() / (high * input_scale)
-    need = need.view(scale.shape) if scale.numel() > 1 else need.amax()
-    if fmt.power_of_two:
-        need = power_of_two_above(need.clamp(min=SMALLEST_RANGE**2))
-    return torch.maximum(scale, need)
 
 
 def quantize_bias(bias: Tensor, step: Any, bits: int) -> Tensor:

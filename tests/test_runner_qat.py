@@ -23,6 +23,7 @@ from toy_runner import (
     make_config,
     scalars,
     state_of,
+    train,
     val_scores,
 )
 
@@ -37,12 +38,6 @@ QAT = dict(mode='qat', bits=8)
 ITERS = NUM_TRAIN // BATCH_SIZE  # in an epoch
 EMA = dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.1)
 RANGES = ('quantization.activations.low', 'quantization.activations.high')
-
-
-def train(cfg):
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def score_of(checkpoint, work_dir, quantize=QAT, **changes):

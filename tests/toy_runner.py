@@ -16,6 +16,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+from mmengine.runner import Runner
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -255,6 +256,13 @@ def make_config(work_dir, quantize=None, iters=None, **changes):
     cfg = Config(cfg)
     cfg.merge_from_dict(changes)
     return cfg
+
+
+def train(cfg):
+    """What ``tools/train.py`` does; returns the runner."""
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
 
 
 def set_pipeline(cfg, loader, *transforms):
