@@ -161,8 +161,9 @@ class ActivationQuantizers(nn.Module):
         if known is not None:
             n += known[2]
             highs, lows = (
-                torch.cat(pair).topk(max(len(pair[0]), len(pair[1]))).values
-                for pair in ((known[0], highs), (known[1], lows)))
+                torch.cat(pair).sort(descending=True).values
+                for pair in ((known[0], highs), (known[1], lows))
+            )
         self._pending[index] = (highs, lows, n)
 
     @torch.no_grad()

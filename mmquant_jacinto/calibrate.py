@@ -88,22 +88,26 @@ class Observe(Behaviour):
 
 
 class Correct(Simulate):
-    """Runs fake-quantized; :meth:`update` moves the biases afterwards."""
+    """Runs fake-quantized; :meth:`update` moves the biases afterwards.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    observes = False  # ranges stay as measured
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self.means = LayerMeans()
 
+    def begin(self) -> None:
+        # The weights do not change, and the biases hardly.
+        if not self.grids.is_computed:
+            super().begin()
+
     def end(self) -> None:
         """Ranges stay as measured."""
 
-    def _quantize(self, quantizer: str, x: Tensor, clip: Any) -> Tensor:
-        observing, self.activations.observing = \
-            self.activations.observing, False
-        try:
-            return super()._quantize(quantizer, x, clip)
-        finally:
-            self.activations.observing = observing
 
     def after_layer(self, step: Step, x: Tensor) -> None:
         self.means.add(step.weight, channel_mean(x, step.kind))

@@ -75,6 +75,18 @@ def round_tensor(x: Tensor, rounding: str) -> Tensor:
     return x.add_(torch.sign(x), alpha=0.5).trunc_()
 
 
+def _quantize_(x: Tensor, grid: Grid) -> Tensor:
+    """Puts clamped values on a grid, in place."""
+    inverse = 1.0 / grid.scale
+    if grid.rounding == HALF_UP and not isinstance(inverse, Tensor):
+        # One pass over memory less than scaling, then rounding.
+        half = x.new_tensor(0.5)
+        x = torch.add(half, x, alpha=inverse, out=x).floor_()
+    else:
+        x = round_tensor(x.mul_(inverse), grid.rounding)
+    return x.mul_(grid.scale)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Quantizes and dequantizes; the gradient passes where nothing clips."""
 
@@ -83,8 +95,7 @@ class _FakeQuantize(torch.autograd.Function):
                 high: Any) -> Tensor:
         ctx.save_for_backward(x)
         ctx.limits = low, high
-        out = torch.clamp(x, low, high).mul_(1.0 / grid.scale)
-        return round_tensor(out, grid.rounding).mul_(grid.scale)
+        return _quantize_(torch.clamp(x, low, high), grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -97,7 +108,9 @@ class _FakeQuantize(torch.autograd.Function):
         return grad, None, None, None
 
 
-def fake_quantize(x: Tensor, grid: Grid, bounds: Bounds = None) -> Tensor:
+def fake_quantize(
+    x: Tensor, grid: Grid, bounds: Bounds = None, in_place: bool = False
+) -> Tensor:
     """Puts ``x`` on a grid, in floating point.
 
     The gradient is straight through (Bengio et al., arXiv 1308.3432), zero
@@ -108,6 +121,8 @@ def fake_quantize(x: Tensor, grid: Grid, bounds: Bounds = None) -> Tensor:
         grid (Grid): Where to.
         bounds (tuple, optional): Real ``(low, high)`` of an activation fused
             into the quantizer, each None where it is open.
+        in_place (bool): Whether ``x`` may be overwritten; only without
+            gradients. Defaults to False.
 
     Returns:
         Tensor: Shape and dtype of ``x``.
@@ -120,6 +135,8 @@ def fake_quantize(x: Tensor, grid: Grid, bounds: Bounds = None) -> Tensor:
             and bounds is None:
         out = torch.fake_quantize_per_tensor_affine(
             x, grid.scale, grid.low.neg().int(), 0, grid.levels - 1)
+    elif in_place:
+        out = _quantize_(x.clamp_(*grid.limits(bounds)), grid)
     else:
         out = _FakeQuantize.apply(x, grid, *grid.limits(bounds))
     return out if dtype == torch.float32 else out.to(dtype)

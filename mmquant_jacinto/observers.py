@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 # Of each image: enough for its 99.99th percentile, which the running average
-# smooths; a full histogram costs 50 times as much.
-SAMPLES_PER_ROW = 8192
+# smooths; a full histogram costs 100 times as much.
+SAMPLES_PER_ROW = 4096
 
 
 class Observer:

@@ -60,6 +60,11 @@ class Simulate(Behaviour):
         self.saturates = state.plan.config['constrain_bias'] == 'saturate'
         self._kept: dict[str, tuple[tuple, tuple]] = {}
 
+    @property
+    def observes(self) -> bool:
+        """bool: Whether ranges are measured as well."""
+        return self.activations.observing
+
     def begin(self) -> None:
         if self.state.plan.config['constrain_weights'] \
                 and not self.state.constrained:
@@ -102,15 +107,19 @@ class Simulate(Behaviour):
     def _emit(self, step: Step, x: Any) -> Any:
         if step.output is None or not isinstance(x, Tensor):
             return x
-        return self._quantize(step.output, x, step.clip)
+        # What a layer of the chain has just made belongs to nobody else.
+        in_place = step.weight is not None and not torch.is_grad_enabled()
+        return self._quantize(step.output, x, step.clip, in_place)
 
-    def _quantize(self, quantizer: str, x: Tensor,
-                  clip: Optional[tuple]) -> Tensor:
-        if self.activations.observing:
+    def _quantize(self, quantizer: str, x: Tensor, clip: Optional[tuple],
+                  in_place: bool = False) -> Tensor:
+        if self.observes:
             self.activations.observe(quantizer, x, clip)
         grid = self.activations.grid(quantizer)
         # The first batch runs in float: its range is known when it ends.
-        return x if grid is None else fake_quantize(x, grid, clip)
+        if grid is None:
+            return x
+        return fake_quantize(x, grid, clip, in_place)
 
     def quantize_layer(self, step: Step, args: tuple,
                        kwargs: dict) -> tuple[tuple, dict]:

@@ -18,7 +18,8 @@ def to_grid(x, scale, low, high, rounding, clip=(None, None)):
     """Integers of real numbers, clamped to the grid and to a fused clip."""
     above = -np.inf if clip[0] is None else clip[0]
     below = np.inf if clip[1] is None else clip[1]
-    steps = np.clip(np.asarray(x, np.float64), above, below) / scale
+    # In the dtype of x: engines divide in float32.
+    steps = np.clip(x, above, below) / x.dtype.type(scale)
     return np.clip(ROUND[rounding](steps), low, high)
 
 

@@ -136,8 +136,9 @@ def test_normalization_is_part_of_the_weights(target):
 @pytest.mark.parametrize('target', TARGETS)
 @pytest.mark.parametrize('bits, features', [(8, 16), (16, 4096)])
 def test_linear_is_exact_beyond_what_float32_holds(target, bits, features):
-    net = Forward(lambda net, x: net.fc(x), fc=nn.Linear(features, 5))
-    x = torch.randn(7, features) + 2
+    net = Forward(lambda net, x: net.fc(x), fc=nn.Linear(features, 32))
+    # Enough results that an inexact sum would round some of them otherwise.
+    x = torch.randn(64, features) + 2
     with torch.no_grad():
         net.fc.weight.add_(net.fc.weight.abs().max())
     activations = calibrated(net, x, target=target, bits=bits).activations

@@ -1,95 +1,107 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from reference import ROUND, power_of_two
 from torch import nn
-from toy_models import Forward, randomize_norms
+from toy_models import Forward, calibrated, randomize_norms
 
 from mmquant_jacinto import PRESETS
-from mmquant_jacinto.plan import WeightSpec
+from mmquant_jacinto.weight_grids import WeightGrids
 from mmquant_jacinto.weights import (
-    Layer,
     constrain_weights,
     quantize_bias,
     quantize_weight,
     to_integers,
-    weight_scale,
-    widen_for_bias,
 )
 
+TARGETS = ['jacinto', 'tidl']
 POWER = PRESETS['jacinto'].weight  # per tensor, power of two, half away
-CHANNEL = PRESETS['tidl'].weight  # per channel, narrow range, half even
 
 
-def make_layer(conv, norm=None, fmt=POWER):
-    """A convolution or linear layer with what follows it."""
-    transposed = isinstance(conv, nn.ConvTranspose2d)
-    channels = getattr(conv, 'out_channels', None) or conv.out_features
-    modules = dict(conv=conv) if norm is None else dict(conv=conv, norm=norm)
-    root = Forward(None, **modules)
-    return Layer.find(root, WeightSpec(
-        'conv', 'conv.weight', None if conv.bias is None else 'conv.bias',
-        None if norm is None else 'norm', int(transposed), fmt, channels))
+def quantized(conv, norm=None, x=None, **quantize):
+    """The layer and the grids of a convolution with what follows it."""
+    if x is None:
+        x = torch.randn(2, conv.in_channels, 6, 6)
+    if norm is None:
+        net = Forward(lambda net, x: net.conv(x), conv=conv)
+    else:
+        net = Forward(lambda net, x: net.norm(net.conv(x)), conv=conv, norm=norm)
+    quantization = calibrated(net.eval(), x, 'train', **quantize)
+    grids = WeightGrids(
+        quantization.plan, quantization.layers, quantization.activations)
+    grids.compute(quantization.bias_correction)
+    return quantization.layers['conv'], grids
 
 
-def sample_weight(fmt, *shape):
-    """A weight, with ties and a channel that is all zero."""
-    weight = torch.randn(*shape)
+def convolution(weight, transposed=False):
+    """A convolution without bias that has this weight."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    first, second = weight.shape[:2]
+    channels = (first, second) if transposed else (second, first)
+    conv = kind(*channels, weight.shape[-1], bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+    return conv
+
+
+def sample_weight(size):
+    """A weight with ties, and with a channel that is all zero."""
+    weight = torch.randn(4, 4, size, size)
     weight[1] = 0
-    weight[0].view(-1)[:4] = torch.tensor([-2.5, -1.5, 0.5, 1.5]) / 64
+    weight[:, 1] = 0
+    weight[0, 0].view(-1)[:4] = torch.tensor([-2.5, -1.5, 0.5, 1.5]) / 64
     return weight
 
 
-def is_whole(x):
-    return torch.allclose(x, x.round(), atol=1e-3)
+def on_grid(layer, grids):
+    """Integers of the folded weight."""
+    step = layer.along_channels(grids.step('conv'))
+    return to_integers(layer.folded_weight(), step, layer.spec.format).detach()
 
 
 @pytest.mark.parametrize('bits', [4, 8, 16])
-def test_power_of_two_weights_are_the_formula(bits):
-    fmt = POWER.with_bits(bits)
-    weight = sample_weight(fmt, 4, 3, 3, 3)
-    scale = weight_scale(weight, fmt, 0)
+@pytest.mark.parametrize('transposed', [False, True])
+def test_power_of_two_weights_are_the_formula(bits, transposed):
+    weight = sample_weight(3)
+    layer, grids = quantized(convolution(weight, transposed), bits=bits)
     half = 2 ** (bits - 1)
-    w = weight.numpy().astype(np.float64)
+    w = weight.numpy()
     expected = power_of_two(np.abs(w).max()) / half
-    assert scale.numel() == 1 and scale.item() == expected
+    assert set(grids.step('conv').tolist()) == {expected}
     integers = np.clip(ROUND['half_away'](w / expected), -half, half - 1)
-    np.testing.assert_array_equal(to_integers(weight, scale, fmt).numpy(), integers)
+    np.testing.assert_array_equal(on_grid(layer, grids).numpy(), integers)
 
 
 def test_weight_at_an_exact_power_of_two_saturates_like_the_original():
-    weight = torch.tensor([[1.0, -1.0, 0.5]])
-    scale = weight_scale(weight, POWER, 0)
-    assert scale.item() == 1 / 128
-    assert to_integers(weight, scale, POWER).tolist() == [[127, -128, 64]]
+    weight = torch.tensor([1.0, -1.0, 0.5])[:, None, None, None]
+    layer, grids = quantized(convolution(weight))
+    assert grids.step('conv').tolist() == [1 / 128] * 3
+    assert on_grid(layer, grids).flatten().tolist() == [127, -128, 64]
 
 
 @pytest.mark.parametrize('bits', [4, 8, 16])
 @pytest.mark.parametrize('axis', [0, 1])
 def test_per_channel_weights_are_the_formula(bits, axis):
-    fmt = CHANNEL.with_bits(bits)
-    weight = sample_weight(fmt, 4, 4, 3, 3)
-    scale = weight_scale(weight, fmt, axis)
+    weight = sample_weight(3)
+    layer, grids = quantized(convolution(weight, axis == 1), target='tidl', bits=bits)
     high = 2 ** (bits - 1) - 1
     w = weight.numpy()
     others = tuple(d for d in range(4) if d != axis)
     reach = np.abs(w).max(others, keepdims=True)
     reach = np.maximum(reach, reach.max() / np.float32(256))
     expected = reach / np.float32(high)
-    np.testing.assert_array_equal(scale.numpy(), expected)
+    np.testing.assert_array_equal(grids.step('conv').numpy(), expected.ravel())
     integers = np.rint(w / expected)
-    np.testing.assert_array_equal(to_integers(weight, scale, fmt).numpy(), integers)
+    np.testing.assert_array_equal(on_grid(layer, grids).numpy(), integers)
     # Symmetric about zero: the most negative integer is not used.
     assert integers.min() >= -high
 
 
 def test_no_channel_is_finer_than_a_256th_of_the_coarsest():
-    weight = torch.tensor([[1.0], [1e-6], [0.25]])
-    scale = weight_scale(weight, CHANNEL, 0).flatten()
-    assert (scale.max() / scale).tolist() == pytest.approx([1, 256, 4])
+    weight = torch.tensor([1.0, 1e-6, 0.25])[:, None, None, None]
+    step = quantized(convolution(weight), target='tidl')[1].step('conv')
+    assert (step.max() / step).tolist() == pytest.approx([1, 256, 4])
 
 
 FOLDED = {
@@ -107,69 +119,78 @@ FOLDED = {
 }
 
 
-def layer_of(case):
+def layer_of(case, **quantize):
     conv, function, options = FOLDED[case]
     linear = isinstance(conv, nn.Linear)
     channels = conv.out_features if linear else conv.out_channels
-    norm = (nn.BatchNorm1d if linear else nn.BatchNorm2d)(channels)
-    layer = make_layer(conv, randomize_norms(norm).eval())
+    norm = randomize_norms((nn.BatchNorm1d if linear else nn.BatchNorm2d)(channels))
+    with torch.no_grad():
+        norm.weight[0] *= -1  # a grid is not turned by a negative factor
     x = torch.randn(3, 5) if linear else torch.randn(2, 4, 5, 5)
-    return layer, x, function, options
+    layer, grids = quantized(conv, norm, x, **quantize)
+    return layer, grids, x, lambda: function(
+        x, layer.folded_weight(), layer.folded_bias(), **options)
 
 
 @pytest.mark.parametrize('case', FOLDED)
 def test_folded_layer_computes_layer_and_normalization(case):
-    layer, x, function, options = layer_of(case)
-    folded = function(x, layer.folded_weight(), layer.folded_bias(), **options)
-    torch.testing.assert_close(
-        folded, layer.norm(layer.owner(x)), rtol=1e-4, atol=1e-5)
+    layer, _, x, folded = layer_of(case)
+    weight, bias = layer.weight, layer.bias
+    # The modules themselves are quantized by now.
+    options = FOLDED[case][2]
+    raw = FOLDED[case][1](x, weight, bias, **options)
+    norm = layer.norm
+    expected = F.batch_norm(raw, norm.running_mean, norm.running_var, norm.weight,
+                            norm.bias, eps=norm.eps)
+    torch.testing.assert_close(folded(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('target', TARGETS)
 @pytest.mark.parametrize('case', FOLDED)
-def test_weight_before_a_live_normalization_is_on_the_folded_grid(case):
-    layer, *_ = layer_of(case)
-    with torch.no_grad():
-        layer.norm.weight[0] *= -1  # a grid is not turned by a negative factor
-    factor = layer.along_channels(layer.fold_factor()).detach()
-    scale = layer.scale().detach()
-    weight = quantize_weight(layer.weight, scale, POWER, factor)
-    steps = (weight * factor / scale).detach()
-    assert is_whole(steps)
-    torch.testing.assert_close(
-        steps.round(), to_integers(layer.folded_weight(), scale, POWER))
+def test_grid_is_that_of_the_folded_weight(case, target):
+    # It is found without multiplying the weight.
+    layer, grids, *_ = layer_of(case, target=target, constrain_bias=False)
+    weight = layer.folded_weight().detach()
+    if layer.spec.format.per_channel:
+        reach = weight.transpose(0, layer.spec.axis).flatten(1).abs().amax(1)
+        expected = reach / 127
+    else:
+        reach = weight.abs().max().repeat(layer.spec.channels)
+        expected = power_of_two(reach.numpy()) / 128 if target == 'jacinto' \
+            else reach / 127
+    torch.testing.assert_close(grids.step('conv'), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize('target', TARGETS)
+@pytest.mark.parametrize('case', FOLDED)
+def test_weight_before_a_live_normalization_is_on_the_folded_grid(case, target):
+    layer, grids, *_ = layer_of(case, target=target)
+    step = layer.along_channels(grids.live_step('conv'))
+    weight = quantize_weight(layer.weight, step, layer.spec.format)
+    factor = layer.along_channels(layer.fold_factor())
+    steps = weight * factor / layer.along_channels(grids.step('conv'))
+    torch.testing.assert_close(steps.detach(), on_grid(layer, grids))
 
 
 def test_gradient_of_a_weight_passes_straight_through():
     weight = torch.randn(4, 3, requires_grad=True)
     arriving = torch.arange(12.0).view(4, 3)
-    for factor in (None, torch.tensor([1.0, -2.0, 0.0, 3.0])[:, None]):
-        weight.grad = None
-        quantize_weight(weight, torch.tensor(0.5), POWER, factor).backward(arriving)
-        assert torch.equal(weight.grad, arriving)
+    quantize_weight(weight, torch.tensor(1 / 256), POWER).backward(arriving)
+    assert torch.equal(weight.grad, arriving)  # clipped or not
 
 
-@pytest.mark.parametrize('fmt', [POWER, CHANNEL])
-def test_channel_that_its_normalization_zeroes_is_on_its_own_grid(fmt):
+@pytest.mark.parametrize('target', TARGETS)
+def test_channel_that_its_normalization_zeroes_is_on_its_own_grid(target):
     # As residual branches start; the weight must not turn into zero or NaN.
-    weight = torch.randn(4, 3)
-    factor = torch.tensor([1.0, 0.0, 1.0, 1.0])
-    scale = weight_scale(weight, fmt, 0, factor)
-    out = quantize_weight(weight, scale, fmt, factor[:, None])
-    torch.testing.assert_close(out, weight, rtol=0, atol=2 / 128)
-    assert is_whole((out / scale)[[0, 2, 3]])
-
-
-@pytest.mark.parametrize('case', FOLDED)
-def test_scale_is_that_of_the_folded_weight(case):
-    # It is found without multiplying the weight.
-    layer, *_ = layer_of(case)
-    axis = layer.spec.axis
-    # A grouped transposed convolution has no axis of output channels.
-    has_axis = layer.weight.shape[axis] == layer.spec.channels
-    for fmt in (POWER, CHANNEL) if has_axis else (POWER,):
-        layer = layer._replace(spec=replace(layer.spec, format=fmt))
-        expected = weight_scale(layer.folded_weight(), fmt, axis)
-        torch.testing.assert_close(layer.scale(), expected)
+    norm = nn.BatchNorm2d(4)
+    nn.init.zeros_(norm.weight)
+    with torch.no_grad():
+        norm.weight[2] = 1
+    layer, grids = quantized(nn.Conv2d(3, 4, 3), norm, target=target)
+    step = layer.along_channels(grids.live_step('conv'))
+    out = quantize_weight(layer.weight, step, layer.spec.format)
+    bound = layer.weight.abs().max().item() / 64
+    torch.testing.assert_close(out, layer.weight, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize('bits', [16, 32])
@@ -179,26 +200,54 @@ def test_bias_saturates(bits):
     assert quantize_bias(bias, 0.5, bits).tolist() == [1, 0, limit - 1, -limit]
 
 
+def with_bias(bias, **quantize):
+    """Grids of a convolution with that bias; its input has the scale 2**-7."""
+    conv = nn.Conv2d(3, len(bias), 1)
+    with torch.no_grad():
+        conv.weight.copy_(torch.linspace(-1, 1, 3 * len(bias)).view_as(conv.weight))
+        conv.bias.copy_(torch.tensor(bias))
+    x = torch.tensor([-1.0, 1.0]).repeat(2, 3, 4, 2)
+    layer, grids = quantized(conv, x=x, **quantize)
+    assert grids.activations.host_grid('/input').scale == 2.0**-7
+    return layer, grids.step('conv')
+
+
 def test_power_of_two_grid_is_widened_until_the_bias_fits():
-    scale, bias = torch.tensor(2.0**-10), torch.tensor([3.0, -700.0])
-    wide = widen_for_bias(scale, bias, 2.0**-7, 16, POWER)
-    need = 700 / (2**15 - 1) / 2.0**-7
-    assert wide.item() == power_of_two(need) > scale.item()
-    assert quantize_bias(bias, wide * 2.0**-7, 16).abs().max() < 2**15 - 1
+    layer, step = with_bias([3.0, -700.0])
+    need = power_of_two(700 / (2**15 - 1) / 2.0**-7)
+    assert step.tolist() == [need, need]
+    assert need > 2.0**-7
+    integers = quantize_bias(layer.bias.detach(), step * 2.0**-7, 16)
+    assert integers.abs().max() < 2**15 - 1
 
 
-def test_per_channel_grid_is_widened_where_its_own_bias_needs_it():
-    scale = torch.full((3, 1, 1, 1), 2.0**-10)
-    bias = torch.tensor([0.0, 1e-3, 700.0])
-    wide = widen_for_bias(scale, bias, 2.0**-7, 16, CHANNEL).flatten()
-    assert wide[:2].tolist() == [2.0**-10] * 2
-    assert wide[2].item() == pytest.approx(700 / (2**15 - 1) / 2.0**-7)
+@pytest.mark.parametrize('constraint', ['saturate', False])
+def test_grid_is_not_widened_unless_asked_for(constraint):
+    _, step = with_bias([3.0, -700.0], constrain_bias=constraint)
+    assert step.tolist() == [2.0**-7] * 2
 
 
 def test_bias_that_fits_changes_no_grid():
-    scale = torch.tensor(2.0**-10)
-    for bias in (torch.zeros(3), torch.tensor([0.1, -0.2, 0.0])):
-        assert widen_for_bias(scale, bias, 2.0**-7, 16, POWER) == scale
+    for bias in ([0.0, 0.0], [0.1, -0.2]):
+        assert with_bias(bias)[1].tolist() == [2.0**-7] * 2
+
+
+def test_weight_of_several_inputs_is_widened_for_the_finest():
+    conv = nn.Conv2d(3, 2, 1)
+    nn.init.constant_(conv.bias, 40.0)
+    x = torch.tensor([-1.0, 1.0]).repeat(2, 3, 4, 2)
+    net = Forward(lambda net, x: net.conv(x) + net.conv(x * 0.01), conv=conv)
+    activations = calibrated(net, x, 'train').activations
+    grids = WeightGrids(net.quantization.plan, net.quantization.layers, activations)
+    grids.compute(net.quantization.bias_correction)
+    finest = activations.host_grid('/mul').scale
+    assert finest < activations.host_grid('/input').scale
+    need = power_of_two(40 / (2**15 - 1) / finest)
+    assert grids.step('conv').tolist() == [need, need]
+
+
+def unconstrained(conv, norm=None):
+    return quantized(conv, norm, constrain_weights=False)[0]
 
 
 @pytest.mark.parametrize('outlier', [14.9, 15.1, 300.0, -300.0])
@@ -217,7 +266,7 @@ def test_constrained_weights_are_the_formula(outlier, width):
     if clamps:
         limit = power_of_two(16 * median) * (1 - 8 / 128)
         expected = np.clip(before, -limit, limit)
-    assert constrain_weights(make_layer(conv)) == clamps
+    assert constrain_weights(unconstrained(conv)) == clamps
     np.testing.assert_allclose(conv.weight.detach().numpy(), expected)
 
 
@@ -227,7 +276,7 @@ def test_constraint_applies_to_the_folded_weight():
         conv.weight.uniform_(-0.5, 0.5)
         norm.weight[2] = 200.0  # the outlier is in the normalization
         norm.weight[3] = 0.0
-    layer = make_layer(conv, norm)
+    layer = unconstrained(conv, norm)
     before = conv.weight.detach().clone()
     median = layer.folded_weight().detach().abs().median().item()
     assert constrain_weights(layer)

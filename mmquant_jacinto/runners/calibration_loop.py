@@ -141,7 +141,8 @@ class CalibrationLoop(BaseLoop):
         activations = self.runner.model.quantization.activations
         rejected = activations.take_rejected()
         missing = activations.missing()
-        broken = sorted(set(rejected) & set(missing))
+        # In the order of the plan: what is first may explain the others.
+        broken = [name for name in rejected if name in missing]
         if broken:
             raise QuantizeError(
                 f'{broken[0]} gave NaN or infinity on every calibration '

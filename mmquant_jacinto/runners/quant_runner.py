@@ -180,19 +180,24 @@ class QuantRunner(Runner):
                         map_location: Union[str, Callable] = 'cpu',
                         strict: bool = False,
                         revise_keys: list = None) -> dict:
-        """Loads a checkpoint and checks that it is of this model.
+        """Loads a checkpoint, after a check that it is of this model.
 
         Raises:
-            QuantizeError: If it is of another model; in a test, also if it
-                has no ranges.
+            QuantizeError: If it is of another model; to be resumed or
+                tested, also if it is a float one.
         """
         if revise_keys is None:
             revise_keys = [(r'^module.', '')]
-        checkpoint = super().load_checkpoint(filename, map_location, strict,
-                                             revise_keys)
-        if self.quantize_config is not None:
-            self._check_checkpoint(filename, checkpoint)
-        return checkpoint
+        self._loading = filename
+        return super().load_checkpoint(filename, map_location, strict,
+                                       revise_keys)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Calls the hooks; a checkpoint is checked before it is used."""
+        if fn_name == 'after_load_checkpoint' \
+                and self.quantize_config is not None:
+            self._check_checkpoint(self._loading, kwargs['checkpoint'])
+        super().call_hook(fn_name, **kwargs)
 
     def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
         stored = checkpoint.get('state_dict', checkpoint)
@@ -203,22 +208,27 @@ class QuantRunner(Runner):
         fitting = [name for name in own if names.get(name) == own[name]]
         testing = self._train_loop is None or isinstance(
             self._train_loop, dict)
-        if not fitting or (testing and len(fitting) < len(own)):
+        complete = testing or self._resume
+        if not fitting or (complete and len(fitting) < len(own)):
             raise QuantizeError(
                 f'{filename} is a checkpoint of another model: '
                 f'{len(fitting)} of {len(own)} parameters have the name and '
                 'shape of this one')
-        if not testing:
-            return
         plan = find_plan(stored)
-        if plan is None:
+        if plan is None and testing:
             raise QuantizeError(
                 f'{filename} is a float checkpoint without quantization '
                 'ranges; calibrate it first (tools/train.py CONFIG '
                 f'--cfg-options quantize.mode=ptq load_from={filename}) or '
                 'train it (quantize.mode=qat), and test the checkpoint '
                 'that gives')
-        self._note_other_settings(plan.config)
+        if plan is None and self._resume:
+            raise QuantizeError(
+                f'{filename} is a float checkpoint, which a quantized run '
+                'cannot resume; start from its weights with resume=False '
+                f'load_from={filename}')
+        if testing:
+            self._note_other_settings(plan.config)
 
     def _note_other_settings(self, stored: dict[str, Any]) -> None:
         config = self.quantize_config
