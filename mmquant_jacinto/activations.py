@@ -151,12 +151,12 @@ class ActivationQuantizers(nn.Module):
             return
         index = self.index[name]
         highs, lows, n = self.observer(x, self.specs[index].positive)
-        if clip is not None:
+        if clip is not None and clip != (None, None):
             low, high = clip
-            if low is not None:
-                lows = lows.clamp(max=-low)
-            if high is not None:
-                highs = highs.clamp(max=high)
+            highs = highs.clamp(low, high)
+            lows = lows.clamp(
+                None if high is None else -high, None if low is None else -low
+            )
         known = self._pending.get(index)
         if known is not None:
             n += known[2]
@@ -184,7 +184,8 @@ class ActivationQuantizers(nn.Module):
         rank = (sizes * self.observer.fraction).round().long()
         high, low = _ranked(highs, rank), -_ranked(lows, rank)
         low = torch.where(self._positive, torch.zeros_like(low), low)
-        finite = torch.isfinite(high) & torch.isfinite(low)
+        # The extremes themselves, which a percentile would cut off.
+        finite = torch.isfinite(highs[:, 0]) & torch.isfinite(lows[:, 0])
         seen = (sizes > 0)
         self.rejected += seen & ~finite
         seen &= finite
@@ -196,7 +197,10 @@ class ActivationQuantizers(nn.Module):
                      for end in (high, low))
         self.high += factor * (high - self.high)
         self.low += factor * (low - self.low)
-        self._ranged.update(pending)
+        if not self._ranged.issuperset(pending):
+            # Asked only when something is seen for the first time: it may wait
+            # for the device.
+            self._ranged = set(self.count.nonzero().flatten().tolist())
         self._forget_grids()
 
     def missing(self) -> list[str]:

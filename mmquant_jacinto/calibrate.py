@@ -17,14 +17,20 @@ from .activations import is_distributed
 from .execute import Behaviour
 from .ops import Op
 from .plan import Step
-from .simulate import Simulate, State
+from .simulate import Simulate, State, constrain_once
+from .weights import Layer
 
 
-def channel_mean(x: Tensor, kind: str) -> Tensor:
+def channel_mean(x: Tensor, axis: int) -> Tensor:
     """Mean of a layer's output over all but its channels: (C,), float32."""
-    axis = x.dim() - 1 if kind == ops.LINEAR else 1
+    axis %= x.dim()
     dims = [d for d in range(x.dim()) if d != axis]
     return x.detach().float().mean(dims) if dims else x.detach().float()
+
+
+def channel_axis(layer: Layer, step: Step) -> int:
+    """Axis of the channels in a layer's output, from its end."""
+    return -1 if step.kind == ops.LINEAR else 1 - layer.weight.dim()
 
 
 class LayerMeans:
@@ -59,6 +65,9 @@ class Observe(Behaviour):
         self.state = state
         self.means = LayerMeans()
 
+    def begin(self) -> None:
+        constrain_once(self.state)
+
     def end(self) -> None:
         self.state.activations.commit()
 
@@ -68,17 +77,22 @@ class Observe(Behaviour):
 
     def call(self, step: Step, op: Op, func: Callable, args: tuple,
              kwargs: dict) -> Any:
+        if step.kind == ops.CAT and step.output is not None:
+            for name, x in zip(step.inputs, ops.tensor_inputs(op, args, kwargs)):
+                if name is None:
+                    self.state.activations.observe(step.output, x)
         out = func(*args, **kwargs)
         if step.kind in ops.WEIGHTED and step.weight is not None \
                 and step.norm is None:
-            self.means.add(step.weight, channel_mean(out, step.kind))
+            axis = channel_axis(self.state.layers[step.weight], step)
+            self.means.add(step.weight, channel_mean(out, axis))
         if step.kind not in (ops.PASS, ops.CAT):
             self._observe(step, out)
         return out
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         if step.weight is not None:
-            self.means.add(step.weight, channel_mean(x, step.kind))
+            self.means.add(step.weight, channel_mean(x, 1))
         self._observe(step, x)
         return x
 
@@ -110,7 +124,8 @@ class Correct(Simulate):
 
 
     def after_layer(self, step: Step, x: Tensor) -> None:
-        self.means.add(step.weight, channel_mean(x, step.kind))
+        axis = channel_axis(self.state.layers[step.weight], step)
+        self.means.add(step.weight, channel_mean(x, axis))
 
     @torch.no_grad()
     def update(self, reference: dict[str, Tensor], lr: float) -> None:

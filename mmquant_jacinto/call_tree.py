@@ -64,7 +64,10 @@ class Frame:
         self.module = module
 
     def next(self, name: str) -> int:
-        """Counts a call of ``name``, from 0."""
+        """Counts a call of ``name``, from 0.
+
+        Functions are counted as ``'/name'``, apart from modules of that name.
+        """
         index = self.counts.get(name, 0)
         self.counts[name] = index + 1
         return index

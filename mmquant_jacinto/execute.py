@@ -107,6 +107,9 @@ class Executor(TorchFunctionMode):
 
     def _run_root(self, starts: bool) -> None:
         if starts:
+            if self._region is not None:
+                # A keyboard interrupt runs no hooks.
+                self._close()
             self.behaviour.begin()
         else:
             self.behaviour.end()
@@ -151,6 +154,7 @@ class Executor(TorchFunctionMode):
                 result = self.behaviour.after_norm(step, output)
         if module is self._region:
             self._close()
+            return _current_leaves(output if result is None else result)
         return result
 
     def _step(self, op: str, index: int) -> Optional[Step]:
@@ -184,10 +188,52 @@ class Executor(TorchFunctionMode):
                         step, self._norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.frame.next(op.name))
+        step = self._step(op.name, self.tracker.frame.next('/' + op.name))
+        args = tuple(_current(item) for item in args)
         if step is None:
             return func(*args, **kwargs)
-        return self.behaviour.call(step, op, func, args, kwargs)
+        in_place = args and isinstance(args[0], Tensor) and _is_in_place(func, kwargs)
+        if in_place and args[0]._is_view():
+            # What it is a view of changes too.
+            real = func(*args, **kwargs)
+            if op.kind != ops.CLIP:
+                return real
+        result = self.behaviour.call(step, op, func, args, kwargs)
+        if in_place and result is not args[0]:
+            _replace(args[0], result)
+        return result
+
+
+_NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
+
+
+def _is_in_place(func: Callable, kwargs: dict) -> bool:
+    name = func.__name__
+    return kwargs.get('inplace', False) or name.startswith('__i') or (
+        name.endswith('_') and not name.endswith('__'))
+
+
+def _replace(x: Tensor, result: Tensor) -> None:
+    # An in-place call may be computed out of place, and its caller may go on
+    # with the tensor that it believes to be changed.
+    setattr(x, _NOW, result)
+
+
+def _current(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        while True:
+            now = getattr(item, _NOW, None)
+            if now is None:
+                return item
+            item = now
+    if type(item) in (list, tuple):
+        return type(item)(_current(part) for part in item)
+    return item
+
+
+def _current_leaves(output: Any) -> Any:
+    leaves, structure = tree_flatten(output)
+    return tree_unflatten([_current(leaf) for leaf in leaves], structure)
 
 
 def _node_names(names: Iterable[str]) -> set[str]:

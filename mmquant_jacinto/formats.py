@@ -110,7 +110,7 @@ def get_preset(target: str) -> Preset:
     Raises:
         QuantizeError: If there is no such target.
     """
-    if target not in PRESETS:
+    if not isinstance(target, str) or target not in PRESETS:
         raise QuantizeError(
             f'quantize.target={target!r} is unknown; '
             + nearest(target, PRESETS))

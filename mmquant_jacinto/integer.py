@@ -55,6 +55,7 @@ class Integer(Behaviour):
     def __init__(self, state: State) -> None:
         self.state = state
         self.activations = state.activations
+        self.limits_bias = state.plan.config['constrain_bias'] is not None
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._autocast: list[torch.autocast] = []
@@ -100,7 +101,9 @@ class Integer(Behaviour):
         return step.weight is not None
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
-        if step.weight is None and step.last:
+        # Alone, it is the head of its chain; behind a layer that stays in float
+        # it is a follower that had to run.
+        if step.weight is None and (step.last or not step.follows):
             return self._emit(step, x)
         return x
 
@@ -110,14 +113,16 @@ class Integer(Behaviour):
         return self.activations.host_grid(quantizer)
 
     def _emit(self, step: Step, x: Any) -> Any:
-        if step.output is None or not isinstance(x, Tensor):
+        if not isinstance(x, Tensor):
             return x
         return self._quantize(step.output, x, step.clip)
 
-    def _quantize(self, quantizer: str, x: Tensor, clip: Bounds) -> Tensor:
+    def _quantize(
+        self, quantizer: Optional[str], x: Tensor, clip: Bounds
+    ) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
-            # It has no range because calibration never came here.
+            # It stays in float, or calibration never came here.
             return x if clip is None else torch.clamp(x, *clip)
         return self._requantize(grid, x.float() / grid.scale, clip)
 
@@ -129,12 +134,12 @@ class Integer(Behaviour):
 
     def _carry(self, x: Tensor, out: Any) -> Any:
         """The result of an operation that only moves elements."""
-        known = getattr(x, _TAG, None)
+        known = _tag_of(x)
         if known is not None:
             for leaf in tree_flatten(out)[0]:
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() \
                         and leaf is not x:
-                    setattr(leaf, _TAG, (known[0], None))
+                    _with_integers(leaf, known[0], None)
         return out
 
     def _cat(self, step: Step, out: Tensor,
@@ -142,8 +147,7 @@ class Integer(Behaviour):
         grid = self._grid(step.output)
         if grid is not None and all(item is not None and item[0] == grid
                                     for item in integers):
-            setattr(out, _TAG, (grid, None))
-            return out
+            return _with_integers(out, grid, None)
         return self._emit(step, out)
 
     def _compute(self, step: Step, op: Op, func: Callable, args: tuple,
@@ -200,8 +204,8 @@ class Integer(Behaviour):
         integers = to_integers(
             weight, layer.along_channels(scale), layer.spec.format)
         unit = scale.double() * given.scale
-        bias = quantize_bias(
-            bias.double(), unit, self.state.plan.bias_width(name))
+        width = self.state.plan.bias_width(name) if self.limits_bias else None
+        bias = quantize_bias(bias.double(), unit, width)
         multiplier = (unit / grid.scale).float()
         if step.kind != ops.LINEAR:
             multiplier = multiplier.view((-1, ) + (1, ) * (weight.dim() - 2))
@@ -227,18 +231,28 @@ def _exact(total: Tensor) -> Tensor:
     return total.round_() if total.is_cuda else total
 
 
-def _with_integers(x: Tensor, grid: Grid, integers: Tensor) -> Tensor:
-    setattr(x, _TAG, (grid, integers))
+def _with_integers(x: Tensor, grid: Grid, integers: Optional[Tensor]) -> Tensor:
+    setattr(x, _TAG, (grid, integers, _version(x)))
     return x
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _tag_of(x: Tensor) -> Optional[tuple[Grid, Optional[Tensor]]]:
+    known = getattr(x, _TAG, None)
+    # Written to since: it is no longer what the integers say.
+    return None if known is None or known[2] != _version(x) else known[:2]
 
 
 def _integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
     """Grid and integers that a tensor carries."""
-    known = getattr(x, _TAG, None)
+    known = _tag_of(x)
     if known is None:
         return None
     grid, integers = known
     if integers is None:
         integers = (x / grid.scale).round_()
-        setattr(x, _TAG, (grid, integers))
+        _with_integers(x, grid, integers)
     return grid, integers

@@ -37,7 +37,7 @@ class Observer:
         x = x.detach()
         if not self.fraction:
             return x.reshape(-1)
-        rows = x.flatten(1) if x.dim() > 1 else x[None]
+        rows = x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
         # Odd, so as not to walk down the same columns of a feature map.
         stride = rows.shape[1] // SAMPLES_PER_ROW // 2 * 2 + 1
         return rows[:, ::stride].reshape(-1).float()

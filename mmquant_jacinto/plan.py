@@ -113,8 +113,8 @@ class Plan:
         steps (Dict[str, Step]): By name of the call site.
         inputs (Dict[str, Dict[int, str]]): Call of a region to (index among
             the leaves of its arguments to activation quantizer).
-        in_float (Dict[str, str]): Weighted call sites that are not
-            quantized, each with the reason.
+        in_float (Dict[str, str]): Weighted call sites, and weights, that are
+            not quantized, each with the reason.
     """
 
     config: dict[str, Any]
@@ -238,7 +238,8 @@ class Planner:
         self.consumers = graph.consumers()
         self.groups = _Groups()
         self.chains: dict[str, _Chain] = {}
-        self.norms: dict[str, set[Optional[str]]] = {}  # of each weight
+        # Of each weight: the (bias, normalization) pairs it is used with.
+        self.variants: dict[str, set[tuple]] = {}
         self.in_float: dict[str, str] = {}
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
@@ -268,11 +269,15 @@ class Planner:
                 'this model has nothing to quantize: no convolution or '
                 'linear layer was called in its forward pass')
         inputs: dict[str, dict[int, str]] = {}
-        for value, (call, leaf) in self.graph.region_inputs.items():
+        for value, entries in self.graph.region_inputs.items():
             spec = quantizers.get(self.groups.find(value))
-            if spec is not None:
+            for call, leaf in entries if spec is not None else ():
                 inputs.setdefault(call, {})[leaf] = spec.name
         unique = {spec.name: spec for spec in quantizers.values()}
+        for name in self.graph.unused:
+            self.in_float.setdefault(
+                name, 'not used by any call that was seen (an embedding, or code '
+                'that torch functions do not show)')
         return Plan(
             config=self._settings(), regions=tuple(self.graph.regions),
             activations=tuple(unique.values()), weights=weight_specs,
@@ -331,6 +336,11 @@ class Planner:
     def _is_off(self, site: Site) -> bool:
         return self.overrides.find(site.module) is False
 
+    def _activation_bits(self, chain: _Chain) -> Any:
+        """Override for the chain's result: the last of its modules' own."""
+        found = [self.overrides.find(site.module) for site in chain.sites]
+        return next((bits for bits in reversed(found) if bits is not None), None)
+
     def _quantizers(self, active: list[Site]) -> dict[int, ActivationSpec]:
         """Group of values to its quantizer, in order of first use."""
         inner = {value for chain in self.chains.values()
@@ -360,7 +370,8 @@ class Planner:
             quantizers[group] = ActivationSpec(
                 name, kind, self.preset.activation.with_bits(width), positive)
 
-        for value, (call, leaf) in self.graph.region_inputs.items():
+        for value, entries in self.graph.region_inputs.items():
+            call, leaf = entries[0]
             if self.groups.find(value) in read:
                 add(value, f'{call}/input' + (f'#{leaf}' if leaf else ''),
                     INPUT, None, False)
@@ -368,7 +379,7 @@ class Planner:
             chain = self.chains.get(site.name)
             if chain is None:
                 continue
-            bits = self.overrides.find(site.module)
+            bits = self._activation_bits(chain)
             clip = chain.clip
             positive = clip is not None and clip[0] is not None \
                 and clip[0] >= 0
@@ -383,7 +394,8 @@ class Planner:
                  ) -> dict[str, WeightSpec]:
         for chain in self.chains.values():
             if chain.head.weight is not None:
-                self.norms.setdefault(chain.head.weight, set()).add(chain.norm)
+                self.variants.setdefault(chain.head.weight, set()).add(
+                    (chain.head.bias, chain.norm))
         specs: dict[str, WeightSpec] = {}
         for chain in self.chains.values():
             site = chain.head
@@ -401,8 +413,8 @@ class Planner:
                 'weight', self.config.bits if bits is None else bits,
                 self.config.bits_of('weight'))
             shape = shapes[site.weight]
-            channels = site.shape[-1] if site.kind == ops.LINEAR \
-                else site.shape[1]
+            channels = site.shape[-1 if site.kind == ops.LINEAR
+                                  else 1 - len(shape)]
             fmt = self.preset.weight.with_bits(width)
             if axis == 1 and channels != shape[1]:
                 # A grouped transposed convolution has no output channel axis.
@@ -415,9 +427,14 @@ class Planner:
         name = chain.head.weight
         name = name[:-len('.weight')] if name.endswith('.weight') else name
         # A convolution shared by several normalizations folds each of them.
-        if len(self.norms[chain.head.weight]) > 1 and chain.norm is not None:
-            name += '+' + chain.norm
-        return name
+        biases, norms = (set(items) for items in
+                         zip(*self.variants[chain.head.weight]))
+        parts = [name]
+        if len(biases) > 1 and chain.head.bias is not None:
+            parts.append(chain.head.bias)
+        if len(norms) > 1 and chain.norm is not None:
+            parts.append(chain.norm)
+        return '+'.join(parts)
 
     def _steps(self, site: Site, quantizers: Mapping[int, ActivationSpec]
                ) -> dict[str, Step]:

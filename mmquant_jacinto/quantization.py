@@ -156,7 +156,9 @@ class Quantization(nn.Module):
         mine = [key for key in state_dict if key.startswith(prefix)]
         stored = state_dict.get(prefix + 'plan')
         if stored is None:
-            # A float checkpoint: the quantizers stay as they are.
+            # A float checkpoint: the quantizers stay as they are, but what was
+            # computed from the weights does not hold any more.
+            self.set_phase(self.phase)
             return
         plan = read_plan(stored)
         if self.plan is None or plan.to_json() != self.plan.to_json():

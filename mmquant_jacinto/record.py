@@ -59,16 +59,18 @@ class Graph:
     Args:
         regions (List[str]): Names of the regions' modules.
         sites (Dict[str, Site]): By name, in order of execution.
-        region_inputs (Dict[int, Tuple[str, int]]): Value to (call of a
-            region, index among the leaves of its arguments), for values that
-            come from outside all regions.
+        region_inputs (Dict[int, List[Tuple[str, int]]]): Value to the places
+            where it enters: (call of a region, index among the leaves of its
+            arguments). Values that come from outside all regions.
         region_outputs (Set[int]): Values that a region returns.
+        unused (List[str]): Weights in the regions that no recorded call used.
     """
 
     regions: list[str] = field(default_factory=list)
     sites: dict[str, Site] = field(default_factory=dict)
-    region_inputs: dict[int, tuple[str, int]] = field(default_factory=dict)
+    region_inputs: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     region_outputs: set[int] = field(default_factory=set)
+    unused: list[str] = field(default_factory=list)
 
     def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""
@@ -100,6 +102,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = Graph()
         self.is_region = is_region
+        self._given: list[Tensor] = []  # tensors of the caller that were marked
+        self._token = object()  # a recorder would keep the model alive
         self.parameters = {id(p): name for name, p in
                            model.named_parameters(remove_duplicate=True)}
         self.tracker = CallTracker(model, self._enter, self._exit)
@@ -111,17 +115,19 @@ class Recorder(TorchFunctionMode):
     def remove(self) -> None:
         """Takes the recorder off the model."""
         self.tracker.remove()
+        for tensor in self._given:
+            del tensor._mmquant_value
 
     # A value's number travels on the tensor object itself: it dies with it,
     # so nothing is kept alive and no id can be mistaken for a reused one.
     def _value_of(self, item: Any) -> Optional[int]:
         token, value = getattr(item, '_mmquant_value', (None, None))
-        return value if token is self else None
+        return value if token is self._token else None
 
     def _name_value(self, tensor: Tensor, origin: tuple[str, int]) -> int:
         # The same origin in a further pass is the same value.
         value = self._values.setdefault(origin, len(self._values))
-        tensor._mmquant_value = (self, value)
+        tensor._mmquant_value = (self._token, value)
         return value
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -132,10 +138,16 @@ class Recorder(TorchFunctionMode):
             self._region = module
             call = self.tracker.frame.node.name
             for index, leaf in enumerate(tree_flatten((args, kwargs))[0]):
-                if _is_activation(leaf) and self._value_of(leaf) is None:
-                    origin = (call, index)
-                    value = self._name_value(leaf, origin)
-                    self.graph.region_inputs[value] = origin
+                if not _is_activation(leaf):
+                    continue
+                value = self._value_of(leaf)
+                if value is None:
+                    value = self._name_value(leaf, (call, index))
+                    self._given.append(leaf)
+                    self.graph.region_inputs.setdefault(value, [])
+                entries = self.graph.region_inputs.get(value)
+                if entries is not None and (call, index) not in entries:
+                    entries.append((call, index))
             self.__enter__()
         if self._region is not None and self._opaque is None \
                 and isinstance(module, _BatchNorm):
@@ -148,7 +160,9 @@ class Recorder(TorchFunctionMode):
             node = self.tracker.frame.node
             if isinstance(output, Tensor):
                 name = node.site_name('batch_norm', 0)
-                self._add(Site(name, 'batch_norm', ops.NORM, node.module,
+                # Without running statistics there is nothing to fold.
+                kind = ops.COMPUTE if module.running_var is None else ops.NORM
+                self._add(Site(name, 'batch_norm', kind, node.module,
                                [self._opaque_input],
                                [self._name_value(output, (name, 0))],
                                shape=tuple(output.shape)))
@@ -168,7 +182,7 @@ class Recorder(TorchFunctionMode):
         if op is None or self._opaque is not None:
             return func(*args, **kwargs)
         frame = self.tracker.frame
-        name = frame.node.site_name(op.name, frame.next(op.name))
+        name = frame.node.site_name(op.name, frame.next('/' + op.name))
         if op.kind == ops.AVERAGE and ops.is_exact(op, args, kwargs):
             op = Op(op.name, ops.PASS)
         operands = ops.tensor_inputs(op, args, kwargs)
@@ -241,4 +255,13 @@ def record(model: nn.Module, passes: Iterable[Callable[[], Any]],
         recorder.remove()
         for module, flag in training.items():
             module.training = flag
+    used = {site.weight for site in recorder.graph.sites.values()}
+    recorder.graph.unused = [
+        name for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name not in used
+        and _is_below(name, recorder.graph.regions)]
     return recorder.graph
+
+
+def _is_below(name: str, regions: Iterable[str]) -> bool:
+    return any(not region or name.startswith(region + '.') for region in regions)

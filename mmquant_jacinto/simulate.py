@@ -44,6 +44,14 @@ class State(Protocol):
         """A layer's part of ``bias_correction``: (C,)."""
 
 
+def constrain_once(state: State) -> None:
+    """Clamps outliers of the weights in the first pass of a model's life."""
+    if state.plan.config['constrain_weights'] and not state.constrained:
+        for layer in state.layers.values():
+            constrain_weights(layer)
+        state.constrained.fill_(1)
+
+
 class Simulate(Behaviour):
     """Fake-quantizes weights, biases and activations.
 
@@ -58,6 +66,7 @@ class Simulate(Behaviour):
         # A bias that is made to fit differs from its integers by less than the
         # accumulator's last bit; only one that is cut off has to be simulated.
         self.saturates = state.plan.config['constrain_bias'] == 'saturate'
+        self._has_begun = False
         self._kept: dict[str, tuple[tuple, tuple]] = {}
 
     @property
@@ -66,11 +75,9 @@ class Simulate(Behaviour):
         return self.activations.observing
 
     def begin(self) -> None:
-        if self.state.plan.config['constrain_weights'] \
-                and not self.state.constrained:
-            for layer in self.state.layers.values():
-                constrain_weights(layer)
-            self.state.constrained.fill_(1)
+        if not self._has_begun:
+            constrain_once(self.state)
+            self._has_begun = True
         self.grids.compute(self.state.bias_correction)
 
     def end(self) -> None:
@@ -87,12 +94,26 @@ class Simulate(Behaviour):
             return self._emit(step, ops.tensor_inputs(op, args, kwargs)[0])
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.quantize_layer(step, args, kwargs)
+        if step.kind == ops.CAT and None in step.inputs:
+            args, kwargs = self._quantize_constants(step, op, args, kwargs)
         out = func(*args, **kwargs)
         if step.kind in (ops.PASS, ops.CAT):
             return out
         if step.weight is not None and step.kind in ops.WEIGHTED:
             self.after_layer(step, out)
         return self._emit(step, out) if step.last else out
+
+    def _quantize_constants(
+        self, step: Step, op: Op, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        """Puts what no recorded call made on the grid that all of `cat` share."""
+        if step.output is None:
+            return args, kwargs
+        operands = [
+            self._quantize(step.output, x, None) if name is None else x
+            for name, x in zip(step.inputs, ops.tensor_inputs(op, args, kwargs))
+        ]
+        return ops.replace_inputs(op, args, kwargs, operands)
 
     def folds(self, step: Step, norm: nn.Module) -> bool:
         return step.weight is not None and not (

@@ -162,14 +162,15 @@ def bias_limits(bits: int) -> tuple[float, float]:
     return -2.0**(bits - 1), 2.0**(bits - 1) - 1
 
 
-def quantize_bias(bias: Tensor, step: Any, bits: int) -> Tensor:
+def quantize_bias(bias: Tensor, step: Any, bits: Optional[int]) -> Tensor:
     """Bias in units of ``step`` (input scale times weight scale).
 
     Returns:
         Tensor: Integers in a tensor of ``bias``'s dtype, saturated to
-        ``bits`` bits.
+        ``bits`` bits; None: as large as it is.
     """
-    return torch.clamp((bias / step).round(), *bias_limits(bits))
+    integers = (bias / step).round()
+    return integers if bits is None else integers.clamp_(*bias_limits(bits))
 
 
 @torch.no_grad()

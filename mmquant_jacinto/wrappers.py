@@ -57,9 +57,11 @@ class QuantModule(nn.Module):
                          else module, )
         if Quantization.of(self._carrier[0]) is None:
             Quantization(self._carrier[0])
+        # A new module is in training mode, whatever its child is in.
+        self.training = module.training
         if dummy_input is not None:
             self.prepare(dummy_input)
-        self.train(module.training)
+        self.train(self.training)
 
     @property
     def quantization(self) -> Quantization:
@@ -88,7 +90,7 @@ class QuantModule(nn.Module):
                               else self.as_batch(training_input))
         plan = plan_model(root, passes, self.config)
         quantize_model(root, plan)
-        self.train(self.training)
+        self._follow_mode()
         print_log(summarize(plan), 'current')
         return plan
 
@@ -119,9 +121,13 @@ class QuantModule(nn.Module):
     def train(self, mode: bool = True) -> 'QuantModule':
         """Switches between the wrapper's own phase and integer evaluation."""
         super().train(mode)
-        self.quantization.set_phase(
-            self.train_phase if mode else self.eval_phase)
+        self._follow_mode()
         return self
+
+    def _follow_mode(self) -> None:
+        """Brings the quantization in line with ``training``."""
+        self.quantization.set_phase(
+            self.train_phase if self.training else self.eval_phase)
 
     @property
     def train_phase(self) -> str:
@@ -183,6 +189,11 @@ class QuantTrainModule(QuantModule):
         # float model, as MMEngine expects of a wrapper.
         self._parallel: list[MMDistributedDataParallel] = []
         self.distributed = distributed
+        if total_epochs is not None:
+            self.set_epoch(0, total_epochs)
+            self._follow_mode()
+        # Wrapping an evaluated model is no epoch yet.
+        self._was_evaluated = False
         if distributed is not None and self.plan is not None:
             self.distribute()
 
@@ -214,12 +225,14 @@ class QuantTrainModule(QuantModule):
             self.set_epoch(self.epoch + 1, self.total_epochs)
         self._was_evaluated = not mode
         super().train(mode)
-        if mode and self.bn_frozen:
-            for norm in self._norms():
-                norm.eval()
-        if self.plan is not None:
-            self.quantization.activations.observing = not self.ranges_frozen
         return self
+
+    def _follow_mode(self) -> None:
+        super()._follow_mode()
+        if self.plan is not None:
+            for norm in self._norms() if self.bn_frozen else ():
+                norm.eval()
+            self.quantization.activations.observing = not self.ranges_frozen
 
     def set_epoch(self, epoch: int, total: int,
                   unit: Optional[int] = None) -> list[str]:

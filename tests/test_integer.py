@@ -355,8 +355,9 @@ def test_quantized_net_computes_what_the_float_one_does(case, phase):
     x = torch.randn(2, 3, 12, 12)
     reference, = run(net, x)
     calibrated(net, x, phase, bits=16, observer='minmax', overrides=overrides)
-    out, = run(net, x)
-    assert snr(reference, out) > 50
+    # Training keeps what the backward pass needs, and so computes otherwise.
+    with torch.set_grad_enabled(phase == 'train'):
+        assert snr(reference, net(x)) > 50
 
 
 def test_weights_are_prepared_once_until_training_goes_on(

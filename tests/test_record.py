@@ -40,7 +40,7 @@ def test_graph_of_the_toy_net(toy_net, images):
     assert readers['/relu'] == {'/max_pool2d', '/cat'}
     assert readers['fc/linear'] == set()
     assert graph.region_outputs == set(graph.sites['fc/linear'].outputs)
-    assert list(graph.region_inputs.values()) == [('', 0)]
+    assert list(graph.region_inputs.values()) == [[('', 0)]]
 
 
 def test_site_describes_its_call(toy_net, images):
@@ -89,7 +89,7 @@ def test_only_regions_are_seen(image):
     graph = record_once(model, image)
     assert not any('sigmoid' in name for name in graph.sites)
     # The head reads what the backbone made, not a new input.
-    assert list(graph.region_inputs.values()) == [('backbone', 0)]
+    assert list(graph.region_inputs.values()) == [[('backbone', 0)]]
 
 
 def test_second_pass_merges(image):

@@ -1,0 +1,92 @@
+"""All that test_distributed.py wants run: one of two processes, or the only one.
+
+Usage: distributed_runs.py FOLDER FLOAT_CHECKPOINT FOLDER_OF_OTHERS
+
+Leaves, for each run, what the process ended with in FOLDER/RUN_rankN.pth.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.runner import Runner
+from toy_runner import make_config, train
+
+import mmquant_jacinto  # noqa: F401
+
+PTQ = dict(mode='ptq', bits=8)
+QAT = dict(mode='qat', bits=8)
+WORLD_BATCH = 16
+
+
+class Runs:
+    def __init__(self, folder, launcher):
+        self.folder = Path(folder)
+        self.launcher = launcher
+        self.world = 1
+
+    def config(self, name, quantize, **changes):
+        cfg = make_config(
+            self.folder / name, quantize, launcher=self.launcher, **changes
+        )
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            loader.batch_size = WORLD_BATCH // self.world
+        if 'max_epochs' in cfg.train_cfg:
+            cfg.train_cfg.max_epochs = 4
+        return cfg
+
+    def train(self, name, quantize, **changes):
+        runner = train(self.config(name, quantize, **changes))
+        self.save(name, runner.model.module.state_dict())
+
+    def test(self, name, checkpoint):
+        cfg = self.config(name, QAT, load_from=str(checkpoint))
+        self.save(name, Runner.from_cfg(cfg).test())
+
+    def save(self, name, result):
+        torch.save(result, self.folder / f'{name}_rank{get_rank()}.pth')
+
+
+def run_all(folder, float_checkpoint, launcher):
+    """Every run, in the only process or in one of two."""
+    runs = Runs(folder, launcher)
+    # The first runner creates the process group.
+    cfg = runs.config('start', PTQ)
+    Runner.from_cfg(cfg)
+    runs.world = get_world_size()
+
+    load_from = str(float_checkpoint)
+    runs.train('ptq', PTQ, load_from=load_from)
+    runs.train(
+        'ptq_onnxruntime', dict(PTQ, target='onnxruntime'), load_from=load_from
+    )
+    runs.train('qat', QAT, load_from=load_from)
+    runs.train(
+        'qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')]
+    )
+    runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])
+    runs.train('qat_accumulated', QAT, **{'optim_wrapper.accumulative_counts': 2})
+    runs.train(
+        'qat_one_sided',
+        QAT,
+        find_unused_parameters=True,
+        **{'model.even_head': True, 'train_dataloader.sampler.shuffle': False},
+    )
+    runs.train('qat_iterations', QAT, iters=6)
+    for name in ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4'):
+        runs.test(f'test_{name.partition("/")[0]}', runs.folder / f'{name}.pth')
+
+
+def run_others(folder, others, launcher):
+    """Tests the checkpoints that another number of processes left."""
+    runs = Runs(folder, launcher)
+    for name in ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4'):
+        runs.test(f'others_{name.partition("/")[0]}', Path(others, f'{name}.pth'))
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    _, folder, float_checkpoint, others = sys.argv
+    run_all(folder, float_checkpoint, 'pytorch')
+    run_others(folder, others, 'pytorch')

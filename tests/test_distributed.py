@@ -1,0 +1,172 @@
+"""Two processes on CPUs give what one process gives with the doubled batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_runs import run_all, run_others
+from mmengine.device import get_device
+from test_cpu_distributed import free_port
+from toy_runner import (
+    BATCH_SIZE,
+    NUM_TRAIN,
+    differences,
+    log_of,
+    make_config,
+    train,
+    val_scores,
+)
+
+pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='needs no GPU')
+
+HERE = Path(__file__).parent
+TIMEOUT = 300  # a deadlock would last for ever
+RUNS = [
+    'ptq',
+    'ptq_onnxruntime',
+    'qat',
+    'qat_synchronized',
+    'qat_averaged',
+    'qat_accumulated',
+    'qat_one_sided',
+    'qat_iterations',
+]
+# Statistics of batch normalization are each process's own, as in MMEngine.
+OWN = ('running_mean', 'running_var')
+
+
+class Results:
+    """What the processes of a folder ended with."""
+
+    def __init__(self, folder, world):
+        self.folder = folder
+        self.world = world
+
+    def of(self, name):
+        """The results of a run, by rank."""
+        return [
+            torch.load(self.folder / f'{name}_rank{rank}.pth', weights_only=False)
+            for rank in range(self.world)
+        ]
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    """The runs in this process."""
+    folder = tmp_path_factory.mktemp('one')
+    train(make_config(folder / 'float'))
+    run_all(folder, folder / 'float' / 'epoch_6.pth', 'none')
+    return Results(folder, 1)
+
+
+@pytest.fixture(scope='module')
+def two(one, tmp_path_factory):
+    """The same runs in two processes."""
+    folder = tmp_path_factory.mktemp('two')
+    port = free_port()
+    processes = []
+    for rank in range(2):
+        env = dict(
+            os.environ,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE='2',
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=port,
+            OMP_NUM_THREADS='1',
+        )
+        script = HERE / 'distributed_runs.py'
+        arguments = [folder, one.folder / 'float' / 'epoch_6.pth', one.folder]
+        with (folder / f'rank{rank}.log').open('w') as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, script, *arguments],
+                    env=env,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [process.wait(TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = [(folder / f'rank{rank}.log').read_text()[-5000:] for rank in range(2)]
+    assert codes == [0, 0], '\n'.join(logs)
+    run_others(one.folder, folder, 'none')
+    return Results(folder, 2)
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_all_processes_end_with_the_same_model(name, two):
+    first, second = two.of(name)
+    changed = differences(first, second)
+    if name.startswith('qat') and name != 'qat_synchronized':
+        changed = [key for key in changed if not key.endswith(OWN)]
+    assert not changed
+
+
+@pytest.mark.parametrize('name', ['ptq', 'ptq_onnxruntime'])
+def test_calibration_gives_the_state_of_one_process(name, one, two):
+    (alone,), (together, _) = one.of(name), two.of(name)
+    prefix = 'quantization.'
+    changed = differences(alone, together)
+    assert all(key.startswith(prefix) for key in changed)
+    for key in ('low', 'high', 'count'):
+        key = f'{prefix}activations.{key}'
+        torch.testing.assert_close(together[key], alone[key], rtol=1e-6, atol=0)
+    key = f'{prefix}bias_correction'
+    assert alone[key].any()
+    torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
+    assert f'{prefix}plan' not in changed
+
+
+def test_first_ranges_of_training_are_those_of_one_process(one, two):
+    # Later ones follow weights, which rounding in another order moves apart,
+    # and statistics of batches half as large.
+    (alone,), (together, _) = one.of('qat'), two.of('qat')
+    key = 'quantization.activations.count'
+    assert torch.equal(alone[key], together[key])
+    index = 0  # the images themselves
+    for key in ('low', 'high'):
+        key = f'quantization.activations.{key}'
+        torch.testing.assert_close(together[key][index], alone[key][index])
+
+
+def test_head_that_runs_in_one_process_only_blocks_nobody(two):
+    for state in two.of('qat_one_sided'):
+        assert state['even_head.weight'].isfinite().all()
+        count = state['quantization.activations.count']
+        # Rank 0 has all the even places: the head ran in every iteration.
+        iterations = 3 * NUM_TRAIN // BATCH_SIZE
+        assert count.tolist() == [iterations] * len(count)
+    first, second = two.of('qat_one_sided')
+    assert not torch.equal(
+        first['even_head.weight'], torch.zeros_like(first['even_head.weight'])
+    )
+    assert torch.equal(first['even_head.weight'], second['even_head.weight'])
+
+
+@pytest.mark.parametrize('name', ['ptq', 'qat', 'qat_synchronized'])
+def test_checkpoint_tests_the_same_on_one_and_on_two_processes(name, one, two):
+    for own, other in ((one, two), (two, one)):
+        score, checked = own.of(f'test_{name}')[0], other.of(f'others_{name}')[0]
+        assert checked['accuracy'] == score['accuracy'] > 0
+        # A sum over images, in another order.
+        assert checked['norm'] == pytest.approx(score['norm'], rel=1e-12)
+
+
+@pytest.mark.parametrize('name', ['ptq', 'qat_synchronized'])
+def test_validation_on_two_processes_is_the_test_of_the_checkpoint(name, two):
+    assert two.of(f'test_{name}')[0] == val_scores(two.folder / name)[-1]
+
+
+def test_only_the_first_process_writes(two):
+    names = [path.name for path in (two.folder / 'ptq').glob('*')]
+    assert names.count('epoch_1.pth') == names.count('last_checkpoint') == 1
+    assert log_of(two.folder / 'ptq').count('Calibration of ranges') == 1
+    assert '/4' not in (two.folder / 'rank1.log').read_text()
