@@ -189,7 +189,7 @@ class Executor(TorchFunctionMode):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
         step = self._step(op.name, self.tracker.frame.next('/' + op.name))
-        args = tuple(_current(item) for item in args)
+        args = tuple([_current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
         in_place = args and isinstance(args[0], Tensor) and _is_in_place(func, kwargs)
@@ -220,14 +220,13 @@ def _replace(x: Tensor, result: Tensor) -> None:
 
 
 def _current(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        while True:
-            now = getattr(item, _NOW, None)
-            if now is None:
-                return item
-            item = now
+    while isinstance(item, Tensor):
+        now = getattr(item, _NOW, None)
+        if now is None:
+            return item
+        item = now
     if type(item) in (list, tuple):
-        return type(item)(_current(part) for part in item)
+        return type(item)([_current(part) for part in item])
     return item
 
 

@@ -197,7 +197,7 @@ class Integer(Behaviour):
         grids = self.fallback.grids
         if not grids.is_computed:
             grids.compute(self.state.bias_correction)
-        weight, bias = layer.folded_weight(), layer.folded_bias()
+        weight, bias = layer.folded()
         correction = self.state.correction(name)
         bias = correction if bias is None else bias + correction
         scale = grids.step(name)

@@ -58,30 +58,32 @@ class Grid(NamedTuple):
 
 
 def round_tensor(x: Tensor, rounding: str) -> Tensor:
-    """Rounds ``x`` to integers in place.
+    """Rounds ``x`` to integers, overwriting it where that is cheaper.
 
     Args:
-        x (Tensor): Any shape, floating point; overwritten.
+        x (Tensor): Any shape, floating point; may be overwritten.
         rounding (str): One of :data:`~mmquant_jacinto.formats.ROUNDINGS`.
 
     Returns:
-        Tensor: ``x``.
+        Tensor: Shape and dtype of ``x``.
     """
     if rounding == HALF_EVEN:
         return x.round_()
     if rounding == HALF_UP:
         return x.add_(0.5).floor_()
     assert rounding == HALF_AWAY
-    return x.add_(torch.sign(x), alpha=0.5).trunc_()
+    return torch.copysign(x.abs().add_(0.5).floor_(), x)
+
+
+_HALF = torch.tensor(0.5)
 
 
 def _quantize_(x: Tensor, grid: Grid) -> Tensor:
     """Puts clamped values on a grid, in place."""
     inverse = 1.0 / grid.scale
-    if grid.rounding == HALF_UP and not isinstance(inverse, Tensor):
+    if grid.rounding == HALF_UP and not isinstance(inverse, Tensor) and x.is_cpu:
         # One pass over memory less than scaling, then rounding.
-        half = x.new_tensor(0.5)
-        x = torch.add(half, x, alpha=inverse, out=x).floor_()
+        x = torch.add(_HALF, x, alpha=inverse, out=x).floor_()
     else:
         x = round_tensor(x.mul_(inverse), grid.rounding)
     return x.mul_(grid.scale)

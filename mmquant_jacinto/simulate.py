@@ -184,12 +184,9 @@ class Simulate(Behaviour):
         return known[1]
 
     def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
-        weight = quantize_weight(
-            layer.folded_weight(),
-            layer.along_channels(self.grids.step(name)),
-            layer.spec.format,
-        )
-        return weight, layer.folded_bias()
+        weight, bias = layer.folded()
+        step = layer.along_channels(self.grids.step(name))
+        return quantize_weight(weight, step, layer.spec.format), bias
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():

@@ -57,7 +57,7 @@ def sample_weight(size):
 def on_grid(layer, grids):
     """Integers of the folded weight."""
     step = layer.along_channels(grids.step('conv'))
-    return to_integers(layer.folded_weight(), step, layer.spec.format).detach()
+    return to_integers(layer.folded()[0], step, layer.spec.format).detach()
 
 
 @pytest.mark.parametrize('bits', [4, 8, 16])
@@ -129,7 +129,7 @@ def layer_of(case, **quantize):
     x = torch.randn(3, 5) if linear else torch.randn(2, 4, 5, 5)
     layer, grids = quantized(conv, norm, x, **quantize)
     return layer, grids, x, lambda: function(
-        x, layer.folded_weight(), layer.folded_bias(), **options)
+        x, *layer.folded(), **options)
 
 
 @pytest.mark.parametrize('case', FOLDED)
@@ -150,7 +150,7 @@ def test_folded_layer_computes_layer_and_normalization(case):
 def test_grid_is_that_of_the_folded_weight(case, target):
     # It is found without multiplying the weight.
     layer, grids, *_ = layer_of(case, target=target, constrain_bias=False)
-    weight = layer.folded_weight().detach()
+    weight = layer.folded()[0].detach()
     if layer.spec.format.per_channel:
         reach = weight.transpose(0, layer.spec.axis).flatten(1).abs().amax(1)
         expected = reach / 127
@@ -278,9 +278,9 @@ def test_constraint_applies_to_the_folded_weight():
         norm.weight[3] = 0.0
     layer = unconstrained(conv, norm)
     before = conv.weight.detach().clone()
-    median = layer.folded_weight().detach().abs().median().item()
+    median = layer.folded()[0].detach().abs().median().item()
     assert constrain_weights(layer)
     limit = power_of_two(16 * median) * (1 - 8 / 128)
-    assert layer.folded_weight().abs().max().item() == pytest.approx(limit)
+    assert layer.folded()[0].abs().max().item() == pytest.approx(limit)
     for channel in (0, 1, 3, 4):
         torch.testing.assert_close(conv.weight[channel], before[channel])
