@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import torch
 from mmengine.config import Config
@@ -30,14 +30,16 @@ MODELS_TIMED = ('mobilenet', 'regnet', 'resnet')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--models', nargs='+', default=MODELS_TIMED,
-                        choices=MODELS_TIMED)
+    parser.add_argument(
+        '--models', nargs='+', default=MODELS_TIMED, choices=MODELS_TIMED
+    )
     parser.add_argument('--target', default='jacinto')
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--size', type=int, default=256)
     parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available()
-                        else 'cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
     parser.add_argument('--amp', action='store_true')
     parser.add_argument('--json', type=Path, help='where the result goes')
     return parser.parse_args()
@@ -53,43 +55,57 @@ def build_detector(name: str, size: int) -> torch.nn.Module:
     return model
 
 
-def random_batch(batch: int, size: int) -> Dict[str, Any]:
+def random_batch(batch: int, size: int) -> dict[str, Any]:
     """A batch as mmdet's dataloader yields it, with ten boxes per image."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
+
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(batch):
         corner = torch.rand(10, 2, generator=generator) * size * 0.6
         extent = (torch.rand(10, 2, generator=generator) * 0.3 + 0.05) * size
         shape = (size, size)
-        samples.append(DetDataSample(
-            metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape,
-                          batch_input_shape=shape, scale_factor=(1.0, 1.0),
-                          img_id=0),
-            gt_instances=InstanceData(
-                bboxes=torch.cat([corner, corner + extent], 1),
-                labels=torch.randint(3, (10, ), generator=generator))))
-    images = torch.randint(256, (batch, 3, size, size), generator=generator,
-                           dtype=torch.uint8)
+        samples.append(
+            DetDataSample(
+                metainfo=dict(
+                    img_shape=shape,
+                    ori_shape=shape,
+                    pad_shape=shape,
+                    batch_input_shape=shape,
+                    scale_factor=(1.0, 1.0),
+                    img_id=0,
+                ),
+                gt_instances=InstanceData(
+                    bboxes=torch.cat([corner, corner + extent], 1),
+                    labels=torch.randint(3, (10,), generator=generator),
+                ),
+            )
+        )
+    images = torch.randint(
+        256, (batch, 3, size, size), generator=generator, dtype=torch.uint8
+    )
     return dict(inputs=list(images), data_samples=samples)
 
 
-def train_step(model: torch.nn.Module, batch: Dict[str, Any],
-               amp: bool) -> Callable[[], None]:
+def train_step(
+    model: torch.nn.Module, batch: dict[str, Any], amp: bool
+) -> Callable[[], None]:
     """One optimizer step on the batch, as a function without arguments."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     wrapper = (AmpOptimWrapper if amp else OptimWrapper)(optimizer=optimizer)
     return lambda: model.train_step(copy.deepcopy(batch), wrapper)
 
 
-def qat_variants(model: torch.nn.Module, batch: Dict[str, Any],
-                 args: argparse.Namespace) -> Dict[str, Callable[[], None]]:
+def qat_variants(
+    model: torch.nn.Module, batch: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Callable[[], None]]:
     """QAT with everything live, and with statistics and ranges frozen."""
     variants = {}
     for name, epoch in (('live', 0), ('frozen', 10)):
-        qat = MMDetQuantTrainModule(copy.deepcopy(model), dummy_input=batch,
-                                    target=args.target, total_epochs=12)
+        qat = MMDetQuantTrainModule(
+            copy.deepcopy(model), dummy_input=batch, target=args.target, total_epochs=12
+        )
         qat.set_epoch(epoch, 12)
         qat.train()
         if name == 'frozen':
@@ -98,7 +114,7 @@ def qat_variants(model: torch.nn.Module, batch: Dict[str, Any],
     return variants
 
 
-def calibrate_once(qat: MMDetQuantTrainModule, batch: Dict[str, Any]) -> None:
+def calibrate_once(qat: MMDetQuantTrainModule, batch: dict[str, Any]) -> None:
     """Gives a frozen model the ranges that it would have by then."""
     activations = qat.quantization.activations
     activations.observing = True
@@ -108,13 +124,14 @@ def calibrate_once(qat: MMDetQuantTrainModule, batch: Dict[str, Any]) -> None:
     activations.observing = False
 
 
-def calibration_variants(model: torch.nn.Module, batch: Dict[str, Any],
-                         args: argparse.Namespace
-                         ) -> Dict[str, Callable[[], Any]]:
+def calibration_variants(
+    model: torch.nn.Module, batch: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Callable[[], Any]]:
     """Float inference, and the two passes of calibration."""
     plain = copy.deepcopy(model).eval()
-    calib = MMDetQuantCalibrateModule(copy.deepcopy(model), dummy_input=batch,
-                                      target=args.target)
+    calib = MMDetQuantCalibrateModule(
+        copy.deepcopy(model), dummy_input=batch, target=args.target
+    )
     calib.train()
     step = calib.calibrate_step
     reference = step(copy.deepcopy(batch), None, 0.0)
@@ -128,14 +145,15 @@ def calibration_variants(model: torch.nn.Module, batch: Dict[str, Any],
     return dict(
         inference=infer,
         ranges=lambda: step(copy.deepcopy(batch), None, 0.0),
-        biases=lambda: correct.calibrate_step(copy.deepcopy(batch), reference,
-                                              0.05))
+        biases=lambda: correct.calibrate_step(copy.deepcopy(batch), reference, 0.05),
+    )
 
 
-def interleave(variants: Dict[str, Callable[[], Any]], rounds: int,
-               device: str) -> Dict[str, List[float]]:
+def interleave(
+    variants: dict[str, Callable[[], Any]], rounds: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of each variant in each round."""
-    seconds: Dict[str, List[float]] = {name: [] for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 2):
         for name, run in variants.items():
             if device == 'cuda':
@@ -149,19 +167,20 @@ def interleave(variants: Dict[str, Callable[[], Any]], rounds: int,
     return seconds
 
 
-def ratios(seconds: Dict[str, List[float]], base: str) -> Dict[str, Any]:
+def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, Any]:
     """Medians: seconds of the base, and of the ratios to it."""
-    result: Dict[str, Any] = {
-        f'{base}_seconds': statistics.median(seconds[base])}
+    result: dict[str, Any] = {f'{base}_seconds': statistics.median(seconds[base])}
     for name, values in seconds.items():
         if name != base:
             result[name] = statistics.median(
-                value / unit for value, unit in zip(values, seconds[base]))
+                value / unit for value, unit in zip(values, seconds[base])
+            )
     return result
 
 
-def measure_preparation(model: torch.nn.Module, batch: Dict[str, Any],
-                        args: argparse.Namespace) -> float:
+def measure_preparation(
+    model: torch.nn.Module, batch: dict[str, Any], args: argparse.Namespace
+) -> float:
     """Seconds to prepare, in float forward passes (median of three)."""
     values = []
     for _ in range(3):
@@ -171,8 +190,9 @@ def measure_preparation(model: torch.nn.Module, batch: Dict[str, Any],
             plain.val_step(copy.deepcopy(batch))
         forward = time.perf_counter() - start
         start = time.perf_counter()
-        MMDetQuantTrainModule(copy.deepcopy(model), dummy_input=batch,
-                              target=args.target)
+        MMDetQuantTrainModule(
+            copy.deepcopy(model), dummy_input=batch, target=args.target
+        )
         values.append((time.perf_counter() - start) / forward)
     return statistics.median(values)
 
@@ -180,25 +200,34 @@ def measure_preparation(model: torch.nn.Module, batch: Dict[str, Any],
 def main() -> None:
     args = parse_args()
     batch = random_batch(args.batch, args.size)
-    report: Dict[str, Any] = dict(
-        torch=torch.__version__, device=args.device, amp=args.amp,
-        processor=torch.cuda.get_device_name() if args.device == 'cuda'
+    report: dict[str, Any] = dict(
+        torch=torch.__version__,
+        device=args.device,
+        amp=args.amp,
+        processor=torch.cuda.get_device_name()
+        if args.device == 'cuda'
         else platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(), target=args.target,
-        batch=args.batch, size=args.size, rounds=args.rounds, models={})
+        threads=torch.get_num_threads(),
+        target=args.target,
+        batch=args.batch,
+        size=args.size,
+        rounds=args.rounds,
+        models={},
+    )
     for name in args.models:
         model = build_detector(name, args.size).to(args.device)
-        train = dict(float=train_step(copy.deepcopy(model).train(), batch,
-                                      args.amp),
-                     **qat_variants(model, batch, args))
+        train = dict(
+            float=train_step(copy.deepcopy(model).train(), batch, args.amp),
+            **qat_variants(model, batch, args),
+        )
         result = ratios(interleave(train, args.rounds, args.device), 'float')
         calibration = calibration_variants(model, batch, args)
-        result.update(ratios(
-            interleave(calibration, args.rounds, args.device), 'inference'))
+        result.update(
+            ratios(interleave(calibration, args.rounds, args.device), 'inference')
+        )
         result['preparation'] = measure_preparation(model, batch, args)
         report['models'][name] = result
-        print(name, {key: round(value, 3) for key, value in result.items()},
-              flush=True)
+        print(name, {key: round(value, 3) for key, value in result.items()}, flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + '\n')

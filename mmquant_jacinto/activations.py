@@ -57,8 +57,9 @@ class ActivationQuantizers(nn.Module):
         percentile (float): Of the percentile observer, in percent.
     """
 
-    def __init__(self, specs: Sequence[ActivationSpec], observer: str,
-                 percentile: float) -> None:
+    def __init__(
+        self, specs: Sequence[ActivationSpec], observer: str, percentile: float
+    ) -> None:
         super().__init__()
         self.specs = tuple(specs)
         self.index = {spec.name: i for i, spec in enumerate(specs)}
@@ -67,11 +68,12 @@ class ActivationQuantizers(nn.Module):
         # processes would break integers.
         for name in ('low', 'high', 'count'):
             self.register_buffer(name, torch.zeros(len(specs)))
-        self.register_buffer('rejected', torch.zeros(len(specs)),
-                             persistent=False)
+        self.register_buffer('rejected', torch.zeros(len(specs)), persistent=False)
         self.register_buffer(
-            '_positive', torch.tensor([float(spec.positive) for spec in specs]
-                                      ) > 0, persistent=False)
+            '_positive',
+            torch.tensor([float(spec.positive) for spec in specs]) > 0,
+            persistent=False,
+        )
         formats = [spec.format for spec in specs]
         # Constants; moved to where they are used.
         self._formats = (
@@ -138,8 +140,7 @@ class ActivationQuantizers(nn.Module):
         self._grids = self._host_grids = self._scales = None
 
     @torch.no_grad()
-    def observe(self, name: str, x: Tensor,
-                clip: Optional[tuple] = None) -> None:
+    def observe(self, name: str, x: Tensor, clip: Optional[tuple] = None) -> None:
         """Measures a tensor; :meth:`commit` merges it into the range.
 
         Args:
@@ -186,15 +187,15 @@ class ActivationQuantizers(nn.Module):
         low = torch.where(self._positive, torch.zeros_like(low), low)
         # The extremes themselves, which a percentile would cut off.
         finite = torch.isfinite(highs[:, 0]) & torch.isfinite(lows[:, 0])
-        seen = (sizes > 0)
+        seen = sizes > 0
         self.rejected += seen & ~finite
         seen &= finite
         self.count += seen
-        factor = torch.clamp(1 / self.count.clamp(min=1),
-                             min=MIN_AVERAGE_FACTOR) * seen
+        factor = torch.clamp(1 / self.count.clamp(min=1), min=MIN_AVERAGE_FACTOR) * seen
         # A quantizer that was not seen may hold infinities: keep them out.
-        high, low = (torch.where(seen, end, torch.zeros_like(end))
-                     for end in (high, low))
+        high, low = (
+            torch.where(seen, end, torch.zeros_like(end)) for end in (high, low)
+        )
         self.high += factor * (high - self.high)
         self.low += factor * (low - self.low)
         if not self._ranged.issuperset(pending):
@@ -205,16 +206,23 @@ class ActivationQuantizers(nn.Module):
 
     def missing(self) -> list[str]:
         """Names of the quantizers that have no range yet."""
-        return [spec.name for spec, count in
-                zip(self.specs, self.count.tolist()) if count == 0]
+        return [
+            spec.name
+            for spec, count in zip(self.specs, self.count.tolist())
+            if count == 0
+        ]
 
     def scalars(self) -> dict[str, float]:
         """The ranges, for a visualizer: ``range/<name>/low`` and high."""
-        ends = zip(self.specs, self.low.tolist(), self.high.tolist(),
-                   self.count.tolist())
-        return {f'range/{spec.name}/{end}': value
-                for spec, low, high, count in ends if count
-                for end, value in (('low', low), ('high', high))}
+        ends = zip(
+            self.specs, self.low.tolist(), self.high.tolist(), self.count.tolist()
+        )
+        return {
+            f'range/{spec.name}/{end}': value
+            for spec, low, high, count in ends
+            if count
+            for end, value in (('low', low), ('high', high))
+        }
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Leaves it to the parent, which knows the checkpoint's plan."""
@@ -224,15 +232,21 @@ class ActivationQuantizers(nn.Module):
 
         Such a batch is left out of the range.
         """
-        names = [spec.name for spec, count in
-                 zip(self.specs, self.rejected.tolist()) if count]
+        names = [
+            spec.name
+            for spec, count in zip(self.specs, self.rejected.tolist())
+            if count
+        ]
         self.rejected.zero_()
         return names
 
-    def _stack(self, pending: dict[int, tuple[Tensor, Tensor, int]]
-               ) -> tuple[Tensor, Tensor, Tensor]:
-        width = max((max(len(highs), len(lows))
-                     for highs, lows, _ in pending.values()), default=1)
+    def _stack(
+        self, pending: dict[int, tuple[Tensor, Tensor, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        width = max(
+            (max(len(highs), len(lows)) for highs, lows, _ in pending.values()),
+            default=1,
+        )
         if is_distributed():
             device = self.low.device
             widest = torch.tensor([width], device=device)
@@ -267,9 +281,7 @@ class ActivationQuantizers(nn.Module):
         """Scale, lowest and highest step of all grids, float64: (Q,) each."""
         low = self.low.detach().to(device).double().clamp(max=0)
         high = self.high.detach().to(device).double().clamp(min=0)
-        levels, symmetric, power, unsigned = (
-            item.to(device) for item in self._formats
-        )
+        levels, symmetric, power, unsigned = (item.to(device) for item in self._formats)
         unsigned = unsigned & (low >= 0)
         reach = torch.maximum(-low, high).clamp(min=SMALLEST_RANGE)
         reach = torch.where(power, power_of_two_above(reach), reach)
@@ -296,17 +308,20 @@ def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:
 
 def is_distributed() -> bool:
     """Whether several processes share the work."""
-    return dist.is_available() and dist.is_initialized() \
-        and dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _gather(highs: Tensor, lows: Tensor, sizes: Tensor
-            ) -> tuple[Tensor, Tensor, Tensor]:
+def _gather(
+    highs: Tensor, lows: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, flat)
     width = highs.shape[1]
     highs, lows = (
-        torch.cat([part[:, start:start + width] for part in parts], dim=1)
-        .sort(dim=1, descending=True).values for start in (0, width))
+        torch.cat([part[:, start : start + width] for part in parts], dim=1)
+        .sort(dim=1, descending=True)
+        .values
+        for start in (0, width)
+    )
     return highs, lows, torch.stack([part[:, -1] for part in parts]).sum(0)

@@ -50,8 +50,10 @@ class LayerMeans:
     def take(self) -> dict[str, Tensor]:
         """Means by layer, since last taken."""
         runs, self._runs = self._runs, {}
-        return {name: means[0] if len(means) == 1 else
-                torch.stack(means).mean(0) for name, means in runs.items()}
+        return {
+            name: means[0] if len(means) == 1 else torch.stack(means).mean(0)
+            for name, means in runs.items()
+        }
 
 
 class Observe(Behaviour):
@@ -75,15 +77,15 @@ class Observe(Behaviour):
         self.state.activations.observe(quantizer, x)
         return x
 
-    def call(self, step: Step, op: Op, func: Callable, args: tuple,
-             kwargs: dict) -> Any:
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
         if step.kind == ops.CAT and step.output is not None:
             for name, x in zip(step.inputs, ops.tensor_inputs(op, args, kwargs)):
                 if name is None:
                     self.state.activations.observe(step.output, x)
         out = func(*args, **kwargs)
-        if step.kind in ops.WEIGHTED and step.weight is not None \
-                and step.norm is None:
+        if step.kind in ops.WEIGHTED and step.weight is not None and step.norm is None:
             axis = channel_axis(self.state.layers[step.weight], step)
             self.means.add(step.weight, channel_mean(out, axis))
         if step.kind not in (ops.PASS, ops.CAT):
@@ -122,7 +124,6 @@ class Correct(Simulate):
     def end(self) -> None:
         """Ranges stay as measured."""
 
-
     def after_layer(self, step: Step, x: Tensor) -> None:
         axis = channel_axis(self.state.layers[step.weight], step)
         self.means.add(step.weight, channel_mean(x, axis))
@@ -141,8 +142,7 @@ class Correct(Simulate):
             if name in means and name in reference:
                 errors.append(reference[name] - means[name])
             else:
-                errors.append(self.state.bias_correction.new_zeros(
-                    spec.channels))
+                errors.append(self.state.bias_correction.new_zeros(spec.channels))
         flat = torch.cat(errors)
         if is_distributed():
             dist.all_reduce(flat)

@@ -40,7 +40,7 @@ class CallNode:
             if not self.name:
                 name = module
             elif module.startswith(prefix):
-                name = f'{self.name}.{module[len(prefix):]}'
+                name = f'{self.name}.{module[len(prefix) :]}'
             else:
                 name = f'{self.name}>{module}'
             if invocation:
@@ -87,13 +87,15 @@ class CallTracker:
             and with False when it ends.
     """
 
-    def __init__(self, root: nn.Module,
-                 on_enter: Optional[Callable] = None,
-                 on_exit: Optional[Callable] = None,
-                 on_root: Optional[Callable] = None) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        on_enter: Optional[Callable] = None,
+        on_exit: Optional[Callable] = None,
+        on_root: Optional[Callable] = None,
+    ) -> None:
         self.tree = CallNode('', '')
-        self.names = {module: name
-                      for name, module in root.named_modules()}
+        self.names = {module: name for name, module in root.named_modules()}
         self.on_enter, self.on_exit, self.on_root = on_enter, on_exit, on_root
         self.stack: list[Frame] = [Frame(self.tree, None)]
         self.handles: list[RemovableHandle] = []
@@ -103,15 +105,15 @@ class CallTracker:
                 enter, leave = self._enter_root, self._leave_root
             self.handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(leave, always_call=True)]
+                module.register_forward_hook(leave, always_call=True),
+            ]
 
     @property
     def frame(self) -> Frame:
         """Frame: The innermost running module's."""
         return self.stack[-1]
 
-    def resolve(self, parent: CallNode, module: str,
-                invocation: int) -> CallNode:
+    def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
         """The node that an invocation belongs to; a place to redirect it."""
         return parent.child(module, invocation)
 
@@ -137,8 +139,7 @@ class CallTracker:
         self.stack.pop()
         return result
 
-    def _enter_root(self, module: nn.Module, args: tuple,
-                    kwargs: dict) -> Any:
+    def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         self.stack[0].counts.clear()
         if self.on_root is not None:
             self.on_root(True)
@@ -146,8 +147,7 @@ class CallTracker:
             return self.on_enter(module, args, kwargs)
         return None
 
-    def _leave_root(self, module: nn.Module, args: tuple,
-                    output: Any) -> Any:
+    def _leave_root(self, module: nn.Module, args: tuple, output: Any) -> Any:
         result = None
         if self.on_exit is not None:
             result = self.on_exit(module, output)

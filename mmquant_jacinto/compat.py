@@ -37,8 +37,15 @@ def allow_mmengine_checkpoints() -> None:
         for function in (multiarray._reconstruct, multiarray.scalar)
     ]
     torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *moved,
-         (_history_buffer_attribute, 'builtins.getattr')])
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            *moved,
+            (_history_buffer_attribute, 'builtins.getattr'),
+        ]
+    )
 
 
 def mend_ssd_head() -> None:

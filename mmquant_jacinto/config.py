@@ -8,8 +8,7 @@ from .errors import QuantizeError, nearest
 from .formats import Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
-SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat',
-               'ptq': 'ptq'}
+SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 OBSERVERS = ('percentile', 'minmax')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 TENSOR_KINDS = ('weight', 'activation', 'output')
@@ -45,8 +44,10 @@ class Calibration:
         if self.iterations is not None:
             _check_count('calibration.iterations', self.iterations, 1)
         if not isinstance(self.lr, (int, float)) or not 0 < self.lr <= 1:
-            raise QuantizeError(f'quantize.calibration.lr={self.lr!r} is not '
-                                'a step; use a number above 0, up to 1')
+            raise QuantizeError(
+                f'quantize.calibration.lr={self.lr!r} is not '
+                'a step; use a number above 0, up to 1'
+            )
 
 
 @dataclass(frozen=True)
@@ -119,18 +120,21 @@ class QuantizeConfig:
                 _widths(f'quantize.overrides[{pattern!r}]', value)
         if self.observer is not None:
             _check_choice('observer', self.observer, OBSERVERS)
-        if not isinstance(self.percentile, (int, float)) \
-                or not 0 <= self.percentile < 50:
+        if (
+            not isinstance(self.percentile, (int, float))
+            or not 0 <= self.percentile < 50
+        ):
             raise QuantizeError(
                 f'quantize.percentile={self.percentile!r} is not a share; use '
-                'a number of percent from 0 to below 50, such as 0.01')
+                'a number of percent from 0 to below 50, such as 0.01'
+            )
         if self.constrain_bias not in (None, False):
-            _check_choice('constrain_bias', self.constrain_bias,
-                          BIAS_CONSTRAINTS)
+            _check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
         if self.constrain_weights not in (None, False, True):
             raise QuantizeError(
                 f'quantize.constrain_weights={self.constrain_weights!r} is '
-                'not a switch; use True or False')
+                'not a switch; use True or False'
+            )
 
     @classmethod
     def parse(cls, value: Any) -> Optional['QuantizeConfig']:
@@ -157,12 +161,14 @@ class QuantizeConfig:
             if value not in SHORT_FORMS:
                 raise QuantizeError(
                     f'quantize={value!r} is unknown; '
-                    + nearest(value, ('training', 'calibration')))
+                    + nearest(value, ('training', 'calibration'))
+                )
             return cls(mode=SHORT_FORMS[value])
         if not isinstance(value, Mapping):
             raise QuantizeError(
                 f'quantize={value!r} is neither a dict nor a switch; use '
-                "dict(mode='qat', bits=8), True or False")
+                "dict(mode='qat', bits=8), True or False"
+            )
         return _build(cls, 'quantize', value)
 
     def bits_of(self, kind: str) -> int:
@@ -205,16 +211,17 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     for name, item in value.items():
         if name not in names:
             raise QuantizeError(
-                f'{key}.{name} is not a known key; ' + nearest(name, names))
-        if cls is QuantizeConfig and name in nested \
-                and not is_dataclass(item):
+                f'{key}.{name} is not a known key; ' + nearest(name, names)
+            )
+        if cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
             item = _build(nested[name], f'{key}.{name}', item)
         if name == 'overrides' and not isinstance(item, Mapping):
             raise QuantizeError(
                 f'{key}.overrides={item!r} is not a dict; use patterns of '
-                "module names, such as {'bbox_head.*': 16}")
+                "module names, such as {'bbox_head.*': 16}"
+            )
         arguments[name] = item
     return cls(**arguments)
 
@@ -225,19 +232,22 @@ def _widths(key: str, bits: object) -> None:
         return
     for kind, value in bits.items():
         if kind not in TENSOR_KINDS:
-            raise QuantizeError(f'{key}.{kind} is not a kind of tensor; '
-                                + nearest(kind, TENSOR_KINDS))
+            raise QuantizeError(
+                f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
+            )
         check_bits(f'{key}.{kind}', value)
 
 
 def _check_choice(key: str, value: object, valid: tuple) -> None:
     if value not in valid:
         raise QuantizeError(
-            f'quantize.{key}={value!r} is unknown; ' + nearest(value, valid))
+            f'quantize.{key}={value!r} is unknown; ' + nearest(value, valid)
+        )
 
 
 def _check_count(key: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) \
-            or value < least:
-        raise QuantizeError(f'quantize.{key}={value!r} is not a count; use '
-                            f'an integer of at least {least}')
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is not a count; use '
+            f'an integer of at least {least}'
+        )

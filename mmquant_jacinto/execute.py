@@ -44,8 +44,9 @@ class Behaviour:
         """A tensor enters a region from outside."""
         return x
 
-    def call(self, step: Step, op: Op, func: Callable, args: tuple,
-             kwargs: dict) -> Any:
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
         """A function is called at a step."""
         return func(*args, **kwargs)
 
@@ -67,8 +68,7 @@ class _Tracker(CallTracker):
 
     known: set[str] = frozenset()
 
-    def resolve(self, parent: CallNode, module: str,
-                invocation: int) -> CallNode:
+    def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
         key = (module, invocation)
         if invocation and key not in parent.children:
             node = parent.child(module, invocation)
@@ -95,8 +95,9 @@ class Executor(TorchFunctionMode):
         self.behaviour = Behaviour()
         self.regions = {root.get_submodule(name) for name in plan.regions}
         self.tracker = _Tracker(root, self._enter, self._exit, self._run_root)
-        self.tracker.known = _node_names([*plan.steps, *(
-            f'{call}/input' for call in plan.inputs)])
+        self.tracker.known = _node_names(
+            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
+        )
         self.unseen: set[str] = set()
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
@@ -137,8 +138,7 @@ class Executor(TorchFunctionMode):
             self._norm = module
         return result
 
-    def _quantize_inputs(self, names: dict[int, str], args: tuple,
-                         kwargs: dict) -> Any:
+    def _quantize_inputs(self, names: dict[int, str], args: tuple, kwargs: dict) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
         for index, name in names.items():
             if index < len(leaves) and isinstance(leaves[index], Tensor):
@@ -171,12 +171,19 @@ class Executor(TorchFunctionMode):
     def _note_unseen(self, op: str, name: str) -> None:
         if op in ops.WEIGHT_NAMES and name not in self.plan.in_float:
             self.unseen.add(name)
-            print_log(f'{name} was not called when quantization was '
-                      'prepared; it runs in float.', 'current')
+            print_log(
+                f'{name} was not called when quantization was '
+                'prepared; it runs in float.',
+                'current',
+            )
 
-    def __torch_function__(self, func: Callable, types: Iterable,
-                           args: tuple = (),
-                           kwargs: Optional[dict] = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: Optional[dict] = None,
+    ) -> Any:
         kwargs = kwargs or {}
         op = OPS.get(func)
         if op is None:
@@ -184,8 +191,7 @@ class Executor(TorchFunctionMode):
         if self._norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
-                if step is not None and self.behaviour.folds(
-                        step, self._norm):
+                if step is not None and self.behaviour.folds(step, self._norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
         step = self._step(op.name, self.tracker.frame.next('/' + op.name))
@@ -209,8 +215,11 @@ _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
 
 def _is_in_place(func: Callable, kwargs: dict) -> bool:
     name = func.__name__
-    return kwargs.get('inplace', False) or name.startswith('__i') or (
-        name.endswith('_') and not name.endswith('__'))
+    return (
+        kwargs.get('inplace', False)
+        or name.startswith('__i')
+        or (name.endswith('_') and not name.endswith('__'))
+    )
 
 
 def _replace(x: Tensor, result: Tensor) -> None:

@@ -47,7 +47,8 @@ class TensorFormat:
         if self.rounding not in ROUNDINGS:
             raise QuantizeError(
                 f'rounding={self.rounding!r} is unknown; '
-                + nearest(self.rounding, ROUNDINGS))
+                + nearest(self.rounding, ROUNDINGS)
+            )
 
     def with_bits(self, bits: Optional[int]) -> 'TensorFormat':
         """Returns this format at another width; None keeps the width."""
@@ -91,9 +92,11 @@ PRESETS: Mapping[str, Preset] = {
     'jacinto': Preset(
         weight=TensorFormat(power_of_two=True, rounding=HALF_AWAY),
         activation=TensorFormat(
-            power_of_two=True, unsigned_if_positive=True, rounding=HALF_UP),
+            power_of_two=True, unsigned_if_positive=True, rounding=HALF_UP
+        ),
         bias_bits=None,
-        constrain_weights=True),
+        constrain_weights=True,
+    ),
     # AM62A, AM68A, AM69A, TDA4AL, TDA4VH (MMAv2).
     'tidl': Preset(weight=_PER_CHANNEL, activation=_AFFINE),
     # S8 weights, U8 activations: the QLinear kernels of ONNX Runtime.
@@ -112,8 +115,8 @@ def get_preset(target: str) -> Preset:
     """
     if not isinstance(target, str) or target not in PRESETS:
         raise QuantizeError(
-            f'quantize.target={target!r} is unknown; '
-            + nearest(target, PRESETS))
+            f'quantize.target={target!r} is unknown; ' + nearest(target, PRESETS)
+        )
     return PRESETS[target]
 
 
@@ -123,15 +126,19 @@ def check_bits(key: str, value: object) -> int:
     Raises:
         QuantizeError: If it is not an integer from 2 to 16.
     """
-    if (isinstance(value, bool) or not isinstance(value, int)
-            or not MIN_BITS <= value <= MAX_BITS):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not MIN_BITS <= value <= MAX_BITS
+    ):
         raise QuantizeError(
             f'{key}={value!r} is not a bit width; use an integer from '
-            f'{MIN_BITS} to {MAX_BITS} (usually 16, 8 or 4)')
+            f'{MIN_BITS} to {MAX_BITS} (usually 16, 8 or 4)'
+        )
     return value
 
 
 def integer_bounds(fmt: TensorFormat) -> tuple[int, int]:
     """Smallest and largest integer of a signed symmetric format."""
-    high = 2**(fmt.bits - 1) - 1
+    high = 2 ** (fmt.bits - 1) - 1
     return (-high if fmt.narrow_range else -high - 1), high

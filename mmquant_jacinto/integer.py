@@ -72,8 +72,9 @@ class Integer(Behaviour):
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
 
-    def call(self, step: Step, op: Op, func: Callable, args: tuple,
-             kwargs: dict) -> Any:
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
         if step.follows and (step.weight or not step.norm):
             # The head of the chain has done it.
             return args[0] if args else kwargs['input']
@@ -84,7 +85,8 @@ class Integer(Behaviour):
         if step.kind == ops.CAT:
             return self._cat(step, func(*args, **kwargs), integers)
         if self._grid(step.output) is not None and all(
-                item is not None for item in integers):
+            item is not None for item in integers
+        ):
             out = self._compute(step, op, func, args, kwargs, integers)
             if out is not None:
                 return out
@@ -117,9 +119,7 @@ class Integer(Behaviour):
             return x
         return self._quantize(step.output, x, step.clip)
 
-    def _quantize(
-        self, quantizer: Optional[str], x: Tensor, clip: Bounds
-    ) -> Tensor:
+    def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
             # It stays in float, or calibration never came here.
@@ -128,8 +128,11 @@ class Integer(Behaviour):
 
     def _requantize(self, grid: Grid, steps: Tensor, clip: Bounds) -> Tensor:
         """From real steps of the output's grid to a tensor on it."""
-        integers = round_tensor(steps, grid.rounding).clamp_(
-            *grid.integer_limits(clip)).float()
+        integers = (
+            round_tensor(steps, grid.rounding)
+            .clamp_(*grid.integer_limits(clip))
+            .float()
+        )
         return _with_integers(integers * grid.scale, grid, integers)
 
     def _carry(self, x: Tensor, out: Any) -> Any:
@@ -137,22 +140,33 @@ class Integer(Behaviour):
         known = _tag_of(x)
         if known is not None:
             for leaf in tree_flatten(out)[0]:
-                if isinstance(leaf, Tensor) and leaf.is_floating_point() \
-                        and leaf is not x:
+                if (
+                    isinstance(leaf, Tensor)
+                    and leaf.is_floating_point()
+                    and leaf is not x
+                ):
                     _with_integers(leaf, known[0], None)
         return out
 
-    def _cat(self, step: Step, out: Tensor,
-             integers: list[Optional[tuple[Grid, Tensor]]]) -> Tensor:
+    def _cat(
+        self, step: Step, out: Tensor, integers: list[Optional[tuple[Grid, Tensor]]]
+    ) -> Tensor:
         grid = self._grid(step.output)
-        if grid is not None and all(item is not None and item[0] == grid
-                                    for item in integers):
+        if grid is not None and all(
+            item is not None and item[0] == grid for item in integers
+        ):
             return _with_integers(out, grid, None)
         return self._emit(step, out)
 
-    def _compute(self, step: Step, op: Op, func: Callable, args: tuple,
-                 kwargs: dict, integers: list[tuple[Grid, Tensor]]
-                 ) -> Optional[Tensor]:
+    def _compute(
+        self,
+        step: Step,
+        op: Op,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        integers: list[tuple[Grid, Tensor]],
+    ) -> Optional[Tensor]:
         """An operation on integers; None where it is not defined on them."""
         grid = self._grid(step.output)
         (first, x), rest = integers[0], integers[1:]
@@ -160,20 +174,22 @@ class Integer(Behaviour):
             if step.weight is None:
                 return None
             layer = self._layer(step, first, grid)
-            kwargs = {key: value for key, value in kwargs.items()
-                      if key not in ('input', 'weight', 'bias')}
-            total = func(x.to(layer.weight.dtype), layer.weight, layer.bias,
-                         *args[3:], **kwargs)
+            kwargs = {
+                key: value
+                for key, value in kwargs.items()
+                if key not in ('input', 'weight', 'bias')
+            }
+            total = func(
+                x.to(layer.weight.dtype), layer.weight, layer.bias, *args[3:], **kwargs
+            )
             steps = _exact(total).mul_(layer.multiplier)
         elif step.kind == ops.ADD:
-            if len(rest) != 1 or kwargs.get('alpha', 1) != 1 \
-                    or len(args) > 2:
+            if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
-            (second, y), = rest
-            steps = x * (first.scale / grid.scale) \
-                + y * (second.scale / grid.scale)
+            ((second, y),) = rest
+            steps = x * (first.scale / grid.scale) + y * (second.scale / grid.scale)
         elif step.kind == ops.MATMUL:
-            (second, y), = rest
+            ((second, y),) = rest
             total = func(x.double(), y.double())
             steps = total.mul_(first.scale * second.scale / grid.scale)
         elif step.kind == ops.AVERAGE:
@@ -190,8 +206,7 @@ class Integer(Behaviour):
         return self._layers[key]
 
     @torch.no_grad()
-    def _make_layer(self, step: Step, given: Grid, grid: Grid
-                    ) -> IntegerLayer:
+    def _make_layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
         name = step.weight
         layer = self.state.layers[name]
         grids = self.fallback.grids
@@ -201,28 +216,30 @@ class Integer(Behaviour):
         correction = self.state.correction(name)
         bias = correction if bias is None else bias + correction
         scale = grids.step(name)
-        integers = to_integers(
-            weight, layer.along_channels(scale), layer.spec.format)
+        integers = to_integers(weight, layer.along_channels(scale), layer.spec.format)
         unit = scale.double() * given.scale
         width = self.state.plan.bias_width(name) if self.limits_bias else None
         bias = quantize_bias(bias.double(), unit, width)
         multiplier = (unit / grid.scale).float()
         if step.kind != ops.LINEAR:
-            multiplier = multiplier.view((-1, ) + (1, ) * (weight.dim() - 2))
-        dtype = torch.float32 if _largest_sum(
-            integers, bias, layer.spec.axis, given) < EXACT_IN_FLOAT32 \
+            multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+        dtype = (
+            torch.float32
+            if _largest_sum(integers, bias, layer.spec.axis, given) < EXACT_IN_FLOAT32
             else torch.float64
+        )
         return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
 
 
-def _largest_sum(weight: Tensor, bias: Tensor, axis: int,
-                 given: Grid) -> float:
+def _largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
     """Bound of every partial sum of a layer, in whatever order it adds."""
     dims = [d for d in range(weight.dim()) if d != axis]
     above = weight.clamp(min=0).double().sum(dims)
     below = weight.clamp(max=0).double().sum(dims)
-    largest = torch.maximum(above * given.high + below * given.low,
-                            -(above * given.low + below * given.high)).amax()
+    largest = torch.maximum(
+        above * given.high + below * given.low,
+        -(above * given.low + below * given.high),
+    ).amax()
     return float(largest + bias.abs().amax())
 
 

@@ -43,11 +43,15 @@ class Grid(NamedTuple):
         if bounds is not None:
             above, below = bounds
             if above is not None:
-                low = low.clamp(min=above) if isinstance(low, Tensor) \
-                    else max(low, above)
+                low = (
+                    low.clamp(min=above) if isinstance(low, Tensor) else max(low, above)
+                )
             if below is not None:
-                high = high.clamp(max=below) if isinstance(high, Tensor) \
+                high = (
+                    high.clamp(max=below)
+                    if isinstance(high, Tensor)
                     else min(high, below)
+                )
         return low, high
 
     def integer_limits(self, bounds: Bounds) -> tuple[int, int]:
@@ -93,20 +97,20 @@ class _FakeQuantize(torch.autograd.Function):
     """Quantizes and dequantizes; the gradient passes where nothing clips."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, low: Any,
-                high: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, grid: Grid, low: Any, high: Any) -> Tensor:
         ctx.save_for_backward(x)
         ctx.limits = low, high
         x = torch.clamp(x, low, high)
         if isinstance(grid.scale, Tensor) and grid.rounding == HALF_EVEN:
             # One kernel on an accelerator, where the chain is four.
             return torch.fake_quantize_per_tensor_affine(
-                x, grid.scale, grid.low.neg().int(), 0, grid.levels - 1)
+                x, grid.scale, grid.low.neg().int(), 0, grid.levels - 1
+            )
         return _quantize_(x, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         low, high = ctx.limits
         if isinstance(low, Tensor):
             grad = grad * ((x > low) & (x < high))

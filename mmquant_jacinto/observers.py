@@ -46,8 +46,7 @@ class Observer:
         """Which extreme, counted from 1, is the end of the range."""
         return max(1, round(self.fraction * elements))
 
-    def __call__(self, x: Tensor, positive: bool) -> tuple[Tensor, Tensor,
-                                                          int]:
+    def __call__(self, x: Tensor, positive: bool) -> tuple[Tensor, Tensor, int]:
         """Measures a tensor.
 
         Args:

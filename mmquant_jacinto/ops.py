@@ -40,52 +40,144 @@ class Op(NamedTuple):
 def _spellings(name: str) -> list[Callable]:
     owners = (torch, F, Tensor, torch._C._nn)
     names = (name, name + '_', f'__{name}__', f'__i{name}__', f'__r{name}__')
-    found = [getattr(owner, spelling, None) for owner in owners
-             for spelling in names]
+    found = [getattr(owner, spelling, None) for owner in owners for spelling in names]
     return [item for item in found if callable(item)]
 
 
 _TABLE: dict[str, tuple[str, ...]] = {
     CONV: ('conv1d', 'conv2d', 'conv3d'),
-    CONV_TRANSPOSE: ('conv_transpose1d', 'conv_transpose2d',
-                     'conv_transpose3d'),
-    LINEAR: ('linear', ),
+    CONV_TRANSPOSE: ('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'),
+    LINEAR: ('linear',),
     MATMUL: ('matmul', 'bmm', 'mm'),
-    CLIP: ('relu', 'relu6', 'hardtanh', 'clamp', 'clip', 'clamp_min',
-           'clamp_max'),
-    ADD: ('add', ),
+    CLIP: ('relu', 'relu6', 'hardtanh', 'clamp', 'clip', 'clamp_min', 'clamp_max'),
+    ADD: ('add',),
     CAT: ('cat', 'concat', 'concatenate', 'stack'),
-    AVERAGE: ('avg_pool1d', 'avg_pool2d', 'avg_pool3d',
-              'adaptive_avg_pool1d', 'adaptive_avg_pool2d',
-              'adaptive_avg_pool3d', 'mean', 'interpolate', 'upsample'),
-    PASS: ('reshape', 'view', 'view_as', 'reshape_as', 'flatten',
-           'unflatten', 'permute', 'transpose', 'swapaxes', 'movedim', 't',
-           'contiguous', 'clone', 'squeeze', 'unsqueeze', 'expand',
-           'expand_as', 'repeat', 'repeat_interleave', 'chunk', 'split',
-           'unbind', 'getitem', 'narrow', 'select', 'index_select', 'gather',
-           'flip', 'roll', 'tile', 'max_pool1d', 'max_pool2d', 'max_pool3d',
-           'adaptive_max_pool1d', 'adaptive_max_pool2d',
-           'adaptive_max_pool3d', 'pixel_shuffle', 'pixel_unshuffle',
-           'channel_shuffle', 'unfold', 'pad', 'float', 'to', 'type_as',
-           'broadcast_to', 'amax', 'dropout', 'dropout2d', 'alias',
-           'detach'),
-    COMPUTE: ('batch_norm', 'sub', 'mul', 'div', 'truediv', 'rsub', 'neg', 'exp', 'log',
-              'sigmoid', 'logsigmoid', 'tanh', 'silu', 'gelu', 'hardswish',
-              'hardsigmoid', 'leaky_relu', 'prelu', 'elu', 'selu', 'mish',
-              'softplus', 'softmax', 'log_softmax', 'sqrt', 'pow', 'abs',
-              'square', 'layer_norm', 'group_norm', 'instance_norm',
-              'normalize', 'sum', 'einsum', 'baddbmm', 'addmm', 'lerp',
-              'addcmul', 'maximum', 'minimum', 'grid_sample', 'fold',
-              'scaled_dot_product_attention', 'glu', 'celu', 'rsqrt',
-              'reciprocal', 'local_response_norm', 'bilinear', 'softmin'),
+    AVERAGE: (
+        'avg_pool1d',
+        'avg_pool2d',
+        'avg_pool3d',
+        'adaptive_avg_pool1d',
+        'adaptive_avg_pool2d',
+        'adaptive_avg_pool3d',
+        'mean',
+        'interpolate',
+        'upsample',
+    ),
+    PASS: (
+        'reshape',
+        'view',
+        'view_as',
+        'reshape_as',
+        'flatten',
+        'unflatten',
+        'permute',
+        'transpose',
+        'swapaxes',
+        'movedim',
+        't',
+        'contiguous',
+        'clone',
+        'squeeze',
+        'unsqueeze',
+        'expand',
+        'expand_as',
+        'repeat',
+        'repeat_interleave',
+        'chunk',
+        'split',
+        'unbind',
+        'getitem',
+        'narrow',
+        'select',
+        'index_select',
+        'gather',
+        'flip',
+        'roll',
+        'tile',
+        'max_pool1d',
+        'max_pool2d',
+        'max_pool3d',
+        'adaptive_max_pool1d',
+        'adaptive_max_pool2d',
+        'adaptive_max_pool3d',
+        'pixel_shuffle',
+        'pixel_unshuffle',
+        'channel_shuffle',
+        'unfold',
+        'pad',
+        'float',
+        'to',
+        'type_as',
+        'broadcast_to',
+        'amax',
+        'dropout',
+        'dropout2d',
+        'alias',
+        'detach',
+    ),
+    COMPUTE: (
+        'batch_norm',
+        'sub',
+        'mul',
+        'div',
+        'truediv',
+        'rsub',
+        'neg',
+        'exp',
+        'log',
+        'sigmoid',
+        'logsigmoid',
+        'tanh',
+        'silu',
+        'gelu',
+        'hardswish',
+        'hardsigmoid',
+        'leaky_relu',
+        'prelu',
+        'elu',
+        'selu',
+        'mish',
+        'softplus',
+        'softmax',
+        'log_softmax',
+        'sqrt',
+        'pow',
+        'abs',
+        'square',
+        'layer_norm',
+        'group_norm',
+        'instance_norm',
+        'normalize',
+        'sum',
+        'einsum',
+        'baddbmm',
+        'addmm',
+        'lerp',
+        'addcmul',
+        'maximum',
+        'minimum',
+        'grid_sample',
+        'fold',
+        'scaled_dot_product_attention',
+        'glu',
+        'celu',
+        'rsqrt',
+        'reciprocal',
+        'local_response_norm',
+        'bilinear',
+        'softmin',
+    ),
 }
 
 # `_` suffixes of these names are not in-place spellings but other functions.
-_EXTRA = {'max_pool2d': (torch.max_pool2d, ),
-          'max_pool1d': (torch.max_pool1d, ),
-          'max_pool3d': (torch.max_pool3d, ),
-          'conv1d': (F.conv1d, ), 'conv2d': (F.conv2d, ),
-          'conv3d': (F.conv3d, )}
+_EXTRA = {
+    'max_pool2d': (torch.max_pool2d,),
+    'max_pool1d': (torch.max_pool1d,),
+    'max_pool3d': (torch.max_pool3d,),
+    'conv1d': (F.conv1d,),
+    'conv2d': (F.conv2d,),
+    'conv3d': (F.conv3d,),
+}
 
 
 def _build_table() -> dict[Callable, Op]:
@@ -94,9 +186,14 @@ def _build_table() -> dict[Callable, Op]:
         for name in names:
             for function in _spellings(name) + list(_EXTRA.get(name, ())):
                 table[function] = Op(name, kind)
-    for name in ('max_pool1d', 'max_pool2d', 'max_pool3d',
-                 'adaptive_max_pool1d', 'adaptive_max_pool2d',
-                 'adaptive_max_pool3d'):
+    for name in (
+        'max_pool1d',
+        'max_pool2d',
+        'max_pool3d',
+        'adaptive_max_pool1d',
+        'adaptive_max_pool2d',
+        'adaptive_max_pool3d',
+    ):
         # F.max_pool2d is a dispatcher between these two.
         for suffix in ('_with_indices', ''):
             function = getattr(F, name + suffix, None)
@@ -120,8 +217,11 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     Returns:
         List[Tensor]: One entry for each activation operand.
     """
-    first = args[0] if args else kwargs.get(
-        'input', kwargs.get('tensors', kwargs.get('self')))
+    first = (
+        args[0]
+        if args
+        else kwargs.get('input', kwargs.get('tensors', kwargs.get('self')))
+    )
     if op.kind == CAT:
         return list(first)
     if op.kind in (ADD, MATMUL, COMPUTE) and op.name not in _ONE_INPUT:
@@ -133,17 +233,18 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
 _ONE_INPUT = ('layer_norm', 'group_norm', 'instance_norm', 'prelu')
 
 
-def replace_inputs(op: Op, args: tuple, kwargs: dict,
-                   tensors: list[Any]) -> tuple[tuple, dict]:
+def replace_inputs(
+    op: Op, args: tuple, kwargs: dict, tensors: list[Any]
+) -> tuple[tuple, dict]:
     """The same call on other activations, those of :func:`tensor_inputs`."""
     if op.kind == CAT:
         new: Any = type(args[0])(tensors) if args else tensors
         if args:
-            return (new, ) + args[1:], kwargs
+            return (new,) + args[1:], kwargs
         return args, {**kwargs, 'tensors': new}
     replaced = iter(tensors)
     if args:
-        head, rest = (next(replaced), ), args[1:]
+        head, rest = (next(replaced),), args[1:]
         kwargs = dict(kwargs)
     else:
         kwargs = {**kwargs, 'input': next(replaced)}
@@ -188,8 +289,7 @@ def clip_bounds(op: Op, args: tuple, kwargs: dict) -> Optional[tuple]:
         high = kwargs.get('max', args[2] if len(args) > 2 else None)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
-    return (None if low is None else float(low),
-            None if high is None else float(high))
+    return (None if low is None else float(low), None if high is None else float(high))
 
 
 WEIGHT_NAMES = frozenset(name for kind in WEIGHTED for name in _TABLE[kind])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .config import QuantizeConfig
 from .errors import QuantizeError
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planner import make_plan
 from .quantization import Quantization
 from .record import record
 
@@ -22,12 +23,12 @@ def is_region(module: nn.Module) -> bool:
     A model of MMEngine is no region: its forward computes losses and
     predictions too; the modules that it calls are.
     """
-    return not isinstance(module, BaseModel) and any(
-        True for _ in module.parameters())
+    return not isinstance(module, BaseModel) and any(True for _ in module.parameters())
 
 
-def plan_model(model: nn.Module, passes: Iterable[Callable[[], Any]],
-               config: QuantizeConfig) -> Plan:
+def plan_model(
+    model: nn.Module, passes: Iterable[Callable[[], Any]], config: QuantizeConfig
+) -> Plan:
     """Records ``passes`` over a model and plans its quantization.
 
     Args:
@@ -47,8 +48,9 @@ def plan_model(model: nn.Module, passes: Iterable[Callable[[], Any]],
     return make_plan(graph, config, shapes)
 
 
-def probe_passes(model: nn.Module, dummy_input: Any,
-                 training_input: Any = None) -> list[Callable[[], Any]]:
+def probe_passes(
+    model: nn.Module, dummy_input: Any, training_input: Any = None
+) -> list[Callable[[], Any]]:
     """The passes that show all of a model's call sites.
 
     Args:
@@ -70,15 +72,18 @@ def probe_passes(model: nn.Module, dummy_input: Any,
         return [lambda: model(dummy_input.to(device))]
     if isinstance(model, BaseModel):
         batch = dummy_input if training_input is None else training_input
-        return [lambda: _run_batch(model, dummy_input, 'predict'),
-                lambda: _try_loss(model, batch)]
+        return [
+            lambda: _run_batch(model, dummy_input, 'predict'),
+            lambda: _try_loss(model, batch),
+        ]
     if isinstance(dummy_input, dict):
         return [lambda: model(**dummy_input)]
     if isinstance(dummy_input, (tuple, list)):
         return [lambda: model(*dummy_input)]
     raise QuantizeError(
         f'dummy_input is a {type(dummy_input).__name__}; give an image '
-        'tensor (N, C, H, W), or a batch as the dataloader yields it')
+        'tensor (N, C, H, W), or a batch as the dataloader yields it'
+    )
 
 
 def _run_batch(model: BaseModel, batch: Any, mode: str) -> None:
@@ -92,10 +97,13 @@ def _try_loss(model: BaseModel, batch: Any) -> None:
     try:
         _run_batch(model, batch, 'loss')
     except Exception as error:  # noqa: B902 - a batch without ground truth
-        print_log('The loss could not be computed on the batch that '
-                  f'quantization was prepared with ({type(error).__name__}: '
-                  f'{error}); modules that run in training alone are not '
-                  'seen.', 'current')
+        print_log(
+            'The loss could not be computed on the batch that '
+            f'quantization was prepared with ({type(error).__name__}: '
+            f'{error}); modules that run in training alone are not '
+            'seen.',
+            'current',
+        )
 
 
 def quantize_model(model: nn.Module, plan: Plan) -> Quantization:

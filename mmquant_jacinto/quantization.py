@@ -22,8 +22,7 @@ from .simulate import Simulate, State
 from .weights import Layer
 
 NAME = 'quantization'
-FLOAT, TRAIN, OBSERVE, CORRECT, TEST = (
-    'float', 'train', 'observe', 'correct', 'test')
+FLOAT, TRAIN, OBSERVE, CORRECT, TEST = ('float', 'train', 'observe', 'correct', 'test')
 _BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
     FLOAT: lambda state: Behaviour(),
     TRAIN: Simulate,
@@ -50,8 +49,9 @@ class Quantization(nn.Module):
         if hasattr(root, NAME):
             raise QuantizeError(
                 f'{type(root).__name__} already has an attribute {NAME!r}: '
-                'it is quantized already, or the name is taken')
-        self._root = (root, )  # a plain attribute: the root is no child
+                'it is quantized already, or the name is taken'
+            )
+        self._root = (root,)  # a plain attribute: the root is no child
         self.plan: Optional[Plan] = None
         self.executor: Optional[Executor] = None
         self.on_other_plan = 'adopt'
@@ -82,32 +82,34 @@ class Quantization(nn.Module):
         self.detach()
         root = self.root
         try:
-            layers = {name: Layer.find(root, spec)
-                      for name, spec in plan.weights.items()}
+            layers = {
+                name: Layer.find(root, spec) for name, spec in plan.weights.items()
+            }
             for layer in layers.values():
                 layer.check()
             executor = Executor(root, plan)
         except AttributeError as error:
             raise QuantizeError(
                 'the plan was made for another model than '
-                f'{type(root).__name__}: {error}') from None
+                f'{type(root).__name__}: {error}'
+            ) from None
         device = next(root.parameters()).device
         self.plan = plan
         self.executor = executor
         self.layers = layers
         self.activations = ActivationQuantizers(
-            plan.activations, plan.config['observer'],
-            plan.config['percentile']).to(device)
+            plan.activations, plan.config['observer'], plan.config['percentile']
+        ).to(device)
         self._offsets = {}
         channels = 0
         for name, spec in plan.weights.items():
             self._offsets[name] = channels
             channels += spec.channels
-        self.register_buffer('bias_correction',
-                             torch.zeros(channels, device=device))
+        self.register_buffer('bias_correction', torch.zeros(channels, device=device))
         self.register_buffer('constrained', torch.zeros((), device=device))
         self._plan_tensor = torch.frombuffer(
-            bytearray(plan.to_json().encode()), dtype=torch.uint8).clone()
+            bytearray(plan.to_json().encode()), dtype=torch.uint8
+        ).clone()
         self.set_phase(self.phase)
 
     def detach(self) -> None:
@@ -133,8 +135,7 @@ class Quantization(nn.Module):
     def correction(self, name: str) -> Tensor:
         """What calibration adds to the bias of a layer: (C,)."""
         start = self._offsets[name]
-        return self.bias_correction[
-            start:start + self.plan.weights[name].channels]
+        return self.bias_correction[start : start + self.plan.weights[name].channels]
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
         super()._apply(fn, *args, **kwargs)
@@ -142,17 +143,23 @@ class Quantization(nn.Module):
         self.set_phase(self.phase)
         return self
 
-    def _save_to_state_dict(self, destination: dict, prefix: str,
-                            keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict, prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.plan is not None:
             destination[prefix + 'plan'] = self._plan_tensor
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str,
-                              local_metadata: dict, strict: bool,
-                              missing_keys: list[str],
-                              unexpected_keys: list[str],
-                              error_msgs: list[str]) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         mine = [key for key in state_dict if key.startswith(prefix)]
         stored = state_dict.get(prefix + 'plan')
         if stored is None:
@@ -168,15 +175,19 @@ class Quantization(nn.Module):
                     f'({_settings(plan)}) than this config gives '
                     f'({_settings(self.plan)}); resume with the same '
                     '`quantize`, or use load_from to start anew from its '
-                    'weights')
+                    'weights'
+                )
             if self.plan is not None and self.on_other_plan == 'ignore':
-                print_log('The ranges in the checkpoint belong to another '
-                          f'quantization plan ({_settings(plan)}); only its '
-                          'weights are loaded.', 'current')
+                print_log(
+                    'The ranges in the checkpoint belong to another '
+                    f'quantization plan ({_settings(plan)}); only its '
+                    'weights are loaded.',
+                    'current',
+                )
                 return
             self.build(plan)
         for key in mine:
-            name = key[len(prefix):]
+            name = key[len(prefix) :]
             if name == 'plan':
                 continue
             owner, _, leaf = name.rpartition('.')
@@ -201,5 +212,4 @@ def find_plan(state_dict: Mapping[str, Tensor]) -> Optional[Plan]:
 
 
 def _settings(plan: Plan) -> str:
-    return ', '.join(f'{key}={plan.config[key]!r}'
-                     for key in ('target', 'bits'))
+    return ', '.join(f'{key}={plan.config[key]!r}' for key in ('target', 'bits'))

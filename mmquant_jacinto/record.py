@@ -74,8 +74,7 @@ class Graph:
 
     def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""
-        return {value: site for site in self.sites.values()
-                for value in site.outputs}
+        return {value: site for site in self.sites.values() for value in site.outputs}
 
     def consumers(self) -> dict[int, list[Site]]:
         """Value to the sites that read it."""
@@ -97,15 +96,17 @@ class Recorder(TorchFunctionMode):
             called outside any region starts one.
     """
 
-    def __init__(self, model: nn.Module,
-                 is_region: Callable[[nn.Module], bool]) -> None:
+    def __init__(
+        self, model: nn.Module, is_region: Callable[[nn.Module], bool]
+    ) -> None:
         super().__init__()
         self.graph = Graph()
         self.is_region = is_region
         self._given: list[Tensor] = []  # tensors of the caller that were marked
         self._token = object()  # a recorder would keep the model alive
-        self.parameters = {id(p): name for name, p in
-                           model.named_parameters(remove_duplicate=True)}
+        self.parameters = {
+            id(p): name for name, p in model.named_parameters(remove_duplicate=True)
+        }
         self.tracker = CallTracker(model, self._enter, self._exit)
         self._region: Optional[nn.Module] = None
         self._opaque: Optional[nn.Module] = None
@@ -149,8 +150,11 @@ class Recorder(TorchFunctionMode):
                 if entries is not None and (call, index) not in entries:
                     entries.append((call, index))
             self.__enter__()
-        if self._region is not None and self._opaque is None \
-                and isinstance(module, _BatchNorm):
+        if (
+            self._region is not None
+            and self._opaque is None
+            and isinstance(module, _BatchNorm)
+        ):
             self._opaque = module
             self._opaque_input = self._value_of(args[0])
 
@@ -162,10 +166,17 @@ class Recorder(TorchFunctionMode):
                 name = node.site_name('batch_norm', 0)
                 # Without running statistics there is nothing to fold.
                 kind = ops.COMPUTE if module.running_var is None else ops.NORM
-                self._add(Site(name, 'batch_norm', kind, node.module,
-                               [self._opaque_input],
-                               [self._name_value(output, (name, 0))],
-                               shape=tuple(output.shape)))
+                self._add(
+                    Site(
+                        name,
+                        'batch_norm',
+                        kind,
+                        node.module,
+                        [self._opaque_input],
+                        [self._name_value(output, (name, 0))],
+                        shape=tuple(output.shape),
+                    )
+                )
         if module is self._region:
             self.__exit__(None, None, None)
             self._region = None
@@ -174,9 +185,13 @@ class Recorder(TorchFunctionMode):
                 if value is not None:
                     self.graph.region_outputs.add(value)
 
-    def __torch_function__(self, func: Callable, types: Iterable,
-                           args: tuple = (),
-                           kwargs: Optional[dict] = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: Optional[dict] = None,
+    ) -> Any:
         kwargs = kwargs or {}
         op = OPS.get(func)
         if op is None or self._opaque is not None:
@@ -188,14 +203,21 @@ class Recorder(TorchFunctionMode):
         operands = ops.tensor_inputs(op, args, kwargs)
         inputs = [self._value_of(item) for item in operands]
         result = func(*args, **kwargs)
-        leaves = [leaf for leaf in tree_flatten(result)[0]
-                  if _is_activation(leaf)]
+        leaves = [leaf for leaf in tree_flatten(result)[0] if _is_activation(leaf)]
         if not leaves:
             return result
-        site = Site(name, op.name, op.kind, frame.node.module, inputs,
-                    [self._name_value(leaf, (name, index))
-                     for index, leaf in enumerate(leaves)],
-                    shape=tuple(leaves[0].shape))
+        site = Site(
+            name,
+            op.name,
+            op.kind,
+            frame.node.module,
+            inputs,
+            [
+                self._name_value(leaf, (name, index))
+                for index, leaf in enumerate(leaves)
+            ],
+            shape=tuple(leaves[0].shape),
+        )
         if op.kind in ops.WEIGHTED:
             self._describe_weights(site, func, args, kwargs)
         elif op.kind == ops.CLIP:
@@ -205,8 +227,9 @@ class Recorder(TorchFunctionMode):
         self._add(site)
         return result
 
-    def _describe_weights(self, site: Site, func: Callable, args: tuple,
-                          kwargs: dict) -> None:
+    def _describe_weights(
+        self, site: Site, func: Callable, args: tuple, kwargs: dict
+    ) -> None:
         weight = kwargs.get('weight', args[1] if len(args) > 1 else None)
         bias = kwargs.get('bias', args[2] if len(args) > 2 else None)
         site.weight = self.parameters.get(id(weight))
@@ -219,17 +242,25 @@ class Recorder(TorchFunctionMode):
         known = self.graph.sites.setdefault(site.name, site)
         if known is not site:
             known.further_inputs += [
-                value for value in site.inputs
-                if value is not None and value not in known.inputs]
+                value
+                for value in site.inputs
+                if value is not None and value not in known.inputs
+            ]
 
 
 def _is_activation(item: Any) -> bool:
-    return isinstance(item, Tensor) and item.is_floating_point() \
+    return (
+        isinstance(item, Tensor)
+        and item.is_floating_point()
         and not isinstance(item, nn.Parameter)
+    )
 
 
-def record(model: nn.Module, passes: Iterable[Callable[[], Any]],
-           is_region: Callable[[nn.Module], bool]) -> Graph:
+def record(
+    model: nn.Module,
+    passes: Iterable[Callable[[], Any]],
+    is_region: Callable[[nn.Module], bool],
+) -> Graph:
     """Runs ``passes`` on a model in eval mode and records what they call.
 
     The model is left as it was: training flags, statistics of batch
@@ -257,9 +288,12 @@ def record(model: nn.Module, passes: Iterable[Callable[[], Any]],
             module.training = flag
     used = {site.weight for site in recorder.graph.sites.values()}
     recorder.graph.unused = [
-        name for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and name not in used
-        and _is_below(name, recorder.graph.regions)]
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1
+        and name not in used
+        and _is_below(name, recorder.graph.regions)
+    ]
     return recorder.graph
 
 

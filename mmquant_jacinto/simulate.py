@@ -86,10 +86,14 @@ class Simulate(Behaviour):
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
 
-    def call(self, step: Step, op: Op, func: Callable, args: tuple,
-             kwargs: dict) -> Any:
-        if step.kind == ops.CLIP and step.output is not None \
-                and self.activations.grid(step.output) is not None:
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        if (
+            step.kind == ops.CLIP
+            and step.output is not None
+            and self.activations.grid(step.output) is not None
+        ):
             # The quantizer clamps.
             return self._emit(step, ops.tensor_inputs(op, args, kwargs)[0])
         if step.weight is not None and step.kind in ops.WEIGHTED:
@@ -117,7 +121,8 @@ class Simulate(Behaviour):
 
     def folds(self, step: Step, norm: nn.Module) -> bool:
         return step.weight is not None and not (
-            norm.training or norm.running_var is None)
+            norm.training or norm.running_var is None
+        )
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         return self._emit(step, x) if step.last else x
@@ -132,8 +137,9 @@ class Simulate(Behaviour):
         in_place = step.weight is not None and not torch.is_grad_enabled()
         return self._quantize(step.output, x, step.clip, in_place)
 
-    def _quantize(self, quantizer: str, x: Tensor, clip: Optional[tuple],
-                  in_place: bool = False) -> Tensor:
+    def _quantize(
+        self, quantizer: str, x: Tensor, clip: Optional[tuple], in_place: bool = False
+    ) -> Tensor:
         if self.observes:
             self.activations.observe(quantizer, x, clip)
         grid = self.activations.grid(quantizer)
@@ -142,12 +148,16 @@ class Simulate(Behaviour):
             return x
         return fake_quantize(x, grid, clip, in_place)
 
-    def quantize_layer(self, step: Step, args: tuple,
-                       kwargs: dict) -> tuple[tuple, dict]:
+    def quantize_layer(
+        self, step: Step, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
         """The call of a layer, on its quantized weight and bias."""
         x = args[0] if args else kwargs['input']
-        kwargs = {key: value for key, value in kwargs.items()
-                  if key not in ('input', 'weight', 'bias')}
+        kwargs = {
+            key: value
+            for key, value in kwargs.items()
+            if key not in ('input', 'weight', 'bias')
+        }
         name = step.weight
         layer = self.state.layers[name]
         if not self.grids.is_computed:
@@ -176,8 +186,10 @@ class Simulate(Behaviour):
             for parameter in layer.parameters
         ):
             return self._fold(name, layer)
-        key = (self.grids.version, *(
-            (p.data_ptr(), p._version) for p in layer.parameters if p is not None))
+        key = (
+            self.grids.version,
+            *((p.data_ptr(), p._version) for p in layer.parameters if p is not None),
+        )
         known = self._kept.get(name)
         if known is None or known[0] != key:
             known = self._kept[name] = (key, self._fold(name, layer))

@@ -1,6 +1,5 @@
 """What is quantized, for people: a short summary, and the whole plan."""
 
-
 from .plan import Plan
 
 
@@ -17,8 +16,7 @@ def summarize(plan: Plan) -> str:
     kinds: dict[str, list[int]] = {}
     for spec in plan.activations:
         kinds.setdefault(spec.kind, []).append(spec.format.bits)
-    activations = '; '.join(f'{kind}: {_count(bits)}'
-                            for kind, bits in kinds.items())
+    activations = '; '.join(f'{kind}: {_count(bits)}' for kind, bits in kinds.items())
     folded = len({spec.norm for spec in plan.weights.values() if spec.norm})
     lines = [
         f'Quantization for {plan.config["target"]}:',
@@ -29,8 +27,7 @@ def summarize(plan: Plan) -> str:
     ]
     if plan.in_float:
         lines.append(f'  in float     {len(plan.in_float)} layers')
-        lines += [f'    {name}: {reason}'
-                  for name, reason in plan.in_float.items()]
+        lines += [f'    {name}: {reason}' for name, reason in plan.in_float.items()]
     else:
         lines.append('  in float     no layer')
     return '\n'.join(lines)
@@ -41,9 +38,10 @@ def describe(plan: Plan) -> str:
     formats = {spec.name: spec for spec in plan.activations}
     lines = [summarize(plan), '']
     for call, leaves in plan.inputs.items():
-        lines += [f'{call}  argument {leaf} -> '
-                  f'{_activation(formats[name])}'
-                  for leaf, name in leaves.items()]
+        lines += [
+            f'{call}  argument {leaf} -> {_activation(formats[name])}'
+            for leaf, name in leaves.items()
+        ]
     for name, step in plan.steps.items():
         line = f'{name}  {step.kind}'
         if step.follows:
@@ -51,7 +49,8 @@ def describe(plan: Plan) -> str:
         elif step.weight:
             spec = plan.weights[step.weight]
             line += f'  weight {spec.name}: int{spec.format.bits}' + (
-                ' per channel' if spec.format.per_channel else '')
+                ' per channel' if spec.format.per_channel else ''
+            )
         if step.last and step.output:
             line += f' -> {_activation(formats[step.output])}'
         lines.append(line)
@@ -64,5 +63,10 @@ def _activation(spec) -> str:
 
 def _count(bits) -> str:
     bits = list(bits)
-    return ', '.join(f'{bits.count(width)} x {width} bits'
-                     for width in sorted(set(bits), reverse=True)) or 'none'
+    return (
+        ', '.join(
+            f'{bits.count(width)} x {width} bits'
+            for width in sorted(set(bits), reverse=True)
+        )
+        or 'none'
+    )

@@ -40,12 +40,14 @@ class Layer(NamedTuple):
         """Resolves the names in ``spec`` below ``root``."""
 
         def owner(name: Optional[str]) -> Optional[nn.Module]:
-            return None if name is None else root.get_submodule(
-                name.rpartition('.')[0])
+            return None if name is None else root.get_submodule(name.rpartition('.')[0])
 
-        return cls(spec, owner(spec.weight), owner(spec.bias),
-                   None if spec.norm is None else root.get_submodule(
-                       spec.norm))
+        return cls(
+            spec,
+            owner(spec.weight),
+            owner(spec.bias),
+            None if spec.norm is None else root.get_submodule(spec.norm),
+        )
 
     # Looked up at each use: EMA, SyncBN conversion and the like may replace
     # parameters of a module, but not the modules.
@@ -65,8 +67,14 @@ class Layer(NamedTuple):
         norm = self.norm
         if norm is None:
             return self.weight, self.bias
-        return (self.weight, self.bias, norm.weight, norm.bias,
-                norm.running_mean, norm.running_var)
+        return (
+            self.weight,
+            self.bias,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+        )
 
     def check(self) -> None:
         """Raises AttributeError where the model lacks a parameter."""
@@ -76,7 +84,8 @@ class Layer(NamedTuple):
     def norm_is_live(self) -> bool:
         """Whether the normalization uses the statistics of the batch."""
         return self.norm is not None and (
-            self.norm.training or self.norm.running_var is None)
+            self.norm.training or self.norm.running_var is None
+        )
 
     def fold_factor(self) -> Tensor:
         """Factor per output channel that the normalization puts on it."""
@@ -92,8 +101,9 @@ class Layer(NamedTuple):
             # after group along the input axis.
             groups = values.numel() // weight.shape[1]
             values = values.view(groups, -1).repeat_interleave(
-                weight.shape[0] // groups, dim=0)
-            return values.view(values.shape + (1, ) * (weight.dim() - 2))
+                weight.shape[0] // groups, dim=0
+            )
+            return values.view(values.shape + (1,) * (weight.dim() - 2))
         shape = [1] * weight.dim()
         shape[axis] = -1
         return values.view(shape)
@@ -125,8 +135,7 @@ def channel_reach(layer: Layer) -> Tensor:
 
 def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
     """Integers of a weight, in a floating point tensor of its shape."""
-    return round_tensor(weight / scale, fmt.rounding).clamp_(
-        *integer_bounds(fmt))
+    return round_tensor(weight / scale, fmt.rounding).clamp_(*integer_bounds(fmt))
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -159,7 +168,7 @@ def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
 
 def bias_limits(bits: int) -> tuple[float, float]:
     """Smallest and largest integer of a bias of ``bits`` bits."""
-    return -2.0**(bits - 1), 2.0**(bits - 1) - 1
+    return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
 
 
 def quantize_bias(bias: Tensor, step: Any, bits: Optional[int]) -> Tensor:
@@ -192,15 +201,18 @@ def constrain_weights(layer: Layer) -> bool:
         folded = weight * factor
     magnitude = folded.abs()
     largest, median = magnitude.max(), magnitude.median()
-    if not (largest > CONSTRAIN_ABOVE
-            and largest > CONSTRAIN_RATIO * median):
+    if not (largest > CONSTRAIN_ABOVE and largest > CONSTRAIN_RATIO * median):
         return False
-    limit = power_of_two_above((CONSTRAIN_RATIO * median).clamp(
-        min=SMALLEST_RANGE)) * (1 - CONSTRAIN_MARGIN)
+    limit = power_of_two_above((CONSTRAIN_RATIO * median).clamp(min=SMALLEST_RANGE)) * (
+        1 - CONSTRAIN_MARGIN
+    )
     folded = folded.clamp(-limit, limit)
     if factor is not None:
         usable = factor.abs() > SMALLEST_RANGE
-        folded = torch.where(usable, folded / torch.where(
-            usable, factor, torch.ones_like(factor)), weight)
+        folded = torch.where(
+            usable,
+            folded / torch.where(usable, factor, torch.ones_like(factor)),
+            weight,
+        )
     weight.copy_(folded)
     return True

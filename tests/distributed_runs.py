@@ -58,13 +58,9 @@ def run_all(folder, float_checkpoint, launcher):
 
     load_from = str(float_checkpoint)
     runs.train('ptq', PTQ, load_from=load_from)
-    runs.train(
-        'ptq_onnxruntime', dict(PTQ, target='onnxruntime'), load_from=load_from
-    )
+    runs.train('ptq_onnxruntime', dict(PTQ, target='onnxruntime'), load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
-    runs.train(
-        'qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')]
-    )
+    runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])
     runs.train('qat_accumulated', QAT, **{'optim_wrapper.accumulative_counts': 2})
     runs.train(

@@ -31,9 +31,7 @@ def compose(root):
             name = f'{image_id:012d}.jpg'
             cv2.imwrite(str(folder / name), crop(which, rng))
             height, width = IMAGE_SIZE
-            images.append(
-                dict(id=image_id, file_name=name, height=height, width=width)
-            )
+            images.append(dict(id=image_id, file_name=name, height=height, width=width))
             for box, label in zip(draw_boxes(rng), [*OBJECTS[which], 'person']):
                 annotations.append(
                     dict(

@@ -35,9 +35,12 @@ def convolve(x, weight, stride=1, padding=0, groups=1):
         first = channel // step * per_group
         for i in range(height):
             for j in range(width):
-                patch = x[:, first:first + per_group,
-                          i:i + stride * rows:stride,
-                          j:j + stride * columns:stride]
+                patch = x[
+                    :,
+                    first : first + per_group,
+                    i : i + stride * rows : stride,
+                    j : j + stride * columns : stride,
+                ]
                 taps = weight[channel, :, i, j][None, :, None, None]
                 out[:, channel] += (patch * taps).sum(1)
     return out

@@ -9,8 +9,9 @@ from mmquant_jacinto.activations import ActivationQuantizers, power_of_two_above
 from mmquant_jacinto.plan import ActivationSpec
 
 
-def quantizers(target='jacinto', bits=8, observer='minmax', percentile=0.01,
-               positive=False):
+def quantizers(
+    target='jacinto', bits=8, observer='minmax', percentile=0.01, positive=False
+):
     """One activation quantizer, named 'x'."""
     fmt = PRESETS[target].activation.with_bits(bits)
     spec = ActivationSpec('x', 'activation', fmt, positive)
@@ -49,8 +50,7 @@ def test_large_rows_are_sampled_alike_on_every_image():
     # A stride, so that the sample of a batch is that of its images.
     image = torch.randn(1, 4, 200, 200)
     alone = measured(image, observer='percentile', percentile=0.1)
-    twice = measured(image.repeat(2, 1, 1, 1), observer='percentile',
-                     percentile=0.1)
+    twice = measured(image.repeat(2, 1, 1, 1), observer='percentile', percentile=0.1)
     assert range_of(alone) == pytest.approx(range_of(twice), rel=0.05)
     assert alone.observer.sample(image).numel() < image.numel()
     assert torch.equal(
@@ -150,8 +150,7 @@ def test_tensor_of_zeros_gets_a_finite_grid(target):
 @pytest.mark.parametrize('observer', ['minmax', 'percentile'])
 @pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize('elements', [100, 40000])
-def test_batch_with_nan_or_infinity_is_left_out_and_reported(
-        observer, bad, elements):
+def test_batch_with_nan_or_infinity_is_left_out_and_reported(observer, bad, elements):
     good = torch.randn(elements // 100, 100)
     found = measured(good, observer=observer)
     before = range_of(found)
@@ -183,8 +182,7 @@ def test_observed_tensor_is_left_alone():
 @pytest.mark.parametrize('observer', ['minmax', 'percentile'])
 @pytest.mark.parametrize('elements', [64, 40000])
 @pytest.mark.parametrize('positive', [False, True])
-def test_halves_of_a_batch_give_the_range_of_the_whole(
-        observer, elements, positive):
+def test_halves_of_a_batch_give_the_range_of_the_whole(observer, elements, positive):
     # A quantizer that several tensors share sees them all in one forward.
     batch = torch.randn(4, elements)
     kwargs = dict(observer=observer, percentile=0.05, positive=positive)
@@ -243,5 +241,4 @@ def test_ranges_survive_a_state_dict(toy_net, images):
 
 
 def test_scalars_name_both_ends():
-    assert measured([-1.0, 2.0]).scalars() == {
-        'range/x/low': -1.0, 'range/x/high': 2.0}
+    assert measured([-1.0, 2.0]).scalars() == {'range/x/low': -1.0, 'range/x/high': 2.0}

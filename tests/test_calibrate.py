@@ -43,17 +43,22 @@ def test_ranges_are_those_of_the_float_model(toy_net, images):
     expected = {}
     for name in ('stem_norm', 'expand', 'fc'):
         toy_net.get_submodule(name).register_forward_hook(
-            lambda module, args, out, name=name: expected.update({name: out}))
+            lambda module, args, out, name=name: expected.update({name: out})
+        )
     quantization = calibrated(toy_net, images, observer='minmax')
     activations = quantization.activations
     assert activations.missing() == []
-    ranges = {spec.name: (low, high) for spec, low, high in zip(
-        activations.specs, activations.low, activations.high)}
+    ranges = {
+        spec.name: (low, high)
+        for spec, low, high in zip(activations.specs, activations.low, activations.high)
+    }
     stem = F.relu(expected['stem_norm'])
     assert ranges['/input'] == (images.min(), images.max())
     assert ranges['stem/conv2d'] == (0, stem.max())
     assert ranges['expand/conv2d'] == (
-        expected['expand'].min(), expected['expand'].max())
+        expected['expand'].min(),
+        expected['expand'].max(),
+    )
     assert ranges['fc/linear'] == (expected['fc'].min(), expected['fc'].max())
 
 
@@ -70,10 +75,12 @@ def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):
     means = {}
     for name in ('stem_norm', 'norm', 'expand', 'lateral', 'fc'):
         toy_net.get_submodule(name).register_forward_hook(
-            lambda module, args, out, name=name: means.update({name: out}))
+            lambda module, args, out, name=name: means.update({name: out})
+        )
     reference = QuantCalibrateModule(toy_net, images).observe(images)
-    layers = dict(stem='stem_norm', conv='norm', expand='expand',
-                  lateral='lateral', fc='fc')
+    layers = dict(
+        stem='stem_norm', conv='norm', expand='expand', lateral='lateral', fc='fc'
+    )
     assert set(reference) == set(layers)
     for layer, module in layers.items():
         out = means[module].transpose(0, 1).flatten(1)
@@ -81,11 +88,12 @@ def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):
 
 
 def test_layer_that_runs_twice_counts_with_the_mean_of_its_runs(x):
-    net = Forward(lambda net, x: net.conv(x[:, :, :4]) + net.conv(x[:, :, 4:]),
-                  conv=nn.Conv2d(3, 4, 1))
+    net = Forward(
+        lambda net, x: net.conv(x[:, :, :4]) + net.conv(x[:, :, 4:]),
+        conv=nn.Conv2d(3, 4, 1),
+    )
     reference = QuantCalibrateModule(net, x).observe(x)
-    torch.testing.assert_close(
-        reference['conv'], net.conv(x).mean((0, 2, 3)).detach())
+    torch.testing.assert_close(reference['conv'], net.conv(x).mean((0, 2, 3)).detach())
 
 
 def test_bias_step_is_the_formula(x):
@@ -102,14 +110,16 @@ def test_bias_step_is_the_formula(x):
         expected = expected + lr * (float_mean - quant_mean)
         calib.correct(reference, lr, x)
         np.testing.assert_allclose(
-            calib.quantization.correction('conv').numpy(), expected, atol=1e-6)
+            calib.quantization.correction('conv').numpy(), expected, atol=1e-6
+        )
 
 
 def test_correction_brings_the_means_together(x):
     net = one_layer()
     wanted = net(x).mean((0, 2, 3)).detach()
     calib = QuantCalibrateModule(
-        net, x, bits=dict(weight=BITS), calibration=dict(lr=0.5)).train()
+        net, x, bits=dict(weight=BITS), calibration=dict(lr=0.5)
+    ).train()
     before = (calib(x).mean((0, 2, 3)) - wanted).abs().max()
     for _ in range(10):
         out = calib(x)
@@ -165,8 +175,7 @@ def test_ranges_are_those_of_the_constrained_weights(x):
 
 
 def test_no_epochs_of_correction_measure_only(toy_net, images):
-    calib = QuantCalibrateModule(
-        toy_net, images, calibration=dict(epochs=0)).train()
+    calib = QuantCalibrateModule(toy_net, images, calibration=dict(epochs=0)).train()
     calib(images)
     assert calib.quantization.has_ranges
     assert not calib.quantization.bias_correction.any()
@@ -178,5 +187,4 @@ def test_correction_survives_a_state_dict(toy_net, images):
     other = randomize_norms(ToyNet())
     quantization = quantize_model(other, make_plan(other, images))
     other.load_state_dict(toy_net.state_dict())
-    assert torch.equal(quantization.bias_correction,
-                       calib.quantization.bias_correction)
+    assert torch.equal(quantization.bias_correction, calib.quantization.bias_correction)

@@ -25,18 +25,32 @@ def image():
 def test_each_run_of_a_reused_module_is_a_site(image):
     model = Forward(
         lambda net, x: net.relu(net.two(net.relu(net.one(x)))),
-        one=conv(), two=conv(8), relu=nn.ReLU())
+        one=conv(),
+        two=conv(8),
+        relu=nn.ReLU(),
+    )
     assert sites(model, image) == [
-        'one/conv2d', 'relu/relu', 'two/conv2d', 'relu#1/relu']
+        'one/conv2d',
+        'relu/relu',
+        'two/conv2d',
+        'relu#1/relu',
+    ]
 
 
 def test_functions_are_counted_by_name_within_their_caller(image):
-    model = Forward(lambda net, x: F.relu(net.block(x) + 1) + F.relu(x),
-                    block=Forward(lambda net, x: F.relu(net.one(x)) + 1,
-                                  one=conv(3, 3)))
+    model = Forward(
+        lambda net, x: F.relu(net.block(x) + 1) + F.relu(x),
+        block=Forward(lambda net, x: F.relu(net.one(x)) + 1, one=conv(3, 3)),
+    )
     assert sites(model, image) == [
-        'block.one/conv2d', 'block/relu', 'block/add', '/add', '/relu',
-        '/relu#1', '/add#1']
+        'block.one/conv2d',
+        'block/relu',
+        'block/add',
+        '/add',
+        '/relu',
+        '/relu#1',
+        '/add#1',
+    ]
 
 
 def test_spellings_of_a_function_share_its_name(image):
@@ -48,27 +62,44 @@ def test_spellings_of_a_function_share_its_name(image):
         return torch.relu(x).relu_()
 
     assert sites(Forward(forward, one=conv()), image) == [
-        'one/conv2d', '/add', '/add#1', '/add#2', '/relu', '/relu#1']
+        'one/conv2d',
+        '/add',
+        '/add#1',
+        '/add#2',
+        '/relu',
+        '/relu#1',
+    ]
 
 
 def test_function_and_module_of_one_name_are_counted_apart(image):
-    model = Forward(lambda net, x: F.relu(net.relu(net.one(x)) - 1),
-                    one=conv(), relu=nn.ReLU())
+    model = Forward(
+        lambda net, x: F.relu(net.relu(net.one(x)) - 1), one=conv(), relu=nn.ReLU()
+    )
     assert sites(model, image) == ['one/conv2d', 'relu/relu', '/sub', '/relu']
 
 
 def test_shared_head_is_a_site_at_each_level():
     levels = [torch.randn(1, 8, size, size) for size in (8, 4, 2)]
     assert sites(ToyHead(), levels) == [
-        'tower/conv2d', '/relu', 'cls/conv2d',
-        'tower#1/conv2d', '/relu#1', 'cls#1/conv2d',
-        'tower#2/conv2d', '/relu#2', 'cls#2/conv2d']
+        'tower/conv2d',
+        '/relu',
+        'cls/conv2d',
+        'tower#1/conv2d',
+        '/relu#1',
+        'cls#1/conv2d',
+        'tower#2/conv2d',
+        '/relu#2',
+        'cls#2/conv2d',
+    ]
 
 
 def test_module_that_another_one_borrows_is_named_by_both(image):
     decoder = Forward(lambda net, x, branch: branch(x), own=conv())
-    model = Forward(lambda net, x: net.decoder(x, net.head.branch),
-                    head=Forward(None, branch=conv()), decoder=decoder)
+    model = Forward(
+        lambda net, x: net.decoder(x, net.head.branch),
+        head=Forward(None, branch=conv()),
+        decoder=decoder,
+    )
     assert sites(model, image) == ['decoder>head.branch/conv2d']
 
 
@@ -92,8 +123,9 @@ def test_each_pass_counts_from_the_start(image):
 
 
 def test_regions_are_named_from_the_root():
-    graph = record(model := ToyDetector(), [
-        lambda: model(torch.randn(1, 3, 8, 8))], is_region)
+    graph = record(
+        model := ToyDetector(), [lambda: model(torch.randn(1, 3, 8, 8))], is_region
+    )
     assert graph.regions == ['backbone', 'head']
     assert 'head.tower#1/conv2d' in graph.sites
 
@@ -102,8 +134,10 @@ def test_stack_is_whole_again_after_an_exception(image):
     def fail(net, x):
         raise RuntimeError
 
-    model = Forward(lambda net, x: net.outer(x),
-                    outer=Forward(lambda net, x: net.inner(x), inner=Forward(fail)))
+    model = Forward(
+        lambda net, x: net.outer(x),
+        outer=Forward(lambda net, x: net.inner(x), inner=Forward(fail)),
+    )
     tracker = CallTracker(model)
     with pytest.raises(RuntimeError):
         model(image)

@@ -16,8 +16,10 @@ def run(net, x, *names):
     outputs = {}
     handles = [
         net.get_submodule(name).register_forward_hook(
-            lambda module, args, out, name=name: outputs.update({name: out}))
-        for name in names]
+            lambda module, args, out, name=name: outputs.update({name: out})
+        )
+        for name in names
+    ]
     with torch.no_grad():
         out = net(x)
     for handle in handles:
@@ -33,7 +35,8 @@ def integers(x, grid):
     assert whole.min() >= grid.low and whole.max() <= grid.high
     # Exactly: scale times integer, as float32 rounds it.
     np.testing.assert_array_equal(
-        x.numpy(), whole.astype(np.float32) * np.float32(grid.scale))
+        x.numpy(), whole.astype(np.float32) * np.float32(grid.scale)
+    )
     return whole.astype(np.int64)
 
 
@@ -80,7 +83,8 @@ class Layer:
         if not np.array_equal(exact, total):
             exact = total.astype(np.float64)
         steps = exact * self.multiplier.reshape(
-            shape if self.multiplier.size > 1 else [1] * total.ndim)
+            shape if self.multiplier.size > 1 else [1] * total.ndim
+        )
         return requantize(steps, grid, clip)
 
 
@@ -92,45 +96,59 @@ class Layer:
 )
 @pytest.mark.parametrize(
     'activation, clip',
-    [(lambda x: x, (None, None)), (F.relu, (0.0, None)), (F.relu6, (0.0, 6.0)),
-     (lambda x: x.clamp(-0.3, 0.7), (-0.3, 0.7))],
+    [
+        (lambda x: x, (None, None)),
+        (F.relu, (0.0, None)),
+        (F.relu6, (0.0, 6.0)),
+        (lambda x: x.clamp(-0.3, 0.7), (-0.3, 0.7)),
+    ],
 )
 def test_convolution(target, bits, options, activation, clip):
-    net = Forward(lambda net, x: activation(net.conv(x)),
-                  conv=nn.Conv2d(4, 6, 3, **options))
+    net = Forward(
+        lambda net, x: activation(net.conv(x)), conv=nn.Conv2d(4, 6, 3, **options)
+    )
     x = torch.randn(2, 4, 9, 9) * 4
     activations = calibrated(net, x, target=target, bits=bits).activations
     given = activations.host_grid('/input')
     grid = activations.host_grid('conv/conv2d')
-    out, = run(net, x)
+    (out,) = run(net, x)
     layer = Layer(net.conv.weight, net.conv.bias, bits, target, given, grid)
     total = convolve(
         to_grid(x.numpy(), *given[:3], given.rounding).astype(np.int64),
-        layer.weight, **options)
+        layer.weight,
+        **options,
+    )
     np.testing.assert_array_equal(
-        integers(out, grid), layer.requantize(total, grid, clip))
+        integers(out, grid), layer.requantize(total, grid, clip)
+    )
 
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_normalization_is_part_of_the_weights(target):
-    net = randomize_norms(Forward(lambda net, x: F.relu(net.norm(net.conv(x))),
-                                  conv=nn.Conv2d(3, 6, 3, bias=False),
-                                  norm=nn.BatchNorm2d(6))).eval()
+    net = randomize_norms(
+        Forward(
+            lambda net, x: F.relu(net.norm(net.conv(x))),
+            conv=nn.Conv2d(3, 6, 3, bias=False),
+            norm=nn.BatchNorm2d(6),
+        )
+    ).eval()
     x = torch.randn(2, 3, 9, 9)
     activations = calibrated(net, x, target=target).activations
     given = activations.host_grid('/input')
     grid = activations.host_grid('conv/conv2d')
-    out, = run(net, x)
+    (out,) = run(net, x)
     norm = net.norm
     factor = torch.rsqrt(norm.running_var + norm.eps) * norm.weight
     bias = -norm.running_mean * factor + norm.bias
-    layer = Layer(net.conv.weight * factor[:, None, None, None], bias, 8, target,
-                  given, grid)
+    layer = Layer(
+        net.conv.weight * factor[:, None, None, None], bias, 8, target, given, grid
+    )
     total = convolve(
-        to_grid(x.numpy(), *given[:3], given.rounding).astype(np.int64),
-        layer.weight)
+        to_grid(x.numpy(), *given[:3], given.rounding).astype(np.int64), layer.weight
+    )
     np.testing.assert_array_equal(
-        integers(out, grid), layer.requantize(total, grid, (0.0, None)))
+        integers(out, grid), layer.requantize(total, grid, (0.0, None))
+    )
 
 
 @pytest.mark.parametrize('target', TARGETS)
@@ -144,46 +162,55 @@ def test_linear_is_exact_beyond_what_float32_holds(target, bits, features):
     activations = calibrated(net, x, target=target, bits=bits).activations
     given = activations.host_grid('/input')
     grid = activations.host_grid('fc/linear')
-    out, = run(net, x)
+    (out,) = run(net, x)
     layer = Layer(net.fc.weight, net.fc.bias, bits, target, given, grid)
-    total = to_grid(x.numpy(), *given[:3], given.rounding).astype(
-        np.int64) @ layer.weight.T
+    total = (
+        to_grid(x.numpy(), *given[:3], given.rounding).astype(np.int64) @ layer.weight.T
+    )
     assert (np.abs(total).max() > 2**24) == (bits == 16)
-    np.testing.assert_array_equal(
-        integers(out, grid), layer.requantize(total, grid))
+    np.testing.assert_array_equal(integers(out, grid), layer.requantize(total, grid))
 
 
 def two_convolutions(function, target, bits=8):
     """A function of one or two tensors: its output's integers, its operands'."""
-    net = Forward(lambda net, x: function(net.one(x), net.two(x)),
-                  one=nn.Conv2d(3, 4, 1), two=nn.Conv2d(3, 4, 1))
+    net = Forward(
+        lambda net, x: function(net.one(x), net.two(x)),
+        one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(3, 4, 1),
+    )
     x = torch.randn(2, 3, 8, 8)
     quantization = calibrated(net, x, target=target, bits=bits)
     out, one, two = run(net, x, 'one', 'two')
     steps = quantization.plan.steps
-    names = [steps[name].output for name in
-             (list(steps)[-1], 'one/conv2d', 'two/conv2d')]
+    names = [
+        steps[name].output for name in (list(steps)[-1], 'one/conv2d', 'two/conv2d')
+    ]
     grids = [quantization.activations.host_grid(name) for name in names]
-    return [integers(tensor, grid) for tensor, grid in
-            zip((out, one, two), grids)], grids
+    return [
+        integers(tensor, grid) for tensor, grid in zip((out, one, two), grids)
+    ], grids
 
 
 @pytest.mark.parametrize('target', TARGETS)
 @pytest.mark.parametrize('bits', [8, 16])
 @pytest.mark.parametrize(
-    'activation, clip', [(lambda x: x, (None, None)), (F.relu, (0.0, None))])
+    'activation, clip', [(lambda x: x, (None, None)), (F.relu, (0.0, None))]
+)
 def test_addition(target, bits, activation, clip):
     (out, one, two), (grid, first, second) = two_convolutions(
-        lambda one, two: activation(one + two), target, bits)
-    steps = (one.astype(np.float32) * np.float32(first.scale / grid.scale)
-             + two.astype(np.float32) * np.float32(second.scale / grid.scale))
+        lambda one, two: activation(one + two), target, bits
+    )
+    steps = one.astype(np.float32) * np.float32(first.scale / grid.scale) + two.astype(
+        np.float32
+    ) * np.float32(second.scale / grid.scale)
     np.testing.assert_array_equal(out, requantize(steps, grid, clip))
 
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_average_pooling(target):
     (out, one, _), (grid, first, _) = two_convolutions(
-        lambda one, two: F.avg_pool2d(one, 2), target)
+        lambda one, two: F.avg_pool2d(one, 2), target
+    )
     mean = one.reshape(2, 4, 4, 2, 4, 2).sum((3, 5)).astype(np.float32) / 4
     steps = mean * np.float32(first.scale / grid.scale)
     np.testing.assert_array_equal(out, requantize(steps, grid, (None, None)))
@@ -204,7 +231,8 @@ def bilinear(x):
 @pytest.mark.parametrize('target', TARGETS)
 def test_bilinear_resizing(target):
     (out, one, _), (grid, first, _) = two_convolutions(
-        lambda one, two: F.interpolate(one, scale_factor=2, mode='bilinear'), target)
+        lambda one, two: F.interpolate(one, scale_factor=2, mode='bilinear'), target
+    )
     steps = bilinear(one).astype(np.float32) * np.float32(first.scale / grid.scale)
     np.testing.assert_array_equal(out, requantize(steps, grid, (None, None)))
 
@@ -212,7 +240,8 @@ def test_bilinear_resizing(target):
 @pytest.mark.parametrize('target', TARGETS)
 def test_nearest_resizing_repeats_integers(target):
     (out, one, _), (grid, first, _) = two_convolutions(
-        lambda one, two: F.interpolate(one, scale_factor=2), target)
+        lambda one, two: F.interpolate(one, scale_factor=2), target
+    )
     assert grid == first
     np.testing.assert_array_equal(out, one.repeat(2, 2).repeat(2, 3))
 
@@ -220,7 +249,8 @@ def test_nearest_resizing_repeats_integers(target):
 @pytest.mark.parametrize('target', TARGETS)
 def test_cat_joins_integers(target):
     (out, one, two), (grid, first, second) = two_convolutions(
-        lambda one, two: torch.cat([one, two], 1), target)
+        lambda one, two: torch.cat([one, two], 1), target
+    )
     assert grid == first == second
     np.testing.assert_array_equal(out, np.concatenate([one, two], 1))
 
@@ -240,18 +270,18 @@ def snr(reference, x):
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_sixteen_bits_are_close_to_float(toy_net, images, target):
-    reference, = run(toy_net, images)
+    (reference,) = run(toy_net, images)
     calibrated(toy_net, images, target=target, bits=16, observer='minmax')
-    out, = run(toy_net, images)
+    (out,) = run(toy_net, images)
     assert 60 < snr(reference, out) < 120
 
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_eight_bits_agree_with_training_within_one_step(toy_net, images, target):
     quantization = calibrated(toy_net, images, target=target)
-    tested, = run(toy_net, images)
+    (tested,) = run(toy_net, images)
     quantization.set_phase('train')
-    simulated, = run(toy_net, images)
+    (simulated,) = run(toy_net, images)
     step = quantization.activations.host_grid('fc/linear').scale
     assert (tested - simulated).abs().max() <= step * 1.001
 
@@ -262,7 +292,7 @@ def test_bias_beyond_the_accumulator(phase, constraint):
     net = Forward(lambda net, x: net.conv(x), conv=nn.Conv2d(3, 4, 1))
     nn.init.constant_(net.conv.bias, 40.0)
     x = torch.randn(2, 3, 8, 8)
-    reference, = run(net, x)
+    (reference,) = run(net, x)
     calibrated(net, x, phase, constrain_bias=constraint)
     error = (run(net, x)[0] - reference).abs().max()
     # Its 16 bits end at 2**15 * 2**-8 * 2**-5 or so.
@@ -307,41 +337,61 @@ def activate_a_view_in_place(net, x):
 # What is easily computed otherwise than the float model does.
 ODD = {
     'lone normalization with an activation': (
-        lambda net, x: net.two(F.relu(net.norm(F.max_pool2d(net.one(x), 2)))), {}),
+        lambda net, x: net.two(F.relu(net.norm(F.max_pool2d(net.one(x), 2)))),
+        {},
+    ),
     'float layer with an activation': (
-        lambda net, x: net.two(F.relu(net.one(x))), {'one': False}),
+        lambda net, x: net.two(F.relu(net.one(x))),
+        {'one': False},
+    ),
     'float normalized layer with an activation': (
-        lambda net, x: net.two(F.relu(net.norm(net.one(x)))), {'one': False}),
+        lambda net, x: net.two(F.relu(net.norm(net.one(x)))),
+        {'one': False},
+    ),
     'float tail with an activation': (
-        lambda net, x: F.relu(net.two(net.one(x))), {'two': False}),
+        lambda net, x: F.relu(net.two(net.one(x))),
+        {'two': False},
+    ),
     'float tail with a normalization': (
         lambda net, x: F.relu(net.norm(net.two(net.one(x)))),
-        {'two': False}),
+        {'two': False},
+    ),
     'written in place': (write_in_place, {}),
     'filled in place': (fill_in_place, {}),
     'in-place activation of a view': (activate_a_view_in_place, {}),
-    'alias of an in-place activation': (
-        read_what_an_in_place_activation_changed, {}),
+    'alias of an in-place activation': (read_what_an_in_place_activation_changed, {}),
     'constant in a concatenation': (
-        lambda net, x: net.two(torch.cat(
-            [net.one(x)[:, :2], torch.full_like(x[:, :2, 2:, 2:], 3.0)], 1)), {}),
+        lambda net, x: net.two(
+            torch.cat([net.one(x)[:, :2], torch.full_like(x[:, :2, 2:, 2:], 3.0)], 1)
+        ),
+        {},
+    ),
     'in-place activation without a name': (drop_result_of_in_place_relu, {}),
     'in-place addition without a name': (drop_result_of_in_place_add, {}),
     'scaled addition': (
-        lambda net, x: torch.add(net.one(x), net.one(x) * 2, alpha=2), {}),
+        lambda net, x: torch.add(net.one(x), net.one(x) * 2, alpha=2),
+        {},
+    ),
     'constant': (lambda net, x: net.two(2 - (3 + net.one(x) * 2)), {}),
     'gate': (
         lambda net, x: net.one(x) * net.one(x).mean((2, 3), keepdim=True).sigmoid(),
-        {}),
+        {},
+    ),
     'scalar': (lambda net, x: net.one(x) * net.one(x).abs().mean(), {}),
     'one image': (lambda net, x: net.two(net.one(x[0])), {}),
     'attention': (
         lambda net, x: F.scaled_dot_product_attention(
-            *[net.one(x).flatten(2).transpose(1, 2)] * 3), {}),
+            *[net.one(x).flatten(2).transpose(1, 2)] * 3
+        ),
+        {},
+    ),
     'same tensor twice': (lambda net, x: (y := net.one(x)) + y, {}),
     'stack and split': (
-        lambda net, x: net.two(torch.cat(torch.stack(
-            net.one(x).split(2, 1)).unbind()[::-1], 1)), {}),
+        lambda net, x: net.two(
+            torch.cat(torch.stack(net.one(x).split(2, 1)).unbind()[::-1], 1)
+        ),
+        {},
+    ),
 }
 
 
@@ -349,19 +399,24 @@ ODD = {
 @pytest.mark.parametrize('case', ODD)
 def test_quantized_net_computes_what_the_float_one_does(case, phase):
     function, overrides = ODD[case]
-    net = randomize_norms(Forward(
-        function, one=nn.Conv2d(3, 4, 3), two=nn.Conv2d(4, 4, 3),
-        norm=nn.BatchNorm2d(4), act=nn.ReLU(inplace=True))).eval()
+    net = randomize_norms(
+        Forward(
+            function,
+            one=nn.Conv2d(3, 4, 3),
+            two=nn.Conv2d(4, 4, 3),
+            norm=nn.BatchNorm2d(4),
+            act=nn.ReLU(inplace=True),
+        )
+    ).eval()
     x = torch.randn(2, 3, 12, 12)
-    reference, = run(net, x)
+    (reference,) = run(net, x)
     calibrated(net, x, phase, bits=16, observer='minmax', overrides=overrides)
     # Training keeps what the backward pass needs, and so computes otherwise.
     with torch.set_grad_enabled(phase == 'train'):
         assert snr(reference, net(x)) > 50
 
 
-def test_weights_are_prepared_once_until_training_goes_on(
-        toy_net, images, monkeypatch):
+def test_weights_are_prepared_once_until_training_goes_on(toy_net, images, monkeypatch):
     calls = []
 
     def counted(*args, original=integer.to_integers):
@@ -370,24 +425,27 @@ def test_weights_are_prepared_once_until_training_goes_on(
 
     monkeypatch.setattr(integer, 'to_integers', counted)
     quantization = calibrated(toy_net, images)
-    first, = run(toy_net, images)
+    (first,) = run(toy_net, images)
     assert len(calls) == len(quantization.plan.weights)
-    again, = run(toy_net, images)
+    (again,) = run(toy_net, images)
     assert len(calls) == len(quantization.plan.weights)
     assert torch.equal(first, again)
     quantization.set_phase('train')
     with torch.no_grad():
         toy_net.fc.bias.add_(0.5)
     quantization.set_phase('test')
-    changed, = run(toy_net, images)
+    (changed,) = run(toy_net, images)
     assert not torch.equal(changed, first)
 
 
 def test_loaded_float_weights_are_used_at_once(toy_net, images):
     calibrated(toy_net, images)
-    before, = run(toy_net, images)
-    state = {name: value.clone() for name, value in toy_net.state_dict().items()
-             if not name.startswith('quantization.')}
+    (before,) = run(toy_net, images)
+    state = {
+        name: value.clone()
+        for name, value in toy_net.state_dict().items()
+        if not name.startswith('quantization.')
+    }
     state['fc.bias'] += 0.5
     toy_net.load_state_dict(state)
     assert not torch.equal(run(toy_net, images)[0], before)
@@ -396,7 +454,7 @@ def test_loaded_float_weights_are_used_at_once(toy_net, images):
 @pytest.mark.parametrize('dtype', [torch.bfloat16])
 def test_autocast_does_not_touch_integers(toy_net, images, dtype):
     calibrated(toy_net, images)
-    expected, = run(toy_net, images)
+    (expected,) = run(toy_net, images)
     with torch.autocast('cpu', dtype=dtype):
-        out, = run(toy_net, images)
+        (out,) = run(toy_net, images)
     assert torch.equal(out, expected)

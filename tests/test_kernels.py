@@ -24,9 +24,9 @@ def sample(grid):
     ends = np.array([grid.low, grid.high])[:, None] * grid.scale
     beyond = np.array([-0.75, -0.4, 0.4, 0.75, 3.0]) * grid.scale
     ties = (np.arange(-4, 4) + 0.5) * grid.scale
-    x = np.concatenate([
-        rng.uniform(*(ends.ravel() * 1.5), 2000), (ends + beyond).ravel(), ties
-    ])
+    x = np.concatenate(
+        [rng.uniform(*(ends.ravel() * 1.5), 2000), (ends + beyond).ravel(), ties]
+    )
     return x.astype(np.float32)
 
 

@@ -49,52 +49,73 @@ def test_plan_of_the_toy_net(toy_net, images):
         'fc/linear': ['fc/linear'],
     }
     assert list(activations(plan)) == [
-        '/input', 'stem/conv2d', 'conv/conv2d', 'expand/conv2d', '/add',
-        '/adaptive_avg_pool2d', 'fc/linear']
+        '/input',
+        'stem/conv2d',
+        'conv/conv2d',
+        'expand/conv2d',
+        '/add',
+        '/adaptive_avg_pool2d',
+        'fc/linear',
+    ]
     assert {name: spec.norm for name, spec in plan.weights.items()} == {
-        'stem': 'stem_norm', 'conv': 'norm', 'expand': None, 'lateral': None,
-        'fc': None}
+        'stem': 'stem_norm',
+        'conv': 'norm',
+        'expand': None,
+        'lateral': None,
+        'fc': None,
+    }
     assert plan.in_float == {}
 
 
 def test_chain_is_quantized_once_at_its_end(toy_net, images):
     steps = make_plan(toy_net, images).steps
-    chain = [steps[name] for name in
-             ('conv/conv2d', 'norm/batch_norm', 'act#1/relu')]
+    chain = [steps[name] for name in ('conv/conv2d', 'norm/batch_norm', 'act#1/relu')]
     assert [step.last for step in chain] == [False, False, True]
     assert [step.follows for step in chain] == [False, True, True]
     assert {step.output for step in chain} == {'conv/conv2d'}
     assert {step.clip for step in chain} == {(0.0, None)}
     assert {step.weight for step in chain} == {'conv'}
-    assert chain[0].inputs == ('stem/conv2d', )
+    assert chain[0].inputs == ('stem/conv2d',)
 
 
 def test_output_with_two_consumers_is_not_fused(image):
-    plan = make_plan(Forward(lambda net, x: F.relu(y := net.one(x)) + y,
-                             one=conv()), image)
-    assert chains(plan) == {name: [name] for name in
-                            ('one/conv2d', '/relu', '/add')}
+    plan = make_plan(
+        Forward(lambda net, x: F.relu(y := net.one(x)) + y, one=conv()), image
+    )
+    assert chains(plan) == {name: [name] for name in ('one/conv2d', '/relu', '/add')}
     assert list(activations(plan)) == ['/input', 'one/conv2d', '/relu', '/add']
 
 
 def test_output_that_leaves_the_region_is_not_fused(image):
-    plan = make_plan(Forward(lambda net, x: (y := net.one(x), F.relu(y)),
-                             one=conv()), image)
+    plan = make_plan(
+        Forward(lambda net, x: (y := net.one(x), F.relu(y)), one=conv()), image
+    )
     assert chains(plan) == {'one/conv2d': ['one/conv2d'], '/relu': ['/relu']}
 
 
 def test_normalization_behind_an_activation_is_not_folded(image):
-    plan = make_plan(Forward(lambda net, x: net.norm(F.relu(net.one(x))),
-                             one=conv(), norm=nn.BatchNorm2d(8)), image)
-    assert chains(plan) == {'one/conv2d': ['one/conv2d', '/relu'],
-                            'norm/batch_norm': ['norm/batch_norm']}
+    plan = make_plan(
+        Forward(
+            lambda net, x: net.norm(F.relu(net.one(x))),
+            one=conv(),
+            norm=nn.BatchNorm2d(8),
+        ),
+        image,
+    )
+    assert chains(plan) == {
+        'one/conv2d': ['one/conv2d', '/relu'],
+        'norm/batch_norm': ['norm/batch_norm'],
+    }
     assert plan.weights['one'].norm is None
 
 
 def test_normalization_without_running_statistics_is_not_folded(image):
     # There is nothing to fold: it normalizes with the batch in eval too.
-    net = Forward(lambda net, x: net.norm(net.one(x)), one=conv(),
-                  norm=nn.BatchNorm2d(8, track_running_stats=False))
+    net = Forward(
+        lambda net, x: net.norm(net.one(x)),
+        one=conv(),
+        norm=nn.BatchNorm2d(8, track_running_stats=False),
+    )
     expected = net(image)
     calibrated(net, image, bits=16)
     torch.testing.assert_close(net(image), expected, atol=1e-2, rtol=1e-2)
@@ -125,25 +146,32 @@ def test_shared_scale_is_positive_only_if_all_of_it_is(toy_net, images):
     ],
 )
 def test_elements_that_only_move_keep_their_quantizer(image, function):
-    plan = make_plan(Forward(lambda net, x: net.two(function(net.one(x))),
-                             one=conv(), two=conv(8)), image)
+    plan = make_plan(
+        Forward(lambda net, x: net.two(function(net.one(x))), one=conv(), two=conv(8)),
+        image,
+    )
     assert list(activations(plan)) == ['/input', 'one/conv2d', 'two/conv2d']
-    assert plan.steps['two/conv2d'].inputs == ('one/conv2d', )
+    assert plan.steps['two/conv2d'].inputs == ('one/conv2d',)
 
 
 def test_bilinear_resizing_makes_a_new_tensor(image):
-    plan = make_plan(Forward(
-        lambda net, x: F.interpolate(net.one(x), scale_factor=2, mode='bilinear'),
-        one=conv()), image)
+    plan = make_plan(
+        Forward(
+            lambda net, x: F.interpolate(net.one(x), scale_factor=2, mode='bilinear'),
+            one=conv(),
+        ),
+        image,
+    )
     assert '/interpolate' in activations(plan)
 
 
 def test_region_input_is_quantized_once(image):
-    plan = make_plan(Forward(lambda net, x: net.one(x) + net.two(x),
-                             one=conv(), two=conv()), image)
+    plan = make_plan(
+        Forward(lambda net, x: net.one(x) + net.two(x), one=conv(), two=conv()), image
+    )
     assert plan.inputs == {'': {0: '/input'}}
-    assert plan.steps['one/conv2d'].inputs == ('/input', )
-    assert plan.steps['two/conv2d'].inputs == ('/input', )
+    assert plan.steps['one/conv2d'].inputs == ('/input',)
+    assert plan.steps['two/conv2d'].inputs == ('/input',)
 
 
 def test_tensor_that_enters_two_regions_is_quantized_for_both(image):
@@ -180,7 +208,9 @@ def test_shared_head_has_one_weight_and_a_scale_for_each_level():
     plan = make_plan(ToyHead(), levels)
     assert list(plan.weights) == ['tower', 'cls']
     assert [name for name in activations(plan) if 'cls' in name] == [
-        'cls/conv2d', 'cls#1/conv2d']
+        'cls/conv2d',
+        'cls#1/conv2d',
+    ]
 
 
 def test_override_with_a_width(toy_net, images):
@@ -217,13 +247,17 @@ def test_shared_scale_takes_the_widest_override(toy_net, images):
 
 
 def test_override_switches_off(image):
-    net = Forward(lambda net, x: net.three(F.relu(net.two(net.one(x)))),
-                  one=conv(), two=conv(8), three=conv(8))
+    net = Forward(
+        lambda net, x: net.three(F.relu(net.two(net.one(x)))),
+        one=conv(),
+        two=conv(8),
+        three=conv(8),
+    )
     plan = make_plan(net, image, overrides={'two': False})
     assert list(plan.weights) == ['one', 'three']
     assert plan.in_float == {'two/conv2d': 'quantize.overrides'}
     # `three` is quantized, so its input is.
-    assert plan.steps['three/conv2d'].inputs == ('two/conv2d', )
+    assert plan.steps['three/conv2d'].inputs == ('two/conv2d',)
     plan = make_plan(net, image, overrides={'t*': False})
     assert list(activations(plan)) == ['/input', 'one/conv2d']
     assert list(plan.weights) == ['one']
@@ -232,13 +266,17 @@ def test_override_switches_off(image):
 @pytest.mark.parametrize('fused', ['stem_norm', 'act'])
 def test_override_may_name_a_module_that_is_fused(toy_net, images, fused):
     assert make_plan(toy_net, images, overrides={fused: 8}) == make_plan(
-        toy_net, images)
+        toy_net, images
+    )
 
 
 def test_layers_inside_an_opaque_function_are_not_passed_over_in_silence():
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
-    net = Forward(lambda net, x: net.attention(x, x, x)[0] + net.one(x),
-                  attention=attention, one=nn.Linear(8, 8))
+    net = Forward(
+        lambda net, x: net.attention(x, x, x)[0] + net.one(x),
+        attention=attention,
+        one=nn.Linear(8, 8),
+    )
     plan = make_plan(net.eval(), torch.randn(1, 5, 8))
     assert any('attention' in name for name in [*plan.weights, *plan.in_float])
 
@@ -257,8 +295,13 @@ def test_nothing_to_quantize_is_refused(image):
 @pytest.mark.parametrize('target', ['jacinto', 'tidl', 'tensorrt'])
 def test_plan_survives_json(toy_net, images, target):
     plan = make_plan(
-        toy_net, images, target=target, bits=dict(weight=4, output=16),
-        overrides={'expand': False, 'fc': 16}, constrain_bias=False)
+        toy_net,
+        images,
+        target=target,
+        bits=dict(weight=4, output=16),
+        overrides={'expand': False, 'fc': 16},
+        constrain_bias=False,
+    )
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert again.to_json() == plan.to_json()
@@ -279,13 +322,17 @@ def test_plan_depends_on_the_network_not_on_the_images(toy_net, images):
 
 def test_convolution_with_several_normalizations_has_a_weight_for_each(image):
     # As heads that share convolutions over levels, but no statistics.
-    net = Forward(lambda net, x: net.first(net.one(x)) + net.second(net.one(x)),
-                  one=conv(), first=nn.BatchNorm2d(8), second=nn.BatchNorm2d(8))
+    net = Forward(
+        lambda net, x: net.first(net.one(x)) + net.second(net.one(x)),
+        one=conv(),
+        first=nn.BatchNorm2d(8),
+        second=nn.BatchNorm2d(8),
+    )
     plan = make_plan(net.eval(), image)
-    assert {name: (spec.weight, spec.norm)
-            for name, spec in plan.weights.items()} == {
+    assert {name: (spec.weight, spec.norm) for name, spec in plan.weights.items()} == {
         'one+first': ('one.weight', 'first'),
-        'one+second': ('one.weight', 'second')}
+        'one+second': ('one.weight', 'second'),
+    }
     assert plan.steps['one/conv2d'].weight == 'one+first'
     assert plan.steps['one#1/conv2d'].weight == 'one+second'
 
@@ -294,9 +341,17 @@ def test_weight_that_is_used_with_two_biases_keeps_both(image):
     one, two = conv(), conv()
     nn.init.constant_(one.bias, 2.0)
     nn.init.constant_(two.bias, -2.0)
-    net = Forward(lambda net, x: torch.cat([
-        F.conv2d(x, net.one.weight, net.one.bias),
-        F.conv2d(x, net.one.weight, net.two.bias)], 1), one=one, two=two)
+    net = Forward(
+        lambda net, x: torch.cat(
+            [
+                F.conv2d(x, net.one.weight, net.one.bias),
+                F.conv2d(x, net.one.weight, net.two.bias),
+            ],
+            1,
+        ),
+        one=one,
+        two=two,
+    )
     expected = net(image)
     calibrated(net, image, bits=16)
     torch.testing.assert_close(net(image), expected, atol=1e-2, rtol=1e-2)
@@ -310,9 +365,12 @@ def test_weight_format_is_the_presets(toy_net, images, target, per_channel):
 
 
 def test_grouped_transposed_convolution_is_quantized_per_tensor(image):
-    net = Forward(lambda net, x: net.three(net.two(net.one(x))), one=conv(3, 4),
-                  two=nn.ConvTranspose2d(4, 6, 2), three=nn.ConvTranspose2d(
-                      6, 4, 2, groups=2))
+    net = Forward(
+        lambda net, x: net.three(net.two(net.one(x))),
+        one=conv(3, 4),
+        two=nn.ConvTranspose2d(4, 6, 2),
+        three=nn.ConvTranspose2d(6, 4, 2, groups=2),
+    )
     weights = make_plan(net, image, target='tidl').weights
     assert (weights['two'].axis, weights['two'].channels) == (1, 6)
     assert weights['two'].format.per_channel

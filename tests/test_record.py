@@ -24,18 +24,31 @@ def image():
 def test_graph_of_the_toy_net(toy_net, images):
     graph = record_once(toy_net, images)
     assert {name: site.kind for name, site in graph.sites.items()} == {
-        'stem/conv2d': ops.CONV, 'stem_norm/batch_norm': ops.NORM,
-        'act/relu': ops.CLIP, 'conv/conv2d': ops.CONV,
-        'norm/batch_norm': ops.NORM, 'act#1/relu': ops.CLIP,
-        'expand/conv2d': ops.CONV, '/add': ops.ADD, '/relu': ops.CLIP,
-        '/max_pool2d': ops.PASS, 'lateral/conv2d': ops.CONV,
-        '/interpolate': ops.PASS, '/cat': ops.CAT,
-        '/adaptive_avg_pool2d': ops.AVERAGE, '/flatten': ops.PASS,
-        'fc/linear': ops.LINEAR}
+        'stem/conv2d': ops.CONV,
+        'stem_norm/batch_norm': ops.NORM,
+        'act/relu': ops.CLIP,
+        'conv/conv2d': ops.CONV,
+        'norm/batch_norm': ops.NORM,
+        'act#1/relu': ops.CLIP,
+        'expand/conv2d': ops.CONV,
+        '/add': ops.ADD,
+        '/relu': ops.CLIP,
+        '/max_pool2d': ops.PASS,
+        'lateral/conv2d': ops.CONV,
+        '/interpolate': ops.PASS,
+        '/cat': ops.CAT,
+        '/adaptive_avg_pool2d': ops.AVERAGE,
+        '/flatten': ops.PASS,
+        'fc/linear': ops.LINEAR,
+    }
     readers = {
-        site.name: {reader.name for value in site.outputs
-                    for reader in graph.consumers().get(value, [])}
-        for site in graph.sites.values()}
+        site.name: {
+            reader.name
+            for value in site.outputs
+            for reader in graph.consumers().get(value, [])
+        }
+        for site in graph.sites.values()
+    }
     assert readers['act/relu'] == {'conv/conv2d', '/add'}
     assert readers['/relu'] == {'/max_pool2d', '/cat'}
     assert readers['fc/linear'] == set()
@@ -65,21 +78,27 @@ def test_site_describes_its_call(toy_net, images):
     ],
 )
 def test_bounds_of_clamping_functions(image, function, clip):
-    graph = record_once(Forward(lambda net, x: function(net.conv(x)),
-                                conv=nn.Conv2d(3, 4, 1)), image)
+    graph = record_once(
+        Forward(lambda net, x: function(net.conv(x)), conv=nn.Conv2d(3, 4, 1)), image
+    )
     assert list(graph.sites.values())[-1].clip == clip
 
 
 def test_clamp_to_a_tensor_is_no_fused_clip(image):
-    graph = record_once(Forward(lambda net, x: net.conv(x).clamp(x.mean()),
-                                conv=nn.Conv2d(3, 4, 1)), image)
+    graph = record_once(
+        Forward(lambda net, x: net.conv(x).clamp(x.mean()), conv=nn.Conv2d(3, 4, 1)),
+        image,
+    )
     assert graph.sites['/clamp'].kind == ops.COMPUTE
 
 
 def test_computed_weight_is_an_activation(image):
     graph = record_once(
-        Forward(lambda net, x: F.conv2d(x, net.conv.weight * 2),
-                conv=nn.Conv2d(3, 4, 1)), image)
+        Forward(
+            lambda net, x: F.conv2d(x, net.conv.weight * 2), conv=nn.Conv2d(3, 4, 1)
+        ),
+        image,
+    )
     site = graph.sites['/conv2d']
     assert (site.kind, site.weight) == (ops.COMPUTE, None)
 
@@ -93,18 +112,26 @@ def test_only_regions_are_seen(image):
 
 
 def test_second_pass_merges(image):
-    model = Forward(lambda net, x, name: net.last(getattr(net, name)(x)),
-                    one=nn.Conv2d(3, 4, 1), two=nn.Conv2d(3, 4, 1),
-                    last=nn.Conv2d(4, 4, 1))
-    graph = record(model, [lambda: model(image, 'one'),
-                           lambda: model(image, 'two'),
-                           lambda: model(image, 'one')], is_region)
+    model = Forward(
+        lambda net, x, name: net.last(getattr(net, name)(x)),
+        one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(3, 4, 1),
+        last=nn.Conv2d(4, 4, 1),
+    )
+    graph = record(
+        model,
+        [
+            lambda: model(image, 'one'),
+            lambda: model(image, 'two'),
+            lambda: model(image, 'one'),
+        ],
+        is_region,
+    )
     sites = graph.sites
     assert list(sites) == ['one/conv2d', 'last/conv2d', 'two/conv2d']
     assert sites['last/conv2d'].inputs == sites['one/conv2d'].outputs
     assert sites['last/conv2d'].further_inputs == sites['two/conv2d'].outputs
-    assert graph.consumers()[sites['two/conv2d'].outputs[0]] == [
-        sites['last/conv2d']]
+    assert graph.consumers()[sites['two/conv2d'].outputs[0]] == [sites['last/conv2d']]
     assert len(graph.region_inputs) == 1
 
 
@@ -114,9 +141,11 @@ def random_state():
 
 @pytest.mark.parametrize('fails', [False, True])
 def test_model_stays_as_it_was(toy_net, images, fails):
-    net = Forward(lambda net, x: net.broken(net.toy(x), fails), toy=toy_net,
-                  broken=Forward(lambda net, x, fails: 1 / (1 - fails),
-                                 drop=nn.Linear(1, 1)))
+    net = Forward(
+        lambda net, x: net.broken(net.toy(x), fails),
+        toy=toy_net,
+        broken=Forward(lambda net, x, fails: 1 / (1 - fails), drop=nn.Linear(1, 1)),
+    )
     net.train()
     net.toy.norm.eval()
     state = copy.deepcopy(net.state_dict())

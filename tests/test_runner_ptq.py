@@ -182,9 +182,7 @@ def test_moving_average_does_not_disturb(
     assert not differences(checkpoint['state_dict'], state_of(ptq_dir / CHECKPOINT))
     assert 'ema_state_dict' not in checkpoint
     assert val_scores(tmp_path) == val_scores(ptq_dir)
-    cfg = ptq_config(
-        tmp_path / 'test', tmp_path / CHECKPOINT, custom_hooks=[hook]
-    )
+    cfg = ptq_config(tmp_path / 'test', tmp_path / CHECKPOINT, custom_hooks=[hook])
     assert Runner.from_cfg(cfg).test() == val_scores(ptq_dir)[0]
 
 

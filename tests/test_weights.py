@@ -29,7 +29,8 @@ def quantized(conv, norm=None, x=None, **quantize):
         net = Forward(lambda net, x: net.norm(net.conv(x)), conv=conv, norm=norm)
     quantization = calibrated(net.eval(), x, 'train', **quantize)
     grids = WeightGrids(
-        quantization.plan, quantization.layers, quantization.activations)
+        quantization.plan, quantization.layers, quantization.activations
+    )
     grids.compute(quantization.bias_correction)
     return quantization.layers['conv'], grids
 
@@ -112,9 +113,15 @@ FOLDED = {
     'transposed': (nn.ConvTranspose2d(4, 6, 2), F.conv_transpose2d, {}),
     'transposed square': (nn.ConvTranspose2d(4, 4, 2), F.conv_transpose2d, {}),
     'grouped transposed': (
-        nn.ConvTranspose2d(4, 6, 2, groups=2), F.conv_transpose2d, dict(groups=2)),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+        F.conv_transpose2d,
+        dict(groups=2),
+    ),
     'depthwise transposed': (
-        nn.ConvTranspose2d(4, 4, 2, groups=4), F.conv_transpose2d, dict(groups=4)),
+        nn.ConvTranspose2d(4, 4, 2, groups=4),
+        F.conv_transpose2d,
+        dict(groups=4),
+    ),
     'linear': (nn.Linear(5, 6), F.linear, {}),
 }
 
@@ -128,8 +135,7 @@ def layer_of(case, **quantize):
         norm.weight[0] *= -1  # a grid is not turned by a negative factor
     x = torch.randn(3, 5) if linear else torch.randn(2, 4, 5, 5)
     layer, grids = quantized(conv, norm, x, **quantize)
-    return layer, grids, x, lambda: function(
-        x, *layer.folded(), **options)
+    return layer, grids, x, lambda: function(x, *layer.folded(), **options)
 
 
 @pytest.mark.parametrize('case', FOLDED)
@@ -140,8 +146,9 @@ def test_folded_layer_computes_layer_and_normalization(case):
     options = FOLDED[case][2]
     raw = FOLDED[case][1](x, weight, bias, **options)
     norm = layer.norm
-    expected = F.batch_norm(raw, norm.running_mean, norm.running_var, norm.weight,
-                            norm.bias, eps=norm.eps)
+    expected = F.batch_norm(
+        raw, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
     torch.testing.assert_close(folded(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -156,8 +163,9 @@ def test_grid_is_that_of_the_folded_weight(case, target):
         expected = reach / 127
     else:
         reach = weight.abs().max().repeat(layer.spec.channels)
-        expected = power_of_two(reach.numpy()) / 128 if target == 'jacinto' \
-            else reach / 127
+        expected = (
+            power_of_two(reach.numpy()) / 128 if target == 'jacinto' else reach / 127
+        )
     torch.testing.assert_close(grids.step('conv'), torch.as_tensor(expected))
 
 

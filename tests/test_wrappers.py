@@ -56,8 +56,9 @@ def test_training_and_evaluation_from_plain_pytorch(images):
 def test_first_batch_is_float_and_the_second_quantized(images):
     net = fresh_net().eval()
     expected = net(images)
-    model = QuantTrainModule(net, dummy_input=images, bits=4,
-                             constrain_weights=False).train()
+    model = QuantTrainModule(
+        net, dummy_input=images, bits=4, constrain_weights=False
+    ).train()
     net.eval()  # the same statistics as in `expected`
     # The weights are quantized from the start, the activations are not yet.
     first, second = model(images), model(images)
@@ -92,8 +93,12 @@ def epochs(model, images, total):
         mean = model.module.stem_norm.running_mean.clone()
         high = model.quantization.activations.high.clone()
         model(images * 2)
-        frozen.append((torch.equal(model.module.stem_norm.running_mean, mean),
-                       torch.equal(model.quantization.activations.high, high)))
+        frozen.append(
+            (
+                torch.equal(model.module.stem_norm.running_mean, mean),
+                torch.equal(model.quantization.activations.high, high),
+            )
+        )
         model.eval()
         model(images)
     return frozen
@@ -107,7 +112,8 @@ def frozen_from(bn, ranges, total):
 def test_schedule_freezes_around_the_middle(images, total):
     model = QuantTrainModule(fresh_net(), images, total_epochs=total)
     assert epochs(model, images, total) == frozen_from(
-        total // 2 - 1, total // 2 + 1, total)
+        total // 2 - 1, total // 2 + 1, total
+    )
 
 
 def test_schedule_counts_from_zero_for_a_model_in_eval_mode(images):
@@ -119,11 +125,13 @@ def test_schedule_counts_from_zero_for_a_model_in_eval_mode(images):
 
 @pytest.mark.parametrize('bn, ranges', [(1, 2), (0, 1), (3, False), (False, 2)])
 def test_schedule_of_the_user(images, bn, ranges):
-    model = QuantTrainModule(fresh_net(), images, total_epochs=4,
-                             freeze=dict(bn=bn, ranges=ranges))
+    model = QuantTrainModule(
+        fresh_net(), images, total_epochs=4, freeze=dict(bn=bn, ranges=ranges)
+    )
     never = 99
     assert epochs(model, images, 4) == frozen_from(
-        never if bn is False else bn, never if ranges is False else ranges, 4)
+        never if bn is False else bn, never if ranges is False else ranges, 4
+    )
 
 
 def test_nothing_freezes_without_a_length(images):
@@ -146,8 +154,9 @@ def test_state_dict_has_the_float_names(trained):
     names = set(trained.module.state_dict())
     assert float_names < names
     assert all(name.startswith('quantization.') for name in names - float_names)
-    assert all(type(value) is torch.Tensor
-               for value in trained.module.state_dict().values())
+    assert all(
+        type(value) is torch.Tensor for value in trained.module.state_dict().values()
+    )
 
 
 def test_float_checkpoint_loads_strictly(trained):
@@ -167,10 +176,11 @@ def test_quantized_checkpoint_loads_into_the_float_model(trained):
     assert torch.equal(net.conv.weight, trained.module.conv.weight)
 
 
-@pytest.mark.parametrize('quantize', [
-    {}, dict(target='tidl', bits=dict(weight=4, output=16), overrides={'fc': 16})])
-def test_test_module_takes_its_plan_from_the_checkpoint(
-        images, tmp_path, quantize):
+@pytest.mark.parametrize(
+    'quantize',
+    [{}, dict(target='tidl', bits=dict(weight=4, output=16), overrides={'fc': 16})],
+)
+def test_test_module_takes_its_plan_from_the_checkpoint(images, tmp_path, quantize):
     model = QuantTrainModule(fresh_net(), images, **quantize)
     train(model, images).eval()
     torch.save(model.module.state_dict(), tmp_path / 'qat.pth')
@@ -216,8 +226,7 @@ def test_deepcopy_computes_the_same_and_is_independent(trained, images):
     assert torch.equal(twin.eval()(images), trained.eval()(images))
     assert twin.quantization.root is twin.module
     before = trained(images)
-    state = {name: value.clone()
-             for name, value in trained.module.state_dict().items()}
+    state = {name: value.clone() for name, value in trained.module.state_dict().items()}
     train(twin, images * 3)
     after = trained.module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in state.items())
@@ -270,8 +279,9 @@ def test_calibration_has_no_training_step(images):
         calib.train_step({})
 
 
-@pytest.mark.parametrize('wrapper', [
-    QuantTrainModule, QuantCalibrateModule, QuantTestModule])
+@pytest.mark.parametrize(
+    'wrapper', [QuantTrainModule, QuantCalibrateModule, QuantTestModule]
+)
 @pytest.mark.parametrize('prepared', [True, False])
 def test_evaluation_without_ranges_is_refused(images, wrapper, prepared):
     model = wrapper(fresh_net(), images if prepared else None).eval()
@@ -311,8 +321,11 @@ def test_model_is_quantized_only_once(images):
 def gradients(net, forward, images):
     net.zero_grad()
     forward(images).square().sum().backward()
-    return {name: parameter.grad for name, parameter in net.named_parameters()
-            if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in net.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize('live', [True, False])
@@ -334,13 +347,13 @@ def test_same_parameters_get_gradients_as_in_float(images, live, fixed):
 
 @pytest.mark.parametrize('target', ['jacinto', 'tidl'])
 @pytest.mark.parametrize('live', [True, False])
-def test_gradients_are_those_of_float_where_quantization_is_fine(
-        images, live, target):
+def test_gradients_are_those_of_float_where_quantization_is_fine(images, live, target):
     # 16 bits; with frozen statistics the normalization is folded, and its
     # parameters get their gradients through weight and bias.
     net = fresh_net()
-    model = QuantTrainModule(copy.deepcopy(net), images, target=target, bits=16,
-                             observer='minmax').train()
+    model = QuantTrainModule(
+        copy.deepcopy(net), images, target=target, bits=16, observer='minmax'
+    ).train()
     for module in (net, model.module):
         for norm in (module.stem_norm, module.norm):
             norm.train(live)
@@ -359,5 +372,9 @@ def test_gradients_are_those_of_float_where_quantization_is_fine(
         if live and name == 'conv.bias':
             continue  # cancelled by the normalization: zero but for noise
         torch.testing.assert_close(
-            found[name], gradient, rtol=1e-2,
-            atol=1e-2 * gradient.abs().max().item(), msg=name)
+            found[name],
+            gradient,
+            rtol=1e-2,
+            atol=1e-2 * gradient.abs().max().item(),
+            msg=name,
+        )

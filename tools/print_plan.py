@@ -1,8 +1,8 @@
 """Print what a config quantizes, call by call, without training anything.
 
-    python tools/print_plan.py CONFIG                     the plan it would make
-    python tools/print_plan.py CONFIG --shape 320 320     on images of that size
-    python tools/print_plan.py CHECKPOINT.pth             the plan it was made with
+python tools/print_plan.py CONFIG                     the plan it would make
+python tools/print_plan.py CONFIG --shape 320 320     on images of that size
+python tools/print_plan.py CHECKPOINT.pth             the plan it was made with
 """
 
 import argparse
@@ -17,10 +17,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
+from mmquant_jacinto.mmdet_wrappers import wrapper_class
 from mmquant_jacinto.plan import Plan
 from mmquant_jacinto.quantization import find_plan
 from mmquant_jacinto.summary import describe
-from mmquant_jacinto.wrappers import wrapper_class
 
 
 def parse_args() -> argparse.Namespace:

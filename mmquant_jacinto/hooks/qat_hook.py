@@ -41,8 +41,9 @@ class QATHook(Hook):
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
             self._freeze(runner, runner.epoch, runner.max_epochs, 1)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int,
-                          data_batch: DATA_BATCH = None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
+    ) -> None:
         """Freezes by iterations."""
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             unit = max(1, runner.max_iters // EPOCHS_OF_ITERATIONS)
@@ -50,12 +51,17 @@ class QATHook(Hook):
                 # The loop has set the training flags already.
                 runner.model.train()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch: DATA_BATCH = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DATA_BATCH = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
         """Writes ranges in an iteration-based loop."""
-        if isinstance(runner.train_loop, IterBasedTrainLoop) \
-                and self.every_n_train_iters(runner, self.interval):
+        if isinstance(
+            runner.train_loop, IterBasedTrainLoop
+        ) and self.every_n_train_iters(runner, self.interval):
             self._report(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -70,16 +76,17 @@ class QATHook(Hook):
         """Checks that there is something to test with."""
         runner.model.check_ranges()
 
-    def _freeze(self, runner: Runner, position: int, total: int,
-                unit: int) -> Sequence[str]:
+    def _freeze(
+        self, runner: Runner, position: int, total: int, unit: int
+    ) -> Sequence[str]:
         changed = runner.model.set_epoch(position, total, unit)
-        names = dict(bn='statistics of batch normalization',
-                     ranges='activation ranges')
+        names = dict(bn='statistics of batch normalization', ranges='activation ranges')
         for name in changed:
             runner.logger.info(
                 f'Quantization: {names[name]} frozen from '
                 f'{"epoch" if unit == 1 else "iteration"} {position + 1} '
-                f'of {total} on.')
+                f'of {total} on.'
+            )
         return changed
 
     def _report(self, runner: Runner, step: int) -> None:
@@ -89,4 +96,5 @@ class QATHook(Hook):
         if rejected:
             runner.logger.warning(
                 'Quantization: NaN or infinity was left out of the ranges of '
-                + ', '.join(rejected))
+                + ', '.join(rejected)
+            )

@@ -34,8 +34,9 @@ class CalibrationLoop(BaseLoop):
         config (Calibration, optional): Defaults to ``quantize.calibration``.
     """
 
-    def __init__(self, runner: Any, dataloader: Any = None,
-                 config: Optional[Calibration] = None) -> None:
+    def __init__(
+        self, runner: Any, dataloader: Any = None, config: Optional[Calibration] = None
+    ) -> None:
         self.config = config or runner.quantize_config.calibration
         if dataloader is None:
             dataloader = calibration_dataloader(runner, self.config)
@@ -43,8 +44,9 @@ class CalibrationLoop(BaseLoop):
         self._epoch = self._iter = 0
         self.stop_training = False
         self.val_begin = self.val_interval = 1
-        runner.visualizer.dataset_meta = getattr(self.dataloader.dataset,
-                                                 'metainfo', None)
+        runner.visualizer.dataset_meta = getattr(
+            self.dataloader.dataset, 'metainfo', None
+        )
 
     @property
     def max_epochs(self) -> int:
@@ -107,15 +109,19 @@ class CalibrationLoop(BaseLoop):
             self._pass(f'biases, lr {lr:g}', references, lr)
         self._epoch = 1
         runner.visualizer.add_scalars(
-            model.quantization.activations.scalars(), step=self._iter)
+            model.quantization.activations.scalars(), step=self._iter
+        )
         runner.save_calibrated(CHECKPOINT)
 
-    def _pass(self, name: str, references: Optional[list[dict[str, Tensor]]],
-              lr: float) -> list[dict[str, Tensor]]:
+    def _pass(
+        self, name: str, references: Optional[list[dict[str, Tensor]]], lr: float
+    ) -> list[dict[str, Tensor]]:
         runner = self.runner
         total = self.batches
-        runner.logger.info(f'Calibration of {name}: {total} batches of '
-                           f'{self.dataloader.batch_size or 1} images')
+        runner.logger.info(
+            f'Calibration of {name}: {total} batches of '
+            f'{self.dataloader.batch_size or 1} images'
+        )
         bar = ProgressBar(total) if is_main_process() else None
         means = []
         batches = iter(self.dataloader)
@@ -147,12 +153,15 @@ class CalibrationLoop(BaseLoop):
             raise QuantizeError(
                 f'{broken[0]} gave NaN or infinity on every calibration '
                 'image; check the checkpoint (load_from) and the '
-                'normalization of the images')
+                'normalization of the images'
+            )
         if rejected:
             self.runner.logger.warning(
                 'Calibration: NaN or infinity was left out of the ranges of '
-                + ', '.join(rejected))
+                + ', '.join(rejected)
+            )
         if missing:
             self.runner.logger.warning(
                 'Calibration never reached, so these stay in float: '
-                + ', '.join(missing))
+                + ', '.join(missing)
+            )

@@ -19,8 +19,9 @@ from torch import nn
 from ..config import QuantizeConfig
 from ..errors import QuantizeError
 from ..hooks import QATHook
+from ..mmdet_wrappers import wrapper_class
+from ..quant_module import QuantModule
 from ..quantization import NAME, find_plan
-from ..wrappers import QuantModule, wrapper_class
 from .calibration_loop import CalibrationLoop
 from .cpu_distributed import init_cpu_process_group
 from .sampling import first_batch, preserved_random_state
@@ -47,10 +48,8 @@ class QuantRunner(Runner):
             with is set wrong.
     """
 
-    def __init__(self, *args: Any, cfg: Optional[dict] = None,
-                 **kwargs: Any) -> None:
-        self.quantize_config = QuantizeConfig.parse(
-            (cfg or {}).get('quantize'))
+    def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
+        self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
         if self.quantize_config is not None:
             _refuse_conflicts(cfg)
         super().__init__(*args, cfg=cfg, **kwargs)
@@ -68,23 +67,25 @@ class QuantRunner(Runner):
             raise QuantizeError(
                 f'{error.args[0]} If an upstream config imports it: the '
                 'custom_imports of a config replaces that of its _base_, so '
-                "list both, imports=['mmquant_jacinto', ...]") from error
+                "list both, imports=['mmquant_jacinto', ...]"
+            ) from error
 
-    def wrap_model(self, model_wrapper_cfg: Optional[dict],
-                   model: nn.Module) -> nn.Module:
+    def wrap_model(
+        self, model_wrapper_cfg: Optional[dict], model: nn.Module
+    ) -> nn.Module:
         """Places the model; it is wrapped when the phase is known."""
         if self.quantize_config is None:
             return super().wrap_model(model_wrapper_cfg, model)
         if is_model_wrapper(model):
-            raise QuantizeError('the model is wrapped already; give '
-                                'QuantRunner the float model')
+            raise QuantizeError(
+                'the model is wrapped already; give QuantRunner the float model'
+            )
         self._distributed_args = self._read_wrapper_cfg(model_wrapper_cfg)
         model = model.to(get_device())
         if not self.distributed:
             return revert_sync_batchnorm(model)
         sync_bn = self.cfg.get('sync_bn')
-        return model if sync_bn is None else convert_sync_batchnorm(
-            model, sync_bn)
+        return model if sync_bn is None else convert_sync_batchnorm(model, sync_bn)
 
     def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
         cfg = dict(cfg or {})
@@ -92,13 +93,17 @@ class QuantRunner(Runner):
         if kind not in _DISTRIBUTED_TYPES:
             raise QuantizeError(
                 f'model_wrapper_cfg.type={kind!r} cannot be quantized; use '
-                + ' or '.join(repr(name) for name in _DISTRIBUTED_TYPES))
+                + ' or '.join(repr(name) for name in _DISTRIBUTED_TYPES)
+            )
         on_gpu = get_device() != 'cpu'
-        cfg.setdefault('device_ids', [int(os.environ['LOCAL_RANK'])]
-                       if on_gpu and self.distributed else None)
+        cfg.setdefault(
+            'device_ids',
+            [int(os.environ['LOCAL_RANK'])] if on_gpu and self.distributed else None,
+        )
         cfg.setdefault('broadcast_buffers', False)
-        cfg.setdefault('find_unused_parameters',
-                       self.cfg.get('find_unused_parameters', False))
+        cfg.setdefault(
+            'find_unused_parameters', self.cfg.get('find_unused_parameters', False)
+        )
         return cfg
 
     def train(self) -> nn.Module:
@@ -109,7 +114,8 @@ class QuantRunner(Runner):
             raise QuantizeError(
                 f'quantize.mode={self.quantize_config.mode!r} needs '
                 'train_cfg, train_dataloader and optim_wrapper in the '
-                'config; to test a checkpoint call tools/test.py')
+                'config; to test a checkpoint call tools/test.py'
+            )
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
         self._train_loop = self.build_train_loop(self._train_loop)
@@ -133,14 +139,14 @@ class QuantRunner(Runner):
         return super().test()
 
     def _wrap_for_test(self) -> None:
-        if self.quantize_config is not None \
-                and not isinstance(self.model, QuantModule):
+        if self.quantize_config is not None and not isinstance(self.model, QuantModule):
             self._wrap('test')
             self.model.eval()
 
     def _wrap(self, phase: str) -> None:
         self.model = wrapper_class(self.model, phase)(
-            self.model, config=self.quantize_config)
+            self.model, config=self.quantize_config
+        )
 
     def _prepare(self, train: Any) -> None:
         """Plans the quantization on one image, before anything trains."""
@@ -149,12 +155,10 @@ class QuantRunner(Runner):
             predict = batch
             if self._val_loop is not None:
                 self._val_loop = self.build_val_loop(self._val_loop)
-                predict = first_batch(self._val_loop.dataloader,
-                                      'val_dataloader')
+                predict = first_batch(self._val_loop.dataloader, 'val_dataloader')
             self.model.prepare(predict, batch)
         # Weights are loaded from any checkpoint; ranges only where they fit.
-        self.model.quantization.on_other_plan = \
-            'refuse' if self._resume else 'ignore'
+        self.model.quantization.on_other_plan = 'refuse' if self._resume else 'ignore'
 
     def _calibrate(self) -> nn.Module:
         with preserved_random_state():
@@ -171,15 +175,19 @@ class QuantRunner(Runner):
         if not self._has_loaded:
             self.logger.warning(
                 'Calibrating the weights that the model was initialized '
-                'with; set load_from to a float checkpoint.')
+                'with; set load_from to a float checkpoint.'
+            )
         model = self._train_loop.run()
         self.call_hook('after_run')
         return model
 
-    def load_checkpoint(self, filename: str,
-                        map_location: Union[str, Callable] = 'cpu',
-                        strict: bool = False,
-                        revise_keys: list = None) -> dict:
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Union[str, Callable] = 'cpu',
+        strict: bool = False,
+        revise_keys: list = None,
+    ) -> dict:
         """Loads a checkpoint, after a check that it is of this model.
 
         Raises:
@@ -189,31 +197,32 @@ class QuantRunner(Runner):
         if revise_keys is None:
             revise_keys = [(r'^module.', '')]
         self._loading = filename
-        return super().load_checkpoint(filename, map_location, strict,
-                                       revise_keys)
+        return super().load_checkpoint(filename, map_location, strict, revise_keys)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Calls the hooks; a checkpoint is checked before it is used."""
-        if fn_name == 'after_load_checkpoint' \
-                and self.quantize_config is not None:
+        if fn_name == 'after_load_checkpoint' and self.quantize_config is not None:
             self._check_checkpoint(self._loading, kwargs['checkpoint'])
         super().call_hook(fn_name, **kwargs)
 
     def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
         stored = checkpoint.get('state_dict', checkpoint)
-        names = {key[len('module.'):] if key.startswith('module.') else key:
-                 value.shape for key, value in stored.items()}
-        own = {name: p.shape for name, p in
-               self.model.quantization.root.named_parameters()}
+        names = {
+            key[len('module.') :] if key.startswith('module.') else key: value.shape
+            for key, value in stored.items()
+        }
+        own = {
+            name: p.shape for name, p in self.model.quantization.root.named_parameters()
+        }
         fitting = [name for name in own if names.get(name) == own[name]]
-        testing = self._train_loop is None or isinstance(
-            self._train_loop, dict)
+        testing = self._train_loop is None or isinstance(self._train_loop, dict)
         complete = testing or self._resume
         if not fitting or (complete and len(fitting) < len(own)):
             raise QuantizeError(
                 f'{filename} is a checkpoint of another model: '
                 f'{len(fitting)} of {len(own)} parameters have the name and '
-                'shape of this one')
+                'shape of this one'
+            )
         plan = find_plan(stored)
         if plan is None and testing:
             raise QuantizeError(
@@ -221,12 +230,14 @@ class QuantRunner(Runner):
                 'ranges; calibrate it first (tools/train.py CONFIG '
                 f'--cfg-options quantize.mode=ptq load_from={filename}) or '
                 'train it (quantize.mode=qat), and test the checkpoint '
-                'that gives')
+                'that gives'
+            )
         if plan is None and self._resume:
             raise QuantizeError(
                 f'{filename} is a float checkpoint, which a quantized run '
                 'cannot resume; start from its weights with resume=False '
-                f'load_from={filename}')
+                f'load_from={filename}'
+            )
         if testing:
             self._note_other_settings(plan.config)
 
@@ -237,33 +248,47 @@ class QuantRunner(Runner):
                 print_log(
                     f'quantize.{key}={getattr(config, key)!r} is not what '
                     f'this checkpoint was made with ({stored[key]!r}); it is '
-                    'tested as it was made.', 'current', 30)
+                    'tested as it was made.',
+                    'current',
+                    30,
+                )
 
     @master_only
     def save_calibrated(self, filename: str) -> None:
         """Saves the calibrated model and names it the last checkpoint."""
-        self.save_checkpoint(self.work_dir, filename, meta=dict(
-            epoch=1, iter=self.iter))
+        self.save_checkpoint(
+            self.work_dir, filename, meta=dict(epoch=1, iter=self.iter)
+        )
         path = os.path.join(self.work_dir, 'last_checkpoint')
         with open(path + '.part', 'w') as file:
             file.write(os.path.join(self.work_dir, filename))
         os.replace(path + '.part', path)
 
-    def save_checkpoint(self, out_dir: str, filename: str,
-                        file_client_args: Optional[dict] = None,
-                        *args: Any, **kwargs: Any) -> None:
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: Optional[dict] = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Saves a checkpoint under its name only when it is complete."""
         if isinstance(self._train_loop, CalibrationLoop):
             # There is no optimizer and no schedule.
             kwargs.update(save_optimizer=False, save_param_scheduler=False)
-        local = '://' not in str(out_dir) and file_client_args is None \
+        local = (
+            '://' not in str(out_dir)
+            and file_client_args is None
             and kwargs.get('backend_args') is None
+        )
         if self.quantize_config is None or not local:
-            super().save_checkpoint(out_dir, filename, file_client_args,
-                                    *args, **kwargs)
+            super().save_checkpoint(
+                out_dir, filename, file_client_args, *args, **kwargs
+            )
             return
-        super().save_checkpoint(out_dir, filename + '.part',
-                                file_client_args, *args, **kwargs)
+        super().save_checkpoint(
+            out_dir, filename + '.part', file_client_args, *args, **kwargs
+        )
         if is_main_process():
             path = os.path.join(out_dir, filename)
             os.replace(path + '.part', path)
@@ -274,12 +299,15 @@ def _refuse_conflicts(cfg: dict) -> None:
         raise QuantizeError(
             f'efficient_conv_bn_eval={cfg["efficient_conv_bn_eval"]!r} '
             'cannot be combined with quantize, which folds batch '
-            'normalization itself; remove it')
+            'normalization itself; remove it'
+        )
     if cfg.get('compile'):
         raise QuantizeError(
             f'compile={cfg["compile"]!r} cannot be combined with quantize: '
-            "torch.compile does not see the quantizers' hooks; remove it")
+            "torch.compile does not see the quantizers' hooks; remove it"
+        )
     taken = cfg.get('model', {})
     if isinstance(taken, nn.Module) and hasattr(taken, NAME):
-        raise QuantizeError('the model is quantized already; give '
-                            'QuantRunner the float model')
+        raise QuantizeError(
+            'the model is quantized already; give QuantRunner the float model'
+        )

@@ -36,7 +36,8 @@ def _install(runner: type) -> None:
         if cls is not Runner:
             raise QuantizeError(
                 f'runner_type={cls.__name__!r} cannot quantize; remove it '
-                "or use runner_type='QuantRunner'")
+                "or use runner_type='QuantRunner'"
+            )
         return QuantRunner.from_cfg(cfg)
 
     from_cfg.redirects_to_quant_runner = True

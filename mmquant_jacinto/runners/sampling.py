@@ -44,8 +44,9 @@ def first_batch(dataloader: DataLoader, key: str) -> Any:
     """
     dataset = dataloader.dataset
     if len(dataset) == 0:
-        raise QuantizeError(f'{key} has no images; check its ann_file, '
-                            'data_prefix and filter_cfg')
+        raise QuantizeError(
+            f'{key} has no images; check its ann_file, data_prefix and filter_cfg'
+        )
     error: Optional[Exception] = None
     for index in range(min(ATTEMPTS, len(dataset))):
         try:
@@ -55,7 +56,8 @@ def first_batch(dataloader: DataLoader, key: str) -> Any:
     raise QuantizeError(
         f'none of the first {ATTEMPTS} images of {key} could be read '
         f'({type(error).__name__}: {error}); check its data_root, '
-        'data_prefix and pipeline')
+        'data_prefix and pipeline'
+    )
 
 
 def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
@@ -72,25 +74,29 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
     given = config.dataloader
     if given is None:
         given = _default_dataloader(runner)
-    key = 'train_dataloader' if config.dataloader is None \
+    key = (
+        'train_dataloader'
+        if config.dataloader is None
         else 'quantize.calibration.dataloader'
+    )
     loader = runner.build_dataloader(given, seed=0)
     if len(loader.dataset) == 0:
         raise QuantizeError(
             f'the calibration set is empty: {key} has no images; check its '
-            'ann_file, data_prefix and filter_cfg')
+            'ann_file, data_prefix and filter_cfg'
+        )
     return loader
 
 
 def _default_dataloader(runner: Runner) -> dict:
     train = copy.deepcopy(dict(runner.cfg.train_dataloader))
-    inference = runner.cfg.get('val_dataloader') \
-        or runner.cfg.get('test_dataloader')
+    inference = runner.cfg.get('val_dataloader') or runner.cfg.get('test_dataloader')
     if not inference:
         raise QuantizeError(
             'calibration needs images without random augmentation, and there '
             'is no val_dataloader or test_dataloader to take a pipeline '
-            'from; set quantize.calibration.dataloader')
+            'from; set quantize.calibration.dataloader'
+        )
     dataset = _base_dataset(train['dataset'])
     _set_pipeline(dataset, _find_pipeline(inference['dataset']))
     return dict(
@@ -98,8 +104,8 @@ def _default_dataloader(runner: Runner) -> dict:
         num_workers=train.get('num_workers', 0),
         dataset=dataset,
         sampler=dict(type='DefaultSampler', shuffle=True),
-        **{name: train[name] for name in ('collate_fn', 'pin_memory')
-           if name in train})
+        **{name: train[name] for name in ('collate_fn', 'pin_memory') if name in train},
+    )
 
 
 def _base_dataset(dataset: dict) -> dict:

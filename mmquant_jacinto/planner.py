@@ -1,0 +1,380 @@
+"""Planner: what is quantized, and which calls the target computes as one.
+
+A pure function of a recorded graph and the numeric settings. It decides and does
+nothing; what it decides is a :class:`~mmquant_jacinto.plan.Plan`.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from . import ops
+from .config import QuantizeConfig
+from .errors import QuantizeError, nearest
+from .formats import TensorFormat
+from .plan import (
+    ACTIVATION,
+    INPUT,
+    OUTPUT,
+    ActivationSpec,
+    Clip,
+    Plan,
+    Step,
+    WeightSpec,
+)
+from .record import Graph, Site
+
+
+class _Groups:
+    """Union-find over values: the tensors that must share one scale."""
+
+    def __init__(self) -> None:
+        self.parent: dict[int, int] = {}
+
+    def find(self, value: int) -> int:
+        root = value
+        while self.parent.setdefault(root, root) != root:
+            root = self.parent[root]
+        self.parent[value] = root
+        return root
+
+    def join(self, first: int, second: int) -> None:
+        a, b = sorted((self.find(first), self.find(second)))
+        self.parent[b] = a
+
+
+@dataclass
+class _Chain:
+    head: Site
+    followers: list[Site] = field(default_factory=list)
+
+    @property
+    def sites(self) -> list[Site]:
+        return [self.head] + self.followers
+
+    @property
+    def tail(self) -> Site:
+        return self.sites[-1]
+
+    @property
+    def norm(self) -> Optional[str]:
+        return next(
+            (site.module for site in self.followers if site.kind == ops.NORM), None
+        )
+
+    @property
+    def clip(self) -> Optional[Clip]:
+        return self.tail.clip
+
+
+class _Overrides:
+    """``quantize.overrides``, with a record of what each pattern matched."""
+
+    def __init__(self, patterns: Mapping[str, Any]) -> None:
+        self.patterns = patterns
+        self.unused: set[str] = set(patterns)
+
+    def find(self, module: str) -> Any:
+        """The value of the last pattern that matches; None if none does."""
+        found = None
+        for pattern, value in self.patterns.items():
+            if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(
+                module, pattern + '.*'
+            ):
+                self.unused.discard(pattern)
+                found = value
+        return found
+
+
+class Planner:
+    """Builds a :class:`Plan`; see :func:`make_plan`."""
+
+    def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
+        self.graph = graph
+        self.config = config
+        self.preset = config.preset
+        self.overrides = _Overrides(config.overrides)
+        self.consumers = graph.consumers()
+        self.groups = _Groups()
+        self.chains: dict[str, _Chain] = {}
+        # Of each weight: the (bias, normalization) pairs it is used with.
+        self.variants: dict[str, set[tuple]] = {}
+        self.in_float: dict[str, str] = {}
+
+    def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
+        active = self._active_sites()
+        self._fuse(active)
+        for site in active:
+            if site.kind == ops.PASS:
+                for value in site.outputs:
+                    self.groups.join(value, site.inputs[0])
+            elif site.kind == ops.CAT:
+                for value in site.outputs + site.inputs:
+                    if value is not None:
+                        self.groups.join(value, site.outputs[0])
+        quantizers = self._quantizers(active)
+        weight_specs = self._weights(weights)
+        steps: dict[str, Step] = {}
+        for site in active:
+            steps.update(self._steps(site, quantizers))
+        if self.overrides.unused:
+            pattern = sorted(self.overrides.unused)[0]
+            modules = {site.module for site in active}
+            raise QuantizeError(
+                f'quantize.overrides has the pattern {pattern!r}, which '
+                'matches no module; ' + nearest(pattern, sorted(modules))
+            )
+        if not weight_specs:
+            raise QuantizeError(
+                'this model has nothing to quantize: no convolution or '
+                'linear layer was called in its forward pass'
+            )
+        inputs: dict[str, dict[int, str]] = {}
+        for value, entries in self.graph.region_inputs.items():
+            spec = quantizers.get(self.groups.find(value))
+            for call, leaf in entries if spec is not None else ():
+                inputs.setdefault(call, {})[leaf] = spec.name
+        unique = {spec.name: spec for spec in quantizers.values()}
+        for name in self.graph.unused:
+            self.in_float.setdefault(
+                name,
+                'not used by any call that was seen (an embedding, or code '
+                'that torch functions do not show)',
+            )
+        return Plan(
+            config=self._settings(),
+            regions=tuple(self.graph.regions),
+            activations=tuple(unique.values()),
+            weights=weight_specs,
+            steps=steps,
+            inputs=inputs,
+            in_float=self.in_float,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        config = self.config
+        bits = config.bits
+        return dict(
+            target=config.target,
+            bits=dict(bits) if isinstance(bits, Mapping) else bits,
+            observer=config.observer_name,
+            percentile=config.percentile,
+            constrain_bias=config.bias_constraint,
+            bias_bits=config.preset.bias_bits,
+            constrain_weights=config.weight_constraint,
+        )
+
+    def _active_sites(self) -> list[Site]:
+        """Sites that compute on activations rather than on constants."""
+        live = set(self.graph.region_inputs)
+        active = []
+        for site in self.graph.sites.values():
+            if any(value in live for value in site.inputs):
+                live.update(site.outputs)
+                active.append(site)
+            elif site.kind in ops.WEIGHTED:
+                self.in_float[site.name] = 'its input is no activation'
+        return active
+
+    def _fuse(self, active: list[Site]) -> None:
+        taken: set[str] = set()
+        for site in active:
+            if site.name in taken or site.kind in (ops.PASS, ops.CAT):
+                continue
+            chain = self.chains[site.name] = _Chain(site)
+            while True:
+                follower = self._fusible(chain)
+                if follower is None:
+                    break
+                chain.followers.append(follower)
+                taken.add(follower.name)
+
+    def _fusible(self, chain: _Chain) -> Optional[Site]:
+        tail = chain.tail
+        if (
+            len(tail.outputs) != 1
+            or tail.outputs[0] in self.graph.region_outputs
+            or tail.kind == ops.CLIP
+        ):
+            return None
+        readers = self.consumers.get(tail.outputs[0], [])
+        if len(readers) != 1 or len(readers[0].inputs) != 1:
+            return None
+        reader = readers[0]
+        if reader.kind == ops.NORM:
+            fits = chain.head.kind in ops.WEIGHTED and not chain.followers
+            return reader if fits else None
+        return reader if reader.kind == ops.CLIP else None
+
+    def _is_off(self, site: Site) -> bool:
+        return self.overrides.find(site.module) is False
+
+    def _activation_bits(self, chain: _Chain) -> Any:
+        """Override for the chain's result: the last of its modules' own."""
+        found = [self.overrides.find(site.module) for site in chain.sites]
+        return next((bits for bits in reversed(found) if bits is not None), None)
+
+    def _quantizers(self, active: list[Site]) -> dict[int, ActivationSpec]:
+        """Group of values to its quantizer, in order of first use."""
+        inner = {
+            value
+            for chain in self.chains.values()
+            for site in chain.sites[:-1]
+            for value in site.outputs
+        }
+        read: set[int] = set()  # groups that a quantized operation reads
+        for chain in self.chains.values():
+            if not self._is_off(chain.head):
+                read.update(
+                    self.groups.find(value)
+                    for value in chain.head.inputs
+                    if value is not None
+                )
+        leaving = {self.groups.find(value) for value in self.graph.region_outputs}
+        quantizers: dict[int, ActivationSpec] = {}
+
+        def add(value: int, name: str, kind: str, bits: Any, positive: bool) -> None:
+            group = self.groups.find(value)
+            if group in leaving and group not in read:
+                kind = OUTPUT
+            width = self.config.widths(
+                kind,
+                self.config.bits if bits is None else bits,
+                self.config.bits_of(kind),
+            )
+            known = quantizers.get(group)
+            if known is not None:
+                width = max(width, known.format.bits)
+                name, kind = known.name, known.kind
+                positive = positive and known.positive
+            quantizers[group] = ActivationSpec(
+                name, kind, self.preset.activation.with_bits(width), positive
+            )
+
+        for value, entries in self.graph.region_inputs.items():
+            call, leaf = entries[0]
+            if self.groups.find(value) in read:
+                add(
+                    value,
+                    f'{call}/input' + (f'#{leaf}' if leaf else ''),
+                    INPUT,
+                    None,
+                    False,
+                )
+        for site in active:
+            chain = self.chains.get(site.name)
+            if chain is None:
+                continue
+            bits = self._activation_bits(chain)
+            clip = chain.clip
+            positive = clip is not None and clip[0] is not None and clip[0] >= 0
+            for index, value in enumerate(chain.tail.outputs):
+                off = bits is False and self.groups.find(value) not in read
+                if value not in inner and not off:
+                    name = site.name + (f':{index}' if index else '')
+                    add(value, name, ACTIVATION, bits or None, positive)
+        return quantizers
+
+    def _weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSpec]:
+        for chain in self.chains.values():
+            if chain.head.weight is not None:
+                self.variants.setdefault(chain.head.weight, set()).add(
+                    (chain.head.bias, chain.norm)
+                )
+        specs: dict[str, WeightSpec] = {}
+        for chain in self.chains.values():
+            site = chain.head
+            if site.weight is None:
+                if site.op in ops.WEIGHT_NAMES:
+                    self.in_float[site.name] = 'its weight is computed'
+                continue
+            bits = self.overrides.find(site.module)
+            if bits is False:
+                self.in_float[site.name] = 'quantize.overrides'
+                continue
+            name = self._weight_name(chain)
+            axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0
+            width = self.config.widths(
+                'weight',
+                self.config.bits if bits is None else bits,
+                self.config.bits_of('weight'),
+            )
+            shape = shapes[site.weight]
+            channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
+            fmt = self.preset.weight.with_bits(width)
+            if axis == 1 and channels != shape[1]:
+                # A grouped transposed convolution has no output channel axis.
+                fmt = TensorFormat(**{**fmt.to_dict(), 'per_channel': False})
+            specs[name] = WeightSpec(
+                name, site.weight, site.bias, chain.norm, axis, fmt, channels
+            )
+        return specs
+
+    def _weight_name(self, chain: _Chain) -> str:
+        name = chain.head.weight
+        name = name[: -len('.weight')] if name.endswith('.weight') else name
+        # A convolution shared by several normalizations folds each of them.
+        biases, norms = (set(items) for items in zip(*self.variants[chain.head.weight]))
+        parts = [name]
+        if len(biases) > 1 and chain.head.bias is not None:
+            parts.append(chain.head.bias)
+        if len(norms) > 1 and chain.norm is not None:
+            parts.append(chain.norm)
+        return '+'.join(parts)
+
+    def _steps(
+        self, site: Site, quantizers: Mapping[int, ActivationSpec]
+    ) -> dict[str, Step]:
+        def name_of(value: Optional[int]) -> Optional[str]:
+            spec = None if value is None else quantizers.get(self.groups.find(value))
+            return None if spec is None else spec.name
+
+        inputs = tuple(name_of(value) for value in site.inputs)
+        if site.kind in (ops.PASS, ops.CAT):
+            return {
+                site.name: Step(
+                    site.kind, inputs, site.name, True, name_of(site.outputs[0])
+                )
+            }
+        chain = self.chains.get(site.name)
+        if chain is None:
+            return {}
+        weight = None
+        if site.weight is not None and not self._is_off(site):
+            weight = self._weight_name(chain)
+        output = name_of(chain.tail.outputs[0])
+        steps = {}
+        for item in chain.sites:
+            head = item is site
+            steps[item.name] = Step(
+                item.kind,
+                inputs if head else (),
+                site.name,
+                item is chain.tail,
+                output,
+                weight,
+                chain.norm,
+                chain.clip,
+            )
+        return steps
+
+
+def make_plan(
+    graph: Graph, config: QuantizeConfig, weights: Mapping[str, tuple[int, ...]]
+) -> Plan:
+    """Decides what is quantized, and which call sites become one operation.
+
+    Args:
+        graph (Graph): What was recorded.
+        config (QuantizeConfig): Target, widths and overrides.
+        weights (Mapping[str, tuple]): Shape of each parameter, by name.
+
+    Returns:
+        Plan: Plain data.
+
+    Raises:
+        QuantizeError: If nothing can be quantized, or if a pattern of
+            ``quantize.overrides`` matches no module.
+    """
+    return Planner(graph, config).make(weights)
