@@ -39,7 +39,16 @@ class Op(NamedTuple):
 
 def _spellings(name: str) -> list[Callable]:
     owners = (torch, F, Tensor, torch._C._nn)
-    names = (name, name + '_', f'__{name}__', f'__i{name}__', f'__r{name}__')
+    # F.max_pool2d is a dispatcher between two functions of other names.
+    names = (
+        name,
+        f'{name}_',
+        f'__{name}__',
+        f'__i{name}__',
+        f'__r{name}__',
+        f'_{name}',
+        f'{name}_with_indices',
+    )
     found = [getattr(owner, spelling, None) for owner in owners for spelling in names]
     return [item for item in found if callable(item)]
 
@@ -169,38 +178,14 @@ _TABLE: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# `_` suffixes of these names are not in-place spellings but other functions.
-_EXTRA = {
-    'max_pool2d': (torch.max_pool2d,),
-    'max_pool1d': (torch.max_pool1d,),
-    'max_pool3d': (torch.max_pool3d,),
-    'conv1d': (F.conv1d,),
-    'conv2d': (F.conv2d,),
-    'conv3d': (F.conv3d,),
-}
-
 
 def _build_table() -> dict[Callable, Op]:
-    table: dict[Callable, Op] = {}
-    for kind, names in _TABLE.items():
-        for name in names:
-            for function in _spellings(name) + list(_EXTRA.get(name, ())):
-                table[function] = Op(name, kind)
-    for name in (
-        'max_pool1d',
-        'max_pool2d',
-        'max_pool3d',
-        'adaptive_max_pool1d',
-        'adaptive_max_pool2d',
-        'adaptive_max_pool3d',
-    ):
-        # F.max_pool2d is a dispatcher between these two.
-        for suffix in ('_with_indices', ''):
-            function = getattr(F, name + suffix, None)
-            if function is not None:
-                table[function] = Op(name, PASS)
-        table[getattr(F, '_' + name, getattr(F, name))] = Op(name, PASS)
-    return table
+    return {
+        function: Op(name, kind)
+        for kind, names in _TABLE.items()
+        for name in names
+        for function in _spellings(name)
+    }
 
 
 OPS = _build_table()

@@ -15,7 +15,7 @@ from mmquant_jacinto import (
     QuantTestModule,
     QuantTrainModule,
     unquantize_model,
-    wrappers,
+    mmdet_wrappers,
 )
 
 
@@ -258,10 +258,10 @@ def test_failing_forward_leaves_the_model_usable(trained, images):
 
 def test_deprecated_plural_warns_and_is_the_class():
     with pytest.warns(DeprecationWarning, match='use MMDetQuantTestModule'):
-        assert wrappers.MMDetQuantTestModules is MMDetQuantTestModule
+        assert mmdet_wrappers.MMDetQuantTestModules is MMDetQuantTestModule
     with warnings.catch_warnings(), pytest.raises(AttributeError):
         warnings.simplefilter('error')
-        wrappers.MMDetQuantTestModuless  # noqa: B018
+        mmdet_wrappers.MMDetQuantTestModuless  # noqa: B018
 
 
 def test_calibration_returns_the_quantized_result(images):
