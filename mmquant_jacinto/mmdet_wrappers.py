@@ -9,9 +9,26 @@ from torch import Tensor, nn
 from .quant_module import QuantModule
 from .wrappers import QuantCalibrateModule, QuantTestModule, QuantTrainModule
 
+_BATCH_KEYS = ('inputs', 'data_samples')
+
 
 class _MMDet:
-    """What is particular to mmdet: a bare image tensor needs data samples."""
+    """What is particular to mmdet's detectors.
+
+    A bare image tensor needs data samples beside it to be prepared on, and a call
+    may be given a batch as the dataloader yields it.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the detector, on a preprocessed batch or on a raw one."""
+        inputs = kwargs.get('inputs')
+        if isinstance(inputs, (list, tuple)) or (
+            isinstance(inputs, Tensor) and not inputs.is_floating_point()
+        ):
+            batch = {key: kwargs[key] for key in _BATCH_KEYS if key in kwargs}
+            data = self.module.data_preprocessor(batch, self.module.training)
+            kwargs.update(data)
+        return super().forward(*args, **kwargs)
 
     def as_batch(self, dummy_input: Any) -> Any:
         if not isinstance(dummy_input, Tensor):

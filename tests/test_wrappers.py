@@ -14,8 +14,8 @@ from mmquant_jacinto import (
     QuantizeError,
     QuantTestModule,
     QuantTrainModule,
-    unquantize_model,
     mmdet_wrappers,
+    unquantize_model,
 )
 
 
