@@ -143,7 +143,8 @@ class Correct(Simulate):
                 errors.append(reference[name] - means[name])
             else:
                 errors.append(self.state.bias_correction.new_zeros(spec.channels))
-        flat = torch.cat(errors)
+        # A batch that is not finite somewhere corrects nothing there.
+        flat = torch.cat(errors).nan_to_num_(0.0, 0.0, 0.0)
         if is_distributed():
             dist.all_reduce(flat)
             flat /= dist.get_world_size()

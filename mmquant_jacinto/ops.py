@@ -23,6 +23,9 @@ PASS = 'pass'  # elements keep their values: reshape, max_pool, nearest
 COMPUTE = 'compute'  # everything else whose result is a new activation
 
 WEIGHTED = (CONV, CONV_TRANSPOSE, LINEAR)
+# What normalizations written out by hand divide by. On a grid a small one would
+# become zero.
+STATISTICS = ('pow', 'square', 'sqrt', 'rsqrt', 'reciprocal')
 
 
 class Op(NamedTuple):

@@ -207,6 +207,28 @@ class Planner:
             return reader if fits else None
         return reader if reader.kind == ops.CLIP else None
 
+    def _read_groups(self) -> set[int]:
+        """Groups of values that a quantized operation reads."""
+        return {
+            self.groups.find(value)
+            for chain in self.chains.values()
+            if not self._is_off(chain.head)
+            for value in chain.head.inputs
+            if value is not None
+        }
+
+    def _statistics(self, active: list[Site]) -> set[int]:
+        """Values that follow from powers and roots alone; they stay in float."""
+        found: set[int] = set()
+        for site in active:
+            inputs = [value for value in site.inputs if value is not None]
+            if site.op in ops.STATISTICS or (
+                site.kind not in ops.WEIGHTED
+                and all(value in found for value in inputs)
+            ):
+                found.update(site.outputs)
+        return found
+
     def _is_off(self, site: Site) -> bool:
         return self.overrides.find(site.module) is False
 
@@ -217,20 +239,15 @@ class Planner:
 
     def _quantizers(self, active: list[Site]) -> dict[int, ActivationSpec]:
         """Group of values to its quantizer, in order of first use."""
-        inner = {
+        # Values that get none: inside a chain, or statistics.
+        without = {
             value
             for chain in self.chains.values()
             for site in chain.sites[:-1]
             for value in site.outputs
         }
-        read: set[int] = set()  # groups that a quantized operation reads
-        for chain in self.chains.values():
-            if not self._is_off(chain.head):
-                read.update(
-                    self.groups.find(value)
-                    for value in chain.head.inputs
-                    if value is not None
-                )
+        without |= self._statistics(active)
+        read = self._read_groups()
         leaving = {self.groups.find(value) for value in self.graph.region_outputs}
         quantizers: dict[int, ActivationSpec] = {}
 
@@ -271,7 +288,7 @@ class Planner:
             positive = clip is not None and clip[0] is not None and clip[0] >= 0
             for index, value in enumerate(chain.tail.outputs):
                 off = bits is False and self.groups.find(value) not in read
-                if value not in inner and not off:
+                if value not in without and not off:
                     name = site.name + (f':{index}' if index else '')
                     add(value, name, ACTIVATION, bits or None, positive)
         return quantizers

@@ -91,9 +91,8 @@ def test_short_forms_of_the_key_train_as_the_full_one(quantize, tmp_path, qat_di
 def test_runner_type_does_without_the_redirect(tmp_path, qat_dir, monkeypatch):
     redirected = Runner.__dict__['from_cfg'].__func__
     monkeypatch.setattr(Runner, 'from_cfg', classmethod(redirected.__wrapped__))
-    cfg = make_config(tmp_path, QAT, runner_type='QuantRunner')
-    assert type(Runner.from_cfg(cfg)) is Runner
-    runner = RUNNERS.build(cfg)
+    assert type(Runner.from_cfg(make_config(tmp_path / 'plain', QAT))) is Runner
+    runner = RUNNERS.build(make_config(tmp_path, QAT, runner_type='QuantRunner'))
     assert type(runner) is QuantRunner
     runner.train()
     name = f'epoch_{EPOCHS}.pth'
