@@ -196,9 +196,10 @@ class Simulate(Behaviour):
         return known[1]
 
     def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
-        weight, bias = layer.folded()
+        factor, bias = layer.fold()
         step = layer.along_channels(self.grids.step(name))
-        return quantize_weight(weight, step, layer.spec.format), bias
+        weight = quantize_weight(layer.weight, step, layer.spec.format, factor)
+        return weight, bias
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():

@@ -110,15 +110,26 @@ class Layer(NamedTuple):
 
     def folded(self) -> tuple[Tensor, Optional[Tensor]]:
         """Weight and bias (C,) with the frozen normalization folded in."""
-        weight, bias, norm = self.weight, self.bias, self.norm
+        factor, bias = self.fold()
+        if factor is None:
+            return self.weight, bias
+        return self.weight * factor, bias
+
+    def fold(self) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        """What the frozen normalization makes of weight and bias.
+
+        Returns:
+            tuple: Factor, shaped to multiply the weight, and bias (C,).
+        """
+        bias, norm = self.bias, self.norm
         if norm is None:
-            return weight, bias
+            return None, bias
         factor = self.fold_factor()
         mean = norm.running_mean
         bias = (-mean if bias is None else bias - mean) * factor
         if norm.bias is not None:
             bias = bias + norm.bias
-        return weight * self.along_channels(factor), bias
+        return self.along_channels(factor), bias
 
 
 def channel_reach(layer: Layer) -> Tensor:
@@ -138,32 +149,73 @@ def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
     return round_tensor(weight / scale, fmt.rounding).clamp_(*integer_bounds(fmt))
 
 
+def _on_grid(scaled: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
+    """Weights in steps of their grid to weights on it, in place."""
+    # Ties, which rounding differs in, do not occur in training.
+    return scaled.round_().clamp_(*integer_bounds(fmt)).mul_(step)
+
+
 class _QuantizeWeight(torch.autograd.Function):
     """Puts a weight on a grid; the gradient passes straight through."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
-        # Ties, which rounding differs in, do not occur in training.
-        integers = torch.div(weight, step).round_()
-        return integers.clamp_(*integer_bounds(fmt)).mul_(step)
+        return _on_grid(weight / step, step, fmt)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         return grad, None, None
 
 
-def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
+class _FoldWeight(torch.autograd.Function):
+    """Multiplies a weight by a factor per channel and puts it on a grid.
+
+    In one function, because a large weight is worth every pass over memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, factor: Tensor, step: Tensor, fmt: TensorFormat
+    ) -> Tensor:
+        ctx.save_for_backward(weight, factor)
+        return _on_grid(weight * (factor / step), step, fmt)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        weight, factor = ctx.saved_tensors
+        to_weight = to_factor = None
+        if ctx.needs_input_grad[0]:
+            to_weight = grad * factor
+        if ctx.needs_input_grad[1]:
+            if factor.shape[0] == factor.numel():
+                # A product for each channel, without one the size of the weight.
+                rows = grad.flatten(1)[:, None]
+                to_factor = torch.bmm(rows, weight.flatten(1)[..., None])
+                to_factor = to_factor.view_as(factor)
+            else:
+                to_factor = (grad * weight).sum_to_size(factor.shape)
+        return to_weight, to_factor, None, None
+
+
+def quantize_weight(
+    weight: Tensor, step: Tensor, fmt: TensorFormat, factor: Optional[Tensor] = None
+) -> Tensor:
     """Fake-quantizes a weight.
 
     Args:
         weight (Tensor): The weight, folded or not.
         step (Tensor): Of its grid, shaped to multiply the weight.
         fmt (TensorFormat): Its format.
+        factor (Tensor, optional): What the normalization that is folded in
+            multiplies each channel by, shaped to multiply the weight.
 
     Returns:
-        Tensor: Shape of the weight; its gradient is the weight's.
+        Tensor: Shape of the weight. Its gradient is that of the weight, and of the
+        factor, without the rounding.
     """
-    return _QuantizeWeight.apply(weight, step, fmt)
+    if factor is None:
+        return _QuantizeWeight.apply(weight, step, fmt)
+    return _FoldWeight.apply(weight, factor, step, fmt)
 
 
 def bias_limits(bits: int) -> tuple[float, float]:
