@@ -1,6 +1,7 @@
 """The seed's modules: a model wrapped for training, calibration or test."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, Optional
 
 import torch
@@ -87,7 +88,7 @@ class QuantTrainModule(QuantModule):
 
     def no_sync(self) -> Any:
         """Context that keeps gradients local, for gradient accumulation."""
-        return self._parallel[0].no_sync()
+        return self._parallel[0].no_sync() if self._parallel else nullcontext()
 
     def train(self, mode: bool = True) -> 'QuantTrainModule':
         if mode and self._was_evaluated and self.total_epochs is not None:
