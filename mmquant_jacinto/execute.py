@@ -98,7 +98,6 @@ class Executor(TorchFunctionMode):
         self.tracker.known = _node_names(
             [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
         )
-        self.unseen: set[str] = set()
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
 
@@ -170,7 +169,6 @@ class Executor(TorchFunctionMode):
 
     def _note_unseen(self, op: str, name: str) -> None:
         if op in ops.WEIGHT_NAMES and name not in self.plan.in_float:
-            self.unseen.add(name)
             print_log(
                 f'{name} was not called when quantization was '
                 'prepared; it runs in float.',

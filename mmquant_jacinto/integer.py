@@ -174,14 +174,10 @@ class Integer(Behaviour):
             if step.weight is None:
                 return None
             layer = self._layer(step, first, grid)
-            kwargs = {
-                key: value
-                for key, value in kwargs.items()
-                if key not in ('input', 'weight', 'bias')
-            }
-            total = func(
-                x.to(layer.weight.dtype), layer.weight, layer.bias, *args[3:], **kwargs
+            args, kwargs = ops.replace_operands(
+                args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
             )
+            total = func(*args, **kwargs)
             steps = _exact(total).mul_(layer.multiplier)
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:

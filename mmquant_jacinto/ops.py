@@ -247,6 +247,18 @@ def replace_inputs(
     return head + tuple(out), kwargs
 
 
+def replace_operands(
+    args: tuple, kwargs: dict, x: Tensor, weight: Tensor, bias: Optional[Tensor]
+) -> tuple[tuple, dict]:
+    """The same call of a layer on another input, weight and bias."""
+    rest = {
+        key: value
+        for key, value in kwargs.items()
+        if key not in ('input', 'weight', 'bias')
+    }
+    return (x, weight, bias, *args[3:]), rest
+
+
 def is_exact(op: Op, args: tuple, kwargs: dict) -> bool:
     """Whether a resizing call only copies elements (nearest neighbour)."""
     if op.name not in ('interpolate', 'upsample'):

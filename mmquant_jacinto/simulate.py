@@ -153,11 +153,6 @@ class Simulate(Behaviour):
     ) -> tuple[tuple, dict]:
         """The call of a layer, on its quantized weight and bias."""
         x = args[0] if args else kwargs['input']
-        kwargs = {
-            key: value
-            for key, value in kwargs.items()
-            if key not in ('input', 'weight', 'bias')
-        }
         name = step.weight
         layer = self.state.layers[name]
         if not self.grids.is_computed:
@@ -169,7 +164,7 @@ class Simulate(Behaviour):
                 layer.along_channels(self.grids.live_step(name)),
                 layer.spec.format,
             )
-            return (x, weight, layer.bias, *args[3:]), kwargs
+            return ops.replace_operands(args, kwargs, x, weight, layer.bias)
         weight, bias = self._folded(name, layer)
         correction = self.state.correction(name)
         bias = correction if bias is None else bias + correction
@@ -177,7 +172,7 @@ class Simulate(Behaviour):
             grid = self.activations.grid(step.inputs[0])
             if grid is not None:
                 bias = self._saturate(name, bias, grid)
-        return (x, weight, bias, *args[3:]), kwargs
+        return ops.replace_operands(args, kwargs, x, weight, bias)
 
     def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
         """Quantized weight, and bias; kept where nothing trains them."""
