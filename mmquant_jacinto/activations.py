@@ -10,11 +10,11 @@ from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from .kernels import Grid
-from .observers import Observer, make_observer
+from .observers import Extremes, Observation, Observer, make_observer
 from .plan import ActivationSpec
 
 # Of the exponential average: a range keeps following, slowly, for ever.
@@ -63,7 +63,7 @@ class ActivationQuantizers(nn.Module):
         super().__init__()
         self.specs = tuple(specs)
         self.index = {spec.name: i for i, spec in enumerate(specs)}
-        self.observer_args = (observer, percentile)
+        self.observer: Observer = make_observer(observer, percentile)
         # Floating point all of them: EMA and buffer averaging over
         # processes would break integers.
         for name in ('low', 'high', 'count'):
@@ -83,21 +83,13 @@ class ActivationQuantizers(nn.Module):
             torch.tensor([f.unsigned_if_positive for f in formats]),
         )
         self.observing = True
-        self._pending: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._pending: list[Observation] = []
         self._grids: Optional[list[Grid]] = None
         self._host_grids: Optional[list[Grid]] = None
         self._scales: Optional[Tensor] = None
         # Known on the host, so that no step waits for the device to ask.
         self._ranged: set[int] = set()
-        self._observer: Optional[Observer] = None
-
-    @property
-    def observer(self) -> Observer:
-        """Observer: Made on first use, when the process group is known."""
-        if self._observer is None:
-            world = dist.get_world_size() if is_distributed() else 1
-            self._observer = make_observer(*self.observer_args, world)
-        return self._observer
+        self._extremes: Optional[Extremes] = None
 
     def has_range(self, name: str) -> bool:
         """Whether a quantizer has seen anything."""
@@ -148,24 +140,9 @@ class ActivationQuantizers(nn.Module):
             x (Tensor): What it is about to quantize, before any clipping.
             clip (tuple, optional): Real bounds of the fused activation.
         """
-        if x.numel() == 0:
-            return
-        index = self.index[name]
-        highs, lows, n = self.observer(x, self.specs[index].positive)
-        if clip is not None and clip != (None, None):
-            low, high = clip
-            highs = highs.clamp(low, high)
-            lows = lows.clamp(
-                None if high is None else -high, None if low is None else -low
-            )
-        known = self._pending.get(index)
-        if known is not None:
-            n += known[2]
-            highs, lows = (
-                torch.cat(pair).sort(descending=True).values
-                for pair in ((known[0], highs), (known[1], lows))
-            )
-        self._pending[index] = (highs, lows, n)
+        if x.numel():
+            sample = self.observer.sample(x)
+            self._pending.append(Observation(self.index[name], sample, clip))
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -173,21 +150,16 @@ class ActivationQuantizers(nn.Module):
 
         Every process of the group must call it equally often.
         """
-        pending, self._pending = self._pending, {}
-        if not self.observing:
+        pending, self._pending = self._pending, []
+        if not self.observing or not (pending or is_distributed()):
             return
-        distributed = is_distributed()
-        if not pending and not distributed:
-            return
-        highs, lows, sizes = self._stack(pending)
-        if distributed:
-            highs, lows, sizes = _gather(highs, lows, sizes)
-        rank = (sizes * self.observer.fraction).round().long()
+        highs, lows, sizes = self._measure(pending)
+        rank = self.observer.rank(sizes)
         high, low = _ranked(highs, rank), -_ranked(lows, rank)
         low = torch.where(self._positive, torch.zeros_like(low), low)
-        # The extremes themselves, which a percentile would cut off.
-        finite = torch.isfinite(highs[:, 0]) & torch.isfinite(lows[:, 0])
         seen = sizes > 0
+        # The extremes themselves, which a percentile would cut off.
+        finite = highs[:, 0].isfinite() & (lows[:, 0].isfinite() | self._positive)
         self.rejected += seen & ~finite
         seen &= finite
         self.count += seen
@@ -198,11 +170,26 @@ class ActivationQuantizers(nn.Module):
         )
         self.high += factor * (high - self.high)
         self.low += factor * (low - self.low)
-        if not self._ranged.issuperset(pending):
+        if not self._ranged.issuperset(item.quantizer for item in pending):
             # Asked only when something is seen for the first time: it may wait
             # for the device.
             self._ranged = set(self.count.nonzero().flatten().tolist())
         self._forget_grids()
+
+    def _measure(self, pending: list[Observation]) -> tuple[Tensor, Tensor, Tensor]:
+        """Extremes of a step, of all processes: see :class:`Extremes`."""
+        if self._extremes is None:
+            # Not before first use, when the process group is known.
+            world = dist.get_world_size() if is_distributed() else 1
+            positive = [spec.positive for spec in self.specs]
+            self._extremes = Extremes(self.observer, positive, world)
+        device = self.low.device
+        if pending:
+            extremes = self._extremes(pending, device)
+        else:
+            nothing = torch.full((len(self.specs), 1), -torch.inf, device=device)
+            extremes = nothing, nothing, torch.zeros_like(self.low)
+        return _gather(*extremes) if is_distributed() else extremes
 
     def missing(self) -> list[str]:
         """Names of the quantizers that have no range yet."""
@@ -239,32 +226,6 @@ class ActivationQuantizers(nn.Module):
         ]
         self.rejected.zero_()
         return names
-
-    def _stack(
-        self, pending: dict[int, tuple[Tensor, Tensor, int]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        width = max(
-            (max(len(highs), len(lows)) for highs, lows, _ in pending.values()),
-            default=1,
-        )
-        if is_distributed():
-            device = self.low.device
-            widest = torch.tensor([width], device=device)
-            dist.all_reduce(widest, op=dist.ReduceOp.MAX)
-            width = int(widest)
-        empty = self.low.new_full((width,), -torch.inf)
-        highs, lows, sizes = [empty], [empty], [0.0]
-        for index in range(len(self.specs)):
-            high, low, n = pending.get(index, (empty, empty, 0))
-            highs.append(high)
-            lows.append(low)
-            sizes.append(n)
-        # The first row only makes all of them as wide as the widest.
-        highs, lows = (
-            pad_sequence(rows, batch_first=True, padding_value=-torch.inf)[1:]
-            for rows in (highs, lows)
-        )
-        return highs, lows, self.low.new_tensor(sizes[1:])
 
     def _make_grids(self, on_host: bool) -> list[Grid]:
         scale, low, high = self._grid_columns('cpu' if on_host else self.low.device)
@@ -314,14 +275,24 @@ def is_distributed() -> bool:
 def _gather(
     highs: Tensor, lows: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
+    """Merges the extremes of all processes; each may have its own depth."""
+    depth = torch.tensor([highs.shape[1]], device=highs.device)
+    dist.all_reduce(depth, op=dist.ReduceOp.MAX)
+    depth = int(depth)
+    missing = (0, depth - highs.shape[1])
+    flat = torch.cat(
+        [
+            *(F.pad(part, missing, value=-torch.inf) for part in (highs, lows)),
+            sizes[:, None],
+        ],
+        dim=1,
+    )
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, flat)
-    width = highs.shape[1]
     highs, lows = (
-        torch.cat([part[:, start : start + width] for part in parts], dim=1)
+        torch.cat([part[:, start : start + depth] for part in parts], dim=1)
         .sort(dim=1, descending=True)
         .values
-        for start in (0, width)
+        for start in (0, depth)
     )
     return highs, lows, torch.stack([part[:, -1] for part in parts]).sum(0)

@@ -117,6 +117,10 @@ class CallTracker:
         """The node that an invocation belongs to; a place to redirect it."""
         return parent.child(module, invocation)
 
+    def restart(self) -> None:
+        """Counts the invocations of the outermost modules from 0 again."""
+        self.stack[0].counts.clear()
+
     def remove(self) -> None:
         """Takes all hooks off the model."""
         for handle in self.handles:
@@ -140,7 +144,7 @@ class CallTracker:
         return result
 
     def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        self.stack[0].counts.clear()
+        self.restart()
         if self.on_root is not None:
             self.on_root(True)
         if self.on_enter is not None:

@@ -8,6 +8,7 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -100,6 +101,7 @@ class Executor(TorchFunctionMode):
         )
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
+        self._in_root = False
 
     def remove(self) -> None:
         """Takes the executor off the model."""
@@ -113,6 +115,7 @@ class Executor(TorchFunctionMode):
             self.behaviour.begin()
         else:
             self.behaviour.end()
+        self._in_root = starts
 
     def _open(self, module: nn.Module) -> None:
         self._region = module
@@ -129,6 +132,10 @@ class Executor(TorchFunctionMode):
         if self._region is None:
             if module not in self.regions:
                 return None
+            if not self._in_root:
+                # Called by somebody else (`model.extract_feat(x)`): a pass of
+                # its own.
+                self.behaviour.begin()
             names = self.plan.inputs.get(self.tracker.frame.node.name)
             if names:
                 result = self._quantize_inputs(names, args, kwargs)
@@ -150,9 +157,14 @@ class Executor(TorchFunctionMode):
             self._norm = None
             step = self._step('batch_norm', 0)
             if step is not None and isinstance(output, Tensor):
-                result = self.behaviour.after_norm(step, output)
+                # What it calls is not the model's.
+                with torch._C.DisableTorchFunction():
+                    result = self.behaviour.after_norm(step, output)
         if module is self._region:
             self._close()
+            if not self._in_root:
+                self.behaviour.end()
+                self.tracker.restart()
             return _current_leaves(output if result is None else result)
         return result
 

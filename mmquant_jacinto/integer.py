@@ -60,6 +60,11 @@ class Integer(Behaviour):
         self._layers: dict[tuple, IntegerLayer] = {}
         self._autocast: list[torch.autocast] = []
 
+    def begin(self) -> None:
+        grids = self.fallback.grids
+        if not grids.is_computed:
+            grids.compute(self.state.bias_correction)
+
     def enter_region(self) -> None:
         # Half precision cannot hold the accumulators.
         device = self.activations.low.device.type
@@ -205,13 +210,10 @@ class Integer(Behaviour):
     def _make_layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
         name = step.weight
         layer = self.state.layers[name]
-        grids = self.fallback.grids
-        if not grids.is_computed:
-            grids.compute(self.state.bias_correction)
         weight, bias = layer.folded()
         correction = self.state.correction(name)
         bias = correction if bias is None else bias + correction
-        scale = grids.step(name)
+        scale = self.fallback.grids.step(name)
         integers = to_integers(weight, layer.along_channels(scale), layer.spec.format)
         unit = scale.double() * given.scale
         width = self.state.plan.bias_width(name) if self.limits_bias else None

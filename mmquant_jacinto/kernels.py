@@ -8,6 +8,7 @@ and 0.3 backward. On CUDA ATen's kernel is fused and a chain is not.
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .formats import HALF_AWAY, HALF_EVEN, HALF_UP
@@ -62,21 +63,21 @@ class Grid(NamedTuple):
 
 
 def round_tensor(x: Tensor, rounding: str) -> Tensor:
-    """Rounds ``x`` to integers, overwriting it where that is cheaper.
+    """Rounds ``x`` to integers, in place.
 
     Args:
-        x (Tensor): Any shape, floating point; may be overwritten.
+        x (Tensor): Any shape, floating point; overwritten.
         rounding (str): One of :data:`~mmquant_jacinto.formats.ROUNDINGS`.
 
     Returns:
-        Tensor: Shape and dtype of ``x``.
+        Tensor: ``x``.
     """
     if rounding == HALF_EVEN:
         return x.round_()
     if rounding == HALF_UP:
         return x.add_(0.5).floor_()
     assert rounding == HALF_AWAY
-    return torch.copysign(x.abs().add_(0.5).floor_(), x)
+    return x.copy_(x.abs().add_(0.5).floor_().copysign_(x))
 
 
 _HALF = torch.tensor(0.5)
@@ -94,15 +95,14 @@ def _quantize_(x: Tensor, grid: Grid) -> Tensor:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantizes and dequantizes; the gradient passes where nothing clips."""
+    """On an accelerator, where the limits are tensors too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, low: Any, high: Any) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.limits = low, high
+    def forward(ctx: Any, x: Tensor, grid: Grid, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(x, low, high)
         x = torch.clamp(x, low, high)
-        if isinstance(grid.scale, Tensor) and grid.rounding == HALF_EVEN:
-            # One kernel on an accelerator, where the chain is four.
+        if grid.rounding == HALF_EVEN:
+            # One kernel, where the chain is four.
             return torch.fake_quantize_per_tensor_affine(
                 x, grid.scale, grid.low.neg().int(), 0, grid.levels - 1
             )
@@ -110,13 +110,8 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        (x,) = ctx.saved_tensors
-        low, high = ctx.limits
-        if isinstance(low, Tensor):
-            grad = grad * ((x > low) & (x < high))
-        else:
-            grad = torch.ops.aten.hardtanh_backward(grad, x, low, high)
-        return grad, None, None, None
+        x, low, high = ctx.saved_tensors
+        return grad * ((x > low) & (x < high)), None, None, None
 
 
 def fake_quantize(
@@ -145,5 +140,12 @@ def fake_quantize(
     if in_place:
         out = _quantize_(x.clamp_(*grid.limits(bounds)), grid)
     else:
-        out = _FakeQuantize.apply(x, grid, *grid.limits(bounds))
+        low, high = grid.limits(bounds)
+        if isinstance(low, Tensor):
+            out = _FakeQuantize.apply(x, grid, low, high)
+        else:
+            out = F.hardtanh(x, low, high)
+            # Its gradient is the one wanted, and needs its input, not what
+            # becomes of its output: no autograd function of our own to enter.
+            _quantize_(out.detach(), grid)
     return out if dtype == torch.float32 else out.to(dtype)

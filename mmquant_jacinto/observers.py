@@ -1,14 +1,17 @@
-"""Range statistics of one tensor, mergeable over calls and processes.
+"""Range statistics of activations, mergeable over calls and processes.
 
-An observer turns a tensor into its few largest and smallest elements. Lists
-of extremes can be merged exactly, over several tensors that share a scale
-and over processes, so two processes see the range of the doubled batch.
+An observer takes a sample of each tensor; when a step ends, the few largest
+and smallest elements of all samples are found together. Lists of extremes can
+be merged exactly, over several tensors that share a scale and over processes,
+so two processes see the range of the doubled batch.
 """
 
 import math
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 # Of each image: enough for its 99.99th percentile, which the running average
 # smooths; a full histogram costs 100 times as much.
@@ -16,63 +19,199 @@ SAMPLES_PER_ROW = 4096
 
 
 class Observer:
-    """Finds the extremes of a tensor.
+    """Samples tensors, and says which of their extremes ends the range.
 
     Args:
         fraction (float): Share of the elements to cut off at each end. 0
             takes the true minimum and maximum.
-        world_size (int): Processes whose extremes will be merged.
     """
 
-    def __init__(self, fraction: float, world_size: int = 1) -> None:
+    def __init__(self, fraction: float) -> None:
         self.fraction = fraction
-        self.world_size = world_size
 
     def sample(self, x: Tensor) -> Tensor:
-        """The elements that are looked at: (n,), float32.
+        """The elements that are looked at: (n,), float32, a copy.
 
         Each row of the first (batch) axis is sampled alike, so a batch gives
         the union of what its halves give.
         """
         x = x.detach()
         if not self.fraction:
-            return x.reshape(-1)
+            return torch.stack(torch.aminmax(x)).float()
         rows = x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
         # Odd, so as not to walk down the same columns of a feature map.
         stride = rows.shape[1] // SAMPLES_PER_ROW // 2 * 2 + 1
-        return rows[:, ::stride].reshape(-1).float()
+        return rows[:, ::stride].clone().reshape(-1).float()
 
-    def rank(self, elements: int) -> int:
-        """Which extreme, counted from 1, is the end of the range."""
-        return max(1, round(self.fraction * elements))
+    def rank(self, sizes: Tensor) -> Tensor:
+        """Which extreme of samples of these sizes ends the range, from 1."""
+        return (sizes * self.fraction).round().long().clamp(min=1)
 
-    def __call__(self, x: Tensor, positive: bool) -> tuple[Tensor, Tensor, int]:
-        """Measures a tensor.
+    def depth(self, size: int) -> int:
+        """How many extremes of a sample may be needed."""
+        return min(size, math.ceil(self.fraction * size) + 1)
+
+
+def make_observer(name: str, percentile: float) -> Observer:
+    """Builds the observer that ``quantize.observer`` names."""
+    return Observer(percentile / 100 if name == 'percentile' else 0.0)
+
+
+class Observation(NamedTuple):
+    """A sample of one tensor.
+
+    Args:
+        quantizer (int): Which quantizer it is for.
+        sample (Tensor): Elements of the tensor: (n,).
+        clip (tuple, optional): Real bounds of the activation that is fused
+            into the quantizer, each None where it is open.
+    """
+
+    quantizer: int
+    sample: Tensor
+    clip: Optional[tuple]
+
+
+class Layout(NamedTuple):
+    """Where the observations of a step go, as tensors on their device.
+
+    Args:
+        slots (Tensor): Row of each observation in the merged table.
+        per_quantizer (int): Rows of the table for each quantizer.
+        depth (int): How many extremes to keep.
+        sizes (Tensor): Elements sampled for each quantizer: (Q,).
+        signed (List[int]): Observations whose smallest elements matter.
+        signed_slots (Tensor): Row of each of those.
+        bounds (tuple, optional): Least and largest value that each
+            observation's clip lets through: (P, 1) each.
+    """
+
+    slots: Tensor
+    per_quantizer: int
+    depth: int
+    sizes: Tensor
+    signed: list[int]
+    signed_slots: Tensor
+    bounds: Optional[tuple[Tensor, Tensor]]
+
+
+class Extremes:
+    """Finds the extremes of all observations of a step at once.
+
+    Args:
+        observer (Observer): Took the samples.
+        positive (Sequence[bool]): For each quantizer, whether negative
+            elements are to be ignored.
+        world_size (int): Processes whose extremes will be merged.
+    """
+
+    def __init__(
+        self, observer: Observer, positive: list[bool], world_size: int
+    ) -> None:
+        self.observer = observer
+        self.positive = positive
+        self.world_size = world_size
+        self._layout: Optional[tuple[tuple, Layout]] = None
+
+    def __call__(
+        self, observations: list[Observation], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merges the observations of a step.
 
         Args:
-            x (Tensor): Any shape, floating point.
-            positive (bool): Whether negative elements are to be ignored.
+            observations (List[Observation]): In any order.
+            device (torch.device): Where they are.
 
         Returns:
-            Tuple[Tensor, Tensor, int]: The largest elements, the largest of
-            the negated elements (descending, (k,)), and the sample's size.
+            Tuple[Tensor, Tensor, Tensor]: For each quantizer the largest
+            elements, the largest of the negated ones (descending, padded
+            with minus infinity: (Q, k)), and the samples' sizes: (Q,).
         """
-        sample = self.sample(x)
-        n = sample.numel()
-        if not self.fraction:
-            if positive:
-                high = sample.amax()[None]
-                return high, torch.zeros_like(high), n
-            low, high = torch.aminmax(sample)
-            return high[None], -low[None], n
-        keep = min(n, math.ceil(self.fraction * n * self.world_size) + 1)
-        high = sample.topk(keep).values
-        if positive:
-            return high, torch.zeros_like(high[:1]), n
-        return high, -sample.topk(keep, largest=False).values, n
+        layout = self._layout_of(observations, device)
+        samples = [item.sample for item in observations]
+        highs = _largest(samples, layout.depth)
+        lows = _largest([-samples[i] for i in layout.signed], layout.depth)
+        if layout.bounds is not None:
+            above, below = layout.bounds
+            highs = _clamp(highs, above, below)
+            signed = layout.signed
+            lows = _clamp(lows, -below[signed], -above[signed])
+        return (
+            self._merge(highs, layout.slots, layout, device),
+            self._merge(lows, layout.signed_slots, layout, device),
+            layout.sizes,
+        )
+
+    def _merge(
+        self, extremes: Tensor, slots: Tensor, layout: Layout, device: torch.device
+    ) -> Tensor:
+        rows = len(self.positive) * layout.per_quantizer
+        table = torch.full((rows, layout.depth), -torch.inf, device=device)
+        if len(slots):
+            table[slots, : extremes.shape[1]] = extremes
+        if layout.per_quantizer == 1:
+            return table
+        return table.view(len(self.positive), -1).topk(layout.depth, dim=1).values
+
+    def _layout_of(
+        self, observations: list[Observation], device: torch.device
+    ) -> Layout:
+        key = tuple(
+            (item.quantizer, len(item.sample), item.clip) for item in observations
+        )
+        # As a rule, each step observes what the one before did.
+        if self._layout is None or self._layout[0] != key:
+            self._layout = key, self._make_layout(observations, device)
+        return self._layout[1]
+
+    def _make_layout(
+        self, observations: list[Observation], device: torch.device
+    ) -> Layout:
+        numbers = [0] * len(self.positive)
+        sizes = [0] * len(self.positive)
+        places = []
+        for item in observations:
+            places.append((item.quantizer, numbers[item.quantizer]))
+            numbers[item.quantizer] += 1
+            sizes[item.quantizer] += len(item.sample)
+        per_quantizer = max(numbers)
+        slots = [quantizer * per_quantizer + number for quantizer, number in places]
+        signed = [
+            i
+            for i, item in enumerate(observations)
+            if not self.positive[item.quantizer]
+        ]
+        clips = [item.clip or (None, None) for item in observations]
+        bounds = None
+        if any(end is not None for clip in clips for end in clip):
+            bounds = tuple(
+                torch.tensor(
+                    [open_end if clip[i] is None else clip[i] for clip in clips],
+                    dtype=torch.float32,
+                    device=device,
+                )[:, None]
+                for i, open_end in enumerate((-torch.inf, torch.inf))
+            )
+        return Layout(
+            torch.tensor(slots, device=device),
+            per_quantizer,
+            self.observer.depth(max(sizes) * self.world_size),
+            torch.tensor(sizes, dtype=torch.float32, device=device),
+            signed,
+            torch.tensor([slots[i] for i in signed], device=device),
+            bounds,
+        )
 
 
-def make_observer(name: str, percentile: float, world_size: int) -> Observer:
-    """Builds the observer that ``quantize.observer`` names."""
-    fraction = percentile / 100 if name == 'percentile' else 0.0
-    return Observer(fraction, world_size)
+def _largest(samples: list[Tensor], depth: int) -> Tensor:
+    """The largest elements of each sample, descending: (P, depth or less)."""
+    if not samples:
+        return torch.empty(0, 1)
+    padded = pad_sequence(samples, batch_first=True, padding_value=-torch.inf)
+    return padded.topk(min(depth, padded.shape[1]), dim=1).values
+
+
+def _clamp(extremes: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """Clamps each row to its bounds, but for the padding."""
+    clamped = torch.maximum(torch.minimum(extremes, below), above)
+    return torch.where(extremes == -torch.inf, extremes, clamped)

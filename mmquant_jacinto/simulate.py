@@ -19,7 +19,13 @@ from .kernels import Grid, fake_quantize
 from .ops import Op
 from .plan import Plan, Step
 from .weight_grids import WeightGrids
-from .weights import Layer, constrain_weights, quantize_bias, quantize_weight
+from .weights import (
+    Layer,
+    constrain_weights,
+    fold_layer,
+    quantize_bias,
+    quantize_weight,
+)
 
 
 class State(Protocol):
@@ -155,9 +161,6 @@ class Simulate(Behaviour):
         x = args[0] if args else kwargs['input']
         name = step.weight
         layer = self.state.layers[name]
-        if not self.grids.is_computed:
-            # A region was called without its root.
-            self.grids.compute(self.state.bias_correction)
         if layer.norm_is_live:
             weight = quantize_weight(
                 layer.weight,
@@ -166,15 +169,13 @@ class Simulate(Behaviour):
             )
             return ops.replace_operands(args, kwargs, x, weight, layer.bias)
         weight, bias = self._folded(name, layer)
-        correction = self.state.correction(name)
-        bias = correction if bias is None else bias + correction
         if self.saturates and step.inputs[0] is not None:
             grid = self.activations.grid(step.inputs[0])
             if grid is not None:
                 bias = self._saturate(name, bias, grid)
         return ops.replace_operands(args, kwargs, x, weight, bias)
 
-    def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
+    def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         """Quantized weight, and bias; kept where nothing trains them."""
         if torch.is_grad_enabled() and any(
             parameter is not None and parameter.requires_grad
@@ -190,11 +191,15 @@ class Simulate(Behaviour):
             known = self._kept[name] = (key, self._fold(name, layer))
         return known[1]
 
-    def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Optional[Tensor]]:
-        factor, bias = layer.fold()
+    def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Quantized weight, and bias with what calibration adds to it."""
+        if layer.norm is not None:
+            return fold_layer(layer, self.grids.folding(name))
         step = layer.along_channels(self.grids.step(name))
-        weight = quantize_weight(layer.weight, step, layer.spec.format, factor)
-        return weight, bias
+        weight = quantize_weight(layer.weight, step, layer.spec.format)
+        correction = self.state.correction(name)
+        bias = layer.bias
+        return weight, correction if bias is None else bias + correction
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 from .activations import SMALLEST_RANGE, ActivationQuantizers, power_of_two_above
 from .formats import integer_bounds
 from .plan import Plan
-from .weights import Layer, bias_limits, channel_reach
+from .weights import Folding, Layer, bias_limits, channel_reach
 
 # No channel's grid may be finer than the tensor's by more than this: one
 # accumulator format has to hold them all.
@@ -73,6 +73,7 @@ class WeightGrids:
         self._all_steps: Tensor | None = None
         self._steps: dict[str, Tensor] = {}
         self._live_steps: dict[str, Tensor] = {}
+        self._foldings: dict[str, Folding] = {}
 
     def step(self, name: str) -> Tensor:
         """Step of the folded weight's grid: (C,)."""
@@ -85,6 +86,10 @@ class WeightGrids:
         branches start) has no grid; it gets one for the weight as it is.
         """
         return self._live_steps[name]
+
+    def folding(self, name: str) -> Folding:
+        """What folding the layer's normalization takes, as last computed."""
+        return self._foldings[name]
 
     @property
     def is_computed(self) -> bool:
@@ -99,10 +104,13 @@ class WeightGrids:
             bias_correction (Tensor): What calibration adds to the biases of
                 all layers, end to end.
         """
-        reach = torch.cat([channel_reach(layer) for layer in self.layers.values()])
+        ends = [channel_reach(layer) for layer in self.layers.values()]
+        low, high = (torch.cat(end) for end in zip(*ends))
+        reach = torch.maximum(high, -low)
         factor = self._from_norms('weight', self._ones) * torch.rsqrt(
             self._from_norms('running_var', self._ones) + self.eps
         )
+        bias = self._folded_bias(factor) + bias_correction
         scaled = reach * factor.abs()
         largest = self._layer_max(scaled)
         scaled = torch.where(
@@ -116,7 +124,7 @@ class WeightGrids:
             scaled / self.high,
         )
         if self.widens:
-            step = torch.maximum(step, self._least_step(factor, bias_correction))
+            step = torch.maximum(step, self._least_step(bias))
         # Comparing would wait for an accelerator.
         known = self._all_steps
         if known is None or step.is_cuda or not torch.equal(step, known):
@@ -129,16 +137,21 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
+        columns = (column.split(self.sizes) for column in (factor, bias, step))
+        self._foldings = dict(zip(self.layers, map(Folding, *columns)))
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
-    def _least_step(self, factor: Tensor, correction: Tensor) -> Tensor:
-        """Step that makes the folded biases fit their width."""
+    def _folded_bias(self, factor: Tensor) -> Tensor:
+        """Biases with all normalizations folded in, end to end."""
         bias = [
             zeros if layer.bias is None else layer.bias
             for layer, zeros in zip(self.layers.values(), self._zeros)
         ]
         bias = torch.cat(bias) - self._from_norms('running_mean', self._zeros)
-        bias = bias * factor + self._from_norms('bias', self._zeros) + correction
+        return bias * factor + self._from_norms('bias', self._zeros)
+
+    def _least_step(self, bias: Tensor) -> Tensor:
+        """Step that makes the folded biases fit their width."""
         no_input = self.bias_high.new_tensor([torch.inf])
         scales = torch.cat([self.activations.scales, no_input])
         least = scales[self.inputs].amin(1)[self.layer_of]

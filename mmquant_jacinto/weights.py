@@ -110,38 +110,31 @@ class Layer(NamedTuple):
 
     def folded(self) -> tuple[Tensor, Optional[Tensor]]:
         """Weight and bias (C,) with the frozen normalization folded in."""
-        factor, bias = self.fold()
-        if factor is None:
-            return self.weight, bias
-        return self.weight * factor, bias
-
-    def fold(self) -> tuple[Optional[Tensor], Optional[Tensor]]:
-        """What the frozen normalization makes of weight and bias.
-
-        Returns:
-            tuple: Factor, shaped to multiply the weight, and bias (C,).
-        """
         bias, norm = self.bias, self.norm
         if norm is None:
-            return None, bias
+            return self.weight, bias
         factor = self.fold_factor()
         mean = norm.running_mean
         bias = (-mean if bias is None else bias - mean) * factor
         if norm.bias is not None:
             bias = bias + norm.bias
-        return self.along_channels(factor), bias
+        return self.weight * self.along_channels(factor), bias
 
 
-def channel_reach(layer: Layer) -> Tensor:
-    """Largest magnitude of a weight in each output channel: (C,)."""
-    weight = layer.weight
+def channel_rows(layer: Layer, values: Tensor) -> Tensor:
+    """Views a tensor shaped like the layer's weight as one row per channel: (C, n)."""
     if layer.spec.axis == 1:
         # (in, out / groups, ...) holds group after group along its first axis.
-        groups = layer.spec.channels // weight.shape[1]
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    weight = weight.flatten(1)
+        groups = layer.spec.channels // values.shape[1]
+        values = values.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return values.flatten(1)
+
+
+def channel_reach(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Smallest and largest weight in each output channel: (C,) each."""
+    rows = channel_rows(layer, layer.weight)
     # aminmax over an axis takes ten times as long as both of these.
-    return torch.maximum(weight.amax(1), -weight.amin(1))
+    return rows.amin(1), rows.amax(1)
 
 
 def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
@@ -167,55 +160,99 @@ class _QuantizeWeight(torch.autograd.Function):
         return grad, None, None
 
 
-class _FoldWeight(torch.autograd.Function):
-    """Multiplies a weight by a factor per channel and puts it on a grid.
+class Folding(NamedTuple):
+    """A frozen normalization in numbers, and the grid of the folded weight.
 
-    In one function, because a large weight is worth every pass over memory.
+    Args:
+        factor (Tensor): What it multiplies each channel by: (C,).
+        bias (Tensor): The folded bias, correction included: (C,).
+        step (Tensor): Of the grid of the folded weight: (C,).
+    """
+
+    factor: Tensor
+    bias: Tensor
+    step: Tensor
+
+
+class _FoldLayer(torch.autograd.Function):
+    """Weight and bias with the normalization folded in, the weight on its grid.
+
+    One function that knows the gradients, because a large weight is worth every
+    pass over memory, and a small layer every call.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, factor: Tensor, step: Tensor, fmt: TensorFormat
-    ) -> Tensor:
-        ctx.save_for_backward(weight, factor)
-        return _on_grid(weight * (factor / step), step, fmt)
+        ctx: Any,
+        layer: Layer,
+        folding: Folding,
+        weight: Tensor,
+        bias: Optional[Tensor],
+        norm_weight: Optional[Tensor],
+        norm_bias: Optional[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight, bias)
+        ctx.layer, ctx.folding = layer, folding
+        spread = layer.along_channels
+        scaled = weight * spread(folding.factor / folding.step)
+        scaled = _on_grid(scaled, spread(folding.step), layer.spec.format)
+        # A view of what all layers share would be changed with it.
+        return scaled, folding.bias.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        weight, factor = ctx.saved_tensors
-        to_weight = to_factor = None
-        if ctx.needs_input_grad[0]:
-            to_weight = grad * factor
-        if ctx.needs_input_grad[1]:
-            if factor.shape[0] == factor.numel():
-                # A product for each channel, without one the size of the weight.
-                rows = grad.flatten(1)[:, None]
-                to_factor = torch.bmm(rows, weight.flatten(1)[..., None])
-                to_factor = to_factor.view_as(factor)
-            else:
-                to_factor = (grad * weight).sum_to_size(factor.shape)
-        return to_weight, to_factor, None, None
+    def backward(ctx: Any, grad: Tensor, bias_grad: Tensor) -> tuple:
+        weight, bias = ctx.saved_tensors
+        layer, factor = ctx.layer, ctx.folding.factor
+        norm = layer.norm
+        needs = ctx.needs_input_grad
+        to_norm = None
+        if needs[4]:
+            # The folded weight is weight * norm_weight * deviation, the folded
+            # bias (bias - mean) * norm_weight * deviation + norm_bias.
+            deviation = torch.rsqrt(norm.running_var + norm.eps)
+            offset = -norm.running_mean if bias is None else bias - norm.running_mean
+            to_norm = channel_rows(layer, grad * weight).sum(1)
+            to_norm = (to_norm + bias_grad * offset) * deviation
+        to_weight = None
+        if needs[2]:
+            spread = layer.along_channels(factor)
+            # The gradient of a layer's weight is the layer's own, and large.
+            in_place = not torch.is_grad_enabled()
+            to_weight = grad.mul_(spread) if in_place else grad * spread
+        to_bias = bias_grad * factor if needs[3] else None
+        return None, None, to_weight, to_bias, to_norm, bias_grad
 
 
-def quantize_weight(
-    weight: Tensor, step: Tensor, fmt: TensorFormat, factor: Optional[Tensor] = None
-) -> Tensor:
+def fold_layer(layer: Layer, folding: Folding) -> tuple[Tensor, Tensor]:
+    """Folds a frozen normalization into a layer and fake-quantizes its weight.
+
+    Args:
+        layer (Layer): With a normalization that uses running statistics.
+        folding (Folding): Computed from the layer's present parameters.
+
+    Returns:
+        Tuple[Tensor, Tensor]: Weight on its grid, and bias: (C,). Gradients
+        are those without the rounding.
+    """
+    norm = layer.norm
+    return _FoldLayer.apply(
+        layer, folding, layer.weight, layer.bias, norm.weight, norm.bias
+    )
+
+
+def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
     """Fake-quantizes a weight.
 
     Args:
-        weight (Tensor): The weight, folded or not.
+        weight (Tensor): The weight.
         step (Tensor): Of its grid, shaped to multiply the weight.
         fmt (TensorFormat): Its format.
-        factor (Tensor, optional): What the normalization that is folded in
-            multiplies each channel by, shaped to multiply the weight.
 
     Returns:
-        Tensor: Shape of the weight. Its gradient is that of the weight, and of the
-        factor, without the rounding.
+        Tensor: Shape of the weight. Its gradient is that of the weight,
+        without the rounding.
     """
-    if factor is None:
-        return _QuantizeWeight.apply(weight, step, fmt)
-    return _FoldWeight.apply(weight, factor, step, fmt)
+    return _QuantizeWeight.apply(weight, step, fmt)
 
 
 def bias_limits(bits: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import quantization as phases
 from .errors import QuantizeError
 from .execute import Behaviour
+from .host_memory import keep_freed_memory
 from .quant_module import QuantModule
 
 
@@ -56,6 +57,8 @@ class QuantTrainModule(QuantModule):
         self.bn_frozen = self.ranges_frozen = False
         self._was_evaluated = False
         super().__init__(module, dummy_input, **quantize)
+        if next(module.parameters()).device.type == 'cpu':
+            keep_freed_memory()
         # Hidden from the module tree: one level of unwrapping gives the
         # float model, as MMEngine expects of a wrapper.
         self._parallel: list[MMDistributedDataParallel] = []
