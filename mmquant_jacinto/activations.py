@@ -131,7 +131,6 @@ class ActivationQuantizers(nn.Module):
     def _forget_grids(self) -> None:
         self._grids = self._host_grids = self._scales = None
 
-    @torch.no_grad()
     def observe(self, name: str, x: Tensor, clip: Optional[tuple] = None) -> None:
         """Measures a tensor; :meth:`commit` merges it into the range.
 
