@@ -10,6 +10,7 @@ from mmquant_jacinto import PRESETS
 from mmquant_jacinto.weight_grids import WeightGrids
 from mmquant_jacinto.weights import (
     constrain_weights,
+    fold_layer,
     quantize_bias,
     quantize_weight,
     to_integers,
@@ -185,6 +186,39 @@ def test_gradient_of_a_weight_passes_straight_through():
     arriving = torch.arange(12.0).view(4, 3)
     quantize_weight(weight, torch.tensor(1 / 256), POWER).backward(arriving)
     assert torch.equal(weight.grad, arriving)  # clipped or not
+
+
+@pytest.mark.parametrize('uses', [1, 2])
+@pytest.mark.parametrize('case', FOLDED)
+def test_gradient_through_a_folded_layer_is_that_without_rounding(case, uses):
+    layer, grids, *_ = layer_of(case)
+    parameters = [p for p in layer.parameters if p is not None and p.requires_grad]
+
+    def gradients(weight, bias):
+        # A head that several levels share uses its layers more than once.
+        generator = torch.Generator().manual_seed(1)
+        total = 0
+        for _ in range(uses):
+            arriving = torch.randn(weight.shape, generator=generator)
+            total = total + (weight * arriving).sum() + (bias * bias.detach()).sum()
+        return torch.autograd.grad(total, parameters)
+
+    folding = grids.folding('conv')
+    weight, bias = fold_layer(layer, folding)
+    expected = layer.folded()
+    assert torch.equal(bias, folding.bias)
+    torch.testing.assert_close(bias, expected[1])
+    torch.testing.assert_close(
+        gradients(weight, bias), gradients(*expected), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize('case', FOLDED)
+def test_weight_of_a_folded_layer_is_on_the_grid(case):
+    layer, grids, *_ = layer_of(case)
+    weight = fold_layer(layer, grids.folding('conv'))[0].detach()
+    steps = weight / layer.along_channels(grids.step('conv'))
+    torch.testing.assert_close(steps, on_grid(layer, grids))
 
 
 @pytest.mark.parametrize('target', TARGETS)

@@ -116,6 +116,24 @@ def test_schedule_freezes_around_the_middle(images, total):
     )
 
 
+def test_part_that_is_called_by_itself_is_a_pass_of_its_own(images):
+    # As `model.extract_feat(x)` of a distiller does.
+    model = QuantTrainModule(ToyDetector(), dummy_input=images)
+    backbone = model.train().module.backbone
+    quantizer = 'backbone.conv/conv2d'
+    assert model.quantization.activations.grid(quantizer) is None
+    backbone(images)
+    grid = model.quantization.activations.grid(quantizer)
+    out = backbone(images)[0]
+    assert torch.equal(out / grid.scale, (out / grid.scale).round())
+    with torch.no_grad():
+        backbone.conv.weight.mul_(0.5)
+        backbone.conv.bias.mul_(0.5)
+    torch.testing.assert_close(
+        backbone(images)[0], out / 2, rtol=0, atol=2 * grid.scale
+    )
+
+
 def test_schedule_counts_from_zero_for_a_model_in_eval_mode(images):
     # As a float model that was just evaluated is.
     model = QuantTrainModule(fresh_net().eval(), total_epochs=6)
