@@ -12,7 +12,7 @@ import numpy as np
 
 IMAGE_SIZE = 256
 DIGITS = range(3)  # ten need more images than a demo has time for
-DIGITS_PER_IMAGE = 5
+DIGITS_PER_IMAGE = 16  # before those that overlap are left out
 NUM_IMAGES = dict(train=240, val=80)
 
 
@@ -171,7 +171,7 @@ def draw_digit(split: str, rng: np.random.Generator) -> tuple[int, np.ndarray]:
     ink = inks[index]
     columns = np.flatnonzero(ink.any(axis=0))
     ink = ink[:, columns[0] : columns[-1] + 1]
-    scale = rng.uniform(8, 12)
+    scale = rng.uniform(5, 7)
     shape = round(ink.shape[1] * scale), round(ink.shape[0] * scale)
     ink = cv2.resize(ink, shape, interpolation=cv2.INTER_LINEAR)
     return int(labels[index]), ink
