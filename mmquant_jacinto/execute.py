@@ -219,6 +219,8 @@ class Executor(TorchFunctionMode):
             real = func(*args, **kwargs)
             if op.kind != ops.CLIP:
                 return real
+            # Twice in place, and autograd has lost what the first one gave.
+            func = _given
         result = self.behaviour.call(step, op, func, args, kwargs)
         if in_place and result is not args[0]:
             _replace(args[0], result)
@@ -240,13 +242,22 @@ class Executor(TorchFunctionMode):
         self, step: Step, op: Op, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict]:
         """Quantizes what comes from calls that the plan does not quantize."""
-        operands = ops.tensor_inputs(op, args, kwargs)
+        layer = op.kind in ops.WEIGHTED
+        x, weight, bias = ops.layer_operands(args, kwargs) if layer else (None,) * 3
+        operands = [x, weight] if layer else ops.tensor_inputs(op, args, kwargs)
         for index, quantizer in step.entries:
             operands[index] = self.behaviour.input(quantizer, operands[index])
+        if layer:
+            return ops.replace_operands(args, kwargs, *operands, bias)
         return ops.replace_inputs(op, args, kwargs, operands)
 
 
 _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
+
+
+def _given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for a call that has been made."""
+    return x
 
 
 def _is_in_place(func: Callable, kwargs: dict) -> bool:

@@ -25,9 +25,14 @@ COMPUTE = 'compute'  # everything else whose result is a new activation
 OTHER = 'other'  # a function that is not in the table
 
 WEIGHTED = (CONV, CONV_TRANSPOSE, LINEAR, DEFORM_CONV)
-# What may stand between the scores of an attention and their softmax: masks and
-# biases are put on them there, and engines hold them in more than a grid's bits.
-BEFORE_SOFTMAX = ('add', 'sub', 'mul', 'div', 'truediv', 'masked_fill', 'where')
+# What no grid is fine enough for: a mask among scores stretches their range, and of
+# a small number the logarithm and the inverse are large.
+PRECISE = ('softmax', 'log', 'reciprocal')
+# What is computed element by element on the way there stays in float too.
+ELEMENTWISE = (
+    *('add', 'sub', 'rsub', 'mul', 'div', 'truediv', 'neg', 'exp', 'sigmoid'),
+    *('clamp', 'clip', 'clamp_min', 'clamp_max', 'masked_fill', 'where'),
+)
 # What normalizations written out by hand divide by. On a grid a small one would
 # become zero.
 STATISTICS = ('pow', 'square', 'sqrt', 'rsqrt', 'reciprocal')
@@ -270,6 +275,15 @@ def replace_inputs(
         if left and key != 'input' and isinstance(item, Tensor):
             kwargs[key] = left.pop(0)
     return head + tuple(out), kwargs
+
+
+def layer_operands(
+    args: tuple, kwargs: dict
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Input, weight and bias in the call of a layer."""
+    names = ('input', 'weight', 'bias')
+    given = dict(zip(names, args[:3]))
+    return tuple(given.get(name, kwargs.get(name)) for name in names)
 
 
 def replace_operands(

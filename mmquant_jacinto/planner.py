@@ -258,8 +258,11 @@ class Planner:
                 found.update(site.outputs)
         return found
 
-    def _masked_scores(self, active: list[Site]) -> set[int]:
-        """Sums that nothing but a softmax reads; they stay in float."""
+    def _precise(self) -> set[int]:
+        """Values that only a softmax, a logarithm or a division by them reads.
+
+        They stay in float, back to the layers that they come from.
+        """
         found: set[int] = set()
         for site in reversed(self.graph.sites.values()):
             for value in site.outputs:
@@ -267,21 +270,14 @@ class Planner:
                 if (
                     readers
                     and value not in self.graph.region_outputs
-                    and all(
-                        reader.op == 'softmax'
-                        or (
-                            (reader.kind == ops.PASS or reader.op in ops.BEFORE_SOFTMAX)
-                            and found.issuperset(reader.outputs)
-                        )
-                        for reader in readers
-                    )
+                    and all(_reads_precisely(item, value, found) for item in readers)
                 ):
                     found.add(value)
         return {
             value
-            for site in active
-            if site.op in ops.BEFORE_SOFTMAX
-            for value in site.outputs
+            for chain in self.chains.values()
+            if chain.head.op in ops.ELEMENTWISE
+            for value in chain.tail.outputs
             if value in found
         }
 
@@ -295,7 +291,10 @@ class Planner:
 
     def _enters(self, site: Site, index: int) -> bool:
         """Whether an operand has to be quantized where it is read."""
-        if site.kind not in (*ops.WEIGHTED, ops.MATMUL) or self._is_off(site):
+        reads_integers = site.kind in (*ops.WEIGHTED, ops.MATMUL) or (
+            site.computed_weight
+        )
+        if not reads_integers or self._is_off(site):
             return False
         value = site.inputs[index]
         return value is None or value in self.raw
@@ -314,7 +313,7 @@ class Planner:
             for site in chain.sites[:-1]
             for value in site.outputs
         }
-        without |= self._statistics(active) | self._masked_scores(active)
+        without |= self._statistics(active) | self._precise()
         self.raw |= without
         read = self._read_groups()
         leaving = {self.groups.find(value) for value in self.graph.region_outputs}
@@ -378,10 +377,7 @@ class Planner:
         for chain in self.chains.values():
             site = chain.head
             if site.weight is None:
-                if site.kind == ops.COMPUTE and site.inputs[-1] in self.raw:
-                    if site.op in ops.WEIGHT_NAMES:
-                        self.in_float[site.name] = 'its weight is made in float'
-                elif site.kind in ops.WEIGHTED and self._is_off(site):
+                if site.computed_weight and self._is_off(site):
                     self.in_float[site.name] = 'quantize.overrides'
                 continue
             bits = self.overrides.find(site.module)
@@ -478,6 +474,16 @@ class Planner:
                 weight_format,
             )
         return steps
+
+
+def _reads_precisely(reader: Site, value: int, found: set[int]) -> bool:
+    is_divisor = reader.op in ('div', 'truediv') and reader.inputs[1:] == [value]
+    passes_on = reader.kind == ops.PASS or reader.op in ops.ELEMENTWISE
+    return (
+        reader.op in ops.PRECISE
+        or is_divisor
+        or (passes_on and found.issuperset(reader.outputs))
+    )
 
 
 def make_plan(

@@ -303,8 +303,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _describe_weights(self, site: Site, args: tuple, kwargs: dict) -> None:
-        weight = kwargs.get('weight', args[1] if len(args) > 1 else None)
-        bias = kwargs.get('bias', args[2] if len(args) > 2 else None)
+        _, weight, bias = ops.layer_operands(args, kwargs)
         site.weight, site.rows = self._find_parameter(weight)
         site.bias, bias_rows = self._find_parameter(bias)
         if (

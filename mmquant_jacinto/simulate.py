@@ -216,8 +216,7 @@ def computed_weight(
     step: Step, args: tuple, kwargs: dict
 ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
     """Weight, step of its grid and bias of a call that computes its weight."""
-    weight = kwargs.get('weight', args[1] if len(args) > 1 else None)
-    bias = kwargs.get('bias', args[2] if len(args) > 2 else None)
+    _, weight, bias = ops.layer_operands(args, kwargs)
     axis = 1 if step.kind == ops.CONV_TRANSPOSE else 0
     return weight, step_of(weight.float(), axis, step.weight_format), bias
 
@@ -228,5 +227,5 @@ def quantize_computed_weight(
     """The call of a layer, on its computed weight put on a grid."""
     weight, size, bias = computed_weight(step, args, kwargs)
     quantized = quantize_weight(weight.float(), size, step.weight_format)
-    x = args[0] if args else kwargs['input']
+    x = ops.layer_operands(args, kwargs)[0]
     return ops.replace_operands(args, kwargs, x, quantized.to(weight.dtype), bias)

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _MADE_BY = '_zoo_made_by'  # on a tensor: the region's call that returned it
 
@@ -70,8 +70,8 @@ class RegionTap:
         name = self.regions[module]
         count = self._counts[name] = self._counts.get(name, -1) + 1
         self._call = f'{name}#{count}' if count else name
-        leaves, structure = tree_flatten((args, kwargs))
-        given = [self._remember(leaf) for leaf in leaves]
+        given: list[Optional[Tensor]] = []
+        map_tensors((args, kwargs), lambda x: given.append(self._remember(x)) or x)
         self.given[self._call] = given
         if self.reference is None:
             return None
@@ -79,14 +79,15 @@ class RegionTap:
         if known is None or not _alike(known, given):
             self.strayed.add(self._call)
             return None
-        leaves = [
-            mine if old is None else old.clone() for mine, old in zip(leaves, known)
-        ]
-        return tree_unflatten(leaves, structure)
+        old = iter(known)
 
-    def _remember(self, leaf: Any) -> Optional[Tensor]:
-        if not isinstance(leaf, Tensor):
-            return None
+        def replace(mine: Tensor) -> Tensor:
+            theirs = next(old)
+            return mine if theirs is None else theirs.clone()
+
+        return map_tensors((args, kwargs), replace)
+
+    def _remember(self, leaf: Tensor) -> Optional[Tensor]:
         maker = getattr(leaf, _MADE_BY, None)
         if maker is None:
             return leaf.detach().clone()
@@ -97,12 +98,32 @@ class RegionTap:
         self._depth -= 1
         if self._depth:
             return
-        leaves = tree_flatten(output)[0]
-        found = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        found: list[Tensor] = []
+        map_tensors(output, lambda x: found.append(x) or x)
+        found = [x for x in found if x.is_floating_point()]
         for index, leaf in enumerate(found):
             name = f'{self._call}:{index}' if len(found) > 1 else self._call
             self.outputs[name] = leaf.detach().clone()
             setattr(leaf, _MADE_BY, name)
+
+
+def map_tensors(item: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Replaces the tensors in nested lists, dicts and data elements.
+
+    Args:
+        item (Any): What holds them; what holds none is returned as it is.
+        function (Callable[[Tensor], Tensor]): Gives the new one.
+    """
+    if isinstance(item, Tensor):
+        return function(item)
+    if isinstance(item, dict):
+        return {key: map_tensors(value, function) for key, value in item.items()}
+    if type(item) in (list, tuple):
+        return type(item)(map_tensors(value, function) for value in item)
+    if isinstance(item, BaseDataElement):
+        data = {name: map_tensors(value, function) for name, value in item.items()}
+        return item.new(**data)
+    return item
 
 
 def _alike(known: list, given: list) -> bool:

@@ -5,14 +5,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent.parent / 'mmquant_jacinto'
+TOOLS = Path(__file__).resolve().parent
+PACKAGE = TOOLS.parent / 'mmquant_jacinto'
 
 
 @functools.lru_cache
 def engine_version() -> str:
-    """A number for the package's sources; results of two do not mix."""
+    """A number for the sources of the package and the sweep: two do not mix."""
     digest = hashlib.sha1()
-    for path in sorted(PACKAGE.rglob('*.py')):
+    for path in sorted([*PACKAGE.rglob('*.py'), *TOOLS.glob('zoo_*.py')]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
