@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import ops
+from .attention import WRITTEN_OUT
 from .call_tree import CallNode, CallTracker
+from .deform_conv import make_visible
 from .ops import OPS, Op
 from .plan import Plan, Step
 
@@ -91,6 +93,7 @@ class Executor(TorchFunctionMode):
 
     def __init__(self, root: nn.Module, plan: Plan) -> None:
         super().__init__()
+        make_visible()
         self.root = root
         self.plan = plan
         self.behaviour = Behaviour()
@@ -197,7 +200,7 @@ class Executor(TorchFunctionMode):
         kwargs = kwargs or {}
         op = OPS.get(func)
         if op is None:
-            return func(*args, **kwargs)
+            return self._call_other(func, args, kwargs)
         if self._norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
@@ -208,19 +211,53 @@ class Executor(TorchFunctionMode):
         args = tuple([_current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
+        if step.entries:
+            args, kwargs = self._quantize_operands(step, op, args, kwargs)
         in_place = args and isinstance(args[0], Tensor) and _is_in_place(func, kwargs)
         if in_place and args[0]._is_view():
             # What it is a view of changes too.
             real = func(*args, **kwargs)
             if op.kind != ops.CLIP:
                 return real
+            # Twice in place, and autograd has lost what the first one gave.
+            func = _given
         result = self.behaviour.call(step, op, func, args, kwargs)
         if in_place and result is not args[0]:
             _replace(args[0], result)
         return result
 
 
+    def _call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table."""
+        written_out = WRITTEN_OUT.get(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        # Of a getter (`x.shape`) it makes no difference.
+        if func.__name__ != '__get__':
+            args = tuple([_current(item) for item in args])
+        return func(*args, **kwargs)
+
+    def _quantize_operands(
+        self, step: Step, op: Op, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        """Quantizes what comes from calls that the plan does not quantize."""
+        layer = op.kind in ops.WEIGHTED
+        x, weight, bias = ops.layer_operands(args, kwargs) if layer else (None,) * 3
+        operands = [x, weight] if layer else ops.tensor_inputs(op, args, kwargs)
+        for index, quantizer in step.entries:
+            operands[index] = self.behaviour.input(quantizer, operands[index])
+        if layer:
+            return ops.replace_operands(args, kwargs, *operands, bias)
+        return ops.replace_inputs(op, args, kwargs, operands)
+
+
 _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
+
+
+def _given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for a call that has been made."""
+    return x
 
 
 def _is_in_place(func: Callable, kwargs: dict) -> bool:

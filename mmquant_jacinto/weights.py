@@ -52,14 +52,21 @@ class Layer(NamedTuple):
     # Looked up at each use: EMA, SyncBN conversion and the like may replace
     # parameters of a module, but not the modules.
     @property
-    def weight(self) -> nn.Parameter:
-        return getattr(self.owner, self.spec.weight.rpartition('.')[2])
+    def weight(self) -> Tensor:
+        weight = getattr(self.owner, self.spec.weight.rpartition('.')[2])
+        rows = self.spec.rows
+        return weight if rows is None else weight[slice(*rows)]
 
     @property
-    def bias(self) -> Optional[nn.Parameter]:
+    def bias(self) -> Optional[Tensor]:
         if self.spec.bias is None:
             return None
-        return getattr(self.bias_owner, self.spec.bias.rpartition('.')[2])
+        bias = getattr(self.bias_owner, self.spec.bias.rpartition('.')[2])
+        rows = self.spec.rows
+        # Rows of a packed weight may have a bias of their own.
+        if rows is None or len(bias) == self.spec.channels:
+            return bias
+        return bias[slice(*rows)]
 
     @property
     def parameters(self) -> tuple[Optional[Tensor], ...]:
@@ -253,6 +260,28 @@ def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
         without the rounding.
     """
     return _QuantizeWeight.apply(weight, step, fmt)
+
+
+def step_of(weight: Tensor, axis: int, fmt: TensorFormat) -> Tensor:
+    """Step of the grid of a weight that is no parameter.
+
+    Args:
+        weight (Tensor): As the model computed it.
+        axis (int): Its output channel axis.
+        fmt (TensorFormat): Its format.
+
+    Returns:
+        Tensor: Shaped to multiply the weight.
+    """
+    magnitude = weight.detach().abs()
+    if fmt.per_channel:
+        dims = [d for d in range(weight.dim()) if d != axis]
+        reach = magnitude.amax(dims, keepdim=True)
+    else:
+        reach = magnitude.amax().view((1,) * weight.dim())
+    reach = reach.clamp_(min=SMALLEST_RANGE)
+    high = integer_bounds(fmt)[1]
+    return power_of_two_above(reach) / (high + 1) if fmt.power_of_two else reach / high
 
 
 def bias_limits(bits: int) -> tuple[float, float]:
