@@ -72,6 +72,12 @@ class Frame:
         self.counts[name] = index + 1
         return index
 
+    def copy(self) -> 'Frame':
+        """The frame as it is now, to count on from twice."""
+        frame = Frame(self.node, self.module)
+        frame.counts = dict(self.counts)
+        return frame
+
 
 class CallTracker:
     """Keeps the stack of running modules by hooks on each of them.
