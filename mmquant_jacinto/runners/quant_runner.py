@@ -22,9 +22,10 @@ from ..hooks import QATHook
 from ..mmdet_wrappers import wrapper_class
 from ..quant_module import QuantModule
 from ..quantization import NAME, find_plan
+from ..untouched import preserved_random_state
 from .calibration_loop import CalibrationLoop
 from .cpu_distributed import init_cpu_process_group
-from .sampling import first_batch, preserved_random_state
+from .sampling import first_batch
 
 _DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
 
