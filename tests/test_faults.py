@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fault_runs import random_config
+from mmengine.fileio import LocalBackend
 from mmengine.runner import Runner, find_latest_checkpoint
 from toy_runner import (
     EPOCHS,
@@ -34,7 +35,7 @@ TIMEOUT = 300
 
 
 def kill(work_dir, where, **options):
-    """Runs :func:`random_config` until it kills itself."""
+    """Runs :func:`random_config` as a process until it kills itself."""
     done = subprocess.run(
         [sys.executable, SCRIPT, work_dir, where, json.dumps(options)],
         env={**os.environ, 'OMP_NUM_THREADS': '1'},
@@ -44,6 +45,17 @@ def kill(work_dir, where, **options):
         timeout=TIMEOUT,
     )
     assert done.returncode == -signal.SIGKILL, done.stdout[-5000:]
+
+
+def end(work_dir, iteration, **options):
+    """Runs it here until an exception ends it, which is faster."""
+    cfg = random_config(work_dir, **options)
+    cfg.custom_hooks = [
+        *cfg.custom_hooks,
+        dict(type='KillHook', before_iter=iteration),
+    ]
+    with pytest.raises(Killed):
+        train(cfg)
 
 
 def resume(work_dir, **options):
@@ -66,12 +78,12 @@ def assert_same_end(work_dir, reference, name=f'epoch_{EPOCHS}.pth'):
     assert val_scores(work_dir)[-1] == val_scores(reference)[-1]
 
 
-# Statistics of normalizations freeze from iteration 9 (or 13 of 30) on, and ranges
-# from 17 (or 18) on: what kills fall into are the epochs around both, and the first,
-# in which there is no checkpoint yet.
+# Statistics of normalizations freeze from iteration 9 (by iterations: 11) on, and
+# ranges from 17 (15) on. The kills fall into those epochs, and into the first, in
+# which there is no checkpoint yet.
 BY_EPOCH = dict(quantize=QAT)
 WORKERS = dict(quantize=QAT, workers=2)
-BY_ITERATION = dict(quantize=QAT, iters=30)
+BY_ITERATION = dict(quantize=QAT, iters=24)
 AVERAGED = dict(
     quantize=QAT,
     custom_hooks=[dict(type='EMAHook', momentum=0.1, update_buffers=True)],
@@ -79,22 +91,39 @@ AVERAGED = dict(
 )
 
 
+@pytest.fixture(scope='module')
+def whole_dir(tmp_path_factory):
+    """The work dir of an uninterrupted training by epochs."""
+    work_dir = tmp_path_factory.mktemp('whole')
+    train(random_config(work_dir, **BY_EPOCH))
+    return work_dir
+
+
+@pytest.mark.parametrize('where', ['iteration:11', 'saving:epoch_4.pth'])
+def test_killed_training_ends_as_the_uninterrupted_one(where, whole_dir, tmp_path):
+    kill(tmp_path, where, **BY_EPOCH)
+    resume(tmp_path, **BY_EPOCH)
+    assert_same_end(tmp_path, whole_dir)
+
+
+@pytest.mark.parametrize('iteration', [3, 18])
+def test_training_ended_in_any_epoch_ends_as_the_uninterrupted_one(
+    iteration, whole_dir, tmp_path
+):
+    end(tmp_path, iteration, **BY_EPOCH)
+    resume(tmp_path, **BY_EPOCH)
+    assert_same_end(tmp_path, whole_dir)
+
+
 @pytest.mark.parametrize(
-    ('where', 'options'),
-    [
-        ('iteration:3', BY_EPOCH),
-        ('iteration:11', BY_EPOCH),
-        ('iteration:19', WORKERS),
-        ('iteration:15', BY_ITERATION),
-        ('iteration:14', AVERAGED),
-        ('saving:epoch_4.pth', BY_EPOCH),
-    ],
-    ids=['first', 'epoch', 'workers', 'iteration', 'averaged', 'saving'],
+    ('iteration', 'options'),
+    [(19, WORKERS), (15, BY_ITERATION), (14, AVERAGED)],
+    ids=['workers', 'iterations', 'averaged'],
 )
-def test_killed_training_ends_as_the_uninterrupted_one(where, options, tmp_path):
+def test_other_trainings_end_as_the_uninterrupted_ones(iteration, options, tmp_path):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train(random_config(whole, **options))
-    kill(parts, where, **options)
+    end(parts, iteration, **options)
     resume(parts, **options)
     iters = options.get('iters')
     assert_same_end(parts, whole, f'iter_{iters}.pth' if iters else 'epoch_6.pth')
@@ -103,7 +132,7 @@ def test_killed_training_ends_as_the_uninterrupted_one(where, options, tmp_path)
 def test_seed_that_nobody_chose_is_taken_up(tmp_path):
     options = dict(quantize=QAT, randomness=dict(seed=None))
     parts = tmp_path / 'parts'
-    kill(parts, 'iteration:11', **options)
+    end(parts, 11, **options)
     whole = tmp_path / 'whole'
     seed = load(parts / 'epoch_2.pth')['meta']['seed']
     train(random_config(whole, quantize=QAT, randomness=dict(seed=seed)))
@@ -118,13 +147,10 @@ def float_checkpoint(tmp_path_factory):
     return str(work_dir / 'iter_4.pth')
 
 
-@pytest.mark.parametrize('where', ['calibrating:2', 'calibrating:7', 'saving:epoch_1'])
-def test_killed_calibration_starts_again_to_the_same_end(
-    where, float_checkpoint, tmp_path
-):
+def test_killed_calibration_starts_again_to_the_same_end(float_checkpoint, tmp_path):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train(random_config(whole, PTQ, load_from=float_checkpoint))
-    kill(parts, where, quantize=PTQ, load_from=float_checkpoint)
+    kill(parts, 'calibrating:7', quantize=PTQ, load_from=float_checkpoint)
     # The tools' --resume removes load_from, and there is no checkpoint.
     resume(parts, quantize=PTQ)
     ours, theirs = (state_of(folder / 'epoch_1.pth') for folder in (parts, whole))
@@ -206,9 +232,7 @@ def test_folder_without_any_checkpoint(tmp_path):
 
 
 def test_only_checkpoint_stays_until_the_next_is_complete(tmp_path):
-    options = dict(
-        quantize=QAT, default_hooks=dict(checkpoint=dict(max_keep_ckpts=1))
-    )
+    options = dict(quantize=QAT, default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
     kill(tmp_path, 'saving:epoch_3.pth', **options)
     assert [path.name for path in tmp_path.glob('epoch_*.pth')] == ['epoch_2.pth']
     assert find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
@@ -216,17 +240,28 @@ def test_only_checkpoint_stays_until_the_next_is_complete(tmp_path):
     assert [path.name for path in tmp_path.glob('epoch_*.pth')] == ['epoch_6.pth']
 
 
-def test_best_checkpoint_stays_until_the_next_is_complete(tmp_path):
+def test_best_checkpoint_stays_until_the_next_is_complete(tmp_path, monkeypatch):
     best = dict(save_best='norm', rule='less', max_keep_ckpts=2)
     options = dict(quantize=QAT, default_hooks=dict(checkpoint=best))
     options['optim_wrapper.optimizer.weight_decay'] = 1.0
-    whole = tmp_path / 'whole'
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train(random_config(whole, **options))
     (name,) = (path.name for path in whole.glob('best_*.pth'))
     assert name != 'best_norm_epoch_1.pth'
-    parts = tmp_path / 'parts'
-    kill(parts, f'saving:{name}', **options)
-    assert len(list(parts.glob('best_*.pth'))) == 1
+
+    put = LocalBackend.put
+
+    def put_nothing(backend, data, path):
+        if name in str(path):
+            raise Killed
+        put(backend, data, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, 'put', put_nothing)
+        with pytest.raises(Killed):
+            train(random_config(parts, **options))
+    (left,) = parts.glob('best_*.pth')
+    assert left.name != name
     resume(parts, **options)
     assert_same_end(parts, whole)
 
@@ -245,9 +280,7 @@ def test_epochs_differ_in_their_random_numbers(tmp_path):
 
         def __getitem__(self, index):
             seen.append(float(torch.rand(1)))
-            return dict(
-                inputs=torch.rand(1, 8, 8), labels=torch.tensor(1), place=index
-            )
+            return dict(inputs=torch.rand(1, 8, 8), labels=torch.tensor(1), place=index)
 
     cfg = make_config(tmp_path, QAT, **{'train_cfg.max_epochs': 3})
     runner = Runner.from_cfg(cfg)
