@@ -219,7 +219,8 @@ class Simulate(Behaviour):
         weight = quantize_weight(layer.weight, step, layer.spec.format)
         correction = self.state.correction(name)
         bias = layer.bias
-        return weight, correction if bias is None else bias + correction
+        # A copy, as with a bias: what is kept does not change with the buffer.
+        return weight, correction.clone() if bias is None else bias + correction
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
