@@ -72,6 +72,12 @@ class Frame:
         self.counts[name] = index + 1
         return index
 
+    def copy(self) -> 'Frame':
+        """The frame as it is now, to count on from twice."""
+        frame = Frame(self.node, self.module)
+        frame.counts = dict(self.counts)
+        return frame
+
 
 class CallTracker:
     """Keeps the stack of running modules by hooks on each of them.
@@ -102,7 +108,7 @@ class CallTracker:
         for module in root.modules():
             enter, leave = self._enter, self._leave
             if module is root:
-                enter, leave = self._enter_root, self._leave_root
+                enter, leave = self.enter_root, self._leave_root
             self.handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
                 module.register_forward_hook(leave, always_call=True),
@@ -143,7 +149,8 @@ class CallTracker:
         self.stack.pop()
         return result
 
-    def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """What the root's pre-hook does, for a pass that began before it was there."""
         self.restart()
         if self.on_root is not None:
             self.on_root(True)

@@ -5,8 +5,9 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 (:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
 """
 
-from collections.abc import Iterable
-from typing import Any, Callable, Optional
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -15,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from . import ops
+from . import checkpointing, ops
 from .attention import WRITTEN_OUT
-from .call_tree import CallNode, CallTracker
+from .call_tree import CallNode, CallTracker, Frame
 from .deform_conv import make_visible
+from .errors import QuantizeError
 from .ops import OPS, Op
 from .plan import Plan, Step
 
@@ -61,6 +63,14 @@ class Behaviour:
         """A batch normalization module has run (or was folded)."""
         return x
 
+    def remember(self) -> Any:
+        """What it takes to compute a part of the present pass again."""
+        return None
+
+    def replay(self, memory: Any) -> AbstractContextManager:
+        """A context that computes as when ``memory`` was made, and measures nothing."""
+        return nullcontext()
+
 
 class _Tracker(CallTracker):
     """Sends a further run of a known module to its last recorded one.
@@ -81,6 +91,16 @@ class _Tracker(CallTracker):
             parent.children[key] = node
             return node
         return parent.child(module, invocation)
+
+
+class _Moment(NamedTuple):
+    """Where a pass is, to go on from there a second time."""
+
+    behaviour: Behaviour
+    memory: Any
+    region: Optional[nn.Module]
+    norm: Optional[nn.Module]
+    frame: Frame
 
 
 class Executor(TorchFunctionMode):
@@ -105,6 +125,9 @@ class Executor(TorchFunctionMode):
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
         self._in_root = False
+        # In a part that is run again: gives a normalization other buffers.
+        self._spare: Optional[Callable[[nn.Module], None]] = None
+        checkpointing.follow_checkpoints()
 
     def remove(self) -> None:
         """Takes the executor off the model."""
@@ -115,24 +138,89 @@ class Executor(TorchFunctionMode):
             if self._region is not None:
                 # A keyboard interrupt runs no hooks.
                 self._close()
+            checkpointing.forget(self)
+            checkpointing.start(self)
             self.behaviour.begin()
         else:
             self.behaviour.end()
+            checkpointing.stop(self)
         self._in_root = starts
 
     def _open(self, module: nn.Module) -> None:
         self._region = module
+        checkpointing.start(self)
         self.behaviour.enter_region()
         self.__enter__()
 
     def _close(self) -> None:
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
+        checkpointing.stop(self)
         self._region = self._norm = None
+
+    def remember(self) -> _Moment:
+        """Where the pass is: see :mod:`checkpointing`."""
+        return _Moment(
+            self.behaviour,
+            self.behaviour.remember(),
+            self._region,
+            self._norm,
+            self.tracker.frame.copy(),
+        )
+
+    @contextmanager
+    def replay(self, moment: _Moment) -> Iterator[None]:
+        """Goes on from ``moment`` a second time, during the backward pass."""
+        present = self.behaviour, self._region, self._norm, self._in_root, self._spare
+        stack = self.tracker.stack
+        self.behaviour = moment.behaviour
+        self._region, self._norm, self._in_root = None, None, True
+        self.tracker.stack = [moment.frame.copy()]
+        try:
+            with moment.behaviour.replay(
+                moment.memory
+            ), checkpointing.spare_statistics() as self._spare:
+                if moment.region is not None:
+                    self._open(moment.region)
+                if moment.norm is not None:
+                    self._enter_norm(moment.norm)
+                try:
+                    yield
+                finally:
+                    if self._region is not None:
+                        self._close()
+        finally:
+            self.tracker.stack = stack
+            (
+                self.behaviour,
+                self._region,
+                self._norm,
+                self._in_root,
+                self._spare,
+            ) = present
+
+    def settle(self, values: Any) -> Any:
+        """What tensors, in any nesting, have become by in-place calls."""
+        return _current_leaves(values)
+
+    def _refuse_replay(self, module: nn.Module) -> None:
+        """Refuses what is run again by other means than torch's checkpoint."""
+        if not checkpointing.in_backward():
+            return
+        name = self.tracker.names[module]
+        inside = any((name + '.').startswith(f'{r}.') for r in self.plan.regions)
+        if inside:
+            raise QuantizeError(
+                f'{name} runs again during the backward pass by other means than '
+                'torch.utils.checkpoint, and would do so in float; switch its '
+                'activation checkpointing off (with_cp, num_cp and the like)'
+            )
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         result = None
         if self._region is None:
+            if not self._in_root:
+                self._refuse_replay(module)
             if module not in self.regions:
                 return None
             if not self._in_root:
@@ -144,8 +232,13 @@ class Executor(TorchFunctionMode):
                 result = self._quantize_inputs(names, args, kwargs)
             self._open(module)
         if isinstance(module, _BatchNorm):
-            self._norm = module
+            self._enter_norm(module)
         return result
+
+    def _enter_norm(self, module: nn.Module) -> None:
+        self._norm = module
+        if self._spare is not None and module.training:
+            self._spare(module)
 
     def _quantize_inputs(self, names: dict[int, str], args: tuple, kwargs: dict) -> Any:
         leaves, structure = tree_flatten((args, kwargs))

@@ -20,6 +20,7 @@ from .attention import WRITTEN_OUT
 from .call_tree import CallTracker
 from .deform_conv import make_visible
 from .ops import OPS
+from .untouched import untouched
 
 
 @dataclass
@@ -358,8 +359,8 @@ def record(
 ) -> Graph:
     """Runs ``passes`` on a model in eval mode and records what they call.
 
-    The model is left as it was: training flags, statistics of batch
-    normalization, gradients and random state.
+    The model is left as it was: training flags, attributes, statistics, gradients,
+    and so is the random state.
 
     Args:
         model (nn.Module): The float model.
@@ -370,17 +371,14 @@ def record(
     Returns:
         Graph: The union of what the passes called.
     """
-    training = {module: module.training for module in model.modules()}
-    recorder = Recorder(model, is_region)
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
+    with untouched(model), torch.no_grad():
+        recorder = Recorder(model, is_region)
+        try:
+            model.eval()
             for run in passes:
                 run()
-    finally:
-        recorder.remove()
-        for module, flag in training.items():
-            module.training = flag
+        finally:
+            recorder.remove()
     used = {site.weight for site in recorder.graph.sites.values()} | recorder.used
     recorder.graph.unused = [
         name

@@ -7,6 +7,8 @@ it is folded into weight and bias and not run at all. A clamping activation is
 not run either: the quantizer behind it clamps.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, Optional, Protocol
 
 import torch
@@ -89,6 +91,24 @@ class Simulate(Behaviour):
 
     def end(self) -> None:
         self.activations.commit()
+
+    def remember(self) -> tuple:
+        return self.grids.present(), self.activations.present()
+
+    @contextmanager
+    def replay(self, memory: tuple) -> Iterator[None]:
+        owners = self.grids, self.activations
+        observing = self.activations.observing
+        present = [owner.present() for owner in owners]
+        for owner, past in zip(owners, memory):
+            owner.become(past)
+        self.activations.observing = False
+        try:
+            yield
+        finally:
+            self.activations.observing = observing
+            for owner, now in zip(owners, present):
+                owner.become(now)
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
