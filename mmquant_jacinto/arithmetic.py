@@ -116,7 +116,8 @@ class OnnxRuntime(FixedPoint):
         offset = _float32(zero - _float32(a * zero_a + offset))
         total = (y.double() + zero_b).mul_(b).add_(offset).float()
         total = (x.double() + zero_a).mul_(a).add_(total).float()
-        return total.sub_(zero)
+        # Rounded with the zero point in: a tie goes to the even stored integer.
+        return total.round_().sub_(zero)
 
     def product(self, total: Tensor, first: Grid, second: Grid, grid: Grid) -> Tensor:
         if _is_wide(first, second, grid):
