@@ -78,6 +78,27 @@ class FixedPoint:
         """
         return None
 
+    def group_norm(
+        self,
+        x: Tensor,
+        given: Grid,
+        groups: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor | None:
+        """Group normalization of integers, in real numbers, if the engine has one.
+
+        Args:
+            x (Tensor): Integers less the zero point: (N, C, ...).
+            given (Grid): Of ``x``.
+            groups (int): Number of groups.
+            weight (Tensor, optional): (C,).
+            bias (Tensor, optional): (C,).
+            eps (float): Added to the variance, in squared real numbers.
+        """
+        return None
+
 
 class OnnxRuntime(FixedPoint):
     """The QLinear kernels of ONNX Runtime on x86 (measured with 1.32).
@@ -127,6 +148,38 @@ class OnnxRuntime(FixedPoint):
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _ONNXRUNTIME_FUNCTIONS.get(name)
+
+    def group_norm(
+        self,
+        x: Tensor,
+        given: Grid,
+        groups: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor | None:
+        # Float sums depend on the order of adding; those of integers are exact, so
+        # the exported graph sums those (``export.steps``), and so is it done here.
+        if _is_wide(given):
+            return None
+        grouped = x.double().reshape(x.shape[0], groups, -1)
+        count = grouped.shape[-1]
+        mean = grouped.sum(-1, keepdim=True) / count
+        variance = grouped.square().sum(-1, keepdim=True) / count - mean * mean
+        inverse = 1.0 / (variance + eps / given.scale**2).sqrt()
+        gain, offset = inverse, -mean * inverse
+        if weight is not None:
+            gain = inverse * weight.double().view(groups, -1)
+            offset = -mean * gain
+        if bias is not None:
+            offset = offset + bias.double().view(groups, -1)
+        shape = (x.shape[0], -1) + (1,) * (x.dim() - 2)
+        channels = x.shape[1] // groups
+        gain, offset = (
+            item.expand(-1, -1, channels).reshape(shape).float()
+            for item in (gain, offset)
+        )
+        return (x * gain).add_(offset)
 
 
 def _is_wide(*grids: Grid) -> bool:

@@ -207,6 +207,11 @@ class Integer(Behaviour):
             steps = self.engine.product(x * y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
             steps = self._look_up(op.name, first, x) / grid.scale
+        elif op.name == 'group_norm':
+            real = self.engine.group_norm(x, first, *_group_norm(*args, **kwargs))
+            if real is None:
+                return None
+            steps = real.div_(grid.scale)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
@@ -263,6 +268,17 @@ class Integer(Behaviour):
             else torch.float64
         )
         return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+
+
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> tuple[int, Optional[Tensor], Optional[Tensor], float]:
+    """The arguments of a call, behind its input."""
+    return num_groups, weight, bias, eps
 
 
 def grid_of(x: Any) -> Optional[Grid]:

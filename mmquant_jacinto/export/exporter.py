@@ -16,6 +16,7 @@ from ..quantization import Quantization
 from ..version import __version__
 from .example import Example
 from .layout import choose_outputs
+from .steps import Writing
 from .targets import Target, choose_target, form_of
 from .trace import Trace
 
@@ -115,7 +116,7 @@ def export_onnx(
     set_engine(root, chosen)
     given = Example.of(root, example)
     trace = Trace(root, quantization, chosen)
-    with trace.running():
+    with trace.running(Writing(quantization, trace)):
         trace.add_input(given.images, INPUT_NAME)
         given.run()
     outputs, layout = choose_outputs(trace)

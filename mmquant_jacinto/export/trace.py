@@ -21,24 +21,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from .. import ops
-from ..integer import Integer, grid_of
+from ..execute import Behaviour
 from ..kernels import Bounds, Grid
-from ..ops import OPS, Op
-from ..plan import Step
+from ..ops import OPS
 from ..simulate import State
 from .graph_writer import GraphWriter
 from .operators import TRANSLATIONS, SiteWriter
 from .targets import (
     CLIP,
-    Storage,
     Target,
     activation_storage,
     form_of,
-    weight_storage,
 )
 
-_TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
+TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
 
 
 @dataclass
@@ -85,11 +81,15 @@ class Trace(TorchFunctionMode):
         self.parameters = {id(p): name for name, p in root.named_parameters()}
         self.tracker = state.executor.tracker
         self._open: list[RegionCall | None] = []  # the region that runs
-        self._pauses = 0
+        self.pauses = 0
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Context in which the model's calls are written."""
+    def running(self, writing: Behaviour) -> Iterator[None]:
+        """Context in which the model's calls are written.
+
+        Args:
+            writing (Behaviour): What is done at the plan's steps.
+        """
         executor = self.state.executor
         names = {executor.root.get_submodule(r): r for r in self.state.plan.regions}
         handles = []
@@ -107,7 +107,7 @@ class Trace(TorchFunctionMode):
                 module.register_forward_hook(self._leave_module, with_kwargs=True)
             )
         behaviour = executor.behaviour
-        executor.behaviour = _Writing(self.state, self)
+        executor.behaviour = writing
         try:
             with torch.no_grad(), self:
                 yield
@@ -123,22 +123,22 @@ class Trace(TorchFunctionMode):
         self.name(x, self.writer.add_input(name, x))
 
     def name(self, x: Tensor, name: str) -> None:
-        setattr(x, _TAG, (self, name, None))
+        setattr(x, TAG, (self, name, None))
 
     def lose(self, x: Tensor, reason: str) -> None:
         """The graph cannot have this tensor; an error only if it needs it."""
-        setattr(x, _TAG, (self, None, reason))
+        setattr(x, TAG, (self, None, reason))
 
     def name_of(self, x: Any) -> str | None:
-        return self._tag(x)[0]
+        return self.tag(x)[0]
 
-    def _tag(self, x: Any) -> tuple[str | None, str | None]:
-        trace, name, reason = getattr(x, _TAG, (None, None, None))
+    def tag(self, x: Any) -> tuple[str | None, str | None]:
+        trace, name, reason = getattr(x, TAG, (None, None, None))
         return (name, reason) if trace is self else (None, None)
 
     def knows(self, x: Any) -> bool:
         """Whether a tensor follows from the graph's inputs."""
-        return self._tag(x) != (None, None)
+        return self.tag(x) != (None, None)
 
     def operand(self, x: Tensor) -> str | None:
         """Name of an operand; a parameter gets a constant of its name."""
@@ -150,7 +150,7 @@ class Trace(TorchFunctionMode):
     # --- regions
 
     def _enter_region(self, name: str, args: tuple, kwargs: dict) -> None:
-        if self._open or self._pauses:
+        if self._open or self.pauses:
             return
         leaves = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         inputs = [self.name_of(x) for x in leaves if self.name_of(x)]
@@ -159,7 +159,7 @@ class Trace(TorchFunctionMode):
         else:
             self.skipped.append(name)
             self._open.append(None)
-            self._pauses += 1
+            self.pauses += 1
         self._open_module = self.root.get_submodule(name)
 
     def _leave_module(
@@ -167,7 +167,7 @@ class Trace(TorchFunctionMode):
     ) -> None:
         if self._open and module is self._open_module:
             self._leave_region(output)
-        if self._pauses or not self._open:
+        if self.pauses or not self._open:
             return
         # Autograd functions of extensions are seen by nobody.
         given = tree_flatten((args, kwargs))[0]
@@ -186,14 +186,14 @@ class Trace(TorchFunctionMode):
         call = self._open.pop()
         leaves = tree_flatten(output)[0]
         if call is None:
-            self._pauses -= 1
+            self.pauses -= 1
             for x in leaves:
                 if isinstance(x, Tensor):
                     self.lose(x, f'{self.skipped[-1]} is not in the graph')
             return
         call.output = output
         for x in leaves:
-            name, reason = self._tag(x)
+            name, reason = self.tag(x)
             call.names.append(name)
             call.reasons.append(reason)
         self.calls.append(call)
@@ -203,11 +203,11 @@ class Trace(TorchFunctionMode):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Context in which calls are an engine's own, not the model's."""
-        self._pauses += 1
+        self.pauses += 1
         try:
             yield
         finally:
-            self._pauses -= 1
+            self.pauses -= 1
 
     def __torch_function__(
         self,
@@ -217,10 +217,10 @@ class Trace(TorchFunctionMode):
         kwargs: dict | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self._pauses:
+        if self.pauses:
             return func(*args, **kwargs)
         # An operation in place gives its operand another name.
-        before = {id(x): self._tag(x) for x in _tensors(args, kwargs)}
+        before = {id(x): self.tag(x) for x in _tensors(args, kwargs)}
         out = func(*args, **kwargs)
         if any(tag != (None, None) for tag in before.values()):
             op = OPS.get(func)
@@ -236,7 +236,7 @@ class Trace(TorchFunctionMode):
             leaves = [args[0]]
         if not leaves:
             return
-        reasons = [self._tag(x)[1] for x in _tensors(args, kwargs)]
+        reasons = [self.tag(x)[1] for x in _tensors(args, kwargs)]
         reason = next((item for item in reasons if item), None)
         names: Any = None
         if reason is None:
@@ -324,218 +324,6 @@ class Trace(TorchFunctionMode):
         result = writer.dequantize(integers, grid, storage, f'{site}:out')
         self.values[result] = x
         return result
-
-
-class _Writing(Integer):
-    """Computes on integers, and writes each step down."""
-
-    def __init__(self, state: State, trace: Trace) -> None:
-        super().__init__(state)
-        self.trace = trace
-        self._weights: dict[str, str] = {}
-
-    def input(self, quantizer: str, x: Tensor) -> Tensor:
-        trace = self.trace
-        with trace.paused():
-            out = super().input(quantizer, x)
-        name, reason = trace._tag(x)
-        if reason is not None:
-            trace.lose(out, reason)
-        elif name is not None:
-            grid = grid_of(out)
-            named = name
-            if grid is not None:
-                named = self._once(quantizer, name, out, grid)
-            trace.name(out, named)
-        return out
-
-    def _once(self, quantizer: str, name: str, out: Tensor, grid: Grid) -> str:
-        key = f'{name}@{quantizer}'
-        if key not in self._weights:
-            self._weights[key] = self.trace.emit(quantizer, name, out, grid, None)
-        return self._weights[key]
-
-    def call(
-        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
-    ) -> Any:
-        trace = self.trace
-        if trace._pauses:
-            return super().call(step, op, func, args, kwargs)
-        tensors = ops.tensor_inputs(op, args, kwargs)
-        tags = {id(x): trace._tag(x) for x in tensors}
-        with trace.paused():
-            out = super().call(step, op, func, args, kwargs)
-        if step.follows and (step.weight or not step.norm):
-            return out
-        if not any(trace.knows(x) for x in tensors):
-            return out
-        if isinstance(out, Tensor) and any(out is x for x in tensors):
-            # Computed in place: the operand keeps its name for the nodes below.
-            for x in tensors:
-                setattr(x, _TAG, (trace, *tags[id(x)]))
-        if step.kind in ops.WEIGHTED and step.weight is not None:
-            self._write_layer(step, op, args, kwargs, out)
-        elif not (step.kind == ops.CLIP and grid_of(out) is not None):
-            trace.write(op.name, step.chain, args, kwargs, out)
-        else:
-            self._carry_name(tensors[0], out)
-        if step.kind == ops.PASS or step.last or step.weight or not step.norm:
-            self._finish(step, out)
-        return out
-
-    def after_norm(self, step: Step, x: Tensor) -> Tensor:
-        trace = self.trace
-        if trace._pauses:
-            return super().after_norm(step, x)
-        tag = trace._tag(x)
-        with trace.paused():
-            out = super().after_norm(step, x)
-        if out is not x:
-            setattr(out, _TAG, (trace, *tag))
-            self._finish(step, out)
-        return out
-
-    def _carry_name(self, x: Tensor, out: Tensor) -> None:
-        name, reason = self.trace._tag(x)
-        setattr(out, _TAG, (self.trace, name, reason))
-
-    def _finish(self, step: Step, out: Any) -> None:
-        """Quantizes what a step gave, if its quantizer did."""
-        trace = self.trace
-        for leaf in tree_flatten(out)[0]:
-            name = trace.name_of(leaf)
-            if name is None:
-                continue
-            grid = grid_of(leaf)
-            moved = step.kind in (ops.PASS, ops.CAT)
-            clip = None if moved else step.clip
-            if grid is not None:
-                trace.name(leaf, trace.emit(step.chain, name, leaf, grid, clip))
-            elif clip is not None and step.kind != ops.CLIP:
-                self._clamp(step, leaf, name)
-
-    def _clamp(self, step: Step, leaf: Tensor, name: str) -> None:
-        """An activation in front of a tensor that stays in float."""
-        writer = self.trace.writer
-        bounds = [
-            '' if b is None else writer.constant(np.float32(b), 'bound')
-            for b in step.clip
-        ]
-        self.trace.name(leaf, writer.node('Clip', [name, *bounds], step.chain))
-
-    def _write_layer(
-        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
-    ) -> None:
-        trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
-        name, reason = trace._tag(x)
-        if reason is not None:
-            trace.lose(out, reason)
-            return
-        given, grid = grid_of(x), grid_of(out)
-        weight, bias = self._operands(step, given, grid)
-        linear_in_space = step.kind == ops.LINEAR and x.dim() > 2
-        source: Any = x
-        if linear_in_space:
-            source = self._flatten(step, x, name, given)
-        args, kwargs = ops.replace_operands(args, kwargs, source, weight, bias)
-        site = SiteWriter(trace.writer, step.chain, out, trace.operand)
-        if linear_in_space:
-            result = site.node('Gemm', source, weight, bias, transB=1)
-            if grid is not None:
-                flat = out.reshape(-1, out.shape[-1])
-                result = trace.emit(step.chain, result, flat, grid, step.clip)
-            trace.name(out, site.reshape(result, out.shape))
-            return
-        shaped = _Operand(weight, self.state.layers[step.weight].weight)
-        args = (args[0], shaped, *args[2:])
-        trace.name(out, TRANSLATIONS[op.name](site, *args, **kwargs))
-
-    def _flatten(self, step: Step, x: Tensor, name: str, given: Grid | None) -> str:
-        site = SiteWriter(self.trace.writer, step.chain, x, self.trace.operand)
-        flat = site.reshape(name, (-1, x.shape[-1]))
-        if given is None:
-            return flat
-        return self.trace.emit(
-            f'{step.chain}:flat', flat, x.reshape(-1, x.shape[-1]), given, None
-        )
-
-    def _operands(
-        self, step: Step, given: Grid | None, grid: Grid | None
-    ) -> tuple[str, str]:
-        """Names of a layer's weight and bias, in real numbers."""
-        spec = self.state.plan.weights[step.weight]
-        writer = self.trace.writer
-        scale = self.fallback.grids.step(step.weight)
-        layer = self.state.layers[step.weight]
-        integers = self.integer_weight(step.weight)
-        if spec.format.per_channel:
-            steps, axis = scale.cpu().numpy(), spec.axis
-        else:
-            steps, axis = scale[0].cpu().numpy(), None
-        is_clip = form_of(self.trace.target, self.state.plan) == CLIP
-        if step.weight not in self._weights:
-            if is_clip:
-                real = integers.float() * layer.along_channels(scale)
-                self._weights[step.weight] = writer.constant(real, spec.weight)
-            else:
-                storage = weight_storage(self.trace.target, spec.format.bits)
-                self._weights[step.weight] = self._dequantized(
-                    integers.cpu().numpy(), steps, axis, storage, spec.weight
-                )
-        bias_name = spec.bias or f'{step.weight}.bias'
-        if given is None or grid is None:
-            bias = self.real_bias(step.weight)
-            return self._weights[step.weight], writer.constant(bias, bias_name)
-        key = f'{step.weight}@{given}'
-        if key not in self._weights:
-            bias = self.integer_bias(step.weight, given)
-            # The unit of the engine's accumulator, in the engine's precision.
-            unit = scale.float() * given.scale
-            if is_clip:
-                self._weights[key] = writer.constant(bias.float() * unit, bias_name)
-            else:
-                unit = unit if spec.format.per_channel else unit[0]
-                storage = Storage('int32', 0, -(2**31), 2**31 - 1)
-                self._weights[key] = self._dequantized(
-                    bias.cpu().numpy(),
-                    unit.cpu().numpy(),
-                    None if axis is None else 0,
-                    storage,
-                    bias_name,
-                )
-        return self._weights[step.weight], self._weights[key]
-
-    def _dequantized(
-        self,
-        integers: np.ndarray,
-        scale: np.ndarray,
-        axis: int | None,
-        storage: Storage,
-        name: str,
-    ) -> str:
-        writer = self.trace.writer
-        zero = np.zeros(np.shape(scale), np.int64)
-        return writer.node(
-            'DequantizeLinear',
-            [
-                writer.integers(integers, storage, f'{name}:int'),
-                writer.constant(np.asarray(scale, np.float32), f'{name}:scale'),
-                writer.integers(zero, storage, 'zero_point'),
-            ],
-            name,
-            **({} if axis is None else {'axis': axis}),
-        )
-
-
-class _Operand(str):
-    """Name of a weight that also tells its shape."""
-
-    shape: torch.Size
-
-    def __new__(cls, name: str, weight: Tensor) -> _Operand:
-        self = super().__new__(cls, name)
-        self.shape = weight.shape
-        return self
 
 
 def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
