@@ -67,8 +67,16 @@ class FixedPoint:
         """
         return x * (first.scale / grid.scale) + y * (second.scale / grid.scale)
 
-    def product(self, total: Tensor, first: Grid, second: Grid, grid: Grid) -> Tensor:
-        """Products, or sums of products, of two activations; as :meth:`add`."""
+    def multiply(
+        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        """Product of two quantized tensors, in steps of the output; as :meth:`add`."""
+        return self.sum_products(x * y, first, second, grid)
+
+    def sum_products(
+        self, total: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        """Exact sums of products of two activations, in steps of the output."""
         return total.mul_(first.scale * second.scale / grid.scale)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
@@ -140,9 +148,21 @@ class OnnxRuntime(FixedPoint):
         # Rounded with the zero point in: a tie goes to the even stored integer.
         return total.round_().sub_(zero)
 
-    def product(self, total: Tensor, first: Grid, second: Grid, grid: Grid) -> Tensor:
+    def multiply(
+        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
         if _is_wide(first, second, grid):
-            return super().product(total, first, second, grid)
+            product = (x.float() * first.scale) * (y.float() * second.scale)
+            return product.div_(grid.scale)
+        ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
+        total = (x.double() * y).mul_(ratio).sub_(grid.low).float()
+        return total.round_().add_(grid.low)
+
+    def sum_products(
+        self, total: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        if _is_wide(first, second, grid):
+            return super().sum_products(total, first, second, grid)
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
         return total.float().mul_(ratio)
 

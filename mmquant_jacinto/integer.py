@@ -198,13 +198,13 @@ class Integer(Behaviour):
         elif step.kind == ops.MATMUL:
             ((second, y),) = rest
             total = func(x.double(), y.double())
-            steps = self.engine.product(total, first, second, grid)
+            steps = self.engine.sum_products(total, first, second, grid)
         elif step.kind == ops.AVERAGE:
             args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
             steps = func(*args, **kwargs) * (first.scale / grid.scale)
         elif op.name == 'mul' and len(rest) == 1:
             ((second, y),) = rest
-            steps = self.engine.product(x * y, first, second, grid)
+            steps = self.engine.multiply(x, y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
             steps = self._look_up(op.name, first, x) / grid.scale
         elif op.name == 'group_norm':

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 
 @dataclass
@@ -60,7 +60,10 @@ class RegionOutputs:
         self.outputs = []
         handles = [
             module.register_forward_hook(
-                lambda module, args, output: self.outputs.append(output)
+                lambda module, args, output: self.outputs.append(
+                    # Decoding may write into it.
+                    tree_map(lambda x: x.clone() if _is_tensor(x) else x, output)
+                )
             )
             for module in self.regions
         ]
@@ -70,6 +73,10 @@ class RegionOutputs:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
 
 
 def named_tensors(layout: list[dict], outputs: list[Any]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
 from .layout import decode
+from .packages import require
 
 BACKENDS = ('onnxruntime', 'openvino')
 
@@ -95,9 +98,51 @@ def _start_onnxruntime(model: bytes, input_name: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    if saturates():
+        # Exact also where the fast kernels are not: x86 without VNNI.
+        options.add_session_config_entry('session.x64quantprecision', '1')
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = ort.InferenceSession(model, options, providers=['CPUExecutionProvider'])
     return lambda array: session.run(None, {input_name: array})
+
+
+@functools.lru_cache(maxsize=1)
+def saturates() -> bool:
+    """Whether this processor's U8S8 kernels saturate (x86 without VNNI).
+
+    They add pairs of products in 16 bits there. Weights of 7 bits
+    (``quantize.bits=dict(weight=7)``) avoid that, as does the session option
+    ``session.x64quantprecision``.
+    """
+    ort = require('onnxruntime')
+    size = 64
+    constants = dict(
+        scale=np.float32(1),
+        out_scale=np.float32(size * 255 * 127 / 255),
+        zero=np.uint8(0),
+        weight_zero=np.int8(0),
+        weight=np.full((size, size), 127, np.int8),
+    )
+    node = helper.make_node(
+        'QLinearMatMul',
+        ['x', 'scale', 'zero', 'weight', 'scale', 'weight_zero', 'out_scale', 'zero'],
+        ['y'],
+    )
+    graph = helper.make_graph(
+        [node],
+        'saturation',
+        [helper.make_tensor_value_info('x', TensorProto.UINT8, [size, size])],
+        [helper.make_tensor_value_info('y', TensorProto.UINT8, [size, size])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8
+    )
+    session = ort.InferenceSession(
+        model.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    (out,) = session.run(None, {'x': np.full((size, size), 255, np.uint8)})
+    return bool((out != 255).any())
 
 
 def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
@@ -111,21 +156,6 @@ def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
         return [results[output] for output in compiled.outputs]
 
     return run
-
-
-def require(package: str) -> Any:
-    """Imports a package of the ``export`` extra.
-
-    Raises:
-        QuantizeError: If it is not installed.
-    """
-    try:
-        return __import__(package)
-    except ImportError as error:
-        raise QuantizeError(
-            f'{package} is not installed ({error}); '
-            "pip install 'mmquant_jacinto[export]'"
-        ) from None
 
 
 @contextmanager

@@ -298,7 +298,7 @@ class Trace(TorchFunctionMode):
             result = writer.node(
                 'Clip', [name, *(writer.constant(b, 'range') for b in bounds)], site
             )
-            self.values[result] = x
+            self.values[result] = x.clone()  # the model may write into it
             return result
         storage = activation_storage(self.target, grid)
         implied = (
@@ -322,7 +322,7 @@ class Trace(TorchFunctionMode):
                 f'{site}:clip',
             )
         result = writer.dequantize(integers, grid, storage, f'{site}:out')
-        self.values[result] = x
+        self.values[result] = x.clone()  # the model may write into it
         return result
 
 
