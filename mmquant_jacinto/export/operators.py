@@ -891,6 +891,29 @@ def _pad(site, x, pad, mode='constant', value=None):
     return site.node('Pad', x, site.ints(before + after), *fill, mode=mode)
 
 
+@translates('unfold')
+def _unfold(site, x, kernel_size, dilation=1, padding=0, stride=1):
+    if site.out.dim() != 3 or any(_pair(padding, 2)):
+        raise NotImplementedError('Tensor.unfold, or padding')
+    (rows, columns), (down, right) = _pair(kernel_size, 2), _pair(stride, 2)
+    spread_y, spread_x = _pair(dilation, 2)
+    batch, channels, height, width = x.shape
+    high = (height - spread_y * (rows - 1) - 1) // down + 1
+    wide = (width - spread_x * (columns - 1) - 1) // right + 1
+    taps = []
+    for i in range(rows):
+        for j in range(columns):
+            starts = [i * spread_y, j * spread_x]
+            ends = [
+                starts[0] + down * (high - 1) + 1,
+                starts[1] + right * (wide - 1) + 1,
+            ]
+            tap = _slice(site, x, [2, 3], starts, ends, [down, right])
+            taps.append(site.reshape(tap, (batch, channels, 1, high * wide)))
+    out = site.node('Concat', *taps, axis=2)
+    return site.reshape(out, site.out.shape)
+
+
 @translates('pixel_shuffle')
 def _pixel_shuffle(site, x, upscale_factor):
     return site.node('DepthToSpace', x, blocksize=upscale_factor, mode='CRD')

@@ -306,6 +306,8 @@ class Trace(TorchFunctionMode):
             and high >= storage.high - storage.zero_point
         )
         on_integers = self.target.integer_clips and storage.dtype.endswith('int8')
+        # From one grid to the next: ONNX Runtime would merge the two roundings.
+        directly = name in writer.quantized and on_integers
         if not implied and not on_integers:
             bounds = [np.float32(k * grid.scale) for k in (low, high)]
             name = writer.node(
@@ -314,7 +316,7 @@ class Trace(TorchFunctionMode):
                 f'{site}:clip',
             )
         integers = writer.quantize(name, grid, storage, site)
-        if not implied and on_integers:
+        if directly or (not implied and on_integers):
             bounds = [np.asarray(k + storage.zero_point) for k in (low, high)]
             integers = writer.node(
                 'Clip',
