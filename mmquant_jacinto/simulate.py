@@ -41,6 +41,8 @@ class State(Protocol):
         bias_correction (Tensor): What calibration adds to the biases, all
             layers one after the other.
         constrained (Tensor): Whether the weights were constrained, ().
+        engine (str, optional): Whose arithmetic a test computes with; None: the
+            plan's target's.
     """
 
     plan: Plan
@@ -48,6 +50,7 @@ class State(Protocol):
     layers: dict[str, Layer]
     bias_correction: Tensor
     constrained: Tensor
+    engine: Optional[str]
 
     def correction(self, name: str) -> Tensor:
         """A layer's part of ``bias_correction``: (C,)."""
