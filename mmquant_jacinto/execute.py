@@ -122,6 +122,10 @@ class Executor(TorchFunctionMode):
         self.tracker.known = _node_names(
             [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
         )
+        # In a region nothing happens as other modules start and end.
+        self._watched = self.regions | {
+            module for module in root.modules() if isinstance(module, _BatchNorm)
+        }
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
         self._in_root = False
@@ -148,6 +152,7 @@ class Executor(TorchFunctionMode):
 
     def _open(self, module: nn.Module) -> None:
         self._region = module
+        self.tracker.watched = self._watched
         checkpointing.start(self)
         self.behaviour.enter_region()
         self.__enter__()
@@ -156,7 +161,7 @@ class Executor(TorchFunctionMode):
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
         checkpointing.stop(self)
-        self._region = self._norm = None
+        self._region = self._norm = self.tracker.watched = None
 
     def remember(self) -> _Moment:
         """Where the pass is: see :mod:`checkpointing`."""
@@ -265,7 +270,7 @@ class Executor(TorchFunctionMode):
         return result
 
     def _step(self, op: str, index: int) -> Optional[Step]:
-        node = self.tracker.frame.node
+        node = self.tracker.stack[-1].node
         step = node.sites.get((op, index), _UNSEEN)
         if step is _UNSEEN:
             name = node.site_name(op, index)
@@ -300,7 +305,7 @@ class Executor(TorchFunctionMode):
                 if step is not None and self.behaviour.folds(step, self._norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.frame.next('/' + op.name))
+        step = self._step(op.name, self.tracker.stack[-1].next(op.name))
         args = tuple([_current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
@@ -354,12 +359,14 @@ def _given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _is_in_place(func: Callable, kwargs: dict) -> bool:
-    name = func.__name__
-    return (
-        kwargs.get('inplace', False)
-        or name.startswith('__i')
-        or (name.endswith('_') and not name.endswith('__'))
-    )
+    return func in _IN_PLACE or kwargs.get('inplace', False)
+
+
+def _writes(name: str) -> bool:
+    return name.startswith('__i') or (name.endswith('_') and not name.endswith('__'))
+
+
+_IN_PLACE = frozenset(func for func in OPS if _writes(func.__name__))
 
 
 def _replace(x: Tensor, result: Tensor) -> None:
@@ -368,7 +375,12 @@ def _replace(x: Tensor, result: Tensor) -> None:
     setattr(x, _NOW, result)
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+
+
 def _current(item: Any) -> Any:
+    if type(item) in _PLAIN:
+        return item
     while isinstance(item, Tensor):
         now = getattr(item, _NOW, None)
         if now is None:

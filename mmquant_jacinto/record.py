@@ -234,7 +234,7 @@ class Recorder(TorchFunctionMode):
         if op is None:
             return self._record_other(func, args, kwargs)
         frame = self.tracker.frame
-        name = frame.node.site_name(op.name, frame.next('/' + op.name))
+        name = frame.node.site_name(op.name, frame.next(op.name))
         kind = ops.kind_of(op, args, kwargs)
         operands = ops.tensor_inputs(op, args, kwargs)
         inputs = [
@@ -289,7 +289,7 @@ class Recorder(TorchFunctionMode):
                 return written_out(*args, **kwargs)
         frame = self.tracker.frame
         op = func.__name__
-        name = frame.node.site_name(op, frame.next('/' + op))
+        name = frame.node.site_name(op, frame.next(op))
         inputs = [
             self._operand(item, (f'{name}:input', index))
             for index, item in enumerate(tree_flatten((args, kwargs))[0])
