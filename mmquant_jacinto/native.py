@@ -20,6 +20,7 @@ _SIGNATURES = dict(
     mmquant_mask=[_POINTER] * 3 + [_INT64],
     mmquant_quantize_rows=[_POINTER] * 2
     + [_INT64, _INT64, _POINTER, _POINTER, _FLOAT, _FLOAT],
+    mmquant_fold_gradient=[_POINTER] * 3 + [_INT64, _INT64] + [_POINTER] * 2,
     mmquant_reach=[_POINTER] * 4 + [_INT64] + [_POINTER] * 2,
 )
 
@@ -127,6 +128,32 @@ def quantize_rows(
         *limits,
     )
     return out
+
+
+def fold_gradient(grad: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    """Multiplies each row of a gradient by a factor, in place.
+
+    Args:
+        grad (Tensor): (C, ...), contiguous float32; overwritten.
+        weight (Tensor): Laid out as ``grad``.
+        factor (Tensor): C values.
+
+    Returns:
+        Tensor: Dot product of each row, as it was, with the weight's: (C,).
+    """
+    factor = factor.contiguous()
+    rows = grad.shape[0]
+    dots = torch.empty(rows)
+    _library.mmquant_fold_gradient(
+        grad.data_ptr(),
+        weight.data_ptr(),
+        grad.data_ptr(),
+        rows,
+        grad.numel() // rows,
+        factor.data_ptr(),
+        dots.data_ptr(),
+    )
+    return dots
 
 
 class Reach:

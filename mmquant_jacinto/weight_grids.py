@@ -128,10 +128,13 @@ class WeightGrids:
         """
         low, high = self._channel_reach()
         reach = torch.maximum(high, -low)
-        factor = self._from_norms('weight', self._ones) * torch.rsqrt(
+        deviation = torch.rsqrt(
             self._from_norms('running_var', self._ones) + self.eps
         )
-        bias = self._folded_bias(factor) + bias_correction
+        factor = self._from_norms('weight', self._ones) * deviation
+        offset = self._biases() - self._from_norms('running_mean', self._zeros)
+        bias = offset * factor + self._from_norms('bias', self._zeros)
+        bias = bias + bias_correction
         scaled = reach * factor.abs()
         largest = self._layer_max(scaled)
         scaled = torch.where(
@@ -158,7 +161,8 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
-        columns = (column.split(self.sizes) for column in (factor, bias, step))
+        columns = factor, bias, step, deviation, offset
+        columns = (column.split(self.sizes) for column in columns)
         self._foldings = dict(zip(self.layers, map(Folding, *columns)))
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
@@ -178,14 +182,14 @@ class WeightGrids:
         low, high = (torch.cat(end) for end in zip(*ends))
         return low, high
 
-    def _folded_bias(self, factor: Tensor) -> Tensor:
-        """Biases with all normalizations folded in, end to end."""
-        bias = [
-            zeros if layer.bias is None else layer.bias
-            for layer, zeros in zip(self.layers.values(), self._zeros)
-        ]
-        bias = torch.cat(bias) - self._from_norms('running_mean', self._zeros)
-        return bias * factor + self._from_norms('bias', self._zeros)
+    def _biases(self) -> Tensor:
+        """Biases of all layers, end to end."""
+        return torch.cat(
+            [
+                zeros if layer.bias is None else layer.bias
+                for layer, zeros in zip(self.layers.values(), self._zeros)
+            ]
+        )
 
     def _least_step(self, bias: Tensor) -> Tensor:
         """Step that makes the folded biases fit their width."""

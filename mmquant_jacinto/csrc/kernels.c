@@ -59,6 +59,17 @@ VECTORIZED static void quantize_row(
         out[i] = clamp(nearbyintf(w[i] * factor), low, high) * step;
 }
 
+VECTORIZED static float scale_and_dot(
+    const float *grad, const float *w, float *out, int64_t n, float factor) {
+    float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t i = 0; i < n; ++i) {
+        dot += grad[i] * w[i];
+        out[i] = grad[i] * factor;
+    }
+    return dot;
+}
+
 VECTORIZED static void reach_of_row(const float *w, int64_t n, float *low, float *high) {
     float least = w[0], largest = w[0], nan = 0.0f;
 #pragma omp simd reduction(min : least) reduction(max : largest) reduction(+ : nan)
@@ -101,6 +112,17 @@ void mmquant_quantize_rows(
     for (int64_t r = 0; r < rows; ++r)
         quantize_row(
             w + r * columns, out + r * columns, columns, factor[r], step[r], low, high);
+}
+
+/* out = grad * factor, with a factor a row (`out` may be `grad`), and the dot product
+ * of each row of the gradient with the weight's. */
+void mmquant_fold_gradient(
+    const float *grad, const float *w, float *out, int64_t rows, int64_t columns,
+    const float *factor, float *dots) {
+#pragma omp parallel for schedule(static) if (rows * columns > GRAIN)
+    for (int64_t r = 0; r < rows; ++r)
+        dots[r] = scale_and_dot(
+            grad + r * columns, w + r * columns, out + r * columns, columns, factor[r]);
 }
 
 /* Smallest and largest element of each row of each matrix, end to end. */
