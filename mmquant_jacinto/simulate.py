@@ -84,7 +84,7 @@ class Simulate(Behaviour):
     @property
     def observes(self) -> bool:
         """bool: Whether ranges are measured as well."""
-        return self.activations.observing
+        return self.activations.is_due
 
     def begin(self) -> None:
         if not self._has_begun:
@@ -93,7 +93,7 @@ class Simulate(Behaviour):
         self.grids.compute(self.state.bias_correction)
 
     def end(self) -> None:
-        self.activations.commit()
+        self.activations.end_step()
 
     def remember(self) -> tuple:
         return self.grids.present(), self.activations.present()
