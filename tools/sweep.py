@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,14 +89,16 @@ def supervise(
     """Examine a model in a process of its own, and read what it found."""
     path.unlink(missing_ok=True)
     start = time.perf_counter()
-    process = context.Process(target=run_one, args=(name, str(path), args.memory, engine))
+    process = context.Process(
+        target=run_one, args=(name, str(path), args.memory, engine)
+    )
     process.start()
     process.join(args.timeout)
     reason = None
     if process.is_alive():
         process.kill()
         process.join()
-        reason = f'took more than {args.timeout:.0f} s'
+        reason = f'took more than {args.timeout:g} s'
     elif not path.exists():
         reason = f'its process ended with code {process.exitcode}'
     if reason is not None:
@@ -151,7 +154,8 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(reports, indent=1) + '\n')
     if args.table:
-        write_table(reports, args.table)
+        command = ' '.join(['python tools/sweep.py', *sys.argv[1:]])
+        write_table(reports, args.table, command)
 
 
 if __name__ == '__main__':

@@ -235,9 +235,7 @@ def _examine_quantized(
         plan = stage(f'plan {bits}', make_plan, graph, config, shapes)
         report.update(_describe(model, plan))
         stage(f'calibrate {bits}', _calibrate, model, plan, batch, floats)
-        tap = stage(
-            f'predict {bits}', _outputs, model, batch, graph.regions, reference
-        )
+        tap = stage(f'predict {bits}', _outputs, model, batch, graph.regions, reference)
         report['sqnr'][bits] = _compare(reference, tap)
     stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
     if floats is not None:

@@ -72,7 +72,9 @@ def import_mmpretrain() -> None:
     finally:
         if finder is not None:
             sys.meta_path.remove(finder)
-            for name in [n for n in sys.modules if n.partition('.')[0] == 'torchvision']:
+            for name in [
+                n for n in sys.modules if n.partition('.')[0] == 'torchvision'
+            ]:
                 del sys.modules[name]
 
 
