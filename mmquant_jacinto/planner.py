@@ -131,11 +131,13 @@ class Planner:
             for call, leaf in entries if spec is not None else ():
                 inputs.setdefault(call, {})[leaf] = spec.name
         unique = {spec.name: spec for spec in quantizers.values()}
-        for name in self.graph.unused:
-            self.in_float.setdefault(
-                name,
-                'no layer that was called uses it',
+        for name, function in self.graph.unused.items():
+            reason = (
+                f'no layer multiplies by it; {function} reads it'
+                if function
+                else 'no call that was recorded reads it'
             )
+            self.in_float.setdefault(name, reason)
         return Plan(
             config=self._settings(),
             regions=tuple(self.graph.regions),
@@ -471,7 +473,7 @@ class Planner:
                 chain.norm,
                 chain.clip,
                 entries if head else (),
-                weight_format,
+                weight_format if head else None,
             )
         return steps
 

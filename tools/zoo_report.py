@@ -10,9 +10,6 @@ from typing import Any
 TOOLS = Path(__file__).resolve().parent
 PACKAGE = TOOLS.parent / 'mmquant_jacinto'
 BOUNDS = {'16': 55.0, '8': 15.0}  # dB, by bits
-# Kinds of modules and calls whose weights no integer unit multiplies.
-NO_LAYERS = ('Embedding', 'Integral', 'Scale')
-
 INTRODUCTION = """# The zoo of MMDetection, quantized
 
 Written by `{command}`; do not edit. Engine {engine}.
@@ -77,11 +74,12 @@ def shortfalls(report: dict[str, Any]) -> list[str]:
 
 
 def _layers_in_float(report: dict[str, Any]) -> list[str]:
-    """Weights in float that a layer multiplies by."""
+    """Weights in float but those that no layer multiplies by, or nobody uses."""
     return [
         name
         for name, item in report.get('in_float', {}).items()
-        if item['kind'] not in NO_LAYERS and 'loss' not in item['reason']
+        if not item['reason'].startswith('no layer')
+        and (item['trained'] or not item['reason'].startswith('no call'))
     ]
 
 
