@@ -115,6 +115,17 @@ class ActivationQuantizers(nn.Module):
             self._host_grids = self._make_grids(on_host=True)
         return self._host_grids[self.index[name]]
 
+    def present(self) -> tuple:
+        """The grids as they are; :meth:`commit` does not change what this holds."""
+        if self._ranged:
+            # Made on demand; later it would be from other ranges.
+            self.grid(self.specs[min(self._ranged)].name)
+        return self._ranged, self._grids, self._host_grids
+
+    def become(self, grids: tuple) -> None:
+        """Goes back to what :meth:`present` gave."""
+        self._ranged, self._grids, self._host_grids = grids
+
     @property
     def scales(self) -> Tensor:
         """Tensor: Steps of all grids, infinite where there is none yet: (Q,)."""

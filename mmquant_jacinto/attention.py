@@ -171,9 +171,8 @@ def multi_head_attention_forward(
     k = by_head(k) if static_k is None else static_k
     v = by_head(v) if static_v is None else static_v
     if add_zero_attn:
-        k, v = (
-            torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], 1) for x in (k, v)
-        )
+        zeros = k.new_zeros(k.shape[0], 1, head_width)
+        k, v = torch.cat([k, zeros], 1), torch.cat([v, zeros], 1)
         padding += 1
     with torch._C.DisableTorchFunction():
         mask = _merge_masks(attn_mask, key_padding_mask, q, num_heads, padding)

@@ -20,6 +20,7 @@ from .attention import WRITTEN_OUT
 from .call_tree import CallTracker
 from .deform_conv import make_visible
 from .ops import OPS
+from .untouched import untouched
 
 
 @dataclass
@@ -240,7 +241,7 @@ class Recorder(TorchFunctionMode):
         if op is None:
             return self._record_other(func, args, kwargs)
         frame = self.tracker.frame
-        name = frame.node.site_name(op.name, frame.next('/' + op.name))
+        name = frame.node.site_name(op.name, frame.next(op.name))
         kind = ops.kind_of(op, args, kwargs)
         operands = ops.tensor_inputs(op, args, kwargs)
         inputs = [
@@ -297,7 +298,7 @@ class Recorder(TorchFunctionMode):
                 return written_out(*args, **kwargs)
         frame = self.tracker.frame
         op = func.__name__
-        name = frame.node.site_name(op, frame.next('/' + op))
+        name = frame.node.site_name(op, frame.next(op))
         inputs = [
             self._operand(item, (f'{name}:input', index))
             for index, item in enumerate(tree_flatten((args, kwargs))[0])
@@ -367,8 +368,8 @@ def record(
 ) -> Graph:
     """Runs ``passes`` on a model in eval mode and records what they call.
 
-    The model is left as it was: training flags, statistics of batch
-    normalization, gradients and random state.
+    The model is left as it was: training flags, attributes, statistics, gradients,
+    and so is the random state.
 
     Args:
         model (nn.Module): The float model.
@@ -379,17 +380,14 @@ def record(
     Returns:
         Graph: The union of what the passes called.
     """
-    training = {module: module.training for module in model.modules()}
-    recorder = Recorder(model, is_region)
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
+    with untouched(model), torch.no_grad():
+        recorder = Recorder(model, is_region)
+        try:
+            model.eval()
             for run in passes:
                 run()
-    finally:
-        recorder.remove()
-        for module, flag in training.items():
-            module.training = flag
+        finally:
+            recorder.remove()
     graph = recorder.graph
     used = {site.weight for site in graph.sites.values()} | recorder.multiplied
     graph.unused = {

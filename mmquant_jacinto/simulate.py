@@ -7,6 +7,8 @@ it is folded into weight and bias and not run at all. A clamping activation is
 not run either: the quantizer behind it clamps.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, Optional, Protocol
 
 import torch
@@ -39,6 +41,8 @@ class State(Protocol):
         bias_correction (Tensor): What calibration adds to the biases, all
             layers one after the other.
         constrained (Tensor): Whether the weights were constrained, ().
+        engine (str, optional): Whose arithmetic a test computes with; None: the
+            plan's target's.
     """
 
     plan: Plan
@@ -46,6 +50,7 @@ class State(Protocol):
     layers: dict[str, Layer]
     bias_correction: Tensor
     constrained: Tensor
+    engine: Optional[str]
 
     def correction(self, name: str) -> Tensor:
         """A layer's part of ``bias_correction``: (C,)."""
@@ -89,6 +94,24 @@ class Simulate(Behaviour):
 
     def end(self) -> None:
         self.activations.commit()
+
+    def remember(self) -> tuple:
+        return self.grids.present(), self.activations.present()
+
+    @contextmanager
+    def replay(self, memory: tuple) -> Iterator[None]:
+        owners = self.grids, self.activations
+        observing = self.activations.observing
+        present = [owner.present() for owner in owners]
+        for owner, past in zip(owners, memory):
+            owner.become(past)
+        self.activations.observing = False
+        try:
+            yield
+        finally:
+            self.activations.observing = observing
+            for owner, now in zip(owners, present):
+                owner.become(now)
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
@@ -202,7 +225,8 @@ class Simulate(Behaviour):
         weight = quantize_weight(layer.weight, step, layer.spec.format)
         correction = self.state.correction(name)
         bias = layer.bias
-        return weight, correction if bias is None else bias + correction
+        # A copy, as with a bias: what is kept does not change with the buffer.
+        return weight, correction.clone() if bias is None else bias + correction
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():

@@ -35,6 +35,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('patterns', nargs='*', help='folders or patterns of configs')
     parser.add_argument('--all', action='store_true', help='every config there is')
+    parser.add_argument(
+        '--first', nargs='+', default=[], help='folders or patterns to begin with'
+    )
     parser.add_argument('--list', action='store_true', help='only say which')
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
     parser.add_argument(
@@ -131,6 +134,8 @@ def main() -> None:
     from zoo_configs import select
 
     chosen = select(args.patterns, args.all)
+    first = {name for name, _ in select(args.first)} if args.first else set()
+    chosen.sort(key=lambda item: item[0] not in first)
     if args.list:
         for name, reason in chosen:
             print(f'{name}  ({reason})')

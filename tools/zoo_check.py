@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -121,6 +122,9 @@ def _build(cfg: ConfigDict) -> nn.Module:
 
 def _build_and_predict(cfg: ConfigDict, report: dict) -> tuple[nn.Module, dict]:
     init_default_scope('mmdet')
+    # Some losses ask the runner how far it is.
+    for key, value in dict(iter=0, epoch=0, max_iters=100, max_epochs=10).items():
+        MessageHub.get_current_instance().update_info(key, value)
     torch.manual_seed(0)
     model = _build(cfg)
     model.init_weights()
