@@ -228,3 +228,18 @@ def test_activation_in_place_on_a_view_trains():
     quantization.activations.refresh()
     net(x).sum().backward()
     assert net.one.weight.grad.any()
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('function', [torch.add, torch.mul])
+@pytest.mark.parametrize('swapped', [False, True])
+def test_operands_of_two_shapes(image, function, bits, swapped):
+    def forward(net, x):
+        x = net.one(x)
+        operands = x, x.mean((2, 3), keepdim=True)
+        return function(*operands[:: -1 if swapped else 1])
+
+    net = Forward(forward, one=nn.Conv2d(3, 4, 1))
+    expected = net(image)
+    calibrated(net, image, target='onnxruntime', bits=bits, observer='minmax')
+    assert decibels(expected, net(image)) > 25
