@@ -86,7 +86,7 @@ def examine(name: str) -> dict[str, Any]:
             return report
         report['detector'] = cfg.type
         strip_pretrained(cfg)
-        _look_everywhere(cfg)
+        _lighten(cfg)
         model, batch = stage('float predict', _build_and_predict, cfg, report)
         fresh = stage('copy', _blank_copy, model)
         floats = stage('float loss', _float_loss, model, cfg, report)
@@ -105,9 +105,14 @@ def _one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {text}'[:400]
 
 
-def _look_everywhere(cfg: ConfigDict) -> None:
-    """Lets a model with random weights find something, but not much."""
+def _lighten(cfg: ConfigDict) -> None:
+    """Lets a model with random weights find something, but not much.
+
+    And keeps its images as small as they are given.
+    """
     for part in walk(cfg):
+        if 'batch_augments' in part:
+            part['batch_augments'] = None
         for key in list(part):
             if key == 'score_thr' and isinstance(part[key], float):
                 part[key] = 0.0
