@@ -135,7 +135,7 @@ class Planner:
             reason = (
                 f'no layer multiplies by it; {function} reads it'
                 if function
-                else 'no call that was recorded reads it'
+                else 'no call in a region reads it'
             )
             self.in_float.setdefault(name, reason)
         return Plan(

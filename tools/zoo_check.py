@@ -67,11 +67,14 @@ class Stage:
             self.report['seconds'][name] = round(seconds, 2)
 
 
-def examine(name: str) -> dict[str, Any]:
+def examine(name: str, device: str = 'cpu', amp: bool = False) -> dict[str, Any]:
     """Examines a model.
 
     Args:
         name (str): Path of its config.
+        device (str): Where it runs. Defaults to ``'cpu'``.
+        amp (bool): Whether the losses are computed in half precision where
+            autocasting does. Defaults to False.
 
     Returns:
         Dict[str, Any]: ``'status'`` (``'ok'``, ``'no float'`` or
@@ -87,11 +90,11 @@ def examine(name: str) -> dict[str, Any]:
         report['detector'] = cfg.type
         strip_pretrained(cfg)
         _lighten(cfg)
-        model, batch = stage('float predict', _build_and_predict, cfg, report)
+        model, batch = stage('float predict', _build_and_predict, cfg, device, report)
         fresh = stage('copy', _blank_copy, model)
-        floats = stage('float loss', _float_loss, model, cfg, report)
+        floats = stage('float loss', _float_loss, model, cfg, amp, report)
         report['status'] = 'failed'
-        _examine_quantized(stage, model, fresh, batch, floats, report)
+        _examine_quantized(stage, model, fresh, batch, floats, amp, report)
         report['status'] = 'ok'
     except Exception as error:  # noqa: BLE001 - it is in the report
         if 'failed' not in report:
@@ -126,7 +129,9 @@ def _build(cfg: ConfigDict) -> nn.Module:
     return revert_sync_batchnorm(model)
 
 
-def _build_and_predict(cfg: ConfigDict, report: dict) -> tuple[nn.Module, dict]:
+def _build_and_predict(
+    cfg: ConfigDict, device: str, report: dict
+) -> tuple[nn.Module, dict]:
     init_default_scope('mmdet')
     # Some losses ask the runner how far it is.
     for key, value in dict(iter=0, epoch=0, max_iters=100, max_epochs=10).items():
@@ -134,6 +139,7 @@ def _build_and_predict(cfg: ConfigDict, report: dict) -> tuple[nn.Module, dict]:
     torch.manual_seed(0)
     model = _build(cfg)
     model.init_weights()
+    model.to(device)
     report['parameters'] = sum(p.numel() for p in model.parameters())
     model.eval()
     errors = []
@@ -167,9 +173,9 @@ def _condition(model: nn.Module, batch: dict) -> None:
             return
         measured.add(norm)
         power = args[0].square().mean().clamp(min=norm.eps)
-        spread = torch.rand(norm.num_features, generator=generator)
+        spread = torch.rand(norm.num_features, generator=generator).to(power.device)
         norm.running_var.copy_(power * 4 ** (spread - 0.5))
-        offset = torch.randn(norm.num_features, generator=generator)
+        offset = torch.randn(norm.num_features, generator=generator).to(power.device)
         norm.running_mean.copy_(0.3 * power.sqrt() * offset)
         if norm.weight is not None and not norm.weight.any():
             # As residual branches start: there would be nothing to see of them.
@@ -198,10 +204,13 @@ def _run(model: nn.Module, batch: dict, mode: str) -> Any:
     return model._run_forward(data, mode=mode)
 
 
-def _loss_and_gradients(model: nn.Module, batch: dict) -> tuple[float, set[str]]:
+def _loss_and_gradients(
+    model: nn.Module, batch: dict, amp: bool
+) -> tuple[float, set[str]]:
     model.zero_grad(set_to_none=True)
-    losses = _run(model, batch, 'loss')
-    loss, _ = model.parse_losses(losses)
+    with torch.autocast(next(model.parameters()).device.type, enabled=amp):
+        losses = _run(model, batch, 'loss')
+        loss, _ = model.parse_losses(losses)
     loss.backward()
     names = {name for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -209,7 +218,7 @@ def _loss_and_gradients(model: nn.Module, batch: dict) -> tuple[float, set[str]]
 
 
 def _float_loss(
-    model: nn.Module, cfg: ConfigDict, report: dict
+    model: nn.Module, cfg: ConfigDict, amp: bool, report: dict
 ) -> Optional[tuple[dict, float, set[str]]]:
     """The batch, its loss, and the parameters that get gradients."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -217,7 +226,7 @@ def _float_loss(
     try:
         for batch in loss_batches(cfg, max(report['size'], 128)):
             try:
-                return (batch, *_loss_and_gradients(model, batch))
+                return (batch, *_loss_and_gradients(model, batch, amp))
             except Exception as error:  # noqa: BLE001 - it is in the report
                 report.setdefault('no loss', _one_line(error))
                 report.setdefault('no loss traceback', traceback.format_exc()[-3000:])
@@ -236,6 +245,7 @@ def _examine_quantized(
     fresh: nn.Module,
     batch: dict,
     floats: Optional[tuple[dict, float, set[str]]],
+    amp: bool,
     report: dict,
 ) -> None:
     if floats is not None:
@@ -255,7 +265,7 @@ def _examine_quantized(
         report['sqnr'][bits] = _compare(reference, tap)
     stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
     if floats is not None:
-        stage('qat step', _qat_step, model, floats, report)
+        stage('qat step', _qat_step, model, floats, amp, report)
 
 
 def _blank_copy(model: nn.Module) -> nn.Module:
@@ -351,11 +361,11 @@ def _save_and_load(
     )
 
 
-def _qat_step(model: nn.Module, floats: tuple, report: dict) -> None:
+def _qat_step(model: nn.Module, floats: tuple, amp: bool, report: dict) -> None:
     batch, loss, gradients = floats
     model.quantization.set_phase('train')
     model.train()
-    quantized_loss, quantized_gradients = _loss_and_gradients(model, batch)
+    quantized_loss, quantized_gradients = _loss_and_gradients(model, batch, amp)
     report['qat'] = dict(
         float_loss=loss,
         loss=quantized_loss,

@@ -10,6 +10,8 @@ from typing import Any
 TOOLS = Path(__file__).resolve().parent
 PACKAGE = TOOLS.parent / 'mmquant_jacinto'
 BOUNDS = {'16': 55.0, '8': 15.0}  # dB, by bits
+LAYERS = ('Conv', 'Linear', 'Attention')  # in names of their classes
+
 INTRODUCTION = """# The zoo of MMDetection, quantized
 
 Written by `{command}`; do not edit. Engine {engine}.
@@ -74,12 +76,19 @@ def shortfalls(report: dict[str, Any]) -> list[str]:
 
 
 def _layers_in_float(report: dict[str, Any]) -> list[str]:
-    """Weights in float but those that no layer multiplies by, or nobody uses."""
+    """Weights in float but those that no layer multiplies by.
+
+    A parameter that is read outside of the regions, such as the embedding of
+    queries that one of them gets, is none of a layer's either.
+    """
     return [
         name
         for name, item in report.get('in_float', {}).items()
         if not item['reason'].startswith('no layer')
-        and (item['trained'] or not item['reason'].startswith('no call'))
+        and not (
+            item['reason'].startswith('no call')
+            and not (item['trained'] and any(word in item['kind'] for word in LAYERS))
+        )
     ]
 
 
