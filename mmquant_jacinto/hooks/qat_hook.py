@@ -39,7 +39,7 @@ class QATHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
-            self._freeze(runner, runner.epoch, runner.max_epochs, 1)
+            self._freeze(runner, runner.epoch, runner.max_epochs, 1, 'epoch')
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -47,7 +47,7 @@ class QATHook(Hook):
         """Freezes by iterations."""
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             unit = max(1, runner.max_iters // EPOCHS_OF_ITERATIONS)
-            if self._freeze(runner, runner.iter, runner.max_iters, unit):
+            if self._freeze(runner, runner.iter, runner.max_iters, unit, 'iteration'):
                 # The loop has set the training flags already.
                 runner.model.train()
 
@@ -77,15 +77,14 @@ class QATHook(Hook):
         runner.model.check_ranges()
 
     def _freeze(
-        self, runner: Runner, position: int, total: int, unit: int
+        self, runner: Runner, position: int, total: int, unit: int, counted: str
     ) -> Sequence[str]:
         changed = runner.model.set_epoch(position, total, unit)
         names = dict(bn='statistics of batch normalization', ranges='activation ranges')
         for name in changed:
             runner.logger.info(
-                f'Quantization: {names[name]} frozen from '
-                f'{"epoch" if unit == 1 else "iteration"} {position + 1} '
-                f'of {total} on.'
+                f'Quantization: {names[name]} frozen from {counted} '
+                f'{position + 1} of {total} on.'
             )
         return changed
 
