@@ -254,6 +254,10 @@ class ActivationQuantizers(nn.Module):
         high = self.high.detach().to(device).double().clamp(min=0)
         levels, symmetric, power, unsigned = (item.to(device) for item in self._formats)
         unsigned = unsigned & (low >= 0)
+        # Any scale holds what is all zero; a tiny one would leave no room for the
+        # biases of the layers that read it.
+        is_zero = (low == 0) & (high == 0)
+        high = torch.where(is_zero, torch.ones_like(high), high)
         reach = torch.maximum(-low, high).clamp(min=SMALLEST_RANGE)
         reach = torch.where(power, power_of_two_above(reach), reach)
         # A power-of-two range is a whole number of steps; another range has

@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import checkpointing, ops
+from .attention import WRITTEN_OUT
 from .call_tree import CallNode, CallTracker, Frame
+from .deform_conv import make_visible
 from .errors import QuantizeError
 from .ops import OPS, Op
 from .plan import Plan, Step
@@ -111,6 +113,7 @@ class Executor(TorchFunctionMode):
 
     def __init__(self, root: nn.Module, plan: Plan) -> None:
         super().__init__()
+        make_visible()
         self.root = root
         self.plan = plan
         self.behaviour = Behaviour()
@@ -119,6 +122,10 @@ class Executor(TorchFunctionMode):
         self.tracker.known = _node_names(
             [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
         )
+        # In a region nothing happens as other modules start and end.
+        self._watched = self.regions | {
+            module for module in root.modules() if isinstance(module, _BatchNorm)
+        }
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
         self._in_root = False
@@ -145,6 +152,7 @@ class Executor(TorchFunctionMode):
 
     def _open(self, module: nn.Module) -> None:
         self._region = module
+        self.tracker.watched = self._watched
         checkpointing.start(self)
         self.behaviour.enter_region()
         self.__enter__()
@@ -153,7 +161,7 @@ class Executor(TorchFunctionMode):
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
         checkpointing.stop(self)
-        self._region = self._norm = None
+        self._region = self._norm = self.tracker.watched = None
 
     def remember(self) -> _Moment:
         """Where the pass is: see :mod:`checkpointing`."""
@@ -262,7 +270,7 @@ class Executor(TorchFunctionMode):
         return result
 
     def _step(self, op: str, index: int) -> Optional[Step]:
-        node = self.tracker.frame.node
+        node = self.tracker.stack[-1].node
         step = node.sites.get((op, index), _UNSEEN)
         if step is _UNSEEN:
             name = node.site_name(op, index)
@@ -290,39 +298,75 @@ class Executor(TorchFunctionMode):
         kwargs = kwargs or {}
         op = OPS.get(func)
         if op is None:
-            return func(*args, **kwargs)
+            return self._call_other(func, args, kwargs)
         if self._norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
                 if step is not None and self.behaviour.folds(step, self._norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.frame.next('/' + op.name))
+        step = self._step(op.name, self.tracker.stack[-1].next(op.name))
         args = tuple([_current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
+        if step.entries:
+            args, kwargs = self._quantize_operands(step, op, args, kwargs)
         in_place = args and isinstance(args[0], Tensor) and _is_in_place(func, kwargs)
         if in_place and args[0]._is_view():
             # What it is a view of changes too.
             real = func(*args, **kwargs)
             if op.kind != ops.CLIP:
                 return real
+            # Twice in place, and autograd has lost what the first one gave.
+            func = _given
         result = self.behaviour.call(step, op, func, args, kwargs)
         if in_place and result is not args[0]:
             _replace(args[0], result)
         return result
 
 
+    def _call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table."""
+        written_out = WRITTEN_OUT.get(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        # Of a getter (`x.shape`) it makes no difference.
+        if func.__name__ != '__get__':
+            args = tuple([_current(item) for item in args])
+        return func(*args, **kwargs)
+
+    def _quantize_operands(
+        self, step: Step, op: Op, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        """Quantizes what comes from calls that the plan does not quantize."""
+        layer = op.kind in ops.WEIGHTED
+        x, weight, bias = ops.layer_operands(args, kwargs) if layer else (None,) * 3
+        operands = [x, weight] if layer else ops.tensor_inputs(op, args, kwargs)
+        for index, quantizer in step.entries:
+            operands[index] = self.behaviour.input(quantizer, operands[index])
+        if layer:
+            return ops.replace_operands(args, kwargs, *operands, bias)
+        return ops.replace_inputs(op, args, kwargs, operands)
+
+
 _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
 
 
+def _given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for a call that has been made."""
+    return x
+
+
 def _is_in_place(func: Callable, kwargs: dict) -> bool:
-    name = func.__name__
-    return (
-        kwargs.get('inplace', False)
-        or name.startswith('__i')
-        or (name.endswith('_') and not name.endswith('__'))
-    )
+    return func in _IN_PLACE or kwargs.get('inplace', False)
+
+
+def _writes(name: str) -> bool:
+    return name.startswith('__i') or (name.endswith('_') and not name.endswith('__'))
+
+
+_IN_PLACE = frozenset(func for func in OPS if _writes(func.__name__))
 
 
 def _replace(x: Tensor, result: Tensor) -> None:
@@ -331,7 +375,12 @@ def _replace(x: Tensor, result: Tensor) -> None:
     setattr(x, _NOW, result)
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+
+
 def _current(item: Any) -> Any:
+    if type(item) in _PLAIN:
+        return item
     while isinstance(item, Tensor):
         now = getattr(item, _NOW, None)
         if now is None:

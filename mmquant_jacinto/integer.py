@@ -5,8 +5,8 @@ the plan does not know sees ordinary numbers; but each quantized one carries
 its integers (less the zero point, in a floating point tensor), and a step
 whose operands all carry them computes on them alone. Sums of products of
 integers are exact in float32 below 2^24; where a layer can exceed that, it
-computes in float64. The result is requantized by one multiplication and one
-rounding, as a fixed point unit or ONNX Runtime's QLinear kernels do.
+computes in float64. How the result is scaled to the output's grid is the
+engine's affair: see :mod:`~mmquant_jacinto.arithmetic`.
 """
 
 from typing import Any, Callable, NamedTuple, Optional
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from . import ops
+from .arithmetic import engine_of
 from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
 from .plan import Step
-from .simulate import Simulate, State
+from .simulate import Simulate, State, computed_weight, quantize_computed_weight
 from .weights import quantize_bias, to_integers
 
 EXACT_IN_FLOAT32 = 2.0**24
@@ -32,13 +33,14 @@ class IntegerLayer(NamedTuple):
 
     Args:
         weight (Tensor): Integers, in the dtype that accumulates exactly.
-        bias (Tensor): Integers in units of input scale times weight scale.
+        bias (Tensor, optional): Integers in units of input scale times weight
+            scale.
         multiplier (Tensor): From accumulator to output integers, shaped to
             multiply the output; float32.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Optional[Tensor]
     multiplier: Tensor
 
 
@@ -55,9 +57,11 @@ class Integer(Behaviour):
     def __init__(self, state: State) -> None:
         self.state = state
         self.activations = state.activations
+        self.engine = engine_of(state.engine or state.plan.config['target'])
         self.limits_bias = state.plan.config['constrain_bias'] is not None
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
+        self._tables: dict[tuple, Tensor] = {}
         self._autocast: list[torch.autocast] = []
 
     def begin(self) -> None:
@@ -97,6 +101,8 @@ class Integer(Behaviour):
                 return out
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
+        elif step.weight_format is not None:
+            args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
         else:
@@ -117,7 +123,10 @@ class Integer(Behaviour):
     def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
         if quantizer is None or not self.activations.has_range(quantizer):
             return None
-        return self.activations.host_grid(quantizer)
+        grid = self.activations.host_grid(quantizer)
+        if self.engine.rounding is not None:
+            grid = grid._replace(rounding=self.engine.rounding)
+        return grid
 
     def _emit(self, step: Step, x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -176,57 +185,132 @@ class Integer(Behaviour):
         grid = self._grid(step.output)
         (first, x), rest = integers[0], integers[1:]
         if step.kind in ops.WEIGHTED:
-            if step.weight is None:
+            if step.weight is not None:
+                layer = self.layer_of(step, first, grid)
+            elif step.weight_format is not None and step.norm is None:
+                layer = _computed_layer(step, args, kwargs, first, grid)
+            else:
                 return None
-            layer = self._layer(step, first, grid)
             args, kwargs = ops.replace_operands(
                 args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
             )
             total = func(*args, **kwargs)
-            steps = _exact(total).mul_(layer.multiplier)
+            # What is sampled between pixels is no integer.
+            if step.kind != ops.DEFORM_CONV:
+                total = _exact(total)
+            steps = self.engine.scale(total, layer.multiplier, first, grid)
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
             ((second, y),) = rest
-            steps = x * (first.scale / grid.scale) + y * (second.scale / grid.scale)
+            steps = self.engine.add(x, y, first, second, grid)
         elif step.kind == ops.MATMUL:
             ((second, y),) = rest
             total = func(x.double(), y.double())
-            steps = total.mul_(first.scale * second.scale / grid.scale)
+            steps = self.engine.sum_products(total, first, second, grid)
         elif step.kind == ops.AVERAGE:
             args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
             steps = func(*args, **kwargs) * (first.scale / grid.scale)
+        elif op.name == 'mul' and len(rest) == 1:
+            ((second, y),) = rest
+            steps = self.engine.multiply(x, y, first, second, grid)
+        elif self.engine.function(op.name) is not None and not rest:
+            steps = self._look_up(op.name, first, x) / grid.scale
+        elif op.name == 'group_norm':
+            real = self.engine.group_norm(x, first, *_group_norm(*args, **kwargs))
+            if real is None:
+                return None
+            steps = real.div_(grid.scale)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
 
-    def _layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
+    def _look_up(self, function: str, given: Grid, x: Tensor) -> Tensor:
+        """A function of the engine, computed once for each point of a grid."""
+        key = (function, given)
+        if key not in self._tables:
+            points = torch.arange(given.low, given.high + 1, device=x.device)
+            compute = self.engine.function(function)
+            self._tables[key] = compute(points.float() * given.scale)
+        return self._tables[key][(x - given.low).long()]
+
+    def layer_of(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
+        """The operands of a layer between two grids, computed once."""
         key = (step.weight, given, grid)
         if key not in self._layers:
             self._layers[key] = self._make_layer(step, given, grid)
         return self._layers[key]
 
     @torch.no_grad()
+    def integer_weight(self, name: str) -> Tensor:
+        """The integers of a folded weight, float32, by weight quantizer."""
+        layer = self.state.layers[name]
+        scale = layer.along_channels(self.fallback.grids.step(name))
+        return to_integers(layer.folded()[0], scale, layer.spec.format)
+
+    @torch.no_grad()
+    def integer_bias(self, name: str, given: Grid) -> Tensor:
+        """A folded bias in units of the accumulator on an input's grid: (C,)."""
+        bias = self.real_bias(name)
+        unit = self.fallback.grids.step(name).double() * given.scale
+        width = self.state.plan.bias_width(name) if self.limits_bias else None
+        return quantize_bias(bias.double(), unit, width)
+
+    @torch.no_grad()
+    def real_bias(self, name: str) -> Tensor:
+        """A folded bias with what calibration added to it: (C,)."""
+        bias = self.state.layers[name].folded()[1]
+        correction = self.state.correction(name)
+        return correction if bias is None else bias + correction
+
     def _make_layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
         name = step.weight
-        layer = self.state.layers[name]
-        weight, bias = layer.folded()
-        correction = self.state.correction(name)
-        bias = correction if bias is None else bias + correction
+        integers, bias = self.integer_weight(name), self.integer_bias(name, given)
         scale = self.fallback.grids.step(name)
-        integers = to_integers(weight, layer.along_channels(scale), layer.spec.format)
-        unit = scale.double() * given.scale
-        width = self.state.plan.bias_width(name) if self.limits_bias else None
-        bias = quantize_bias(bias.double(), unit, width)
-        multiplier = (unit / grid.scale).float()
+        multiplier = self.engine.multiplier(scale, given, grid)
         if step.kind != ops.LINEAR:
-            multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+            multiplier = multiplier.view((-1,) + (1,) * (integers.dim() - 2))
+        axis = self.state.plan.weights[name].axis
         dtype = (
             torch.float32
-            if _largest_sum(integers, bias, layer.spec.axis, given) < EXACT_IN_FLOAT32
+            if _largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
             else torch.float64
         )
         return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+
+
+@torch.no_grad()
+def _computed_layer(
+    step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
+) -> IntegerLayer:
+    """A layer whose weight the model has just computed."""
+    weight, size, bias = computed_weight(step, args, kwargs)
+    integers = to_integers(weight.float(), size, step.weight_format).double()
+    # One for each channel, or one for all.
+    unit = size.double().flatten() * given.scale
+    if bias is not None:
+        bias = quantize_bias(bias.double(), unit, None)
+    multiplier = (unit / grid.scale).float()
+    if step.kind != ops.LINEAR:
+        multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+    return IntegerLayer(integers, bias, multiplier)
+
+
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> tuple[int, Optional[Tensor], Optional[Tensor], float]:
+    """The arguments of a call, behind its input."""
+    return num_groups, weight, bias, eps
+
+
+def grid_of(x: Any) -> Optional[Grid]:
+    """The grid whose integers a tensor carries, if it carries any."""
+    known = _tag_of(x)
+    return None if known is None else known[0]
 
 
 def _largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:

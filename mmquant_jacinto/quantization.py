@@ -42,6 +42,8 @@ class Quantization(nn.Module):
         on_other_plan (str): What loading a checkpoint that was made with
             another plan does: ``'adopt'`` it, ``'ignore'`` its quantizer
             state (weights load as usual), or ``'refuse'``.
+        engine (str, optional): Target whose arithmetic a test computes with, from
+            the next :meth:`set_phase` on. None: the plan's own.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -56,6 +58,7 @@ class Quantization(nn.Module):
         self.executor: Optional[Executor] = None
         self.on_other_plan = 'adopt'
         self.phase = FLOAT
+        self.engine: Optional[str] = None
         root.add_module(NAME, self)
 
     @classmethod

@@ -27,6 +27,7 @@ from .weights import (
     fold_layer,
     quantize_bias,
     quantize_weight,
+    step_of,
 )
 
 
@@ -40,6 +41,8 @@ class State(Protocol):
         bias_correction (Tensor): What calibration adds to the biases, all
             layers one after the other.
         constrained (Tensor): Whether the weights were constrained, ().
+        engine (str, optional): Whose arithmetic a test computes with; None: the
+            plan's target's.
     """
 
     plan: Plan
@@ -47,6 +50,7 @@ class State(Protocol):
     layers: dict[str, Layer]
     bias_correction: Tensor
     constrained: Tensor
+    engine: Optional[str]
 
     def correction(self, name: str) -> Tensor:
         """A layer's part of ``bias_correction``: (C,)."""
@@ -124,6 +128,8 @@ class Simulate(Behaviour):
             return self._emit(step, ops.tensor_inputs(op, args, kwargs)[0])
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.quantize_layer(step, args, kwargs)
+        elif step.weight_format is not None:
+            args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CAT and None in step.inputs:
             args, kwargs = self._quantize_constants(step, op, args, kwargs)
         out = func(*args, **kwargs)
@@ -228,3 +234,22 @@ class Simulate(Behaviour):
             width = self.state.plan.bias_width(name)
             change = quantize_bias(bias, unit, width).mul_(unit).sub_(bias)
         return bias + change
+
+
+def computed_weight(
+    step: Step, args: tuple, kwargs: dict
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Weight, step of its grid and bias of a call that computes its weight."""
+    _, weight, bias = ops.layer_operands(args, kwargs)
+    axis = 1 if step.kind == ops.CONV_TRANSPOSE else 0
+    return weight, step_of(weight.float(), axis, step.weight_format), bias
+
+
+def quantize_computed_weight(
+    step: Step, args: tuple, kwargs: dict
+) -> tuple[tuple, dict]:
+    """The call of a layer, on its computed weight put on a grid."""
+    weight, size, bias = computed_weight(step, args, kwargs)
+    quantized = quantize_weight(weight.float(), size, step.weight_format)
+    x = ops.layer_operands(args, kwargs)[0]
+    return ops.replace_operands(args, kwargs, x, quantized.to(weight.dtype), bias)

@@ -1,0 +1,174 @@
+"""Exporter: from a quantized model to an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from torch import Tensor, nn
+
+from .. import quantization as phases
+from ..errors import QuantizeError
+from ..quant_module import QuantModule
+from ..quantization import Quantization
+from ..version import __version__
+from .example import Example
+from .layout import choose_outputs
+from .steps import Writing
+from .targets import Target, choose_target, form_of
+from .trace import Trace
+
+INPUT_NAME = 'images'
+
+
+@dataclass
+class Exported:
+    """An ONNX model, and what is known of it.
+
+    Args:
+        model (onnx.ModelProto): Checked, with metadata.
+        layout (List[dict]): See :mod:`~mmquant_jacinto.export.layout`.
+        scales (Dict[str, float | None]): Of the grids of the outputs.
+        values (Dict[str, Tensor]): What the quantized tensors in the graph were.
+        skipped (List[str]): Modules that could not be part of it.
+        target (Target): What it is for.
+        form (str): ``'qdq'`` or ``'clip'``.
+    """
+
+    model: onnx.ModelProto
+    layout: list[dict]
+    scales: dict[str, float | None]
+    values: dict[str, Tensor]
+    skipped: list[str]
+    target: Target
+    form: str
+
+
+def quantized_root(model: nn.Module) -> nn.Module:
+    """The model that carries the quantization, out of any wrapper.
+
+    Raises:
+        QuantizeError: If it is not quantized, or has no ranges.
+    """
+    root = model.quantization.root if isinstance(model, QuantModule) else model
+    quantization = Quantization.of(root)
+    if quantization is None or quantization.plan is None:
+        raise QuantizeError(
+            f'{type(root).__name__} is a float model: train it with quantize.mode=qat '
+            'or calibrate it with quantize.mode=ptq, and export the checkpoint '
+            'that gives'
+        )
+
+    if not quantization.has_ranges:
+        raise QuantizeError(
+            'there are no quantization ranges in this model or its checkpoint; export '
+            'one that was trained with quantize.mode=qat or calibrated with '
+            'quantize.mode=ptq'
+        )
+
+    return root
+
+
+def set_engine(root: nn.Module, target: Target) -> None:
+    """Lets tests of a model compute as the target's engine does."""
+    quantization = Quantization.of(root)
+    plan = quantization.plan
+    on_tda4vm = form_of(target, plan) == 'clip'
+    quantization.engine = plan.config['target'] if on_tda4vm else target.name
+    root.eval()
+    quantization.set_phase(phases.TEST)
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Any,
+    target: str = 'onnxruntime',
+    metadata: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Exports a quantized model to integer ONNX.
+
+    The model stays in evaluation mode and computes as the target's engine does.
+
+    Args:
+        model (nn.Module): A quantized model with ranges, or its wrapper.
+        example (Any): An image tensor (N, C, H, W) as the model takes it, or a
+            batch as the dataloader yields it. Its size is the file's.
+        target (str): A key of :data:`~mmquant_jacinto.export.targets.TARGETS`.
+        metadata (Mapping, optional): More to write into the file.
+
+    Returns:
+        Exported: With the ONNX model, not yet written or verified.
+
+    Raises:
+        QuantizeError: If the model has no ranges, the target cannot compute with
+            its numbers, or it calls a function that the exporter lacks.
+
+    Examples:
+        >>> exported = export_onnx(test_module, torch.rand(1, 3, 320, 320))
+        >>> onnx.save(exported.model, 'model.onnx')
+    """
+    root = quantized_root(model)
+    quantization = Quantization.of(root)
+    plan = quantization.plan
+    chosen = choose_target(target, plan)
+    set_engine(root, chosen)
+    given = Example.of(root, example)
+    trace = Trace(root, quantization, chosen)
+    with trace.running(Writing(quantization, trace)):
+        trace.add_input(given.images, INPUT_NAME)
+        given.run()
+    outputs, layout = choose_outputs(trace)
+    scales = {}
+    for name, (source, _) in outputs.items():
+        known = trace.writer.quantized.get(source)
+        scales[name] = None if known is None else float(known[1].scale)
+    proto = trace.writer.build(
+        outputs,
+        type(root).__name__,
+        {
+            'version': __version__,
+            'target': target,
+            'preset': plan.config['target'],
+            'bits': plan.config['bits'],
+            'input_layout': 'NCHW',
+            'layout': layout,
+            'scales': scales,
+            'skipped': trace.skipped,
+            **preprocessing(root),
+            **(metadata or {}),
+        },
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    kept = {name for node in proto.graph.node for name in node.output}
+    values = {
+        trace.writer.renamed.get(name, name): value
+        for name, value in trace.values.items()
+        if trace.writer.renamed.get(name, name) in kept
+    }
+    return Exported(
+        proto, layout, scales, values, trace.skipped, chosen, form_of(chosen, plan)
+    )
+
+
+def preprocessing(root: nn.Module) -> dict[str, Any]:
+    """What a model's preprocessor does to an image, for the metadata."""
+    preprocessor = getattr(root, 'data_preprocessor', None)
+    found: dict[str, Any] = {}
+    for name in ('mean', 'std'):
+        value = getattr(preprocessor, name, None)
+        if isinstance(value, Tensor):
+            found[name] = value.flatten().tolist()
+    if hasattr(preprocessor, '_channel_conversion'):
+        swaps = bool(preprocessor._channel_conversion)
+        found['channel_order'] = 'RGB' if swaps else 'BGR'
+    if getattr(preprocessor, 'pad_size_divisor', None) is not None:
+        found['pad_size_divisor'] = preprocessor.pad_size_divisor
+    return found
+
+
+def image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Shape of the input of an ONNX model, 0 where it is free."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return tuple(dim.dim_value for dim in dims)

@@ -1,0 +1,306 @@
+"""Steps: the nodes of each step of the plan, in the form an engine can fuse."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from .. import ops
+from ..integer import Integer, grid_of
+from ..kernels import Grid
+from ..ops import Op
+from ..plan import Step
+from ..simulate import State
+from .operators import TRANSLATIONS, SiteWriter
+from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
+from .trace import TAG, Trace
+
+# So many squares of 8-bit integers add up exactly in float32.
+EXACT_SQUARES = 257
+
+
+class Writing(Integer):
+    """Computes on integers, and writes each step down.
+
+    Args:
+        state (State): Of the quantized model.
+        trace (Trace): Where to.
+    """
+
+    def __init__(self, state: State, trace: Trace) -> None:
+        super().__init__(state)
+        self.trace = trace
+        self._weights: dict[str, str] = {}
+
+    def input(self, quantizer: str, x: Tensor) -> Tensor:
+        trace = self.trace
+        with trace.paused():
+            out = super().input(quantizer, x)
+        name, reason = trace.tag(x)
+        if reason is not None:
+            trace.lose(out, reason)
+        elif name is not None:
+            grid = grid_of(out)
+            named = name
+            if grid is not None:
+                named = self._once(quantizer, name, out, grid)
+            trace.name(out, named)
+        return out
+
+    def _once(self, quantizer: str, name: str, out: Tensor, grid: Grid) -> str:
+        key = f'{name}@{quantizer}'
+        if key not in self._weights:
+            self._weights[key] = self.trace.emit(quantizer, name, out, grid, None)
+        return self._weights[key]
+
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        trace = self.trace
+        if trace.pauses:
+            return super().call(step, op, func, args, kwargs)
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        tags = {id(x): trace.tag(x) for x in tensors}
+        with trace.paused():
+            out = super().call(step, op, func, args, kwargs)
+        if step.follows and (step.weight or not step.norm):
+            return out
+        if not any(trace.knows(x) for x in tensors):
+            return out
+        if isinstance(out, Tensor) and any(out is x for x in tensors):
+            # Computed in place: the operand keeps its name for the nodes below.
+            for x in tensors:
+                setattr(x, TAG, (trace, *tags[id(x)]))
+        if step.kind in ops.WEIGHTED and step.weight is not None:
+            self._write_layer(step, op, args, kwargs, out)
+        elif self._sums_integers(op, tensors, out):
+            self._write_group_norm(step, out, *args, **kwargs)
+        elif not (step.kind == ops.CLIP and grid_of(out) is not None):
+            trace.write(op.name, step.chain, args, kwargs, out)
+        else:
+            self._carry_name(tensors[0], out)
+        if step.kind == ops.PASS or step.last or step.weight or not step.norm:
+            self._finish(step, out)
+        return out
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        trace = self.trace
+        if trace.pauses:
+            return super().after_norm(step, x)
+        tag = trace.tag(x)
+        with trace.paused():
+            out = super().after_norm(step, x)
+        if out is not x:
+            setattr(out, TAG, (trace, *tag))
+            self._finish(step, out)
+        return out
+
+    def _carry_name(self, x: Tensor, out: Tensor) -> None:
+        name, reason = self.trace.tag(x)
+        setattr(out, TAG, (self.trace, name, reason))
+
+    def _finish(self, step: Step, out: Any) -> None:
+        """Quantizes what a step gave, if its quantizer did."""
+        trace = self.trace
+        for leaf in tree_flatten(out)[0]:
+            name = trace.name_of(leaf)
+            if name is None:
+                continue
+            grid = grid_of(leaf)
+            moved = step.kind in (ops.PASS, ops.CAT)
+            clip = None if moved else step.clip
+            if grid is not None:
+                trace.name(leaf, trace.emit(step.chain, name, leaf, grid, clip))
+            elif clip is not None and step.kind != ops.CLIP:
+                self._clamp(step, leaf, name)
+
+    def _clamp(self, step: Step, leaf: Tensor, name: str) -> None:
+        """An activation in front of a tensor that stays in float."""
+        writer = self.trace.writer
+        bounds = [
+            '' if b is None else writer.constant(np.float32(b), 'bound')
+            for b in step.clip
+        ]
+        self.trace.name(leaf, writer.node('Clip', [name, *bounds], step.chain))
+
+    def _write_layer(
+        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
+    ) -> None:
+        trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
+        name, reason = trace.tag(x)
+        if reason is not None:
+            trace.lose(out, reason)
+            return
+        given, grid = grid_of(x), grid_of(out)
+        weight, bias = self._operands(step, given, grid)
+        linear_in_space = step.kind == ops.LINEAR and x.dim() > 2
+        source: Any = x
+        if linear_in_space:
+            source = self._flatten(step, x, name, given)
+        args, kwargs = ops.replace_operands(args, kwargs, source, weight, bias)
+        site = SiteWriter(trace.writer, step.chain, out, trace.operand)
+        if linear_in_space:
+            result = site.node('Gemm', source, weight, bias, transB=1)
+            if grid is not None:
+                flat = out.reshape(-1, out.shape[-1])
+                result = trace.emit(step.chain, result, flat, grid, step.clip)
+            trace.name(out, site.reshape(result, out.shape))
+            return
+        shaped = _Operand(weight, self.state.layers[step.weight].weight)
+        args = (args[0], shaped, *args[2:])
+        trace.name(out, TRANSLATIONS[op.name](site, *args, **kwargs))
+
+    def _flatten(self, step: Step, x: Tensor, name: str, given: Grid | None) -> str:
+        site = SiteWriter(self.trace.writer, step.chain, x, self.trace.operand)
+        flat = site.reshape(name, (-1, x.shape[-1]))
+        if given is None:
+            return flat
+        return self.trace.emit(
+            f'{step.chain}:flat', flat, x.reshape(-1, x.shape[-1]), given, None
+        )
+
+    def _operands(
+        self, step: Step, given: Grid | None, grid: Grid | None
+    ) -> tuple[str, str]:
+        """Names of a layer's weight and bias, in real numbers."""
+        spec = self.state.plan.weights[step.weight]
+        writer = self.trace.writer
+        scale = self.fallback.grids.step(step.weight)
+        layer = self.state.layers[step.weight]
+        integers = self.integer_weight(step.weight)
+        if spec.format.per_channel:
+            steps, axis = scale.cpu().numpy(), spec.axis
+        else:
+            steps, axis = scale[0].cpu().numpy(), None
+        is_clip = form_of(self.trace.target, self.state.plan) == CLIP
+        if step.weight not in self._weights:
+            if is_clip:
+                real = integers.float() * layer.along_channels(scale)
+                self._weights[step.weight] = writer.constant(real, spec.weight)
+            else:
+                storage = weight_storage(self.trace.target, spec.format.bits)
+                self._weights[step.weight] = self._dequantized(
+                    integers.cpu().numpy(), steps, axis, storage, spec.weight
+                )
+        bias_name = spec.bias or f'{step.weight}.bias'
+        if given is None or grid is None:
+            bias = self.real_bias(step.weight)
+            return self._weights[step.weight], writer.constant(bias, bias_name)
+        key = f'{step.weight}@{given}'
+        if key not in self._weights:
+            bias = self.integer_bias(step.weight, given)
+            # The unit of the engine's accumulator, in the engine's precision.
+            unit = scale.float() * given.scale
+            if is_clip:
+                self._weights[key] = writer.constant(bias.float() * unit, bias_name)
+            else:
+                unit = unit if spec.format.per_channel else unit[0]
+                storage = Storage('int32', 0, -(2**31), 2**31 - 1)
+                self._weights[key] = self._dequantized(
+                    bias.cpu().numpy(),
+                    unit.cpu().numpy(),
+                    None if axis is None else 0,
+                    storage,
+                    bias_name,
+                )
+        return self._weights[step.weight], self._weights[key]
+
+    def _sums_integers(self, op: Op, tensors: list[Tensor], out: Any) -> bool:
+        """Whether a normalization is computed on integers by the engine."""
+        return (
+            op.name == 'group_norm'
+            and self.trace.target.name == 'onnxruntime'
+            and self.trace.name_of(tensors[0]) in self.trace.writer.quantized
+            and grid_of(tensors[0]).levels <= 256
+            and grid_of(out) is not None
+        )
+
+    def _write_group_norm(
+        self,
+        step: Step,
+        out: Tensor,
+        x: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        """Group normalization by exact sums: see ``OnnxRuntime.group_norm``."""
+        trace, writer = self.trace, self.trace.writer
+        site = SiteWriter(writer, step.chain, out, trace.operand)
+        source, given = writer.quantized[trace.name_of(x)]
+        unit = given._replace(scale=1.0)
+        storage = activation_storage(trace.target, given)
+        integers = writer.dequantize(source, unit, storage, f'{step.chain}:steps')
+        batch, channels = x.shape[0], x.shape[1]
+        count = x[0].numel() // num_groups
+        run = max(n for n in range(1, EXACT_SQUARES + 1) if count % n == 0)
+
+        def double(value: Any) -> str:
+            return writer.constant(np.asarray(value, np.float64))
+
+        def mean(name: str) -> str:
+            runs = site.reshape(name, (batch, num_groups, count // run, run))
+            sums = site.node('ReduceSum', runs, site.ints([3]), keepdims=0)
+            sums = site.cast(sums, torch.float64)
+            total = site.node('ReduceSum', sums, site.ints([2]), keepdims=1)
+            return site.node('Div', total, double(count))
+
+        center = mean(integers)
+        squares = mean(site.node('Mul', integers, integers))
+        variance = site.node('Sub', squares, site.node('Mul', center, center))
+        variance = site.node('Add', variance, double(eps / given.scale**2))
+        gain = site.node('Div', double(1.0), site.node('Sqrt', variance))
+        if weight is not None:
+            values = weight.double().view(num_groups, -1)
+            gain = site.node('Mul', gain, double(values.cpu().detach().numpy()))
+        offset = site.node('Mul', site.node('Neg', center), gain)
+        if bias is not None:
+            values = bias.double().view(num_groups, -1)
+            offset = site.node('Add', offset, double(values.cpu().detach().numpy()))
+        shape = (batch, channels) + (1,) * (x.dim() - 2)
+        wide = site.ints((batch, num_groups, channels // num_groups))
+        gain, offset = (
+            site.cast(
+                site.reshape(site.node('Expand', item, wide), shape), torch.float32
+            )
+            for item in (gain, offset)
+        )
+        result = site.node('Add', site.node('Mul', integers, gain), offset)
+        trace.name(out, result)
+
+    def _dequantized(
+        self,
+        integers: np.ndarray,
+        scale: np.ndarray,
+        axis: int | None,
+        storage: Storage,
+        name: str,
+    ) -> str:
+        writer = self.trace.writer
+        zero = np.zeros(np.shape(scale), np.int64)
+        return writer.node(
+            'DequantizeLinear',
+            [
+                writer.integers(integers, storage, f'{name}:int'),
+                writer.constant(np.asarray(scale, np.float32), f'{name}:scale'),
+                writer.integers(zero, storage, 'zero_point'),
+            ],
+            name,
+            **({} if axis is None else {'axis': axis}),
+        )
+
+
+class _Operand(str):
+    """Name of a weight that also tells its shape."""
+
+    shape: torch.Size
+
+    def __new__(cls, name: str, weight: Tensor) -> _Operand:
+        self = super().__new__(cls, name)
+        self.shape = weight.shape
+        return self

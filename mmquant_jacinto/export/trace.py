@@ -1,0 +1,349 @@
+"""Trace: one pass of the integer model writes the graph that computes it.
+
+The executor runs the plan as in a test; what it computes at each step is written
+down as ONNX nodes, with QuantizeLinear and DequantizeLinear where the plan has a
+quantizer. Calls that the plan does not know are written as they are. So the file
+follows from the very steps that a test computes, names come from the call sites,
+and nothing depends on how a version of PyTorch traces.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from ..execute import Behaviour
+from ..kernels import Bounds, Grid
+from ..ops import OPS
+from ..simulate import State
+from .graph_writer import GraphWriter
+from .operators import TRANSLATIONS, SiteWriter
+from .targets import (
+    CLIP,
+    Target,
+    activation_storage,
+    form_of,
+)
+
+TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
+
+
+@dataclass
+class RegionCall:
+    """One run of a region that the graph contains.
+
+    Args:
+        region (str): Name of the module.
+        inputs (List[str]): What it read, by name in the graph.
+        output (Any): What it returned.
+        names (List[str | None]): Of the leaves of the output.
+        reasons (List[str | None]): Why a leaf has no name.
+    """
+
+    region: str
+    inputs: list[str]
+    output: Any
+    names: list[str | None] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+
+
+class Trace(TorchFunctionMode):
+    """Writes what a model computes while it runs, also between its regions.
+
+    Args:
+        root (nn.Module): The quantized model.
+        state (State): Its quantization.
+        target (Target): What the file is for.
+
+    Attributes:
+        writer (GraphWriter): The graph so far.
+        values (Dict[str, Tensor]): What the quantized tensors were, by name.
+        calls (List[RegionCall]): The regions in the graph.
+        skipped (List[str]): Regions that read nothing the graph knows.
+    """
+
+    def __init__(self, root: nn.Module, state: State, target: Target) -> None:
+        super().__init__()
+        self.root, self.state, self.target = root, state, target
+        self.writer = GraphWriter()
+        self.values: dict[str, Tensor] = {}
+        self.calls: list[RegionCall] = []
+        self.skipped: list[str] = []
+        self.parameters = {id(p): name for name, p in root.named_parameters()}
+        self.tracker = state.executor.tracker
+        self._open: list[RegionCall | None] = []  # the region that runs
+        self.pauses = 0
+
+    @contextmanager
+    def running(self, writing: Behaviour) -> Iterator[None]:
+        """Context in which the model's calls are written.
+
+        Args:
+            writing (Behaviour): What is done at the plan's steps.
+        """
+        executor = self.state.executor
+        names = {executor.root.get_submodule(r): r for r in self.state.plan.regions}
+        handles = []
+        for module in self.root.modules():
+            if module in names:
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda module, args, kwargs: self._enter_region(
+                            names[module], args, kwargs
+                        ),
+                        with_kwargs=True,
+                    )
+                )
+            handles.append(
+                module.register_forward_hook(self._leave_module, with_kwargs=True)
+            )
+        behaviour = executor.behaviour
+        executor.behaviour = writing
+        try:
+            with torch.no_grad(), self:
+                yield
+        finally:
+            executor.behaviour = behaviour
+            for handle in handles:
+                handle.remove()
+
+    # --- names of tensors
+
+    def add_input(self, x: Tensor, name: str) -> None:
+        """Declares an input of the graph."""
+        self.name(x, self.writer.add_input(name, x))
+
+    def name(self, x: Tensor, name: str) -> None:
+        setattr(x, TAG, (self, name, None))
+
+    def lose(self, x: Tensor, reason: str) -> None:
+        """The graph cannot have this tensor; an error only if it needs it."""
+        setattr(x, TAG, (self, None, reason))
+
+    def name_of(self, x: Any) -> str | None:
+        return self.tag(x)[0]
+
+    def tag(self, x: Any) -> tuple[str | None, str | None]:
+        trace, name, reason = getattr(x, TAG, (None, None, None))
+        return (name, reason) if trace is self else (None, None)
+
+    def knows(self, x: Any) -> bool:
+        """Whether a tensor follows from the graph's inputs."""
+        return self.tag(x) != (None, None)
+
+    def operand(self, x: Tensor) -> str | None:
+        """Name of an operand; a parameter gets a constant of its name."""
+        name = self.name_of(x)
+        if name is None and id(x) in self.parameters:
+            return self.writer.constant(x, self.parameters[id(x)])
+        return name
+
+    # --- regions
+
+    def _enter_region(self, name: str, args: tuple, kwargs: dict) -> None:
+        if self._open or self.pauses:
+            return
+        leaves = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        inputs = [self.name_of(x) for x in leaves if self.name_of(x)]
+        if inputs:
+            self._open.append(RegionCall(name, inputs, None))
+        else:
+            self.skipped.append(name)
+            self._open.append(None)
+            self.pauses += 1
+        self._open_module = self.root.get_submodule(name)
+
+    def _leave_module(
+        self, module: nn.Module, args: tuple, kwargs: dict, output: Any
+    ) -> None:
+        if self._open and module is self._open_module:
+            self._leave_region(output)
+        if self.pauses or not self._open:
+            return
+        # Autograd functions of extensions are seen by nobody.
+        given = tree_flatten((args, kwargs))[0]
+        if any(self.knows(x) for x in given):
+            for x in tree_flatten(output)[0]:
+                if _is_float(x) and not self.knows(x) and x.grad_fn is None:
+                    if id(x) not in self.parameters:
+                        self.lose(
+                            x,
+                            f'{self.tracker.names.get(module, "")} '
+                            f'({type(module).__name__}) computes it by a function '
+                            'that is not a torch function',
+                        )
+
+    def _leave_region(self, output: Any) -> None:
+        call = self._open.pop()
+        leaves = tree_flatten(output)[0]
+        if call is None:
+            self.pauses -= 1
+            for x in leaves:
+                if isinstance(x, Tensor):
+                    self.lose(x, f'{self.skipped[-1]} is not in the graph')
+            return
+        call.output = output
+        for x in leaves:
+            name, reason = self.tag(x)
+            call.names.append(name)
+            call.reasons.append(reason)
+        self.calls.append(call)
+
+    # --- calls
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context in which calls are an engine's own, not the model's."""
+        self.pauses += 1
+        try:
+            yield
+        finally:
+            self.pauses -= 1
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.pauses:
+            return func(*args, **kwargs)
+        # An operation in place gives its operand another name.
+        before = {id(x): self.tag(x) for x in _tensors(args, kwargs)}
+        out = func(*args, **kwargs)
+        if any(tag != (None, None) for tag in before.values()):
+            op = OPS.get(func)
+            name = op.name if op else func.__name__.strip('_')
+            site = self.tracker.frame.node.name + '/' + name
+            self.write(name, site, args, kwargs, out)
+        return out
+
+    def write(self, op: str, site: str, args: tuple, kwargs: dict, out: Any) -> None:
+        """Writes a call as it is and names its results."""
+        leaves = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
+        if op == 'setitem':
+            leaves = [args[0]]
+        if not leaves:
+            return
+        reasons = [self.tag(x)[1] for x in _tensors(args, kwargs)]
+        reason = next((item for item in reasons if item), None)
+        names: Any = None
+        if reason is None:
+            names, reason = self._translate(op, site, args, kwargs, out)
+        if reason is not None:
+            for x in leaves:
+                self.lose(x, reason)
+            return
+        for x, name in zip(leaves, [names] if isinstance(names, str) else names):
+            self.name(x, name)
+
+    def _translate(
+        self, op: str, site: str, args: tuple, kwargs: dict, out: Any
+    ) -> tuple[Any, str | None]:
+        translate = TRANSLATIONS.get(op)
+        if op == 'get' and isinstance(out, Tensor) and out.shape == args[0].shape:
+            return self.name_of(args[0]), None
+        if translate is None:
+            return None, f'the exporter lacks the function {op!r} {_origin(site)}'
+        kwargs = {
+            {'axis': 'dim', 'keepdims': 'keepdim', 'input': 'x', 'self': 'x'}.get(
+                key, key
+            ): value
+            for key, value in kwargs.items()
+        }
+        count = len(self.writer.nodes)
+        try:
+            writer = SiteWriter(self.writer, site, out, self.operand)
+            return translate(writer, *args, **kwargs), None
+        except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+            del self.writer.nodes[count:]
+            return None, (
+                f'the exporter lacks the function {op!r} with these arguments '
+                f'({error}) {_origin(site)}'
+            )
+
+    # --- quantized tensors
+
+    def emit(self, site: str, name: str, x: Tensor, grid: Grid, clip: Bounds) -> str:
+        """Puts a value of the graph on a grid.
+
+        Args:
+            site (str): What to call the result.
+            name (str): The value, in real numbers.
+            x (Tensor): What it is in this pass, on the grid.
+            grid (Grid): Where to.
+            clip (tuple, optional): Real bounds of a fused activation.
+
+        Returns:
+            str: Name of the value on the grid, in real numbers.
+        """
+        known = self.writer.quantized.get(name)
+        if known is not None and known[1] == grid and clip is None:
+            return name
+        low, high = grid.integer_limits(clip)
+        writer = self.writer
+        if form_of(self.target, self.state.plan) == CLIP:
+            bounds = [np.float32(k * grid.scale) for k in (low, high)]
+            result = writer.node(
+                'Clip', [name, *(writer.constant(b, 'range') for b in bounds)], site
+            )
+            self.values[result] = x.clone()  # the model may write into it
+            return result
+        storage = activation_storage(self.target, grid)
+        implied = (
+            low <= storage.low - storage.zero_point
+            and high >= storage.high - storage.zero_point
+        )
+        on_integers = self.target.integer_clips and storage.dtype.endswith('int8')
+        # From one grid to the next: ONNX Runtime would merge the two roundings.
+        directly = name in writer.quantized and on_integers
+        if not implied and not on_integers:
+            bounds = [np.float32(k * grid.scale) for k in (low, high)]
+            name = writer.node(
+                'Clip',
+                [name, *(writer.constant(b, 'range') for b in bounds)],
+                f'{site}:clip',
+            )
+        integers = writer.quantize(name, grid, storage, site)
+        if directly or (not implied and on_integers):
+            bounds = [np.asarray(k + storage.zero_point) for k in (low, high)]
+            integers = writer.node(
+                'Clip',
+                [integers, *(writer.integers(b, storage, 'limit') for b in bounds)],
+                f'{site}:clip',
+            )
+        result = writer.dequantize(integers, grid, storage, f'{site}:out')
+        self.values[result] = x.clone()  # the model may write into it
+        return result
+
+
+def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
+    return [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _origin(site: str) -> str:
+    """Where in the model's code the running call is."""
+    frame = sys._getframe()
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if 'mmquant_jacinto' not in path and '/torch/' not in path:
+            if not path.endswith('contextlib.py'):
+                break
+        frame = frame.f_back
+    where = '' if frame is None else f', {frame.f_code.co_filename}:{frame.f_lineno}'
+    return f'(in {site.rpartition("/")[0] or "the model"}{where})'

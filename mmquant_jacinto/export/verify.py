@@ -1,0 +1,192 @@
+"""Verify: the file against the model it was made of, on real images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from mmengine.evaluator import Evaluator
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from .example import Example, RegionOutputs, named_tensors
+from .exporter import Exported, export_onnx
+from .session import Session, in_place_of_modules
+from .targets import CLIP
+
+# Of the elements of all outputs, where both compute on integers.
+MIN_EQUAL = 0.999
+# Of the outputs, in dB, where the file rounds otherwise than the model.
+MIN_SIGNAL_TO_NOISE = 20.0
+
+
+@dataclass
+class OutputReport:
+    """How an output of the file differs from the model's.
+
+    Args:
+        name (str): Of the output.
+        elements (int): How many were compared.
+        equal (int): How many of them are equal, bit for bit.
+        largest (float): Largest difference, in steps of the output's grid; of
+            an output that is on none, relative to its largest magnitude.
+        on_grid (bool): Whether it is on a grid.
+        signal (float): Sum of the squares of the model's output.
+        noise (float): Sum of the squares of the differences.
+    """
+
+    name: str
+    elements: int = 0
+    equal: int = 0
+    largest: float = 0.0
+    on_grid: bool = True
+    signal: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """float: Share of equal elements."""
+        return self.equal / max(self.elements, 1)
+
+    def add(self, expected: Tensor, found: Tensor, scale: float | None) -> None:
+        """Takes one more image into account."""
+        expected, found = expected.double().cpu(), found.double()
+        difference = (found - expected).abs()
+        unit = scale or float(expected.abs().amax()) or 1.0
+        self.on_grid = scale is not None
+        self.elements += expected.numel()
+        self.equal += int((difference == 0).sum())
+        self.largest = max(self.largest, float(difference.amax()) / unit)
+        self.signal += float(expected.square().sum())
+        self.noise += float(difference.square().sum())
+
+
+@dataclass
+class Report:
+    """What a verification found.
+
+    Args:
+        outputs (List[OutputReport]): One for each output.
+        images (int): How many were compared.
+        scores (Dict[str, Tuple[float, float]]): Metric to the model's and the
+            file's value, both on these images.
+        first (str, optional): The first tensor in which the two part.
+        rounds (bool): Whether the file rounds as the model does.
+    """
+
+    outputs: list[OutputReport]
+    images: int = 0
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    first: str | None = None
+    rounds: bool = True
+
+    @property
+    def share(self) -> float:
+        """float: Share of equal elements in all outputs together."""
+        return sum(o.equal for o in self.outputs) / max(
+            sum(o.elements for o in self.outputs), 1
+        )
+
+    @property
+    def signal_to_noise(self) -> float:
+        """float: In dB, of all outputs together."""
+        signal = sum(o.signal for o in self.outputs)
+        noise = sum(o.noise for o in self.outputs)
+        return float(10 * np.log10(signal / noise)) if noise else float('inf')
+
+    def holds(self, min_equal: float = MIN_EQUAL) -> bool:
+        """Whether the file may be used for the model."""
+        if self.rounds:
+            return self.share >= min_equal
+        return self.signal_to_noise >= MIN_SIGNAL_TO_NOISE
+
+
+def verify(
+    exported: Exported,
+    model: nn.Module,
+    examples: Iterable[Any],
+    make_evaluator: Callable[[], Evaluator] | None = None,
+) -> Report:
+    """Runs the file and the model side by side.
+
+    Args:
+        exported (Exported): The file.
+        model (nn.Module): What it was made of, as :func:`export_onnx` left it.
+        examples (Iterable): Image tensors, or batches of a dataloader.
+        make_evaluator (Callable, optional): Makes an evaluator for the
+            predictions; called twice.
+
+    Returns:
+        Report: Per output, and the scores of both.
+    """
+    session = Session(exported.model)
+    reports = {name: OutputReport(name) for name in exported.scales}
+    report = Report(list(reports.values()), rounds=_rounds_alike(exported))
+    evaluators = [make_evaluator(), make_evaluator()] if make_evaluator else []
+    regions = RegionOutputs(model, exported.layout)
+    parting: Any = None
+    for example in examples:
+        given = Example.of(model, example)
+        with regions.collecting() as outputs:
+            predictions = given.run()
+        expected = named_tensors(exported.layout, outputs)
+        found = session(given.images)
+        differs = False
+        for name, item in reports.items():
+            item.add(expected[name], found[name], exported.scales[name])
+            differs |= not torch.equal(expected[name].cpu(), found[name])
+        report.images += len(given.images)
+        if differs and parting is None:
+            parting = example
+        if evaluators:
+            with in_place_of_modules(model, session), torch.no_grad():
+                others = given.run()
+            for evaluator, results in zip(evaluators, (predictions, others)):
+                evaluator.process(copy.deepcopy(results), example)
+    if evaluators:
+        scores = [evaluator.evaluate(report.images) for evaluator in evaluators]
+        report.scores = {
+            name: (float(value), float(scores[1][name]))
+            for name, value in scores[0].items()
+        }
+    if parting is not None and report.rounds:
+        report.first = first_difference(exported, model, parting)
+    return report
+
+
+def _rounds_alike(exported: Exported) -> bool:
+    # Signed activations have no integer kernels in ONNX Runtime on x86: it
+    # computes them in float there.
+    return exported.form != CLIP and exported.target.storage != 'signed'
+
+
+def first_difference(exported: Exported, model: nn.Module, example: Any) -> str | None:
+    """Name of the first quantized tensor in which file and model part.
+
+    All of them become outputs of the file, which is compared from the image on.
+
+    Returns:
+        str, optional: None where they are equal on this example.
+    """
+    again = export_onnx(model, example, exported.target.name)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(again.model)
+    there = {item.name for item in proto.graph.output}
+    proto.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in again.values
+        if name not in there
+    )
+    found = Session(proto)(Example.of(model, example).images)
+    order = [name for node in proto.graph.node for name in node.output]
+    for name in order:
+        if name in again.values and not torch.equal(
+            again.values[name].cpu(), found[name]
+        ):
+            return name
+    return None

@@ -1,0 +1,160 @@
+"""Export a quantized checkpoint to an ONNX file, and prove that it is the same.
+
+python tools/export.py CONFIG CHECKPOINT -o model.onnx
+
+The file is written only if it computes what the checkpoint's integer model
+computes, on images of the test set.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from command_line import exit_on_quantize_error
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.table import Table
+
+from mmquant_jacinto import QuantizeError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='quantized checkpoint (QAT or PTQ)')
+    parser.add_argument(
+        '-o', '--output', type=Path, required=True, help='the .onnx file to write'
+    )
+    parser.add_argument(
+        '--target',
+        default='onnxruntime',
+        help='onnxruntime (default), openvino, tensorrt or tidl',
+    )
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help="size of the images; by default that of the test pipeline's Resize",
+    )
+    parser.add_argument(
+        '--verify',
+        type=int,
+        default=16,
+        metavar='N',
+        help='compare file and checkpoint on N images of the test set; 0 for no proof',
+    )
+    parser.add_argument(
+        '--min-equal',
+        type=float,
+        default=None,
+        metavar='SHARE',
+        help='share of equal elements below which nothing is written (default 0.999)',
+    )
+    parser.add_argument(
+        '--images', help='folder of images to verify on, in place of the test set'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE'
+    )
+    return parser.parse_args()
+
+
+def print_report(report, console: Console) -> None:
+    """Print how the file compares with the checkpoint, output by output."""
+    table = Table(
+        'Output',
+        'Elements',
+        'Equal',
+        'Largest difference',
+        title=f'ONNX Runtime and QuantTestModule, {report.images} images',
+    )
+    for item in report.outputs:
+        unit = 'steps' if item.on_grid else 'of its range'
+        difference = f'{item.largest:.3g} {unit}'
+        table.add_row(item.name, str(item.elements), f'{item.share:.4%}', difference)
+    console.print(table)
+    if report.scores:
+        scores = Table('Metric', 'QuantTestModule', 'ONNX Runtime')
+        for name, values in report.scores.items():
+            scores.add_row(name, *(f'{value:.4f}' for value in values))
+        console.print(scores)
+    if not report.rounds:
+        console.print(f'signal to noise: {report.signal_to_noise:.1f} dB')
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    from mmquant_jacinto.export.packages import require
+
+    for package in ('onnx', 'onnxruntime'):
+        require(package)
+    from mmquant_jacinto.export import from_config
+    from mmquant_jacinto.export.exporter import export_onnx
+    from mmquant_jacinto.export.session import saturates
+    from mmquant_jacinto.export.targets import TARGETS
+    from mmquant_jacinto.export.verify import MIN_EQUAL, verify
+
+    console = Console(width=100)
+    if args.verify < 0:
+        raise QuantizeError(f'--verify {args.verify} is not a number of images')
+    if args.target not in TARGETS:
+        raise QuantizeError(
+            f'--target {args.target!r} is unknown; valid: ' + ', '.join(TARGETS)
+        )
+    from_config.check_output(args.output)
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    wrapper = from_config.load_quantized(cfg, args.checkpoint)
+    root = wrapper.quantization.root
+    images = from_config.TestImages(
+        cfg, args.shape, from_config.pad_divisor(root), args.images
+    )
+    if args.verify:
+        examples = list(images.batches(args.verify))
+    else:
+        examples = [from_config.random_batch(wrapper, images.shape)]
+    exported = export_onnx(
+        wrapper,
+        examples[0],
+        args.target,
+        {'classes': list(root.dataset_meta.get('classes', []))},
+    )
+    if exported.skipped:
+        console.print('not in the file: ' + ', '.join(exported.skipped))
+    if not args.verify:
+        console.print('[bold]not verified[/]: --verify 0')
+    else:
+        can_score = args.images is None and not exported.skipped
+        report = verify(
+            exported, root, examples, images.evaluator if can_score else None
+        )
+        print_report(report, console)
+        if saturates():
+            console.print(
+                "This processor's U8S8 kernels saturate (no VNNI); the file was run "
+                'with session.x64quantprecision=1. On such a processor set that '
+                'option, or train with quantize.bits=dict(weight=7, activation=8).'
+            )
+        min_equal = MIN_EQUAL if args.min_equal is None else args.min_equal
+        if not report.holds(min_equal):
+            raise QuantizeError(
+                f'{report.share:.4%} of the elements are equal, less than '
+                f'{min_equal:.4%}: {args.output} was not written; the two part first '
+                f'in {report.first}'
+            )
+    from_config.save(exported.model, args.output)
+    size = args.output.stat().st_size / 2**20
+    console.print(
+        f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'
+    )
+
+
+if __name__ == '__main__':
+    exit_on_quantize_error(main)
+    sys.exit(0)
