@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from . import native
 from .activations import SMALLEST_RANGE, power_of_two_above
 from .formats import TensorFormat, integer_bounds
 from .kernels import round_tensor
@@ -158,10 +159,19 @@ def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
     return round_tensor(weight / scale, fmt.rounding).clamp_(*integer_bounds(fmt))
 
 
-def _on_grid(scaled: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
-    """Weights in steps of their grid to weights on it, in place."""
-    # Ties, which rounding differs in, do not occur in training.
-    return scaled.round_().clamp_(*integer_bounds(fmt)).mul_(step)
+def _on_grid(
+    weight: Tensor, factor: Tensor, step: Tensor, fmt: TensorFormat
+) -> Tensor:
+    """Puts ``weight * factor`` on the grid of ``step``, in steps of which it is.
+
+    Factor and step are shaped to multiply the weight. Ties, which rounding differs
+    in, do not occur in training.
+    """
+    limits = integer_bounds(fmt)
+    by_row = len(weight) == factor.numel() == len(factor) and weight.is_contiguous()
+    if by_row and native.takes(weight):
+        return native.quantize_rows(weight, factor, step, limits)
+    return (weight * factor).round_().clamp_(*limits).mul_(step)
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -170,7 +180,7 @@ class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
         # A product takes half the time of a quotient.
-        return _on_grid(weight * step.reciprocal(), step, fmt)
+        return _on_grid(weight, step.reciprocal(), step, fmt)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -211,10 +221,10 @@ class _FoldLayer(torch.autograd.Function):
         ctx.save_for_backward(weight, bias)
         ctx.layer, ctx.folding = layer, folding
         spread = layer.along_channels
-        scaled = weight * spread(folding.factor / folding.step)
-        scaled = _on_grid(scaled, spread(folding.step), layer.spec.format)
+        factor = spread(folding.factor / folding.step)
+        on_grid = _on_grid(weight, factor, spread(folding.step), layer.spec.format)
         # A view of what all layers share would be changed with it.
-        return scaled, folding.bias.clone()
+        return on_grid, folding.bias.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, bias_grad: Tensor) -> tuple:
