@@ -92,7 +92,7 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     from mmquant_jacinto.export.packages import require
 
-    for package in ('onnx', 'onnxruntime'):
+    for package in ('onnx', 'onnx_ir', 'onnxruntime'):
         require(package)
     from mmquant_jacinto.export import from_config
     from mmquant_jacinto.export.exporter import export_onnx

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from .. import quantization as phases
@@ -140,6 +142,7 @@ def export_onnx(
             **(metadata or {}),
         },
     )
+    proto = simplify(proto)
     onnx.checker.check_model(proto, full_check=True)
     kept = {name for node in proto.graph.node for name in node.output}
     values = {
@@ -150,6 +153,23 @@ def export_onnx(
     return Exported(
         proto, layout, scales, values, trace.skipped, chosen, form_of(chosen, plan)
     )
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leaves out what the outputs do not need, and what is there twice.
+
+    Integer weights stay integers, and names stay.
+    """
+    simplified = ir.from_proto(model)
+    for simplify_once in (
+        common.RemoveUnusedNodesPass(),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.DeduplicateInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        simplified = simplify_once(simplified).model
+    return ir.to_proto(simplified)
 
 
 def preprocessing(root: nn.Module) -> dict[str, Any]:
