@@ -662,7 +662,8 @@ def _interpolate(
         options = dict(coordinate_transformation_mode=way)
         if mode == 'bicubic':
             options['cubic_coeff_a'] = -0.75
-    kind = {'bicubic': 'cubic'}.get(mode, 'nearest' if 'near' in mode else 'linear')
+    kind = 'nearest' if mode.startswith('nearest') else 'linear'
+    kind = 'cubic' if mode == 'bicubic' else kind
     source, target = x.shape[2:], site.out.shape[2:]
     if all(t % s == 0 for s, t in zip(source, target)):
         scales = [1.0, 1.0, *(float(t // s) for s, t in zip(source, target))]
