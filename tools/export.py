@@ -42,6 +42,11 @@ def parse_args() -> argparse.Namespace:
         help="size of the images; by default that of the test pipeline's Resize",
     )
     parser.add_argument(
+        '--postprocess',
+        action='store_true',
+        help='add decoding and NMS: outputs boxes, scores and labels',
+    )
+    parser.add_argument(
         '--verify',
         type=int,
         default=16,
@@ -124,6 +129,7 @@ def main() -> None:
         examples[0],
         args.target,
         {'classes': list(root.dataset_meta.get('classes', []))},
+        args.postprocess,
     )
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
@@ -149,6 +155,10 @@ def main() -> None:
                 f'in {report.first}'
             )
     from_config.save(exported.model, args.output)
+    if exported.meta_arch is not None:
+        prototxt = args.output.with_suffix('.prototxt')
+        from_config.write_atomically(prototxt, exported.meta_arch.encode())
+        console.print(f'{prototxt}: the detection head, for the importer of TIDL')
     size = args.output.stat().st_size / 2**20
     console.print(
         f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'
