@@ -818,6 +818,14 @@ def _gather(site, x, dim, index, *, sparse_grad=False):
     return site.node('GatherElements', x, index, axis=_axis(dim, x.dim()))
 
 
+@translates('topk')
+def _topk(site, x, k, dim=-1, largest=True, sorted=True):
+    axis = _axis(dim, x.dim())
+    return site.node(
+        'TopK', x, site.ints([k]), outputs=2, axis=axis, largest=int(largest)
+    )
+
+
 def _slice(site, x, axes, starts, ends, steps):
     return site.node('Slice', x, *map(site.ints, (starts, ends, axes, steps)))
 

@@ -88,10 +88,7 @@ def decode(head: nn.Module, raw: Any, shape: tuple[int, int]) -> tuple[Tensor, T
         sizes, dtype=scores[0].dtype, device=scores[0].device
     )
     channels = head.cls_out_channels
-    flat = torch.cat([_places(x, channels) for x in scores], 1)
-    flat = flat.sigmoid() if head.use_sigmoid_cls else flat.softmax(-1)[..., :-1]
-    # The threshold is one for the class alone, as in MMDetection.
-    kept = torch.where(flat > head.test_cfg.get('score_thr', 0.0), flat, 0.0)
+    kept = torch.cat([_class_scores(head, _places(x, channels)) for x in scores], 1)
     if factors and factors[0] is not None:
         kept = kept * torch.cat([_places(x, 1) for x in factors[0]], 1).sigmoid()
     size = head.bbox_coder.encode_size
@@ -110,6 +107,20 @@ def decode(head: nn.Module, raw: Any, shape: tuple[int, int]) -> tuple[Tensor, T
         boxes = head.bbox_coder.decode(level_priors, places[0], max_shape=shape)
         levels.append(boxes.unsqueeze(0))
     return _drop(head, torch.cat(levels, 1), kept)
+
+
+def _class_scores(head: nn.Module, places: Tensor) -> Tensor:
+    """Scores of a level's places; zero below the threshold and the best ``nms_pre``.
+
+    As in MMDetection, both are decided by the class alone.
+    """
+    scores = places.sigmoid() if head.use_sigmoid_cls else places.softmax(-1)[..., :-1]
+    kept = torch.where(scores > head.test_cfg.get('score_thr', 0.0), scores, 0.0)
+    count = head.test_cfg.get('nms_pre', -1)
+    if not 0 < count < kept[0].numel():
+        return kept
+    least = kept.reshape(kept.shape[0], -1).topk(count)[0][:, -1:].unsqueeze(2)
+    return torch.where(kept >= least, kept, 0.0)
 
 
 def _places(x: Tensor, size: int) -> Tensor:
