@@ -5,7 +5,8 @@ from .compat import allow_mmengine_checkpoints, mend_ssd_head
 from .config import QuantizeConfig
 from .errors import QuantizeError
 from .formats import PRESETS, Preset, TensorFormat
-from .hooks import QATHook
+from .hooks import ExactResumeHook, QATHook
+from .inference import keep_quantizers_when_loading
 from .mmdet_wrappers import (
     MMDetQuantCalibrateModule,
     MMDetQuantTestModule,
@@ -19,6 +20,7 @@ from .wrappers import QuantCalibrateModule, QuantTestModule, QuantTrainModule
 
 __all__ = [
     'CalibrationLoop',
+    'ExactResumeHook',
     'QATHook',
     'QuantRunner',
     'MMDetQuantCalibrateModule',
@@ -48,3 +50,4 @@ def __getattr__(name: str) -> type:
 allow_mmengine_checkpoints()
 mend_ssd_head()
 redirect_runner()
+keep_quantizers_when_loading()

@@ -115,6 +115,17 @@ class ActivationQuantizers(nn.Module):
             self._host_grids = self._make_grids(on_host=True)
         return self._host_grids[self.index[name]]
 
+    def present(self) -> tuple:
+        """The grids as they are; :meth:`commit` does not change what this holds."""
+        if self._ranged:
+            # Made on demand; later it would be from other ranges.
+            self.grid(self.specs[min(self._ranged)].name)
+        return self._ranged, self._grids, self._host_grids
+
+    def become(self, grids: tuple) -> None:
+        """Goes back to what :meth:`present` gave."""
+        self._ranged, self._grids, self._host_grids = grids
+
     @property
     def scales(self) -> Tensor:
         """Tensor: Steps of all grids, infinite where there is none yet: (Q,)."""
@@ -243,6 +254,10 @@ class ActivationQuantizers(nn.Module):
         high = self.high.detach().to(device).double().clamp(min=0)
         levels, symmetric, power, unsigned = (item.to(device) for item in self._formats)
         unsigned = unsigned & (low >= 0)
+        # Any scale holds what is all zero; a tiny one would leave no room for the
+        # biases of the layers that read it.
+        is_zero = (low == 0) & (high == 0)
+        high = torch.where(is_zero, torch.ones_like(high), high)
         reach = torch.maximum(-low, high).clamp(min=SMALLEST_RANGE)
         reach = torch.where(power, power_of_two_above(reach), reach)
         # A power-of-two range is a whole number of steps; another range has

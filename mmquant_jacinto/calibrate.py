@@ -115,11 +115,23 @@ class Correct(Simulate):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self.means = LayerMeans()
+        self._folded_correction = state.bias_correction.clone()
+        self._moved: dict[str, Tensor] = {}
 
     def begin(self) -> None:
-        # The weights do not change, and the biases hardly.
+        # The weights do not change, so they are folded and quantized once; what
+        # the biases move by is added to the folded ones.
         if not self.grids.is_computed:
             super().begin()
+            self._note_moves()
+
+    def _note_moves(self) -> None:
+        moved = self.state.bias_correction - self._folded_correction
+        self._moved = dict(zip(self.grids.layers, moved.split(self.grids.sizes)))
+
+    def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
+        weight, bias = super()._folded(name, layer)
+        return weight, bias + self._moved[name]
 
     def end(self) -> None:
         """Ranges stay as measured."""
@@ -149,3 +161,4 @@ class Correct(Simulate):
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
         self.state.bias_correction.add_(flat, alpha=lr)
+        self._note_moves()

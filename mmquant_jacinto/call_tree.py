@@ -13,6 +13,7 @@ Names therefore do not depend on what other modules did before. Recording
 and executing share this module and nothing else.
 """
 
+from collections.abc import Container
 from typing import Any, Callable, Optional
 
 from torch import nn
@@ -22,14 +23,15 @@ from torch.utils.hooks import RemovableHandle
 class CallNode:
     """A module's invocation; its children and sites are found once."""
 
-    __slots__ = ('name', 'module', 'children', 'sites', 'names')
+    __slots__ = ('name', 'module', 'children', 'sites', 'runs')
 
     def __init__(self, name: str, module: str) -> None:
         self.name = name
         self.module = module
         self.children: dict[tuple[str, int], CallNode] = {}
         self.sites: dict[tuple[str, int], Any] = {}
-        self.names: dict[tuple[str, int], str] = {}
+        # What `resolve` gave, by module object: it is asked at every call.
+        self.runs: dict[tuple[nn.Module, int], CallNode] = {}
 
     def child(self, module: str, invocation: int) -> 'CallNode':
         """The node of the ``invocation``-th run of ``module`` in this one."""
@@ -60,17 +62,20 @@ class Frame:
 
     def __init__(self, node: CallNode, module: Optional[nn.Module]) -> None:
         self.node = node
-        self.counts: dict[str, int] = {}
+        self.counts: dict[Any, int] = {}
         self.module = module
 
-    def next(self, name: str) -> int:
-        """Counts a call of ``name``, from 0.
-
-        Functions are counted as ``'/name'``, apart from modules of that name.
-        """
-        index = self.counts.get(name, 0)
-        self.counts[name] = index + 1
+    def next(self, called: Any) -> int:
+        """Counts a call of a module, or of a function by its name, from 0."""
+        index = self.counts.get(called, 0)
+        self.counts[called] = index + 1
         return index
+
+    def copy(self) -> 'Frame':
+        """The frame as it is now, to count on from twice."""
+        frame = Frame(self.node, self.module)
+        frame.counts = dict(self.counts)
+        return frame
 
 
 class CallTracker:
@@ -85,6 +90,10 @@ class CallTracker:
             module it is called too, with None as output.
         on_root (Callable, optional): Called with True when the root starts
             and with False when it ends.
+
+    Attributes:
+        watched (Container[nn.Module], optional): While it is set, ``on_enter``
+            and ``on_exit`` are called for these modules alone.
     """
 
     def __init__(
@@ -97,12 +106,13 @@ class CallTracker:
         self.tree = CallNode('', '')
         self.names = {module: name for name, module in root.named_modules()}
         self.on_enter, self.on_exit, self.on_root = on_enter, on_exit, on_root
+        self.watched: Optional[Container[nn.Module]] = None
         self.stack: list[Frame] = [Frame(self.tree, None)]
         self.handles: list[RemovableHandle] = []
         for module in root.modules():
             enter, leave = self._enter, self._leave
             if module is root:
-                enter, leave = self._enter_root, self._leave_root
+                enter, leave = self.enter_root, self._leave_root
             self.handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
                 module.register_forward_hook(leave, always_call=True),
@@ -128,22 +138,29 @@ class CallTracker:
         self.handles.clear()
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        name = self.names[module]
         caller = self.stack[-1]
-        node = self.resolve(caller.node, name, caller.next(name))
+        invocation = caller.next(module)
+        node = caller.node.runs.get((module, invocation))
+        if node is None:
+            node = self.resolve(caller.node, self.names[module], invocation)
+            caller.node.runs[module, invocation] = node
         self.stack.append(Frame(node, module))
-        if self.on_enter is not None:
+        if self.on_enter is not None and self._is_watched(module):
             return self.on_enter(module, args, kwargs)
         return None
 
+    def _is_watched(self, module: nn.Module) -> bool:
+        return self.watched is None or module in self.watched
+
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         result = None
-        if self.on_exit is not None:
+        if self.on_exit is not None and self._is_watched(module):
             result = self.on_exit(module, output)
         self.stack.pop()
         return result
 
-    def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """What the root's pre-hook does, for a pass that began before it was there."""
         self.restart()
         if self.on_root is not None:
             self.on_root(True)

@@ -5,8 +5,9 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 (:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
 """
 
-from collections.abc import Iterable
-from typing import Any, Callable, Optional
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -15,8 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from . import ops
-from .call_tree import CallNode, CallTracker
+from . import checkpointing, ops
+from .attention import WRITTEN_OUT
+from .call_tree import CallNode, CallTracker, Frame
+from .deform_conv import make_visible
+from .errors import QuantizeError
 from .ops import OPS, Op
 from .plan import Plan, Step
 
@@ -59,6 +63,14 @@ class Behaviour:
         """A batch normalization module has run (or was folded)."""
         return x
 
+    def remember(self) -> Any:
+        """What it takes to compute a part of the present pass again."""
+        return None
+
+    def replay(self, memory: Any) -> AbstractContextManager:
+        """A context that computes as when ``memory`` was made, and measures nothing."""
+        return nullcontext()
+
 
 class _Tracker(CallTracker):
     """Sends a further run of a known module to its last recorded one.
@@ -81,6 +93,16 @@ class _Tracker(CallTracker):
         return parent.child(module, invocation)
 
 
+class _Moment(NamedTuple):
+    """Where a pass is, to go on from there a second time."""
+
+    behaviour: Behaviour
+    memory: Any
+    region: Optional[nn.Module]
+    norm: Optional[nn.Module]
+    frame: Frame
+
+
 class Executor(TorchFunctionMode):
     """Runs the regions of a model under a plan.
 
@@ -91,6 +113,7 @@ class Executor(TorchFunctionMode):
 
     def __init__(self, root: nn.Module, plan: Plan) -> None:
         super().__init__()
+        make_visible()
         self.root = root
         self.plan = plan
         self.behaviour = Behaviour()
@@ -99,9 +122,16 @@ class Executor(TorchFunctionMode):
         self.tracker.known = _node_names(
             [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
         )
+        # In a region nothing happens as other modules start and end.
+        self._watched = self.regions | {
+            module for module in root.modules() if isinstance(module, _BatchNorm)
+        }
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
         self._in_root = False
+        # In a part that is run again: gives a normalization other buffers.
+        self._spare: Optional[Callable[[nn.Module], None]] = None
+        checkpointing.follow_checkpoints()
 
     def remove(self) -> None:
         """Takes the executor off the model."""
@@ -112,24 +142,90 @@ class Executor(TorchFunctionMode):
             if self._region is not None:
                 # A keyboard interrupt runs no hooks.
                 self._close()
+            checkpointing.forget(self)
+            checkpointing.start(self)
             self.behaviour.begin()
         else:
             self.behaviour.end()
+            checkpointing.stop(self)
         self._in_root = starts
 
     def _open(self, module: nn.Module) -> None:
         self._region = module
+        self.tracker.watched = self._watched
+        checkpointing.start(self)
         self.behaviour.enter_region()
         self.__enter__()
 
     def _close(self) -> None:
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
-        self._region = self._norm = None
+        checkpointing.stop(self)
+        self._region = self._norm = self.tracker.watched = None
+
+    def remember(self) -> _Moment:
+        """Where the pass is: see :mod:`checkpointing`."""
+        return _Moment(
+            self.behaviour,
+            self.behaviour.remember(),
+            self._region,
+            self._norm,
+            self.tracker.frame.copy(),
+        )
+
+    @contextmanager
+    def replay(self, moment: _Moment) -> Iterator[None]:
+        """Goes on from ``moment`` a second time, during the backward pass."""
+        present = self.behaviour, self._region, self._norm, self._in_root, self._spare
+        stack = self.tracker.stack
+        self.behaviour = moment.behaviour
+        self._region, self._norm, self._in_root = None, None, True
+        self.tracker.stack = [moment.frame.copy()]
+        try:
+            with moment.behaviour.replay(
+                moment.memory
+            ), checkpointing.spare_statistics() as self._spare:
+                if moment.region is not None:
+                    self._open(moment.region)
+                if moment.norm is not None:
+                    self._enter_norm(moment.norm)
+                try:
+                    yield
+                finally:
+                    if self._region is not None:
+                        self._close()
+        finally:
+            self.tracker.stack = stack
+            (
+                self.behaviour,
+                self._region,
+                self._norm,
+                self._in_root,
+                self._spare,
+            ) = present
+
+    def settle(self, values: Any) -> Any:
+        """What tensors, in any nesting, have become by in-place calls."""
+        return _current_leaves(values)
+
+    def _refuse_replay(self, module: nn.Module) -> None:
+        """Refuses what is run again by other means than torch's checkpoint."""
+        if not checkpointing.in_backward():
+            return
+        name = self.tracker.names[module]
+        inside = any((name + '.').startswith(f'{r}.') for r in self.plan.regions)
+        if inside:
+            raise QuantizeError(
+                f'{name} runs again during the backward pass by other means than '
+                'torch.utils.checkpoint, and would do so in float; switch its '
+                'activation checkpointing off (with_cp, num_cp and the like)'
+            )
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         result = None
         if self._region is None:
+            if not self._in_root:
+                self._refuse_replay(module)
             if module not in self.regions:
                 return None
             if not self._in_root:
@@ -141,8 +237,13 @@ class Executor(TorchFunctionMode):
                 result = self._quantize_inputs(names, args, kwargs)
             self._open(module)
         if isinstance(module, _BatchNorm):
-            self._norm = module
+            self._enter_norm(module)
         return result
+
+    def _enter_norm(self, module: nn.Module) -> None:
+        self._norm = module
+        if self._spare is not None and module.training:
+            self._spare(module)
 
     def _quantize_inputs(self, names: dict[int, str], args: tuple, kwargs: dict) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
@@ -169,7 +270,7 @@ class Executor(TorchFunctionMode):
         return result
 
     def _step(self, op: str, index: int) -> Optional[Step]:
-        node = self.tracker.frame.node
+        node = self.tracker.stack[-1].node
         step = node.sites.get((op, index), _UNSEEN)
         if step is _UNSEEN:
             name = node.site_name(op, index)
@@ -197,39 +298,75 @@ class Executor(TorchFunctionMode):
         kwargs = kwargs or {}
         op = OPS.get(func)
         if op is None:
-            return func(*args, **kwargs)
+            return self._call_other(func, args, kwargs)
         if self._norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
                 if step is not None and self.behaviour.folds(step, self._norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.frame.next('/' + op.name))
+        step = self._step(op.name, self.tracker.stack[-1].next(op.name))
         args = tuple([_current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
+        if step.entries:
+            args, kwargs = self._quantize_operands(step, op, args, kwargs)
         in_place = args and isinstance(args[0], Tensor) and _is_in_place(func, kwargs)
         if in_place and args[0]._is_view():
             # What it is a view of changes too.
             real = func(*args, **kwargs)
             if op.kind != ops.CLIP:
                 return real
+            # Twice in place, and autograd has lost what the first one gave.
+            func = _given
         result = self.behaviour.call(step, op, func, args, kwargs)
         if in_place and result is not args[0]:
             _replace(args[0], result)
         return result
 
 
+    def _call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table."""
+        written_out = WRITTEN_OUT.get(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        # Of a getter (`x.shape`) it makes no difference.
+        if func.__name__ != '__get__':
+            args = tuple([_current(item) for item in args])
+        return func(*args, **kwargs)
+
+    def _quantize_operands(
+        self, step: Step, op: Op, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        """Quantizes what comes from calls that the plan does not quantize."""
+        layer = op.kind in ops.WEIGHTED
+        x, weight, bias = ops.layer_operands(args, kwargs) if layer else (None,) * 3
+        operands = [x, weight] if layer else ops.tensor_inputs(op, args, kwargs)
+        for index, quantizer in step.entries:
+            operands[index] = self.behaviour.input(quantizer, operands[index])
+        if layer:
+            return ops.replace_operands(args, kwargs, *operands, bias)
+        return ops.replace_inputs(op, args, kwargs, operands)
+
+
 _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
 
 
+def _given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for a call that has been made."""
+    return x
+
+
 def _is_in_place(func: Callable, kwargs: dict) -> bool:
-    name = func.__name__
-    return (
-        kwargs.get('inplace', False)
-        or name.startswith('__i')
-        or (name.endswith('_') and not name.endswith('__'))
-    )
+    return func in _IN_PLACE or kwargs.get('inplace', False)
+
+
+def _writes(name: str) -> bool:
+    return name.startswith('__i') or (name.endswith('_') and not name.endswith('__'))
+
+
+_IN_PLACE = frozenset(func for func in OPS if _writes(func.__name__))
 
 
 def _replace(x: Tensor, result: Tensor) -> None:
@@ -238,7 +375,12 @@ def _replace(x: Tensor, result: Tensor) -> None:
     setattr(x, _NOW, result)
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+
+
 def _current(item: Any) -> Any:
+    if type(item) in _PLAIN:
+        return item
     while isinstance(item, Tensor):
         now = getattr(item, _NOW, None)
         if now is None:

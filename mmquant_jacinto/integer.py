@@ -21,7 +21,7 @@ from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
 from .plan import Step
-from .simulate import Simulate, State
+from .simulate import Simulate, State, computed_weight, quantize_computed_weight
 from .weights import quantize_bias, to_integers
 
 EXACT_IN_FLOAT32 = 2.0**24
@@ -33,13 +33,14 @@ class IntegerLayer(NamedTuple):
 
     Args:
         weight (Tensor): Integers, in the dtype that accumulates exactly.
-        bias (Tensor): Integers in units of input scale times weight scale.
+        bias (Tensor, optional): Integers in units of input scale times weight
+            scale.
         multiplier (Tensor): From accumulator to output integers, shaped to
             multiply the output; float32.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Optional[Tensor]
     multiplier: Tensor
 
 
@@ -100,6 +101,8 @@ class Integer(Behaviour):
                 return out
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
+        elif step.weight_format is not None:
+            args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
         else:
@@ -182,14 +185,20 @@ class Integer(Behaviour):
         grid = self._grid(step.output)
         (first, x), rest = integers[0], integers[1:]
         if step.kind in ops.WEIGHTED:
-            if step.weight is None:
+            if step.weight is not None:
+                layer = self.layer_of(step, first, grid)
+            elif step.weight_format is not None and step.norm is None:
+                layer = _computed_layer(step, args, kwargs, first, grid)
+            else:
                 return None
-            layer = self.layer_of(step, first, grid)
             args, kwargs = ops.replace_operands(
                 args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
             )
             total = func(*args, **kwargs)
-            steps = self.engine.scale(_exact(total), layer.multiplier, first, grid)
+            # What is sampled between pixels is no integer.
+            if step.kind != ops.DEFORM_CONV:
+                total = _exact(total)
+            steps = self.engine.scale(total, layer.multiplier, first, grid)
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
@@ -268,6 +277,23 @@ class Integer(Behaviour):
             else torch.float64
         )
         return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+
+
+@torch.no_grad()
+def _computed_layer(
+    step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
+) -> IntegerLayer:
+    """A layer whose weight the model has just computed."""
+    weight, size, bias = computed_weight(step, args, kwargs)
+    integers = to_integers(weight.float(), size, step.weight_format).double()
+    # One for each channel, or one for all.
+    unit = size.double().flatten() * given.scale
+    if bias is not None:
+        bias = quantize_bias(bias.double(), unit, None)
+    multiplier = (unit / grid.scale).float()
+    if step.kind != ops.LINEAR:
+        multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+    return IntegerLayer(integers, bias, multiplier)
 
 
 def _group_norm(

@@ -40,12 +40,15 @@ class Observer:
         x = x.detach()
         if not self.fraction:
             return torch.stack(torch.aminmax(x)).float()
-        rows = x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
+        x = x.contiguous()
+        rows = len(x) if x.dim() > 1 else 1
+        row = x.numel() // rows
         # Odd, so as not to walk down the same columns of a feature map.
-        period = rows.shape[1] // SAMPLES_PER_ROW // 2 * 2 + 1
+        period = row // SAMPLES_PER_ROW // 2 * 2 + 1
         if period > 1:
-            rows = rows.unfold(1, CHUNK, CHUNK * period)
-        return rows.clone(memory_format=torch.contiguous_format).view(-1).float()
+            chunks = (row - CHUNK) // (CHUNK * period) + 1
+            x = x.as_strided((rows, chunks, CHUNK), (row, CHUNK * period, 1))
+        return x.clone(memory_format=torch.contiguous_format).view(-1).float()
 
     def rank(self, sizes: Tensor) -> Tensor:
         """Which extreme of samples of these sizes ends the range, from 1."""

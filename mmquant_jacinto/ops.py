@@ -1,7 +1,7 @@
 """What the engine knows about torch functions: a table, and nothing else.
 
-A function that is not in the table runs in float and its result is not
-quantized, which is right for losses, comparisons and index arithmetic.
+A function that is not in the table runs in float. Its result gets a quantizer only
+where a layer reads it, which is right for comparisons and index arithmetic.
 """
 
 from typing import Any, Callable, NamedTuple, Optional
@@ -13,6 +13,7 @@ from torch import Tensor
 CONV = 'conv'
 CONV_TRANSPOSE = 'conv_transpose'
 LINEAR = 'linear'
+DEFORM_CONV = 'deform_conv'  # samples between pixels, see deform_conv.py
 MATMUL = 'matmul'  # two activations
 NORM = 'norm'  # a batch normalization module, SyncBN too
 CLIP = 'clip'  # an activation that only clamps
@@ -21,8 +22,17 @@ CAT = 'cat'  # inputs and output share one scale
 AVERAGE = 'average'  # linear in one input, no weights: pooling, resizing
 PASS = 'pass'  # elements keep their values: reshape, max_pool, nearest
 COMPUTE = 'compute'  # everything else whose result is a new activation
+OTHER = 'other'  # a function that is not in the table
 
-WEIGHTED = (CONV, CONV_TRANSPOSE, LINEAR)
+WEIGHTED = (CONV, CONV_TRANSPOSE, LINEAR, DEFORM_CONV)
+# What no grid is fine enough for: a mask among scores stretches their range, and of
+# a small number the logarithm and the inverse are large.
+PRECISE = ('softmax', 'log', 'reciprocal')
+# What is computed element by element on the way there stays in float too.
+ELEMENTWISE = (
+    *('add', 'sub', 'rsub', 'mul', 'div', 'truediv', 'neg', 'exp', 'sigmoid'),
+    *('clamp', 'clip', 'clamp_min', 'clamp_max', 'masked_fill', 'where'),
+)
 # What normalizations written out by hand divide by. On a grid a small one would
 # become zero.
 STATISTICS = ('pow', 'square', 'sqrt', 'rsqrt', 'reciprocal')
@@ -122,6 +132,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'type_as',
         'broadcast_to',
         'amax',
+        'masked_fill',
         'dropout',
         'dropout2d',
         'alias',
@@ -192,6 +203,25 @@ def _build_table() -> dict[Callable, Op]:
 
 
 OPS = _build_table()
+# `x.T` and the like are calls too, of a property's getter.
+OPS.update(
+    (getattr(Tensor, name).__get__, Op('t', PASS)) for name in ('T', 'mT', 'data')
+)
+
+
+def register(function: Callable, name: str, kind: str) -> Callable:
+    """Adds a function of ours to the table.
+
+    Args:
+        function (Callable): Dispatches to torch function modes, as torch's do.
+        name (str): Its canonical name.
+        kind (str): Its kind.
+
+    Returns:
+        Callable: ``function``.
+    """
+    OPS[function] = Op(name, kind)
+    return function
 
 
 def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
@@ -218,7 +248,7 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     return [first]
 
 
-_ONE_INPUT = ('layer_norm', 'group_norm', 'instance_norm', 'prelu')
+_ONE_INPUT = ('layer_norm', 'group_norm', 'instance_norm', 'prelu', 'masked_softmax')
 
 
 def replace_inputs(
@@ -247,6 +277,15 @@ def replace_inputs(
     return head + tuple(out), kwargs
 
 
+def layer_operands(
+    args: tuple, kwargs: dict
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Input, weight and bias in the call of a layer."""
+    names = ('input', 'weight', 'bias')
+    given = dict(zip(names, args[:3]))
+    return tuple(given.get(name, kwargs.get(name)) for name in names)
+
+
 def replace_operands(
     args: tuple, kwargs: dict, x: Tensor, weight: Tensor, bias: Optional[Tensor]
 ) -> tuple[tuple, dict]:
@@ -259,12 +298,19 @@ def replace_operands(
     return (x, weight, bias, *args[3:]), rest
 
 
-def is_exact(op: Op, args: tuple, kwargs: dict) -> bool:
-    """Whether a resizing call only copies elements (nearest neighbour)."""
-    if op.name not in ('interpolate', 'upsample'):
-        return False
-    mode = kwargs.get('mode', args[3] if len(args) > 3 else 'nearest')
-    return mode.startswith('nearest')
+def kind_of(op: Op, args: tuple, kwargs: dict) -> str:
+    """Kind of a call, which may depend on its arguments.
+
+    Resizing to the nearest neighbour only copies elements; filling with
+    anything but zero puts a value among them that no range allows for.
+    """
+    if op.name in ('interpolate', 'upsample'):
+        mode = kwargs.get('mode', args[3] if len(args) > 3 else 'nearest')
+        return PASS if mode.startswith('nearest') else op.kind
+    if op.name == 'masked_fill':
+        value = kwargs.get('value', args[2] if len(args) > 2 else None)
+        return PASS if not isinstance(value, Tensor) and value == 0 else OTHER
+    return op.kind
 
 
 def clip_bounds(op: Op, args: tuple, kwargs: dict) -> Optional[tuple]:
@@ -292,4 +338,6 @@ def clip_bounds(op: Op, args: tuple, kwargs: dict) -> Optional[tuple]:
     return (None if low is None else float(low), None if high is None else float(high))
 
 
-WEIGHT_NAMES = frozenset(name for kind in WEIGHTED for name in _TABLE[kind])
+WEIGHT_NAMES = frozenset(
+    ['deform_conv2d', *(name for kind in WEIGHTED for name in _TABLE.get(kind, ()))]
+)

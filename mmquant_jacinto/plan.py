@@ -48,6 +48,8 @@ class WeightSpec:
         axis (int): Output channel axis of the weight.
         format (TensorFormat): Its numeric format.
         channels (int): Number of output channels.
+        rows (Tuple[int, int], optional): The part of the parameters that it
+            is, along their first axis: start and stop. None: all of them.
     """
 
     name: str
@@ -57,6 +59,7 @@ class WeightSpec:
     axis: int
     format: TensorFormat
     channels: int
+    rows: Optional[tuple[int, int]] = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class Step:
         weight (str, optional): Weight quantizer of the chain.
         norm (str, optional): Batch normalization that the chain folds.
         clip (Clip, optional): Real bounds that the chain clamps to.
+        entries (Tuple[Tuple[int, str]]): Operands that no quantized
+            operation made, and the quantizers that they get here.
+        weight_format (TensorFormat, optional): Of a weight that the model
+            computes anew in each pass; its grid follows from it.
     """
 
     kind: str
@@ -87,6 +94,8 @@ class Step:
     weight: Optional[str] = None
     norm: Optional[str] = None
     clip: Optional[Clip] = None
+    entries: tuple[tuple[int, str], ...] = ()
+    weight_format: Optional[TensorFormat] = None
 
     @property
     def follows(self) -> bool:
@@ -144,9 +153,6 @@ class Plan:
                 f'mmquant_jacinto reads up to {PLAN_VERSION}: update it'
             )
 
-        def clip(value: Optional[list]) -> Optional[Clip]:
-            return None if value is None else tuple(value)
-
         return cls(
             config=data['config'],
             regions=tuple(data['regions']),
@@ -155,22 +161,34 @@ class Plan:
                 for item in data['activations']
             ),
             weights={
-                name: WeightSpec(**{**item, 'format': TensorFormat(**item['format'])})
-                for name, item in data['weights'].items()
+                name: _weight_spec(item) for name, item in data['weights'].items()
             },
-            steps={
-                name: Step(
-                    **{
-                        **item,
-                        'inputs': tuple(item['inputs']),
-                        'clip': clip(item['clip']),
-                    }
-                )
-                for name, item in data['steps'].items()
-            },
+            steps={name: _step(item) for name, item in data['steps'].items()},
             inputs={
                 call: {int(leaf): name for leaf, name in leaves.items()}
                 for call, leaves in data['inputs'].items()
             },
             in_float=data['in_float'],
         )
+
+
+def _tuple(value: Optional[list]) -> Optional[tuple]:
+    return None if value is None else tuple(value)
+
+
+def _weight_spec(item: dict[str, Any]) -> WeightSpec:
+    fmt = TensorFormat(**item['format'])
+    return WeightSpec(**{**item, 'format': fmt, 'rows': _tuple(item.get('rows'))})
+
+
+def _step(item: dict[str, Any]) -> Step:
+    fmt = item.get('weight_format')
+    return Step(
+        **{
+            **item,
+            'inputs': tuple(item['inputs']),
+            'clip': _tuple(item['clip']),
+            'entries': tuple(tuple(entry) for entry in item.get('entries', ())),
+            'weight_format': None if fmt is None else TensorFormat(**fmt),
+        }
+    )

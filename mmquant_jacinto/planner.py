@@ -6,7 +6,7 @@ nothing; what it decides is a :class:`~mmquant_jacinto.plan.Plan`.
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from . import ops
@@ -101,18 +101,13 @@ class Planner:
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[str, set[tuple]] = {}
         self.in_float: dict[str, str] = {}
+        # Values that no quantized operation makes.
+        self.raw: set[int] = set()
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
         active = self._active_sites()
         self._fuse(active)
-        for site in active:
-            if site.kind == ops.PASS:
-                for value in site.outputs:
-                    self.groups.join(value, site.inputs[0])
-            elif site.kind == ops.CAT:
-                for value in site.outputs + site.inputs:
-                    if value is not None:
-                        self.groups.join(value, site.outputs[0])
+        self._join(active)
         quantizers = self._quantizers(active)
         weight_specs = self._weights(weights)
         steps: dict[str, Step] = {}
@@ -139,8 +134,7 @@ class Planner:
         for name in self.graph.unused:
             self.in_float.setdefault(
                 name,
-                'not used by any call that was seen (an embedding, or code '
-                'that torch functions do not show)',
+                'no layer that was called uses it',
             )
         return Plan(
             config=self._settings(),
@@ -166,16 +160,51 @@ class Planner:
         )
 
     def _active_sites(self) -> list[Site]:
-        """Sites that compute on activations rather than on constants."""
-        live = set(self.graph.region_inputs)
+        """Sites that compute on activations, and layers, whatever they get.
+
+        What follows from constants alone is a constant too, and becomes None
+        among the inputs.
+        """
+        live = set(self.graph.region_inputs) | self.graph.hidden
+        self.raw |= self.graph.hidden
         active = []
         for site in self.graph.sites.values():
-            if any(value in live for value in site.inputs):
-                live.update(site.outputs)
-                active.append(site)
-            elif site.kind in ops.WEIGHTED:
-                self.in_float[site.name] = 'its input is no activation'
+            inputs = [value if value in live else None for value in site.inputs]
+            site = replace(site, inputs=inputs)
+            if all(value is None for value in inputs) and (
+                site.kind not in ops.WEIGHTED
+            ):
+                continue
+            live.update(site.outputs)
+            if site.kind == ops.OTHER:
+                self.raw.update(site.outputs)
+                continue
+            if site.computed_weight and site.weight_value in live:
+                # Two activations, in effect.
+                site = replace(
+                    site, kind=ops.COMPUTE, inputs=[*inputs, site.weight_value]
+                )
+            active.append(site)
         return active
+
+    def _join(self, active: list[Site]) -> None:
+        """Finds the values that share a quantizer."""
+        for site in active:
+            if site.kind == ops.PASS:
+                for value in site.outputs:
+                    self.groups.join(value, site.inputs[0])
+                    if site.inputs[0] in self.raw:
+                        self.raw.add(value)
+            elif site.kind == ops.CAT:
+                made = [
+                    value
+                    for value in site.inputs
+                    if value is not None and value not in self.raw
+                ]
+                for value in site.outputs + made:
+                    self.groups.join(value, site.outputs[0])
+                if not made:
+                    self.raw.update(site.outputs)
 
     def _fuse(self, active: list[Site]) -> None:
         taken: set[str] = set()
@@ -229,6 +258,29 @@ class Planner:
                 found.update(site.outputs)
         return found
 
+    def _precise(self) -> set[int]:
+        """Values that only a softmax, a logarithm or a division by them reads.
+
+        They stay in float, back to the layers that they come from.
+        """
+        found: set[int] = set()
+        for site in reversed(self.graph.sites.values()):
+            for value in site.outputs:
+                readers = self.consumers.get(value, [])
+                if (
+                    readers
+                    and value not in self.graph.region_outputs
+                    and all(_reads_precisely(item, value, found) for item in readers)
+                ):
+                    found.add(value)
+        return {
+            value
+            for chain in self.chains.values()
+            if chain.head.op in ops.ELEMENTWISE
+            for value in chain.tail.outputs
+            if value in found
+        }
+
     def _is_off(self, site: Site) -> bool:
         return self.overrides.find(site.module) is False
 
@@ -237,7 +289,22 @@ class Planner:
         found = [self.overrides.find(site.module) for site in chain.sites]
         return next((bits for bits in reversed(found) if bits is not None), None)
 
-    def _quantizers(self, active: list[Site]) -> dict[int, ActivationSpec]:
+    def _enters(self, site: Site, index: int) -> bool:
+        """Whether an operand has to be quantized where it is read."""
+        reads_integers = site.kind in (*ops.WEIGHTED, ops.MATMUL) or (
+            site.computed_weight
+        )
+        if not reads_integers or self._is_off(site):
+            return False
+        value = site.inputs[index]
+        return value is None or value in self.raw
+
+    def _group(self, site: Site, index: int) -> Any:
+        """Key of an operand's quantizer; constants have each their own."""
+        value = site.inputs[index]
+        return (site.name, index) if value is None else self.groups.find(value)
+
+    def _quantizers(self, active: list[Site]) -> dict[Any, ActivationSpec]:
         """Group of values to its quantizer, in order of first use."""
         # Values that get none: inside a chain, or statistics.
         without = {
@@ -246,13 +313,13 @@ class Planner:
             for site in chain.sites[:-1]
             for value in site.outputs
         }
-        without |= self._statistics(active)
+        without |= self._statistics(active) | self._precise()
+        self.raw |= without
         read = self._read_groups()
         leaving = {self.groups.find(value) for value in self.graph.region_outputs}
-        quantizers: dict[int, ActivationSpec] = {}
+        quantizers: dict[Any, ActivationSpec] = {}
 
-        def add(value: int, name: str, kind: str, bits: Any, positive: bool) -> None:
-            group = self.groups.find(value)
+        def add(group: Any, name: str, kind: str, bits: Any, positive: bool) -> None:
             if group in leaving and group not in read:
                 kind = OUTPUT
             width = self.config.widths(
@@ -273,7 +340,7 @@ class Planner:
             call, leaf = entries[0]
             if self.groups.find(value) in read:
                 add(
-                    value,
+                    self.groups.find(value),
                     f'{call}/input' + (f'#{leaf}' if leaf else ''),
                     INPUT,
                     None,
@@ -284,13 +351,20 @@ class Planner:
             if chain is None:
                 continue
             bits = self._activation_bits(chain)
+            for index in range(len(site.inputs)):
+                if self._enters(site, index):
+                    name = f'{site.name}:input' + (f'{index}' if index else '')
+                    add(
+                        self._group(site, index), name, ACTIVATION, bits or None, False
+                    )
             clip = chain.clip
             positive = clip is not None and clip[0] is not None and clip[0] >= 0
             for index, value in enumerate(chain.tail.outputs):
                 off = bits is False and self.groups.find(value) not in read
                 if value not in without and not off:
                     name = site.name + (f':{index}' if index else '')
-                    add(value, name, ACTIVATION, bits or None, positive)
+                    group = self.groups.find(value)
+                    add(group, name, ACTIVATION, bits or None, positive)
         return quantizers
 
     def _weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSpec]:
@@ -303,8 +377,8 @@ class Planner:
         for chain in self.chains.values():
             site = chain.head
             if site.weight is None:
-                if site.op in ops.WEIGHT_NAMES:
-                    self.in_float[site.name] = 'its weight is computed'
+                if site.computed_weight and self._is_off(site):
+                    self.in_float[site.name] = 'quantize.overrides'
                 continue
             bits = self.overrides.find(site.module)
             if bits is False:
@@ -312,25 +386,31 @@ class Planner:
                 continue
             name = self._weight_name(chain)
             axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0
-            width = self.config.widths(
-                'weight',
-                self.config.bits if bits is None else bits,
-                self.config.bits_of('weight'),
-            )
             shape = shapes[site.weight]
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
-            fmt = self.preset.weight.with_bits(width)
+            fmt = self._weight_format(site)
             if axis == 1 and channels != shape[1]:
                 # A grouped transposed convolution has no output channel axis.
-                fmt = TensorFormat(**{**fmt.to_dict(), 'per_channel': False})
+                fmt = replace(fmt, per_channel=False)
             specs[name] = WeightSpec(
-                name, site.weight, site.bias, chain.norm, axis, fmt, channels
+                name, site.weight, site.bias, chain.norm, axis, fmt, channels, site.rows
             )
         return specs
+
+    def _weight_format(self, site: Site) -> TensorFormat:
+        bits = self.overrides.find(site.module)
+        width = self.config.widths(
+            'weight',
+            self.config.bits if bits is None else bits,
+            self.config.bits_of('weight'),
+        )
+        return self.preset.weight.with_bits(width)
 
     def _weight_name(self, chain: _Chain) -> str:
         name = chain.head.weight
         name = name[: -len('.weight')] if name.endswith('.weight') else name
+        if chain.head.rows is not None:
+            name += '[{}:{}]'.format(*chain.head.rows)
         # A convolution shared by several normalizations folds each of them.
         biases, norms = (set(items) for items in zip(*self.variants[chain.head.weight]))
         parts = [name]
@@ -341,26 +421,43 @@ class Planner:
         return '+'.join(parts)
 
     def _steps(
-        self, site: Site, quantizers: Mapping[int, ActivationSpec]
+        self, site: Site, quantizers: Mapping[Any, ActivationSpec]
     ) -> dict[str, Step]:
         def name_of(value: Optional[int]) -> Optional[str]:
             spec = None if value is None else quantizers.get(self.groups.find(value))
             return None if spec is None else spec.name
 
-        inputs = tuple(name_of(value) for value in site.inputs)
         if site.kind in (ops.PASS, ops.CAT):
+            inputs = tuple(
+                None if value in self.raw else name_of(value) for value in site.inputs
+            )
             return {
                 site.name: Step(
                     site.kind, inputs, site.name, True, name_of(site.outputs[0])
                 )
             }
+        entries = tuple(
+            (index, quantizers[self._group(site, index)].name)
+            for index in range(len(site.inputs))
+            if self._enters(site, index)
+        )
+        inputs = tuple(
+            dict(entries).get(index, name_of(value))
+            for index, value in enumerate(site.inputs)
+        )
         chain = self.chains.get(site.name)
         if chain is None:
             return {}
         weight = None
         if site.weight is not None and not self._is_off(site):
             weight = self._weight_name(chain)
-        output = name_of(chain.tail.outputs[0])
+        weight_format = None
+        if site.computed_weight and site.kind in ops.WEIGHTED:
+            weight_format = None if self._is_off(site) else self._weight_format(site)
+            if weight_format and site.kind == ops.CONV_TRANSPOSE:
+                weight_format = replace(weight_format, per_channel=False)
+        tail = chain.tail.outputs[0]
+        output = None if tail in self.raw else name_of(tail)
         steps = {}
         for item in chain.sites:
             head = item is site
@@ -373,8 +470,20 @@ class Planner:
                 weight,
                 chain.norm,
                 chain.clip,
+                entries if head else (),
+                weight_format,
             )
         return steps
+
+
+def _reads_precisely(reader: Site, value: int, found: set[int]) -> bool:
+    is_divisor = reader.op in ('div', 'truediv') and reader.inputs[1:] == [value]
+    passes_on = reader.kind == ops.PASS or reader.op in ops.ELEMENTWISE
+    return (
+        reader.op in ops.PRECISE
+        or is_divisor
+        or (passes_on and found.issuperset(reader.outputs))
+    )
 
 
 def make_plan(

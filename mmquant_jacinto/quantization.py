@@ -76,6 +76,10 @@ class Quantization(nn.Module):
         """bool: Whether anything was calibrated or trained."""
         return self.plan is not None and bool(self.activations.count.any())
 
+    def forward(self, x: Any) -> Any:
+        """Returns ``x``: a child of ``nn.Sequential`` is called."""
+        return x
+
     def build(self, plan: Plan) -> None:
         """Sets the quantizers of ``plan`` up, without ranges.
 

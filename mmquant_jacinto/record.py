@@ -16,8 +16,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from . import ops
+from .attention import WRITTEN_OUT
 from .call_tree import CallTracker
-from .ops import OPS, Op
+from .deform_conv import make_visible
+from .ops import OPS
+from .untouched import untouched
 
 
 @dataclass
@@ -30,10 +33,15 @@ class Site:
         kind (str): Its kind, a constant of :mod:`~mmquant_jacinto.ops`.
         module (str): Qualified name of the module that made the call.
         inputs (List[int | None]): Values of the activation operands; None
-            for one that no recorded call made (a constant, a parameter).
+            for a constant, such as a parameter or what follows from it.
         outputs (List[int]): Values of the floating point results.
         weight (str, optional): Name of the parameter that is its weight.
         bias (str, optional): Name of the parameter that is its bias.
+        rows (Tuple[int, int], optional): The part of both that it uses, along
+            their first axis: start and stop. None: all.
+        computed_weight (bool): Whether it has a weight that is no parameter.
+        weight_value (int, optional): Value of such a weight; None where it
+            is a constant.
         clip (tuple, optional): Real bounds of a clamping activation.
         shape (tuple): Shape of the first result.
         further_inputs (List[int]): What it read in another pass instead.
@@ -47,6 +55,9 @@ class Site:
     outputs: list[int]
     weight: Optional[str] = None
     bias: Optional[str] = None
+    rows: Optional[tuple[int, int]] = None
+    computed_weight: bool = False
+    weight_value: Optional[int] = None
     clip: Optional[tuple[Optional[float], Optional[float]]] = None
     shape: tuple[int, ...] = ()
     further_inputs: list[int] = field(default_factory=list)
@@ -63,13 +74,16 @@ class Graph:
             where it enters: (call of a region, index among the leaves of its
             arguments). Values that come from outside all regions.
         region_outputs (Set[int]): Values that a region returns.
-        unused (List[str]): Weights in the regions that no recorded call used.
+        hidden (Set[int]): Values that appeared in a region without a call
+            that could be seen, such as those of an ``autograd.Function``.
+        unused (List[str]): Weights that no recorded call used.
     """
 
     regions: list[str] = field(default_factory=list)
     sites: dict[str, Site] = field(default_factory=dict)
     region_inputs: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     region_outputs: set[int] = field(default_factory=set)
+    hidden: set[int] = field(default_factory=set)
     unused: list[str] = field(default_factory=list)
 
     def producers(self) -> dict[int, Site]:
@@ -107,6 +121,10 @@ class Recorder(TorchFunctionMode):
         self.parameters = {
             id(p): name for name, p in model.named_parameters(remove_duplicate=True)
         }
+        self.used: set[str] = set()
+        # No activations, though they come from no recorded call.
+        self._constants = {id(buffer) for buffer in model.buffers()}
+        make_visible()
         self.tracker = CallTracker(model, self._enter, self._exit)
         self._region: Optional[nn.Module] = None
         self._opaque: Optional[nn.Module] = None
@@ -117,7 +135,7 @@ class Recorder(TorchFunctionMode):
         """Takes the recorder off the model."""
         self.tracker.remove()
         for tensor in self._given:
-            del tensor._mmquant_value
+            tensor.__dict__.pop('_mmquant_value', None)
 
     # A value's number travels on the tensor object itself: it dies with it,
     # so nothing is kept alive and no id can be mistaken for a reused one.
@@ -129,6 +147,22 @@ class Recorder(TorchFunctionMode):
         # The same origin in a further pass is the same value.
         value = self._values.setdefault(origin, len(self._values))
         tensor._mmquant_value = (self._token, value)
+        return value
+
+    def _operand(self, item: Any, origin: tuple[str, int]) -> Optional[int]:
+        """Value of an operand; a new one where it came out of nowhere."""
+        if not _is_activation(item):
+            return None
+        known = getattr(item, '_mmquant_value', None)
+        if known is not None and known[0] is self._token:
+            return known[1]
+        if self._constants.intersection((id(item), id(item._base))) or isinstance(
+            item._base, nn.Parameter
+        ):
+            return None
+        value = self._name_value(item, origin)
+        self._given.append(item)
+        self.graph.hidden.add(value)
         return value
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -156,7 +190,8 @@ class Recorder(TorchFunctionMode):
             and isinstance(module, _BatchNorm)
         ):
             self._opaque = module
-            self._opaque_input = self._value_of(args[0])
+            origin = f'{self.tracker.frame.node.name}/batch_norm:input'
+            self._opaque_input = self._operand(args[0], (origin, 0))
 
     def _exit(self, module: nn.Module, output: Any) -> None:
         if module is self._opaque:
@@ -193,24 +228,51 @@ class Recorder(TorchFunctionMode):
         kwargs: Optional[dict] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        op = OPS.get(func)
-        if op is None or self._opaque is not None:
+        if self._opaque is not None:
             return func(*args, **kwargs)
+        op = OPS.get(func)
+        if op is None:
+            return self._record_other(func, args, kwargs)
         frame = self.tracker.frame
-        name = frame.node.site_name(op.name, frame.next('/' + op.name))
-        if op.kind == ops.AVERAGE and ops.is_exact(op, args, kwargs):
-            op = Op(op.name, ops.PASS)
+        name = frame.node.site_name(op.name, frame.next(op.name))
+        kind = ops.kind_of(op, args, kwargs)
         operands = ops.tensor_inputs(op, args, kwargs)
-        inputs = [self._value_of(item) for item in operands]
+        inputs = [
+            self._operand(item, (f'{name}:input', index))
+            for index, item in enumerate(operands)
+        ]
         result = func(*args, **kwargs)
+        site = self._make_site(name, op.name, kind, inputs, result)
+        if site is None:
+            return result
+        if kind in ops.WEIGHTED:
+            self._describe_weights(site, args, kwargs)
+        elif kind == ops.CLIP:
+            site.clip = ops.clip_bounds(op, args, kwargs)
+            if site.clip is None:
+                site.kind = ops.COMPUTE
+        elif kind == ops.MATMUL:
+            self.used.update(self.parameters.get(id(item), '') for item in operands)
+        self._add(site)
+        return result
+
+    def _make_site(
+        self,
+        name: str,
+        op: str,
+        kind: str,
+        inputs: list[Optional[int]],
+        result: Any,
+    ) -> Optional[Site]:
+        """Describes a call; None where it gives no activations."""
         leaves = [leaf for leaf in tree_flatten(result)[0] if _is_activation(leaf)]
         if not leaves:
-            return result
-        site = Site(
+            return None
+        return Site(
             name,
-            op.name,
-            op.kind,
-            frame.node.module,
+            op,
+            kind,
+            self.tracker.frame.node.module,
             inputs,
             [
                 self._name_value(leaf, (name, index))
@@ -218,25 +280,59 @@ class Recorder(TorchFunctionMode):
             ],
             shape=tuple(leaves[0].shape),
         )
-        if op.kind in ops.WEIGHTED:
-            self._describe_weights(site, func, args, kwargs)
-        elif op.kind == ops.CLIP:
-            site.clip = ops.clip_bounds(op, args, kwargs)
-            if site.clip is None:
-                site.kind = ops.COMPUTE
-        self._add(site)
+
+    def _record_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table: values flow through it."""
+        written_out = WRITTEN_OUT.get(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        frame = self.tracker.frame
+        op = func.__name__
+        name = frame.node.site_name(op, frame.next(op))
+        inputs = [
+            self._operand(item, (f'{name}:input', index))
+            for index, item in enumerate(tree_flatten((args, kwargs))[0])
+            if isinstance(item, Tensor)
+        ]
+        result = func(*args, **kwargs)
+        # `x[...] = y` returns nothing and changes x.
+        changed = args[0] if op == '__setitem__' else result
+        site = self._make_site(name, op, ops.OTHER, inputs, changed)
+        if site is not None:
+            self._add(site)
         return result
 
-    def _describe_weights(
-        self, site: Site, func: Callable, args: tuple, kwargs: dict
-    ) -> None:
-        weight = kwargs.get('weight', args[1] if len(args) > 1 else None)
-        bias = kwargs.get('bias', args[2] if len(args) > 2 else None)
-        site.weight = self.parameters.get(id(weight))
-        site.bias = self.parameters.get(id(bias))
-        if site.weight is None or (bias is not None and site.bias is None):
-            # A weight that is computed: two activations, in effect.
-            site.kind, site.weight, site.bias = ops.COMPUTE, None, None
+    def _describe_weights(self, site: Site, args: tuple, kwargs: dict) -> None:
+        _, weight, bias = ops.layer_operands(args, kwargs)
+        site.weight, site.rows = self._find_parameter(weight)
+        site.bias, bias_rows = self._find_parameter(bias)
+        if (
+            site.weight is None
+            or (bias is not None and site.bias is None)
+            or bias_rows not in (None, site.rows)
+        ):
+            site.weight = site.bias = site.rows = None
+            site.computed_weight = True
+            site.weight_value = self._operand(weight, (f'{site.name}:weight', 0))
+
+    def _find_parameter(
+        self, item: Any
+    ) -> tuple[Optional[str], Optional[tuple[int, int]]]:
+        """Name of the parameter that a tensor is or has rows of, and which."""
+        name = self.parameters.get(id(item))
+        if name is not None or not isinstance(item, Tensor):
+            return name, None
+        base = item._base
+        name = self.parameters.get(id(base))
+        if (
+            name is None
+            or item.shape[1:] != base.shape[1:]
+            or item.stride() != base.stride()
+        ):
+            return None, None
+        start = (item.storage_offset() - base.storage_offset()) // base.stride(0)
+        return name, (start, start + item.shape[0])
 
     def _add(self, site: Site) -> None:
         known = self.graph.sites.setdefault(site.name, site)
@@ -263,8 +359,8 @@ def record(
 ) -> Graph:
     """Runs ``passes`` on a model in eval mode and records what they call.
 
-    The model is left as it was: training flags, statistics of batch
-    normalization, gradients and random state.
+    The model is left as it was: training flags, attributes, statistics, gradients,
+    and so is the random state.
 
     Args:
         model (nn.Module): The float model.
@@ -275,27 +371,18 @@ def record(
     Returns:
         Graph: The union of what the passes called.
     """
-    training = {module: module.training for module in model.modules()}
-    recorder = Recorder(model, is_region)
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
+    with untouched(model), torch.no_grad():
+        recorder = Recorder(model, is_region)
+        try:
+            model.eval()
             for run in passes:
                 run()
-    finally:
-        recorder.remove()
-        for module, flag in training.items():
-            module.training = flag
-    used = {site.weight for site in recorder.graph.sites.values()}
+        finally:
+            recorder.remove()
+    used = {site.weight for site in recorder.graph.sites.values()} | recorder.used
     recorder.graph.unused = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1
-        and name not in used
-        and _is_below(name, recorder.graph.regions)
+        if parameter.dim() > 1 and name not in used
     ]
     return recorder.graph
-
-
-def _is_below(name: str, regions: Iterable[str]) -> bool:
-    return any(not region or name.startswith(region + '.') for region in regions)

@@ -7,6 +7,8 @@ it is folded into weight and bias and not run at all. A clamping activation is
 not run either: the quantizer behind it clamps.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, Optional, Protocol
 
 import torch
@@ -25,6 +27,7 @@ from .weights import (
     fold_layer,
     quantize_bias,
     quantize_weight,
+    step_of,
 )
 
 
@@ -92,6 +95,24 @@ class Simulate(Behaviour):
     def end(self) -> None:
         self.activations.commit()
 
+    def remember(self) -> tuple:
+        return self.grids.present(), self.activations.present()
+
+    @contextmanager
+    def replay(self, memory: tuple) -> Iterator[None]:
+        owners = self.grids, self.activations
+        observing = self.activations.observing
+        present = [owner.present() for owner in owners]
+        for owner, past in zip(owners, memory):
+            owner.become(past)
+        self.activations.observing = False
+        try:
+            yield
+        finally:
+            self.activations.observing = observing
+            for owner, now in zip(owners, present):
+                owner.become(now)
+
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
 
@@ -107,6 +128,8 @@ class Simulate(Behaviour):
             return self._emit(step, ops.tensor_inputs(op, args, kwargs)[0])
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.quantize_layer(step, args, kwargs)
+        elif step.weight_format is not None:
+            args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CAT and None in step.inputs:
             args, kwargs = self._quantize_constants(step, op, args, kwargs)
         out = func(*args, **kwargs)
@@ -202,7 +225,8 @@ class Simulate(Behaviour):
         weight = quantize_weight(layer.weight, step, layer.spec.format)
         correction = self.state.correction(name)
         bias = layer.bias
-        return weight, correction if bias is None else bias + correction
+        # A copy, as with a bias: what is kept does not change with the buffer.
+        return weight, correction.clone() if bias is None else bias + correction
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
@@ -210,3 +234,22 @@ class Simulate(Behaviour):
             width = self.state.plan.bias_width(name)
             change = quantize_bias(bias, unit, width).mul_(unit).sub_(bias)
         return bias + change
+
+
+def computed_weight(
+    step: Step, args: tuple, kwargs: dict
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Weight, step of its grid and bias of a call that computes its weight."""
+    _, weight, bias = ops.layer_operands(args, kwargs)
+    axis = 1 if step.kind == ops.CONV_TRANSPOSE else 0
+    return weight, step_of(weight.float(), axis, step.weight_format), bias
+
+
+def quantize_computed_weight(
+    step: Step, args: tuple, kwargs: dict
+) -> tuple[tuple, dict]:
+    """The call of a layer, on its computed weight put on a grid."""
+    weight, size, bias = computed_weight(step, args, kwargs)
+    quantized = quantize_weight(weight.float(), size, step.weight_format)
+    x = ops.layer_operands(args, kwargs)[0]
+    return ops.replace_operands(args, kwargs, x, quantized.to(weight.dtype), bias)

@@ -91,6 +91,26 @@ class WeightGrids:
         """What folding the layer's normalization takes, as last computed."""
         return self._foldings[name]
 
+    def present(self) -> tuple:
+        """The grids as they are; :meth:`compute` does not change what this holds."""
+        return (
+            self.version,
+            self._all_steps,
+            self._steps,
+            self._live_steps,
+            self._foldings,
+        )
+
+    def become(self, grids: tuple) -> None:
+        """Goes back to what :meth:`present` gave."""
+        (
+            self.version,
+            self._all_steps,
+            self._steps,
+            self._live_steps,
+            self._foldings,
+        ) = grids
+
     @property
     def is_computed(self) -> bool:
         """bool: Whether :meth:`compute` was ever called."""

@@ -128,6 +128,35 @@ def test_correction_brings_the_means_together(x):
     assert (tested.mean((0, 2, 3)) - wanted).abs().max() < before / 2
 
 
+def test_steps_of_a_pass_see_what_the_steps_before_corrected(x):
+    # A pass of CalibrationLoop never goes back to the float model.
+    net = Forward(
+        lambda net, x: net.plain(F.relu(net.norm(net.conv(x)))),
+        conv=nn.Conv2d(3, 4, 3, bias=False),
+        norm=nn.BatchNorm2d(4),
+        plain=nn.Conv2d(4, 4, 3, bias=False),
+    )
+    calib = QuantCalibrateModule(
+        randomize_norms(net), x, bits=dict(weight=BITS), constrain_bias=False
+    ).train()
+    reference = calib.observe(x)
+
+    def steps(module, count):
+        for _ in range(count):
+            module.correct(reference, 0.3, x)
+        return module.quantization.bias_correction
+
+    one_pass = steps(calib, 4).clone()
+    calib.quantization.bias_correction.zero_()
+    for _ in range(4):
+        calib.observe(x)  # folds anew
+        one_by_one = steps(calib, 1)
+    torch.testing.assert_close(one_pass, one_by_one)
+    assert one_pass.abs().max() > 1e-3
+    settled = steps(calib, 60).clone()
+    assert (steps(calib, 1) - settled).abs().max() < 1e-4
+
+
 def test_correction_leaves_ranges_as_measured(toy_net, images):
     calib = QuantCalibrateModule(toy_net, images)
     reference = calib.observe(images)

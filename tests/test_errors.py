@@ -390,19 +390,19 @@ def test_model_wrapper_that_cannot_be_quantized(refused_training):
 
 @MODES
 def test_custom_imports_that_replaced_those_of_upstream(quantize, refused_training):
-    assert MODELS.get('mmpretrain.ConvNeXt') is None
+    assert MODELS.get('mmrotate.ReResNet') is None
     message = refused_training(
         quantize,
-        'mmpretrain.ConvNeXt',
+        'mmrotate.ReResNet',
         'custom_imports',
         "imports=['mmquant_jacinto', ...]",
-        **{'model.type': 'mmpretrain.ConvNeXt'},
+        **{'model.type': 'mmrotate.ReResNet'},
     )
     assert '_base_' in message
 
 
 def test_same_config_in_float_raises_what_mmengine_raises(tmp_path):
-    cfg = make_config(tmp_path, **{'model.type': 'mmpretrain.ConvNeXt'})
+    cfg = make_config(tmp_path, **{'model.type': 'mmrotate.ReResNet'})
     with pytest.raises(KeyError) as caught:
         Runner.from_cfg(cfg)
     assert not isinstance(caught.value, QuantizeError)

@@ -92,7 +92,7 @@ def test_clamp_to_a_tensor_is_no_fused_clip(image):
     assert graph.sites['/clamp'].kind == ops.COMPUTE
 
 
-def test_computed_weight_is_an_activation(image):
+def test_weight_computed_from_a_parameter_is_a_constant(image):
     graph = record_once(
         Forward(
             lambda net, x: F.conv2d(x, net.conv.weight * 2), conv=nn.Conv2d(3, 4, 1)
@@ -100,7 +100,7 @@ def test_computed_weight_is_an_activation(image):
         image,
     )
     site = graph.sites['/conv2d']
-    assert (site.kind, site.weight) == (ops.COMPUTE, None)
+    assert (site.kind, site.weight, site.computed_weight) == (ops.CONV, None, True)
 
 
 def test_only_regions_are_seen(image):

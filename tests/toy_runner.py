@@ -7,8 +7,10 @@ Everything that a config of MMEngine names is registered here, and nothing of
 import functools
 import itertools
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
@@ -85,6 +87,19 @@ class Break:
         return results
 
 
+@TRANSFORMS.register_module()
+class Jitter:
+    """Random augmentation by all three generators that there are."""
+
+    def __call__(self, results):
+        images = results['inputs']
+        if random.random() < 0.5:
+            images = images.flip(-1)
+        noise = np.random.normal(scale=0.05, size=images.shape).astype('float32')
+        results['inputs'] = images + torch.from_numpy(noise) + 0.05 * torch.rand(1)
+        return results
+
+
 @MODELS.register_module()
 class DigitsBackbone(nn.Module):
     def __init__(self, channels):
@@ -107,17 +122,19 @@ class DigitsClassifier(BaseModel):
         channels (int): Of the backbone.
         even_head (bool): Whether there is a head that trains only on batches
             with images from even places, as heads do that may find no object.
+        dropout (float): Share of the features that the head does not see.
     """
 
-    def __init__(self, channels=8, even_head=False):
+    def __init__(self, channels=8, even_head=False, dropout=0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.backbone = DigitsBackbone(channels)
         self.head = nn.Linear(channels * 16, 10)
         self.even_head = nn.Linear(channels * 16, 10) if even_head else None
 
     def forward(self, inputs, labels=None, place=None, mode='tensor'):
         x = nn.functional.max_pool2d(self.backbone(inputs), 2)
-        scores = self.head(x.flatten(1))
+        scores = self.head(self.dropout(x.flatten(1)))
         if mode == 'loss':
             if self.even_head is not None and (place % 2 == 0).any():
                 scores = scores + self.even_head(x.flatten(1))

@@ -64,6 +64,9 @@ say "runtime and development packages"
 install -r requirements/runtime.txt -r requirements/export.txt -r requirements/dev.txt
 say "mmengine, mmdet, openmim"
 install --no-deps -r requirements/openmmlab.txt
+say "mmpretrain, mmsegmentation"
+install --no-deps -r requirements/sister_libraries.txt ||
+    say "not installed: their tests will be skipped"
 say "mmcv"
 mmcv_works || install_mmcv_wheel || compile_mmcv
 say "mmquant_jacinto"

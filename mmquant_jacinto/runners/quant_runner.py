@@ -5,7 +5,7 @@ from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import EMAHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.model import (
     convert_sync_batchnorm,
@@ -13,18 +13,27 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from ..config import QuantizeConfig
 from ..errors import QuantizeError
-from ..hooks import QATHook
+from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
 from ..quant_module import QuantModule
 from ..quantization import NAME, find_plan
+from ..untouched import preserved_random_state
 from .calibration_loop import CalibrationLoop
+from .checkpoint_files import (
+    RemoveAfterSaving,
+    latest_checkpoint,
+    note_start,
+    read_start,
+    write_whole,
+)
 from .cpu_distributed import init_cpu_process_group
-from .sampling import first_batch, preserved_random_state
+from .sampling import first_batch
 
 _DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
 
@@ -116,17 +125,82 @@ class QuantRunner(Runner):
                 'train_cfg, train_dataloader and optim_wrapper in the '
                 'config; to test a checkpoint call tools/test.py'
             )
+        self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
+        self._renew_workers()
         self._train_loop = self.build_train_loop(self._train_loop)
         self._wrap('train')
         self._prepare(self._train_loop.dataloader)
         if self.distributed:
             self.model.distributed = self._distributed_args
             self.model.distribute()
-        if not any(isinstance(hook, QATHook) for hook in self._hooks):
-            self.register_hook(QATHook())
+        for kind in (QATHook, ExactResumeHook):
+            if not any(isinstance(hook, kind) for hook in self._hooks):
+                self.register_hook(kind())
         return super().train()
+
+    @property
+    def is_resuming(self) -> bool:
+        """bool: Whether training goes on from a checkpoint of its own."""
+        return self._resume
+
+    def _decide_start(self) -> None:
+        """Finds the checkpoint and the seed to go on with, or notes the new ones."""
+        seed = None
+        if self._resume and self._load_from is None:
+            self._load_from = latest_checkpoint(self.work_dir)
+            if self._load_from is None:
+                seed = self._start_again()
+            else:
+                self.logger.info(f'Resuming from {self._load_from}.')
+        if self._resume and self._randomness_cfg.get('seed') is None:
+            checkpoint = CheckpointLoader.load_checkpoint(self._load_from, 'cpu')
+            seed = checkpoint.get('meta', {}).get('seed')
+        if seed is not None and self._randomness_cfg.get('seed') is None:
+            self._randomness_cfg.update(seed=seed)
+            self.set_randomness(**self._randomness_cfg)
+        if not self._resume and is_main_process():
+            note_start(self.work_dir, self._load_from, self.seed)
+
+    def _start_again(self) -> Optional[int]:
+        """Starts a killed run that had saved nothing yet from where it started.
+
+        ``--resume`` of the usual tools removes ``load_from``.
+        """
+        self._resume = False
+        start = read_start(self.work_dir)
+        if start is not None:
+            self._load_from = start['load_from']
+            self.logger.info(
+                f'{self.work_dir} has no checkpoint yet; starting again from '
+                f'{self._load_from or "the initial weights"}.'
+            )
+            return start['seed']
+        if self.quantize_config.mode == 'ptq':
+            raise QuantizeError(
+                f'resume=True, but {self.work_dir} has nothing to resume; calibrate '
+                'with resume=False and load_from=FLOAT_CHECKPOINT'
+            )
+        self.logger.warning(
+            f'{self.work_dir} has nothing to resume: training starts from the '
+            'initial weights. If the config has a load_from, --resume has removed '
+            'it; start without --resume.'
+        )
+        return None
+
+    def _renew_workers(self) -> None:
+        """Gives each epoch workers of its own: a resumed one cannot have old ones."""
+        loop, loader = self._train_loop, self._train_dataloader
+        if not isinstance(loop, dict) or not isinstance(loader, dict):
+            return
+        by_iteration = (
+            loop['type'] in (IterBasedTrainLoop, IterBasedTrainLoop.__name__)
+            if 'type' in loop
+            else not loop.get('by_epoch')
+        )
+        if loader.get('persistent_workers') and not by_iteration:
+            self._train_dataloader = {**loader, 'persistent_workers': False}
 
     def val(self) -> dict:
         """Validates a quantized checkpoint."""
@@ -204,6 +278,12 @@ class QuantRunner(Runner):
         if fn_name == 'after_load_checkpoint' and self.quantize_config is not None:
             self._check_checkpoint(self._loading, kwargs['checkpoint'])
         super().call_hook(fn_name, **kwargs)
+        if fn_name == 'before_train' and self.quantize_config is not None:
+            for hook in self._checkpoint_hooks():
+                hook.file_backend = RemoveAfterSaving(hook.file_backend)
+
+    def _checkpoint_hooks(self) -> list[CheckpointHook]:
+        return [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
 
     def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
         stored = checkpoint.get('state_dict', checkpoint)
@@ -260,9 +340,7 @@ class QuantRunner(Runner):
             self.work_dir, filename, meta=dict(epoch=1, iter=self.iter)
         )
         path = os.path.join(self.work_dir, 'last_checkpoint')
-        with open(path + '.part', 'w') as file:
-            file.write(os.path.join(self.work_dir, filename))
-        os.replace(path + '.part', path)
+        write_whole(path, os.path.join(self.work_dir, filename))
 
     def save_checkpoint(
         self,
@@ -281,17 +359,22 @@ class QuantRunner(Runner):
             and file_client_args is None
             and kwargs.get('backend_args') is None
         )
-        if self.quantize_config is None or not local:
+        if self.quantize_config is None:
             super().save_checkpoint(
                 out_dir, filename, file_client_args, *args, **kwargs
             )
             return
-        super().save_checkpoint(
-            out_dir, filename + '.part', file_client_args, *args, **kwargs
-        )
-        if is_main_process():
-            path = os.path.join(out_dir, filename)
+        written = filename + '.part' if local else filename
+        super().save_checkpoint(out_dir, written, file_client_args, *args, **kwargs)
+        if not is_main_process():
+            return
+        path = os.path.join(out_dir, filename)
+        if local:
             os.replace(path + '.part', path)
+        for hook in self._checkpoint_hooks():
+            backend = getattr(hook, 'file_backend', None)
+            if isinstance(backend, RemoveAfterSaving):
+                backend.remove_outdated(path)
 
 
 def _refuse_conflicts(cfg: dict) -> None:

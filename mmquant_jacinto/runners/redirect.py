@@ -2,9 +2,10 @@
 
 MMEngine has no hook between a config and ``Runner.from_cfg``, which is what
 every ``tools/train.py`` calls. Importing this package makes that call hand
-a config with a truthy ``quantize`` over to :class:`QuantRunner`; nothing else
-of MMEngine is patched. ``runner_type='QuantRunner'`` in a config gives the
-same without it.
+a config with a truthy ``quantize`` over to :class:`QuantRunner`.
+``runner_type='QuantRunner'`` in a config gives the same without it. The only other
+part of MMEngine that is changed is the loading of quantized checkpoints
+(:mod:`mmquant_jacinto.inference`).
 """
 
 import functools

@@ -1,13 +1,8 @@
 """Images to prepare and to calibrate on, out of a runner's config."""
 
 import copy
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Optional
 
-import numpy as np
-import torch
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -15,18 +10,6 @@ from ..config import Calibration
 from ..errors import QuantizeError
 
 ATTEMPTS = 8
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Leaves Python's, NumPy's and torch's random state as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def first_batch(dataloader: DataLoader, key: str) -> Any:

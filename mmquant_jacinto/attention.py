@@ -1,0 +1,227 @@
+"""Attention, written out in calls that the engine knows.
+
+``F.multi_head_attention_forward`` and ``F.scaled_dot_product_attention`` hide
+projections and products from a torch function mode. Recording and executing replace
+them by what is here: the same numbers, from linear layers, matrix products and a
+softmax. Masks never become operands of their own: what they hold (minus infinity)
+fits no range.
+"""
+
+import math
+from typing import Callable, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import ops
+
+
+def masked_softmax(
+    scores: Tensor, scale: float, mask: Optional[Tensor], safe: bool = False
+) -> Tensor:
+    """Softmax over the last axis of ``scores * scale + mask``.
+
+    Args:
+        scores (Tensor): Of queries and keys: (..., L, S).
+        scale (float): Factor of the scores.
+        mask (Tensor, optional): Added: broadcastable to the scores.
+        safe (bool): Whether a row that is masked altogether gives zeros
+            rather than NaN. Defaults to False.
+
+    Returns:
+        Tensor: Shape of ``scores``.
+    """
+    if has_torch_function((scores,)):
+        return handle_torch_function(
+            masked_softmax, (scores,), scores, scale, mask, safe=safe
+        )
+    if scale != 1:
+        scores = scores * scale
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1)
+    if safe and mask is not None:
+        empty = (scores == -torch.inf).all(-1, keepdim=True)
+        weights = weights.masked_fill(empty, 0.0)
+    return weights
+
+
+ops.register(masked_softmax, 'masked_softmax', ops.COMPUTE)
+
+
+def _additive(mask: Optional[Tensor], masked: bool, like: Tensor) -> Optional[Tensor]:
+    """A mask to add, of one that is boolean: ``masked`` is what it hides."""
+    if mask is None or mask.dtype != torch.bool:
+        return None if mask is None else mask.to(like.dtype)
+    hidden = mask if masked else ~mask
+    zeros = torch.zeros(mask.shape, dtype=like.dtype, device=mask.device)
+    return zeros.masked_fill(hidden, -torch.inf)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Optional[Tensor] = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Optional[float] = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``F.scaled_dot_product_attention``.
+
+    Args:
+        query (Tensor): (..., L, E).
+        key (Tensor): (..., S, E).
+        value (Tensor): (..., S, Ev).
+        attn_mask (Tensor, optional): To add, or booleans that are true where
+            a key takes part: broadcastable to (..., L, S).
+        dropout_p (float): Of the weights, applied whatever the mode.
+        is_causal (bool): Hides the keys behind a query; in place of a mask.
+        scale (float, optional): Of the scores. Defaults to 1/sqrt(E).
+        enable_gqa (bool): Whether several heads of queries share a key.
+
+    Returns:
+        Tensor: (..., L, Ev).
+    """
+    if enable_gqa:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    if scale is None:
+        scale = 1.0 / math.sqrt(query.size(-1))
+    with torch._C.DisableTorchFunction():
+        if is_causal:
+            shape = query.size(-2), key.size(-2)
+            attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        mask = _additive(attn_mask, False, query)
+    scores = torch.matmul(query, key.transpose(-2, -1))
+    weights = masked_softmax(scores, scale, mask, safe=True)
+    if dropout_p:
+        weights = F.dropout(weights, dropout_p)
+    return torch.matmul(weights, value)
+
+
+def multi_head_attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Optional[Tensor],
+    in_proj_bias: Optional[Tensor],
+    bias_k: Optional[Tensor],
+    bias_v: Optional[Tensor],
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Optional[Tensor],
+    training: bool = True,
+    key_padding_mask: Optional[Tensor] = None,
+    need_weights: bool = True,
+    attn_mask: Optional[Tensor] = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Optional[Tensor] = None,
+    k_proj_weight: Optional[Tensor] = None,
+    v_proj_weight: Optional[Tensor] = None,
+    static_k: Optional[Tensor] = None,
+    static_v: Optional[Tensor] = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Optional[Tensor]]:
+    """``F.multi_head_attention_forward``, with its arguments.
+
+    The weights that it returns are for people to look at and stay in float.
+
+    Returns:
+        Tuple[Tensor, Tensor | None]: (L, N, E), and the weights: (N, L, S)
+        or (N, heads, L, S).
+    """
+    is_batched = query.dim() == 3
+    if not is_batched:
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        if key_padding_mask is not None:
+            key_padding_mask = key_padding_mask.unsqueeze(0)
+    length, batch, width = query.shape
+    if width != embed_dim_to_check:
+        raise AssertionError(
+            f'was expecting embedding dimension of {embed_dim_to_check}, but got '
+            f'{width}'
+        )
+    head_width = width // num_heads
+    weights = (
+        (q_proj_weight, k_proj_weight, v_proj_weight)
+        if use_separate_proj_weight
+        else _parts(in_proj_weight, width)
+    )
+    biases = _parts(in_proj_bias, width)
+    q, k, v = map(F.linear, (query, key, value), weights, biases)
+    padding = 0
+    if bias_k is not None and bias_v is not None:
+        k = torch.cat([k, bias_k.repeat(1, batch, 1)])
+        v = torch.cat([v, bias_v.repeat(1, batch, 1)])
+        padding += 1
+
+    def by_head(x: Tensor) -> Tensor:
+        x = x.contiguous().view(x.shape[0], batch * num_heads, head_width)
+        return x.transpose(0, 1)
+
+    q = by_head(q)
+    k = by_head(k) if static_k is None else static_k
+    v = by_head(v) if static_v is None else static_v
+    if add_zero_attn:
+        zeros = k.new_zeros(k.shape[0], 1, head_width)
+        k, v = torch.cat([k, zeros], 1), torch.cat([v, zeros], 1)
+        padding += 1
+    with torch._C.DisableTorchFunction():
+        mask = _merge_masks(attn_mask, key_padding_mask, q, num_heads, padding)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    # Without weights torch takes another way, which gives zeros for NaN.
+    attention = masked_softmax(
+        scores, 1.0 / math.sqrt(head_width), mask, safe=not need_weights
+    )
+    dropped = F.dropout(attention, dropout_p) if training and dropout_p else attention
+    out = torch.bmm(dropped, v).transpose(0, 1).reshape(length, batch, width)
+    out = F.linear(out, out_proj_weight, out_proj_bias)
+    if not is_batched:
+        out = out.squeeze(1)
+    if not need_weights:
+        return out, None
+    with torch._C.DisableTorchFunction():
+        shown = dropped.view(batch, num_heads, length, -1)
+        shown = shown.mean(1) if average_attn_weights else shown
+    return out, shown if is_batched else shown.squeeze(0)
+
+
+def _parts(packed: Optional[Tensor], size: int) -> tuple[Optional[Tensor], ...]:
+    """The projections' parts of a parameter that packs them."""
+    if packed is None:
+        return None, None, None
+    return tuple(packed[start * size : (start + 1) * size] for start in range(3))
+
+
+def _merge_masks(
+    attn_mask: Optional[Tensor],
+    key_padding_mask: Optional[Tensor],
+    query: Tensor,
+    num_heads: int,
+    padding: int,
+) -> Optional[Tensor]:
+    """One mask to add, for keys that ``padding`` unmasked ones were added to."""
+    attn_mask = _additive(attn_mask, True, query)
+    key_mask = _additive(key_padding_mask, True, query)
+    if attn_mask is not None and attn_mask.dim() == 2:
+        attn_mask = attn_mask.unsqueeze(0)
+    if key_mask is not None:
+        key_mask = key_mask.repeat_interleave(num_heads, 0).unsqueeze(1)
+    found = [
+        F.pad(mask, (0, padding)) for mask in (attn_mask, key_mask) if mask is not None
+    ]
+    return sum(found[1:], found[0]) if found else None
+
+
+WRITTEN_OUT: dict[Callable, Callable] = {
+    F.multi_head_attention_forward: multi_head_attention_forward,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
+}

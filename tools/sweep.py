@@ -1,0 +1,158 @@
+"""Run MMDetection's zoo quantized: every model, with random weights.
+
+python tools/sweep.py                        all folders, backbones, necks, heads
+python tools/sweep.py --all                  every config
+python tools/sweep.py detr 'swin/*t-p4*'     folders, or patterns of paths
+python tools/sweep.py --retry failed         those again that had failed
+
+Each model is examined in a process of its own: does it run in float; recorded,
+planned, calibrated, does it predict in integers, train, and come back from a
+checkpoint as it was; how far are its outputs from the float ones. One JSON for each
+config goes to --work-dir; a run that was interrupted goes on from there, as long as
+the package has not changed. The table goes to --table.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from zoo_report import engine_version, write_table
+
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parent
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('patterns', nargs='*', help='folders or patterns of configs')
+    parser.add_argument('--all', action='store_true', help='every config there is')
+    parser.add_argument('--list', action='store_true', help='only say which')
+    parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
+    parser.add_argument(
+        '--timeout', type=float, default=900, help='seconds for each model'
+    )
+    parser.add_argument('--memory', type=float, default=8, help='GiB for each model')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/zoo'))
+    parser.add_argument(
+        '--retry',
+        choices=['failed', 'everything'],
+        help='examine again what failed, or everything',
+    )
+    parser.add_argument('--table', type=Path, help='write a table in Markdown')
+    parser.add_argument('--json', type=Path, help='write all results to one file')
+    return parser.parse_args()
+
+
+def run_one(name: str, path: str, memory: float, engine: str) -> None:
+    """Examine a model; the body of a process."""
+    log = Path(path).with_suffix('.log').open('w')
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    limit = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    import torch
+    from zoo_check import examine
+
+    torch.set_num_threads(1)
+    _write(Path(path), examine(name), engine)
+
+
+def _write(path: Path, report: dict[str, Any], engine: str) -> None:
+    report['engine'] = engine
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(report, indent=1) + '\n')
+    temporary.replace(path)
+
+
+def is_done(path: Path, engine: str, retry: str) -> bool:
+    """Whether a result is there that still holds."""
+    if retry == 'everything' or not path.exists():
+        return False
+    report = json.loads(path.read_text())
+    return report['engine'] == engine and not (
+        retry == 'failed' and report['status'] == 'failed'
+    )
+
+
+def supervise(
+    context: Any, name: str, path: Path, engine: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Examine a model in a process of its own, and read what it found."""
+    path.unlink(missing_ok=True)
+    start = time.perf_counter()
+    process = context.Process(target=run_one, args=(name, str(path), args.memory, engine))
+    process.start()
+    process.join(args.timeout)
+    reason = None
+    if process.is_alive():
+        process.kill()
+        process.join()
+        reason = f'took more than {args.timeout:.0f} s'
+    elif not path.exists():
+        reason = f'its process ended with code {process.exitcode}'
+    if reason is not None:
+        failure = dict(config=name, status='failed', failed='process', error=reason)
+        _write(path, failure, engine)
+    report = json.loads(path.read_text())
+    report['wall'] = round(time.perf_counter() - start, 1)
+    _write(path, report, engine)
+    return report
+
+
+def summary_of(report: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    sqnr = report.get('sqnr', {})
+    least = ', '.join(f'{bits} bits {item["least"]} dB' for bits, item in sqnr.items())
+    problem = f'{report["failed"]}: {report["error"]}' if 'failed' in report else ''
+    seconds = report.get('wall', 0)
+    return f'{report["status"]:9} {report["config"]}  {seconds} s  {least} {problem}'
+
+
+def main() -> None:
+    args = parse_args()
+    # The workers start as copies of a process that has imported MMDetection. Up to
+    # Python 3.11 it looks for what to import in PYTHONPATH alone.
+    paths = [str(TOOLS), str(ROOT), os.environ.get('PYTHONPATH', '')]
+    os.environ['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['zoo_preload'])
+    from zoo_configs import select
+
+    chosen = select(args.patterns, args.all)
+    if args.list:
+        for name, reason in chosen:
+            print(f'{name}  ({reason})')
+        return
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    paths = {
+        name: args.work_dir / (name.replace('/', '__').removesuffix('.py') + '.json')
+        for name, _ in chosen
+    }
+    engine = engine_version()
+    waiting = [name for name in paths if not is_done(paths[name], engine, args.retry)]
+    print(f'{len(chosen)} models, {len(waiting)} to examine', flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [
+            pool.submit(supervise, context, name, paths[name], engine, args)
+            for name in waiting
+        ]
+        for future in futures:
+            print(summary_of(future.result()), flush=True)
+    reports = [json.loads(path.read_text()) for path in paths.values()]
+    if args.json:
+        args.json.write_text(json.dumps(reports, indent=1) + '\n')
+    if args.table:
+        write_table(reports, args.table)
+
+
+if __name__ == '__main__':
+    main()

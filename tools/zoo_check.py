@@ -1,0 +1,371 @@
+"""Examines one model of the zoo: in float, then quantized.
+
+What it finds is a dict of plain data, see :func:`examine`.
+"""
+
+import copy
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from zoo_batches import loss_batches, predict_batch, walk
+from zoo_configs import load_model_config, strip_pretrained
+from zoo_outputs import RegionTap, signal_to_noise
+
+from mmquant_jacinto import QuantizeConfig, quantize_model
+from mmquant_jacinto.mmdet_wrappers import wrapper_class
+from mmquant_jacinto.planner import make_plan
+from mmquant_jacinto.prepare import is_region, probe_passes
+from mmquant_jacinto.record import record
+
+# Formats to examine. The extremes of the one batch are its ranges: what a percentile
+# cuts off is more than what 16 bits round. Scales are no powers of two, whose cost
+# (up to 6 dB for each tensor) would hide what a plan does wrong.
+FORMATS = {
+    16: dict(bits=16, target='onnxruntime', observer='minmax'),
+    8: dict(bits=8, target='onnxruntime', observer='minmax'),
+}
+BOUNDS = {16: 55.0, 8: 15.0}  # dB
+NUM_DETECTIONS = 10
+SIZES = (128, 256, 320)
+
+
+class Stage:
+    """Runs the stages of an examination; the first failure ends it.
+
+    Args:
+        report (dict): Gets the time of each stage, and what went wrong.
+    """
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self.report = report
+        report['seconds'] = {}
+
+    def __call__(self, name: str, function: Callable, *args: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        except Exception as error:
+            self.report['failed'] = name
+            self.report['error'] = _one_line(error)
+            self.report['traceback'] = traceback.format_exc()[-6000:]
+            raise
+        finally:
+            seconds = time.perf_counter() - start
+            self.report['seconds'][name] = round(seconds, 2)
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Examines a model.
+
+    Args:
+        name (str): Path of its config.
+
+    Returns:
+        Dict[str, Any]: ``'status'`` (``'ok'``, ``'no float'`` or
+        ``'failed'``), and what each stage found.
+    """
+    report: dict[str, Any] = dict(config=name, status='no float')
+    stage = Stage(report)
+    try:
+        cfg = stage('config', load_model_config, name)
+        if cfg is None:
+            report['error'] = 'the config has no model'
+            return report
+        report['detector'] = cfg.type
+        strip_pretrained(cfg)
+        _look_everywhere(cfg)
+        model, batch = stage('float predict', _build_and_predict, cfg, report)
+        fresh = stage('copy', _blank_copy, model)
+        floats = stage('float loss', _float_loss, model, cfg, report)
+        report['status'] = 'failed'
+        _examine_quantized(stage, model, fresh, batch, floats, report)
+        report['status'] = 'ok'
+    except Exception as error:  # noqa: BLE001 - it is in the report
+        if 'failed' not in report:
+            report['failed'], report['error'] = 'examination', _one_line(error)
+            report['traceback'] = traceback.format_exc()[-6000:]
+    return report
+
+
+def _one_line(error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {text}'[:400]
+
+
+def _look_everywhere(cfg: ConfigDict) -> None:
+    """Lets a model with random weights find something, but not much."""
+    for part in walk(cfg):
+        for key in list(part):
+            if key == 'score_thr' and isinstance(part[key], float):
+                part[key] = 0.0
+            elif key in ('max_per_img', 'max_per_image') and isinstance(part[key], int):
+                part[key] = min(part[key], NUM_DETECTIONS)
+
+
+def _build(cfg: ConfigDict) -> nn.Module:
+    model = MODELS.build(copy.deepcopy(cfg))
+    # Synchronized batch normalization does not run on a CPU.
+    return revert_sync_batchnorm(model)
+
+
+def _build_and_predict(cfg: ConfigDict, report: dict) -> tuple[nn.Module, dict]:
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = _build(cfg)
+    model.init_weights()
+    report['parameters'] = sum(p.numel() for p in model.parameters())
+    model.eval()
+    errors = []
+    for size in SIZES:
+        batch = predict_batch(cfg, size)
+        try:
+            with torch.no_grad():
+                _run(model, batch, 'predict')
+            _condition(model, batch)
+            report['size'] = size
+            return model, batch
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            # Many models have a least size.
+            errors.append(error)
+    raise errors[0]
+
+
+def _condition(model: nn.Module, batch: dict) -> None:
+    """Brings the signals of a model with random weights to the size of one.
+
+    Without, a deep model amplifies its input beyond all bounds, or to nothing, as
+    no trained model does. Each batch normalization divides by the root mean square
+    of all that it gets, give or take. One for each channel, as measured, would turn
+    channels that hold next to nothing into noise: with random weights an image looks
+    much the same all over.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def measure(norm: _BatchNorm, args: tuple) -> None:
+        if norm in measured or norm.running_var is None:
+            return
+        measured.add(norm)
+        power = args[0].square().mean().clamp(min=norm.eps)
+        spread = torch.rand(norm.num_features, generator=generator)
+        norm.running_var.copy_(power * 4 ** (spread - 0.5))
+        offset = torch.randn(norm.num_features, generator=generator)
+        norm.running_mean.copy_(0.3 * power.sqrt() * offset)
+        if norm.weight is not None and not norm.weight.any():
+            # As residual branches start: there would be nothing to see of them.
+            nn.init.constant_(norm.weight, 0.5)
+
+    measured: set[nn.Module] = set()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    handles = [norm.register_forward_pre_hook(measure) for norm in norms]
+    try:
+        with torch.no_grad():
+            _run(model, batch, 'predict')
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(model: nn.Module, batch: dict, mode: str) -> Any:
+    torch.manual_seed(0)
+    data = model.data_preprocessor(copy.deepcopy(batch), mode == 'loss')
+    return model._run_forward(data, mode=mode)
+
+
+def _loss_and_gradients(model: nn.Module, batch: dict) -> tuple[float, set[str]]:
+    model.zero_grad(set_to_none=True)
+    losses = _run(model, batch, 'loss')
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    names = {name for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach()), names
+
+
+def _float_loss(
+    model: nn.Module, cfg: ConfigDict, report: dict
+) -> Optional[tuple[dict, float, set[str]]]:
+    """The batch, its loss, and the parameters that get gradients."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    try:
+        for batch in loss_batches(cfg, max(report['size'], 128)):
+            try:
+                return (batch, *_loss_and_gradients(model, batch))
+            except NotImplementedError as error:
+                report['no loss'] = _one_line(error)
+                return None
+            except Exception as error:  # noqa: BLE001 - it is in the report
+                report['no loss'] = _one_line(error)
+                report['no loss traceback'] = traceback.format_exc()[-3000:]
+        return None
+    finally:
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        model.eval()
+
+
+def _examine_quantized(
+    stage: Stage,
+    model: nn.Module,
+    fresh: nn.Module,
+    batch: dict,
+    floats: Optional[tuple[dict, float, set[str]]],
+    report: dict,
+) -> None:
+    if floats is not None:
+        report.pop('no loss', None)
+        report.pop('no loss traceback', None)
+    passes = probe_passes(model, batch, None if floats is None else floats[0])
+    graph = stage('record', record, model, passes, is_region)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    reference = stage('float outputs', _outputs, model, batch, graph.regions, None)
+    report['sqnr'] = {}
+    for bits, quantize in FORMATS.items():
+        config = QuantizeConfig.parse(quantize)
+        plan = stage(f'plan {bits}', make_plan, graph, config, shapes)
+        report.update(_describe(model, plan))
+        stage(f'calibrate {bits}', _calibrate, model, plan, batch, floats)
+        tap = stage(
+            f'predict {bits}', _outputs, model, batch, graph.regions, reference
+        )
+        report['sqnr'][bits] = _compare(reference, tap)
+    stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
+    if floats is not None:
+        stage('qat step', _qat_step, model, floats, report)
+
+
+def _blank_copy(model: nn.Module) -> nn.Module:
+    fresh = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    return fresh
+
+
+def _describe(model: nn.Module, plan: Any) -> dict[str, Any]:
+    """Counts, and all weights that are not quantized, by name."""
+    quantized = {spec.weight for spec in plan.weights.values()}
+    left = dict(plan.in_float)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and name not in quantized:
+            left.setdefault(name, 'in no call that predicting or the loss made')
+    return dict(
+        regions=len(plan.regions),
+        sites=len(plan.steps),
+        quantizers=len(plan.activations),
+        weights=len(plan.weights),
+        in_float={
+            name: dict(reason=reason, kind=_kind_of(model, name))
+            for name, reason in left.items()
+        },
+    )
+
+
+def _kind_of(model: nn.Module, name: str) -> str:
+    """Type of the module that has a parameter; of a call site: the function."""
+    if '/' in name:
+        return name.rpartition('/')[2].partition('#')[0]
+    return type(model.get_submodule(name.rpartition('.')[0])).__name__
+
+
+def _calibrate(
+    model: nn.Module, plan: Any, batch: dict, floats: Optional[tuple]
+) -> None:
+    quantization = quantize_model(model, plan)
+    quantization.set_phase('observe')
+    with torch.no_grad():
+        _run(model, batch, 'predict')
+    quantization.set_phase('test')
+
+
+def _outputs(
+    model: nn.Module, batch: dict, regions: list[str], reference: Optional[RegionTap]
+) -> RegionTap:
+    tap = RegionTap(model, regions, reference)
+    with tap.attached(), torch.no_grad():
+        tap.predictions = _run(model, batch, 'predict')
+    return tap
+
+
+def _compare(reference: RegionTap, tap: RegionTap) -> dict[str, Any]:
+    values = {}
+    missing = [name for name in reference.outputs if name not in tap.outputs]
+    for name, signal in reference.outputs.items():
+        if name in tap.outputs:
+            value = signal_to_noise(signal, tap.outputs[name])
+            if value is not None:
+                values[name] = round(min(value, 999.0), 1)
+    heads = {name: values[name] for name in reference.heads() if name in values}
+    return dict(
+        least=min(heads.values(), default=None),
+        heads=heads,
+        inner={name: value for name, value in values.items() if name not in heads},
+        strayed=sorted(tap.strayed),
+        missing=missing,
+    )
+
+
+def _save_and_load(
+    fresh: nn.Module,
+    model: nn.Module,
+    batch: dict,
+    tap: RegionTap,
+    config: QuantizeConfig,
+    report: dict,
+) -> None:
+    """Loads a checkpoint into another model, and predicts again as in ``tap``."""
+    # Frees what it has computed from the weights.
+    model.quantization.set_phase('float')
+    wrapped = wrapper_class(fresh, 'test')(fresh, config=config)
+    with tempfile.TemporaryFile() as file:
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+    wrapped.eval()
+    again = _outputs(fresh, batch, list(tap.regions.values()), tap.reference)
+    report['reload'] = again.outputs.keys() == tap.outputs.keys() and _identical(
+        [tap.outputs, tap.predictions], [again.outputs, again.predictions]
+    )
+
+
+def _qat_step(model: nn.Module, floats: tuple, report: dict) -> None:
+    batch, loss, gradients = floats
+    model.quantization.set_phase('train')
+    model.train()
+    quantized_loss, quantized_gradients = _loss_and_gradients(model, batch)
+    report['qat'] = dict(
+        float_loss=loss,
+        loss=quantized_loss,
+        finite=bool(torch.isfinite(torch.tensor(quantized_loss))),
+        lost_gradients=sorted(gradients - quantized_gradients),
+        new_gradients=sorted(quantized_gradients - gradients),
+    )
+
+
+def _identical(first: Any, second: Any) -> bool:
+    """Whether two predictions are equal bit for bit."""
+    if isinstance(first, BaseDataElement):
+        return _identical(dict(first.all_items()), dict(second.all_items()))
+    if isinstance(first, Mapping):
+        return first.keys() == second.keys() and all(
+            _identical(first[key], second[key]) for key in first
+        )
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_identical, first, second))
+    if isinstance(first, Tensor):
+        return torch.equal(first, second) or bool(
+            ((first == second) | (first.isnan() & second.isnan())).all()
+        )
+    if hasattr(first, 'tensor'):  # boxes
+        return _identical(first.tensor, second.tensor)
+    return True
