@@ -16,6 +16,7 @@ from ..errors import QuantizeError
 from ..quant_module import QuantModule
 from ..quantization import Quantization
 from ..version import __version__
+from .dynamic import free_shape
 from .example import Example
 from .layout import choose_outputs
 from .postprocess import add_detections
@@ -93,6 +94,7 @@ def export_onnx(
     target: str = 'onnxruntime',
     metadata: Mapping[str, Any] | None = None,
     postprocess: bool = False,
+    dynamic: bool = False,
 ) -> Exported:
     """Exports a quantized model to integer ONNX.
 
@@ -106,6 +108,7 @@ def export_onnx(
         metadata (Mapping, optional): More to write into the file.
         postprocess (bool): Add decoding and NMS, for a dense head of MMDetection:
             outputs ``boxes``, ``scores`` and ``labels``. Defaults to False.
+        dynamic (bool): Leave batch, height and width free. Defaults to False.
 
     Returns:
         Exported: With the ONNX model, not yet written or verified.
@@ -160,6 +163,8 @@ def export_onnx(
         },
     )
     proto = simplify(proto)
+    if dynamic:
+        proto = free_shape(proto)
     onnx.checker.check_model(proto, full_check=True)
     kept = {name for node in proto.graph.node for name in node.output}
     values = {

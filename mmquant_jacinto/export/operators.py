@@ -22,6 +22,7 @@ from torch import Tensor
 from .graph_writer import GraphWriter, onnx_dtype
 
 Names = Union[str, list]
+TO_THE_END = np.iinfo(np.int64).max  # whatever the size is
 TRANSLATIONS: dict[str, Callable] = {}
 
 
@@ -377,6 +378,19 @@ def _glu(site, x, dim=-1):
 @translates('softmax')
 def _softmax(site, x, dim=None, _stacklevel=3, dtype=None):
     return site.node('Softmax', x, axis=_axis(dim, x.dim()))
+
+
+@translates('masked_softmax')
+def _masked_softmax(site, scores, scale, mask, safe=False):
+    if scale != 1:
+        scores = site.node('Mul', scores, float(scale))
+    if mask is not None:
+        scores = site.node('Add', scores, mask)
+    weights = site.node('Softmax', scores, axis=-1)
+    empty = None if mask is None else (mask == -math.inf).all(-1, keepdim=True)
+    if not safe or empty is None or not empty.any():
+        return weights
+    return site.node('Where', empty, site.value(0.0), weights)
 
 
 @translates('softmin')
@@ -853,6 +867,8 @@ def _getitem(site, x, index):
             steps.append(1)
         elif item != slice(None):
             start, end, step = item.indices(x.shape[axis])
+            if item.stop is None and step > 0:
+                end = TO_THE_END
             axes.append(axis), starts.append(start), ends.append(end)
             steps.append(step)
         axis += 1
