@@ -42,6 +42,16 @@ def parse_args() -> argparse.Namespace:
         help="size of the images; by default that of the test pipeline's Resize",
     )
     parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='leave batch and size free, for multiples of the stride',
+    )
+    parser.add_argument(
+        '--postprocess',
+        action='store_true',
+        help='add decoding and NMS: outputs boxes, scores and labels',
+    )
+    parser.add_argument(
         '--verify',
         type=int,
         default=16,
@@ -87,18 +97,43 @@ def print_report(report, console: Console) -> None:
         console.print(f'signal to noise: {report.signal_to_noise:.1f} dB')
 
 
+def prove(exported, model, examples, make_evaluator, args, console) -> None:
+    """Compare file and model; raise QuantizeError where they differ too much."""
+    from mmquant_jacinto.export.session import saturates
+    from mmquant_jacinto.export.verify import MIN_EQUAL, verify
+
+    report = verify(exported, model, examples, make_evaluator)
+    print_report(report, console)
+    if saturates():
+        console.print(
+            "This processor's U8S8 kernels saturate (no VNNI); the file was run with "
+            'session.x64quantprecision=1. On such a processor set that option, or '
+            'train with quantize.bits=dict(weight=7, activation=8).'
+        )
+    least = MIN_EQUAL if args.min_equal is None else args.min_equal
+    if report.holds(least):
+        return
+    if not report.rounds:
+        raise QuantizeError(
+            f'{args.output} was not written: its outputs are only '
+            f'{report.signal_to_noise:.1f} dB above their difference to the checkpoint'
+        )
+    raise QuantizeError(
+        f'{report.share:.4%} of the elements are equal, less than {least:.4%}: '
+        f'{args.output} was not written; the two part first in {report.first}'
+    )
+
+
 def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     from mmquant_jacinto.export.packages import require
 
-    for package in ('onnx', 'onnxruntime'):
+    for package in ('onnx', 'onnx_ir', 'onnxruntime'):
         require(package)
     from mmquant_jacinto.export import from_config
     from mmquant_jacinto.export.exporter import export_onnx
-    from mmquant_jacinto.export.session import saturates
     from mmquant_jacinto.export.targets import TARGETS
-    from mmquant_jacinto.export.verify import MIN_EQUAL, verify
 
     console = Console(width=100)
     if args.verify < 0:
@@ -124,31 +159,29 @@ def main() -> None:
         examples[0],
         args.target,
         {'classes': list(root.dataset_meta.get('classes', []))},
+        args.postprocess,
+        args.dynamic,
     )
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
-    if not args.verify:
-        console.print('[bold]not verified[/]: --verify 0')
-    else:
+    if args.verify:
         can_score = args.images is None and not exported.skipped
-        report = verify(
-            exported, root, examples, images.evaluator if can_score else None
-        )
-        print_report(report, console)
-        if saturates():
-            console.print(
-                "This processor's U8S8 kernels saturate (no VNNI); the file was run "
-                'with session.x64quantprecision=1. On such a processor set that '
-                'option, or train with quantize.bits=dict(weight=7, activation=8).'
+        evaluator = images.evaluator if can_score else None
+        prove(exported, root, examples, evaluator, args, console)
+        if args.dynamic:
+            larger = tuple(n + more for n, more in zip(images.shape, (64, 128)))
+            others = from_config.TestImages(
+                cfg, larger, from_config.pad_divisor(root), args.images
             )
-        min_equal = MIN_EQUAL if args.min_equal is None else args.min_equal
-        if not report.holds(min_equal):
-            raise QuantizeError(
-                f'{report.share:.4%} of the elements are equal, less than '
-                f'{min_equal:.4%}: {args.output} was not written; the two part first '
-                f'in {report.first}'
-            )
+            console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
+            prove(exported, root, others.batches(2), None, args, console)
+    else:
+        console.print('[bold]not verified[/]: --verify 0')
     from_config.save(exported.model, args.output)
+    if exported.meta_arch is not None:
+        prototxt = args.output.with_suffix('.prototxt')
+        from_config.write_atomically(prototxt, exported.meta_arch.encode())
+        console.print(f'{prototxt}: the detection head, for the importer of TIDL')
     size = args.output.stat().st_size / 2**20
     console.print(
         f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'

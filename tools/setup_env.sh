@@ -61,7 +61,7 @@ compile_mmcv() {
 say "PyTorch"
 install -r requirements/torch.txt
 say "runtime and development packages"
-install -r requirements/runtime.txt -r requirements/dev.txt
+install -r requirements/runtime.txt -r requirements/export.txt -r requirements/dev.txt
 say "mmengine, mmdet, openmim"
 install --no-deps -r requirements/openmmlab.txt
 say "mmpretrain, mmsegmentation"

@@ -1,4 +1,8 @@
-"""Test a model of any OpenMMLab 2.x library, in float or quantized."""
+"""Test a model of any OpenMMLab 2.x library: a checkpoint, or an exported file.
+
+python tools/test.py CONFIG checkpoint.pth     in float, or quantized
+python tools/test.py CONFIG model.onnx         the file of tools/export.py
+"""
 
 import argparse
 import inspect
@@ -14,11 +18,20 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.registry import HOOKS, METRICS
 
+from mmquant_jacinto import QuantizeError
+
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint (.pth) or exported file (.onnx)')
+    parser.add_argument(
+        '--backend',
+        default='onnxruntime',
+        help='what runs an .onnx file: onnxruntime (default) or openvino',
+    )
     parser.add_argument(
         '--out', type=pickle_path, help='pickle file to write the predictions to'
     )
@@ -109,9 +122,30 @@ def build_dump_metric(cfg: Config, path: str) -> BaseMetric:
     return metric_type(out_file_path=path)
 
 
+def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
+    """Test an exported file through the config's own data pipeline and evaluator."""
+    from mmquant_jacinto.export.from_file import FileRun
+
+    if args.tta or args.launcher != 'none':
+        raise QuantizeError(
+            f'{args.checkpoint} is tested in one process and without --tta; '
+            'for those, test the checkpoint'
+        )
+    run = FileRun(cfg, args.checkpoint, args.backend)
+    runner = build_runner(run.cfg)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
+    run.test(runner)
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
+    if args.checkpoint.endswith('.onnx'):
+        if args.show or args.show_dir:
+            enable_visualization(cfg, args)
+        run_onnx(cfg, args)
+        return
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         enable_visualization(cfg, args)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from .. import quantization as phases
@@ -14,10 +16,13 @@ from ..errors import QuantizeError
 from ..quant_module import QuantModule
 from ..quantization import Quantization
 from ..version import __version__
+from .dynamic import free_shape
 from .example import Example
 from .layout import choose_outputs
+from .postprocess import add_detections
 from .steps import Writing
 from .targets import Target, choose_target, form_of
+from .tidl_meta_arch import describe_head, has_decoder, to_text, yolox_levels
 from .trace import Trace
 
 INPUT_NAME = 'images'
@@ -35,6 +40,7 @@ class Exported:
         skipped (List[str]): Modules that could not be part of it.
         target (Target): What it is for.
         form (str): ``'qdq'`` or ``'clip'``.
+        meta_arch (str, optional): For TIDL, the head in text protobuf.
     """
 
     model: onnx.ModelProto
@@ -44,6 +50,7 @@ class Exported:
     skipped: list[str]
     target: Target
     form: str
+    meta_arch: str | None = None
 
 
 def quantized_root(model: nn.Module) -> nn.Module:
@@ -86,6 +93,8 @@ def export_onnx(
     example: Any,
     target: str = 'onnxruntime',
     metadata: Mapping[str, Any] | None = None,
+    postprocess: bool = False,
+    dynamic: bool = False,
 ) -> Exported:
     """Exports a quantized model to integer ONNX.
 
@@ -97,6 +106,9 @@ def export_onnx(
             batch as the dataloader yields it. Its size is the file's.
         target (str): A key of :data:`~mmquant_jacinto.export.targets.TARGETS`.
         metadata (Mapping, optional): More to write into the file.
+        postprocess (bool): Add decoding and NMS, for a dense head of MMDetection:
+            outputs ``boxes``, ``scores`` and ``labels``. Defaults to False.
+        dynamic (bool): Leave batch, height and width free. Defaults to False.
 
     Returns:
         Exported: With the ONNX model, not yet written or verified.
@@ -119,13 +131,23 @@ def export_onnx(
     with trace.running(Writing(quantization, trace)):
         trace.add_input(given.images, INPUT_NAME)
         given.run()
-    outputs, layout = choose_outputs(trace)
+        outputs, layout = choose_outputs(trace)
+        head = _dense_head(trace)
+        shape = tuple(given.images.shape[2:])
+        more: dict[str, tuple[str, Tensor]] = {}
+        if postprocess:
+            more = _detections(trace, head, given.images)
+        elif chosen.name == 'tidl' and head is not None:
+            more = yolox_levels(trace, *head)
     scales = {}
     for name, (source, _) in outputs.items():
         known = trace.writer.quantized.get(source)
         scales[name] = None if known is None else float(known[1].scale)
+    meta_arch = None
+    if chosen.name == 'tidl' and head is not None and has_decoder(head[0]):
+        meta_arch = to_text(describe_head(head[0], [*outputs, *more], shape))
     proto = trace.writer.build(
-        outputs,
+        {**outputs, **more},
         type(root).__name__,
         {
             'version': __version__,
@@ -140,6 +162,9 @@ def export_onnx(
             **(metadata or {}),
         },
     )
+    proto = simplify(proto)
+    if dynamic:
+        proto = free_shape(proto)
     onnx.checker.check_model(proto, full_check=True)
     kept = {name for node in proto.graph.node for name in node.output}
     values = {
@@ -148,8 +173,53 @@ def export_onnx(
         if trace.writer.renamed.get(name, name) in kept
     }
     return Exported(
-        proto, layout, scales, values, trace.skipped, chosen, form_of(chosen, plan)
+        proto,
+        layout,
+        scales,
+        values,
+        trace.skipped,
+        chosen,
+        form_of(chosen, plan),
+        meta_arch,
     )
+
+
+def _dense_head(trace: Trace) -> tuple[nn.Module, Any] | None:
+    """The last dense head of MMDetection in a graph, and what it returned."""
+    for call in reversed(trace.calls):
+        module = trace.root.get_submodule(call.region)
+        if hasattr(module, 'loss_by_feat'):
+            return module, call.output
+    return None
+
+
+def _detections(
+    trace: Trace, head: tuple[nn.Module, Any] | None, images: Tensor
+) -> dict[str, tuple[str, Tensor]]:
+    if head is None or trace.skipped:
+        raise QuantizeError(
+            '--postprocess is for detectors of one stage, whose head is in the file'
+        )
+    if len(images) != 1:
+        raise QuantizeError('--postprocess is for files that take one image')
+    return add_detections(trace, *head, tuple(images.shape[2:]))
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leaves out what the outputs do not need, and what is there twice.
+
+    Integer weights stay integers, and names stay.
+    """
+    simplified = ir.from_proto(model)
+    for simplify_once in (
+        common.RemoveUnusedNodesPass(),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.DeduplicateInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        simplified = simplify_once(simplified).model
+    return ir.to_proto(simplified)
 
 
 def preprocessing(root: nn.Module) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class TestImages:
         self.cfg = copy.deepcopy(cfg)
         self.folder = folder
         loader = self.cfg.get('test_dataloader')
-        self.dataset_cfg = None if loader is None else _innermost(loader.dataset)
+        self.dataset_cfg = None if loader is None else innermost_dataset(loader.dataset)
         self.shape = tuple(shape) if shape else self._default_shape(divisor)
         if any(size % divisor for size in self.shape):
             fitting = tuple(-(-size // divisor) * divisor for size in self.shape)
@@ -218,7 +218,8 @@ def _is(transform: dict, name: str) -> bool:
     return kind.rpartition('.')[2] == name
 
 
-def _innermost(dataset: Any) -> Any:
+def innermost_dataset(dataset: Any) -> Any:
+    """The config of the dataset that has the pipeline, out of its wrappers."""
     while 'dataset' in dataset:
         dataset = dataset.dataset
     return dataset

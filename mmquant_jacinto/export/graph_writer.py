@@ -158,16 +158,13 @@ class GraphWriter:
         name: str,
         metadata: Mapping[str, Any],
     ) -> onnx.ModelProto:
-        """The model, with what its outputs do not need left out.
+        """The model, as it was written.
 
         Args:
             outputs (Mapping[str, Tuple[str, Tensor]]): Name of an output to
                 (name of the tensor, an example of it).
             name (str): Of the graph.
             metadata (Mapping[str, Any]): Strings, or what JSON can say.
-
-        Raises:
-            onnx.checker.ValidationError: If the graph is not valid.
         """
         infos = []
         for output, (source, tensor) in outputs.items():
@@ -180,7 +177,6 @@ class GraphWriter:
                 )
             )
         self._rename_outputs(outputs)
-        self._prune(outputs)
         graph = helper.make_graph(
             self.nodes, name, self.inputs, infos, list(self.initializers.values())
         )
@@ -226,15 +222,3 @@ class GraphWriter:
             renamed.get(name, name): item for name, item in self.quantized.items()
         }
         self.renamed = renamed
-
-    def _prune(self, outputs: Mapping[str, Any]) -> None:
-        needed = set(outputs)
-        kept = []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                kept.append(node)
-                needed.update(node.input)
-        self.nodes = kept[::-1]
-        self.initializers = {
-            name: value for name, value in self.initializers.items() if name in needed
-        }

@@ -22,6 +22,7 @@ from torch import Tensor
 from .graph_writer import GraphWriter, onnx_dtype
 
 Names = Union[str, list]
+TO_THE_END = np.iinfo(np.int64).max  # whatever the size is
 TRANSLATIONS: dict[str, Callable] = {}
 
 
@@ -379,6 +380,19 @@ def _softmax(site, x, dim=None, _stacklevel=3, dtype=None):
     return site.node('Softmax', x, axis=_axis(dim, x.dim()))
 
 
+@translates('masked_softmax')
+def _masked_softmax(site, scores, scale, mask, safe=False):
+    if scale != 1:
+        scores = site.node('Mul', scores, float(scale))
+    if mask is not None:
+        scores = site.node('Add', scores, mask)
+    weights = site.node('Softmax', scores, axis=-1)
+    empty = None if mask is None else (mask == -math.inf).all(-1, keepdim=True)
+    if not safe or empty is None or not empty.any():
+        return weights
+    return site.node('Where', empty, site.value(0.0), weights)
+
+
 @translates('softmin')
 def _softmin(site, x, dim=None, _stacklevel=3, dtype=None):
     return site.node('Softmax', site.node('Neg', x), axis=_axis(dim, x.dim()))
@@ -662,7 +676,8 @@ def _interpolate(
         options = dict(coordinate_transformation_mode=way)
         if mode == 'bicubic':
             options['cubic_coeff_a'] = -0.75
-    kind = {'bicubic': 'cubic'}.get(mode, 'nearest' if 'near' in mode else 'linear')
+    kind = 'nearest' if mode.startswith('nearest') else 'linear'
+    kind = 'cubic' if mode == 'bicubic' else kind
     source, target = x.shape[2:], site.out.shape[2:]
     if all(t % s == 0 for s, t in zip(source, target)):
         scales = [1.0, 1.0, *(float(t // s) for s, t in zip(source, target))]
@@ -817,6 +832,14 @@ def _gather(site, x, dim, index, *, sparse_grad=False):
     return site.node('GatherElements', x, index, axis=_axis(dim, x.dim()))
 
 
+@translates('topk')
+def _topk(site, x, k, dim=-1, largest=True, sorted=True):
+    axis = _axis(dim, x.dim())
+    return site.node(
+        'TopK', x, site.ints([k]), outputs=2, axis=axis, largest=int(largest)
+    )
+
+
 def _slice(site, x, axes, starts, ends, steps):
     return site.node('Slice', x, *map(site.ints, (starts, ends, axes, steps)))
 
@@ -844,6 +867,8 @@ def _getitem(site, x, index):
             steps.append(1)
         elif item != slice(None):
             start, end, step = item.indices(x.shape[axis])
+            if item.stop is None and step > 0:
+                end = TO_THE_END
             axes.append(axis), starts.append(start), ends.append(end)
             steps.append(step)
         axis += 1

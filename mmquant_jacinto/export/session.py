@@ -59,6 +59,11 @@ class Session:
             )
         return json.loads(self.metadata['layout'])
 
+    @property
+    def skipped(self) -> list[str]:
+        """List[str]: Modules of the model that the file does not hold."""
+        return json.loads(self.metadata.get('skipped', '[]'))
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Runs the file.
 

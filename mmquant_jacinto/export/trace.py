@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from ..execute import Behaviour
 from ..kernels import Bounds, Grid
@@ -34,6 +34,11 @@ from .targets import (
     form_of,
 )
 
+# What these return follows from shapes and numbers alone.
+_CONSTANTS = frozenset(
+    'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
+    'empty_like size'.split()
+)
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
 
 
@@ -191,12 +196,22 @@ class Trace(TorchFunctionMode):
                 if isinstance(x, Tensor):
                     self.lose(x, f'{self.skipped[-1]} is not in the graph')
             return
-        call.output = output
         for x in leaves:
             name, reason = self.tag(x)
             call.names.append(name)
             call.reasons.append(reason)
+        # What comes behind may write into it.
+        call.output = tree_map(self._copy, output)
         self.calls.append(call)
+
+    def _copy(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        with self.paused():
+            copy = x.clone()
+        if self.knows(x):
+            setattr(copy, TAG, (self, *self.tag(x)))
+        return copy
 
     # --- calls
 
@@ -225,6 +240,8 @@ class Trace(TorchFunctionMode):
         if any(tag != (None, None) for tag in before.values()):
             op = OPS.get(func)
             name = op.name if op else func.__name__.strip('_')
+            if name in _CONSTANTS:
+                return out
             site = self.tracker.frame.node.name + '/' + name
             self.write(name, site, args, kwargs, out)
         return out
