@@ -22,9 +22,11 @@ Each model is built from its config with random weights, on two images of {sizes
 dB, in integer arithmetic, format `onnxruntime`, ranges from the same batch; the bounds
 are {bounds[16]:.0f} and {bounds[8]:.0f} dB. A *head output* is what a region returns
 that no other region gets. *QAT* is one training step: its loss is finite and the same
-parameters get gradients as in float. *Reload*: a checkpoint gives the same predictions,
-bit for bit. *In float* counts the weights and layers that are not quantized; they are
-named below.
+parameters get gradients as in float. *Gain* is what the float model does to noise in
+its image, in dB, seen at its worst output: with random weights some amplify it, and
+with it all that quantization adds on the way. *Reload*: a checkpoint gives the same
+predictions, bit for bit. *In float* counts the weights and layers that are not
+quantized; they are named below.
 
 {counts}
 """
@@ -49,9 +51,11 @@ def shortfalls(report: dict[str, Any]) -> list[str]:
         low = {name: dB for name, dB in result['heads'].items() if dB < bound}
         if low:
             worst = min(low, key=low.get)
+            gain = report.get('noise_gain')
+            why = f' (gain {gain:.0f} dB)' if gain is not None and gain > 10 else ''
             found.append(
                 f'{len(low)} of {len(result["heads"])} head outputs below {bound:.0f} '
-                f'dB at {bits} bits, the least `{worst}` with {low[worst]} dB'
+                f'dB at {bits} bits, the least `{worst}` with {low[worst]} dB{why}'
             )
         for key, words in (('missing', 'did not run'), ('strayed', 'ran otherwise')):
             if result[key]:
@@ -116,9 +120,9 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
             f'shortfall; {counts["failed"]} do not run quantized; '
             f'{counts["no float"]} do not run in float here.',
         ),
-        '| config | regions | sites | weights | in float | 16 bits | 8 bits | QAT '
-        '| reload |',
-        '| --- | ' + '--: | ' * 6 + '--- | --- |',
+        '| config | regions | sites | weights | in float | 16 bits | 8 bits | gain '
+        '| QAT | reload |',
+        '| --- | ' + '--: | ' * 7 + '--- | --- |',
         *(_row(report) for report in ran),
         '',
         *_section(
@@ -161,6 +165,7 @@ def _row(report: dict[str, Any]) -> str:
         *(str(report[key]) for key in ('regions', 'sites', 'weights')),
         str(len(report['in_float'])),
         *least,
+        _decibels(report.get('noise_gain')),
         trained,
         'yes' if report['reload'] else 'no',
     ]
