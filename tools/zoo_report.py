@@ -34,10 +34,12 @@ quantized; they are named below.
 
 @functools.lru_cache
 def engine_version() -> str:
-    """A number for the sources of the package and the sweep: two do not mix."""
+    """A number for all sources that results depend on: those of two do not mix."""
     digest = hashlib.sha1()
-    for path in sorted([*PACKAGE.rglob('*.py'), *TOOLS.glob('zoo_*.py')]):
-        digest.update(path.read_bytes())
+    sources = [*PACKAGE.rglob('*.py'), *PACKAGE.rglob('*.c'), *TOOLS.glob('zoo_*.py')]
+    for path in sorted(sources):
+        if path != Path(__file__).resolve():
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
