@@ -42,9 +42,9 @@ quantized; they are named below.
 
 {counts}
 
-What does not run in float here for want of a GPU runs there, in half precision too, by
-`python tools/sweep.py --device cuda --amp carafe dcn dcnv2 guided_anchoring`. It has not
-been run so far.
+What does not run in float here for want of a GPU is examined on one, in half precision,
+by `python tools/sweep.py --device cuda --amp carafe dcn dcnv2 guided_anchoring`, which
+has not been run so far.
 """
 
 
