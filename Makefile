@@ -22,7 +22,9 @@ test: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check .
 
-$(READY): tools/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
+SETUP := tools/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
+
+$(READY): $(SETUP) mmquant_jacinto/csrc/kernels.c
 	PYTHON='$(PYTHON)' bash tools/setup_env.sh
 	@touch $@
 

@@ -22,7 +22,8 @@ from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule
+from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule, native
+from mmquant_jacinto.activations import OBSERVED_EVERY, STEPS_OBSERVED
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_TIMED = ('mobilenet', 'regnet', 'resnet')
@@ -100,9 +101,9 @@ def train_step(
 def qat_variants(
     model: torch.nn.Module, batch: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Callable[[], None]]:
-    """QAT with everything live, and with statistics and ranges frozen."""
+    """QAT at the start, when each step observes; later; and frozen."""
     variants = {}
-    for name, epoch in (('live', 0), ('frozen', 10)):
+    for name, epoch in (('live', 0), ('settled', 0), ('frozen', 10)):
         qat = MMDetQuantTrainModule(
             copy.deepcopy(model), dummy_input=batch, target=args.target, total_epochs=12
         )
@@ -111,7 +112,24 @@ def qat_variants(
         if name == 'frozen':
             calibrate_once(qat, batch)
         variants[name] = train_step(qat, batch, args.amp)
+        if name == 'settled':
+            variants[name] = settle(qat, variants[name])
     return variants
+
+
+def settle(
+    qat: MMDetQuantTrainModule, step: Callable[[], None]
+) -> Callable[[], list[float]]:
+    """Steps of a later time, when only some of them observe: a whole cycle."""
+    step()
+    activations = qat.quantization.activations
+    activations.steps.fill_(STEPS_OBSERVED)
+    activations.refresh()
+
+    def cycle() -> list[float]:
+        return [timed(step) for _ in range(OBSERVED_EVERY)]
+
+    return cycle
 
 
 def calibrate_once(qat: MMDetQuantTrainModule, batch: dict[str, Any]) -> None:
@@ -150,21 +168,29 @@ def calibration_variants(
 
 
 def interleave(
-    variants: dict[str, Callable[[], Any]], rounds: int, device: str
+    variants: dict[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 2):
         for name, run in variants.items():
-            if device == 'cuda':
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if device == 'cuda':
-                torch.cuda.synchronize()
+            elapsed = timed(run)
             if index >= 2:  # the first rounds warm up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds that a run takes; of one that returns several, their mean."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    if isinstance(result, list) and result and isinstance(result[0], float):
+        return statistics.mean(result)
+    return time.perf_counter() - start
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, Any]:
@@ -208,6 +234,7 @@ def main() -> None:
         if args.device == 'cuda'
         else platform.processor() or platform.machine(),
         threads=torch.get_num_threads(),
+        kernels='C' if native.is_built() else 'torch',
         target=args.target,
         batch=args.batch,
         size=args.size,
@@ -220,11 +247,9 @@ def main() -> None:
             float=train_step(copy.deepcopy(model).train(), batch, args.amp),
             **qat_variants(model, batch, args),
         )
-        result = ratios(interleave(train, args.rounds, args.device), 'float')
+        result = ratios(interleave(train, args.rounds), 'float')
         calibration = calibration_variants(model, batch, args)
-        result.update(
-            ratios(interleave(calibration, args.rounds, args.device), 'inference')
-        )
+        result.update(ratios(interleave(calibration, args.rounds), 'inference'))
         result['preparation'] = measure_preparation(model, batch, args)
         report['models'][name] = result
         print(name, {key: round(value, 3) for key, value in result.items()}, flush=True)

@@ -19,6 +19,10 @@ from .plan import ActivationSpec
 
 # Of the exponential average: a range keeps following, slowly, for ever.
 MIN_AVERAGE_FACTOR = 0.001
+# Steps of a training that all observe; of the later ones each fourth does: the
+# average hardly moves by then, and an observation is a twentieth of a step.
+STEPS_OBSERVED = 128
+OBSERVED_EVERY = 4
 # A tensor that is all zero still needs a scale.
 SMALLEST_RANGE = 2.0**-24
 
@@ -68,6 +72,8 @@ class ActivationQuantizers(nn.Module):
         # processes would break integers.
         for name in ('low', 'high', 'count'):
             self.register_buffer(name, torch.zeros(len(specs)))
+        self.register_buffer('steps', torch.zeros(()))
+        self._steps = 0  # the same, on the host
         self.register_buffer('rejected', torch.zeros(len(specs)), persistent=False)
         self.register_buffer(
             '_positive',
@@ -136,11 +142,27 @@ class ActivationQuantizers(nn.Module):
 
     def refresh(self) -> None:
         """Takes note that the ranges were changed from outside."""
+        self._steps = int(self.steps)
         self._ranged = set(self.count.nonzero().flatten().tolist())
         self._forget_grids()
 
     def _forget_grids(self) -> None:
         self._grids = self._host_grids = self._scales = None
+
+    @property
+    def is_due(self) -> bool:
+        """bool: Whether the present step of a training observes."""
+        return self.observing and (
+            self._steps < STEPS_OBSERVED or self._steps % OBSERVED_EVERY == 0
+        )
+
+    def end_step(self) -> None:
+        """Ends a step of a training; every process must call it equally often."""
+        if self.is_due:
+            self.commit()
+        if self.observing:
+            self.steps += 1
+            self._steps += 1
 
     def observe(self, name: str, x: Tensor, clip: Optional[tuple] = None) -> None:
         """Measures a tensor; :meth:`commit` merges it into the range.

@@ -136,7 +136,8 @@ class OnnxRuntime(FixedPoint):
         self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
     ) -> Tensor:
         if _is_wide(first, second, grid):
-            total = (x.float() * first.scale).add_(y.float() * second.scale)
+            # Not in place: either may be the one that is broadcast.
+            total = x.float() * first.scale + y.float() * second.scale
             return total.div_(grid.scale)
         a, b = _ratio(first.scale, grid.scale), _ratio(second.scale, grid.scale)
         zero_a, zero_b, zero = -first.low, -second.low, -grid.low
@@ -144,7 +145,7 @@ class OnnxRuntime(FixedPoint):
         offset = _float32(b * zero_b)
         offset = _float32(zero - _float32(a * zero_a + offset))
         total = (y.double() + zero_b).mul_(b).add_(offset).float()
-        total = (x.double() + zero_a).mul_(a).add_(total).float()
+        total = ((x.double() + zero_a).mul_(a) + total).float()
         # Rounded with the zero point in: a tie goes to the even stored integer.
         return total.round_().sub_(zero)
 

@@ -99,7 +99,7 @@ class Planner:
         self.groups = _Groups()
         self.chains: dict[str, _Chain] = {}
         # Of each weight: the (bias, normalization) pairs it is used with.
-        self.variants: dict[str, set[tuple]] = {}
+        self.variants: dict[tuple, set[tuple]] = {}
         self.in_float: dict[str, str] = {}
         # Values that no quantized operation makes.
         self.raw: set[int] = set()
@@ -131,11 +131,13 @@ class Planner:
             for call, leaf in entries if spec is not None else ():
                 inputs.setdefault(call, {})[leaf] = spec.name
         unique = {spec.name: spec for spec in quantizers.values()}
-        for name in self.graph.unused:
-            self.in_float.setdefault(
-                name,
-                'no layer that was called uses it',
+        for name, function in self.graph.unused.items():
+            reason = (
+                f'no layer multiplies by it; {function} reads it'
+                if function
+                else 'no call in a region reads it'
             )
+            self.in_float.setdefault(name, reason)
         return Plan(
             config=self._settings(),
             regions=tuple(self.graph.regions),
@@ -370,9 +372,8 @@ class Planner:
     def _weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSpec]:
         for chain in self.chains.values():
             if chain.head.weight is not None:
-                self.variants.setdefault(chain.head.weight, set()).add(
-                    (chain.head.bias, chain.norm)
-                )
+                key = chain.head.weight, chain.head.rows
+                self.variants.setdefault(key, set()).add((chain.head.bias, chain.norm))
         specs: dict[str, WeightSpec] = {}
         for chain in self.chains.values():
             site = chain.head
@@ -412,7 +413,8 @@ class Planner:
         if chain.head.rows is not None:
             name += '[{}:{}]'.format(*chain.head.rows)
         # A convolution shared by several normalizations folds each of them.
-        biases, norms = (set(items) for items in zip(*self.variants[chain.head.weight]))
+        variants = self.variants[chain.head.weight, chain.head.rows]
+        biases, norms = (set(items) for items in zip(*variants))
         parts = [name]
         if len(biases) > 1 and chain.head.bias is not None:
             parts.append(chain.head.bias)
@@ -471,7 +473,7 @@ class Planner:
                 chain.norm,
                 chain.clip,
                 entries if head else (),
-                weight_format,
+                weight_format if head else None,
             )
         return steps
 

@@ -76,7 +76,8 @@ class Graph:
         region_outputs (Set[int]): Values that a region returns.
         hidden (Set[int]): Values that appeared in a region without a call
             that could be seen, such as those of an ``autograd.Function``.
-        unused (List[str]): Weights that no recorded call used.
+        unused (Dict[str, str]): Parameters of two axes or more that no layer
+            uses, and which function reads them; an empty string for none.
     """
 
     regions: list[str] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Graph:
     region_inputs: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     region_outputs: set[int] = field(default_factory=set)
     hidden: set[int] = field(default_factory=set)
-    unused: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
 
     def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""
@@ -121,7 +122,8 @@ class Recorder(TorchFunctionMode):
         self.parameters = {
             id(p): name for name, p in model.named_parameters(remove_duplicate=True)
         }
-        self.used: set[str] = set()
+        self.readers: dict[str, str] = {}  # parameter to a function that reads it
+        self.multiplied: set[str] = set()  # operands of matrix products
         # No activations, though they come from no recorded call.
         self._constants = {id(buffer) for buffer in model.buffers()}
         make_visible()
@@ -151,6 +153,11 @@ class Recorder(TorchFunctionMode):
 
     def _operand(self, item: Any, origin: tuple[str, int]) -> Optional[int]:
         """Value of an operand; a new one where it came out of nowhere."""
+        if isinstance(item, Tensor):
+            for owner in (item, item._base):
+                name = self.parameters.get(id(owner))
+                if name is not None:
+                    self.readers.setdefault(name, origin[0])
         if not _is_activation(item):
             return None
         known = getattr(item, '_mmquant_value', None)
@@ -252,7 +259,9 @@ class Recorder(TorchFunctionMode):
             if site.clip is None:
                 site.kind = ops.COMPUTE
         elif kind == ops.MATMUL:
-            self.used.update(self.parameters.get(id(item), '') for item in operands)
+            self.multiplied.update(
+                self.parameters.get(id(item), '') for item in operands
+            )
         self._add(site)
         return result
 
@@ -379,10 +388,16 @@ def record(
                 run()
         finally:
             recorder.remove()
-    used = {site.weight for site in recorder.graph.sites.values()} | recorder.used
-    recorder.graph.unused = [
-        name
+    graph = recorder.graph
+    used = {site.weight for site in graph.sites.values()} | recorder.multiplied
+    graph.unused = {
+        name: _function_of(recorder.readers.get(name, ''))
         for name, parameter in model.named_parameters()
         if parameter.dim() > 1 and name not in used
-    ]
-    return recorder.graph
+    }
+    return graph
+
+
+def _function_of(origin: str) -> str:
+    """The function in the origin of a value: ``call/function#number:place``."""
+    return origin.rpartition('/')[2].partition(':')[0].partition('#')[0]

@@ -84,7 +84,7 @@ class Simulate(Behaviour):
     @property
     def observes(self) -> bool:
         """bool: Whether ranges are measured as well."""
-        return self.activations.observing
+        return self.activations.is_due
 
     def begin(self) -> None:
         if not self._has_begun:
@@ -93,7 +93,7 @@ class Simulate(Behaviour):
         self.grids.compute(self.state.bias_correction)
 
     def end(self) -> None:
-        self.activations.commit()
+        self.activations.end_step()
 
     def remember(self) -> tuple:
         return self.grids.present(), self.activations.present()
@@ -165,8 +165,9 @@ class Simulate(Behaviour):
     def _emit(self, step: Step, x: Any) -> Any:
         if step.output is None or not isinstance(x, Tensor):
             return x
-        # What a layer of the chain has just made belongs to nobody else.
-        in_place = step.weight is not None and not torch.is_grad_enabled()
+        # What a layer of the chain has just made belongs to nobody else, and no
+        # layer's backward pass needs its own output.
+        in_place = step.weight is not None
         return self._quantize(step.output, x, step.clip, in_place)
 
     def _quantize(

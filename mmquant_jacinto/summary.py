@@ -18,6 +18,9 @@ def summarize(plan: Plan) -> str:
         kinds.setdefault(spec.kind, []).append(spec.format.bits)
     activations = '; '.join(f'{kind}: {_count(bits)}' for kind, bits in kinds.items())
     folded = len({spec.norm for spec in plan.weights.values() if spec.norm})
+    computed = sum(step.weight_format is not None for step in plan.steps.values())
+    if computed:
+        weights += f', {computed} computed in each pass'
     lines = [
         f'Quantization for {plan.config["target"]}:',
         f'  regions      {", ".join(name or "(model)" for name in plan.regions)}',
@@ -51,6 +54,10 @@ def describe(plan: Plan) -> str:
             line += f'  weight {spec.name}: int{spec.format.bits}' + (
                 ' per channel' if spec.format.per_channel else ''
             )
+        elif step.weight_format:
+            line += f'  computed weight: int{step.weight_format.bits}'
+        for index, quantizer in step.entries:
+            line += f'  operand {index} -> {_activation(formats[quantizer])}'
         if step.last and step.output:
             line += f' -> {_activation(formats[step.output])}'
         lines.append(line)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from . import native
 from .activations import SMALLEST_RANGE, ActivationQuantizers, power_of_two_above
 from .formats import integer_bounds
 from .plan import Plan
@@ -69,6 +70,7 @@ class WeightGrids:
         self.inputs = self._input_table(plan, device)
         self._zeros = [torch.zeros(size, device=device) for size in self.sizes]
         self._ones = [torch.ones(size, device=device) for size in self.sizes]
+        self._native_reach: native.Reach | None = None
         self.version = 0  # changes with the steps
         self._all_steps: Tensor | None = None
         self._steps: dict[str, Tensor] = {}
@@ -124,13 +126,15 @@ class WeightGrids:
             bias_correction (Tensor): What calibration adds to the biases of
                 all layers, end to end.
         """
-        ends = [channel_reach(layer) for layer in self.layers.values()]
-        low, high = (torch.cat(end) for end in zip(*ends))
+        low, high = self._channel_reach()
         reach = torch.maximum(high, -low)
-        factor = self._from_norms('weight', self._ones) * torch.rsqrt(
+        deviation = torch.rsqrt(
             self._from_norms('running_var', self._ones) + self.eps
         )
-        bias = self._folded_bias(factor) + bias_correction
+        factor = self._from_norms('weight', self._ones) * deviation
+        offset = self._biases() - self._from_norms('running_mean', self._zeros)
+        bias = offset * factor + self._from_norms('bias', self._zeros)
+        bias = bias + bias_correction
         scaled = reach * factor.abs()
         largest = self._layer_max(scaled)
         scaled = torch.where(
@@ -157,18 +161,35 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
-        columns = (column.split(self.sizes) for column in (factor, bias, step))
+        columns = factor, bias, step, deviation, offset
+        columns = (column.split(self.sizes) for column in columns)
         self._foldings = dict(zip(self.layers, map(Folding, *columns)))
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
-    def _folded_bias(self, factor: Tensor) -> Tensor:
-        """Biases with all normalizations folded in, end to end."""
-        bias = [
-            zeros if layer.bias is None else layer.bias
-            for layer, zeros in zip(self.layers.values(), self._zeros)
-        ]
-        bias = torch.cat(bias) - self._from_norms('running_mean', self._zeros)
-        return bias * factor + self._from_norms('bias', self._zeros)
+    def _channel_reach(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest weight of each channel, end to end."""
+        weights = [layer.weight for layer in self.layers.values()]
+        by_row = all(
+            native.takes(weight) and weight.is_contiguous() and len(weight) == size
+            for weight, size in zip(weights, self.sizes)
+        )
+        if by_row and all(layer.spec.axis == 0 for layer in self.layers.values()):
+            if self._native_reach is None:
+                shapes = [(len(x), x.numel() // len(x)) for x in weights]
+                self._native_reach = native.Reach(shapes)
+            return self._native_reach(weights)
+        ends = [channel_reach(layer) for layer in self.layers.values()]
+        low, high = (torch.cat(end) for end in zip(*ends))
+        return low, high
+
+    def _biases(self) -> Tensor:
+        """Biases of all layers, end to end."""
+        return torch.cat(
+            [
+                zeros if layer.bias is None else layer.bias
+                for layer, zeros in zip(self.layers.values(), self._zeros)
+            ]
+        )
 
     def _least_step(self, bias: Tensor) -> Tensor:
         """Step that makes the folded biases fit their width."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from . import native
 from .activations import SMALLEST_RANGE, power_of_two_above
 from .formats import TensorFormat, integer_bounds
 from .kernels import round_tensor
@@ -158,10 +159,19 @@ def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
     return round_tensor(weight / scale, fmt.rounding).clamp_(*integer_bounds(fmt))
 
 
-def _on_grid(scaled: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
-    """Weights in steps of their grid to weights on it, in place."""
-    # Ties, which rounding differs in, do not occur in training.
-    return scaled.round_().clamp_(*integer_bounds(fmt)).mul_(step)
+def _on_grid(
+    weight: Tensor, factor: Tensor, step: Tensor, fmt: TensorFormat
+) -> Tensor:
+    """Puts ``weight * factor`` on the grid of ``step``, in steps of which it is.
+
+    Factor and step are shaped to multiply the weight. Ties, which rounding differs
+    in, do not occur in training.
+    """
+    limits = integer_bounds(fmt)
+    by_row = len(weight) == factor.numel() == len(factor) and weight.is_contiguous()
+    if by_row and native.takes(weight):
+        return native.quantize_rows(weight, factor, step, limits)
+    return (weight * factor).round_().clamp_(*limits).mul_(step)
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -170,7 +180,7 @@ class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
         # A product takes half the time of a quotient.
-        return _on_grid(weight * step.reciprocal(), step, fmt)
+        return _on_grid(weight, step.reciprocal(), step, fmt)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -184,11 +194,15 @@ class Folding(NamedTuple):
         factor (Tensor): What it multiplies each channel by: (C,).
         bias (Tensor): The folded bias, correction included: (C,).
         step (Tensor): Of the grid of the folded weight: (C,).
+        deviation (Tensor): Inverse of the running standard deviation: (C,).
+        offset (Tensor): The layer's bias less the running mean: (C,).
     """
 
     factor: Tensor
     bias: Tensor
     step: Tensor
+    deviation: Tensor
+    offset: Tensor
 
 
 class _FoldLayer(torch.autograd.Function):
@@ -208,36 +222,42 @@ class _FoldLayer(torch.autograd.Function):
         norm_weight: Optional[Tensor],
         norm_bias: Optional[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(weight, bias)
+        ctx.save_for_backward(weight)
         ctx.layer, ctx.folding = layer, folding
         spread = layer.along_channels
-        scaled = weight * spread(folding.factor / folding.step)
-        scaled = _on_grid(scaled, spread(folding.step), layer.spec.format)
+        factor = spread(folding.factor / folding.step)
+        on_grid = _on_grid(weight, factor, spread(folding.step), layer.spec.format)
         # A view of what all layers share would be changed with it.
-        return scaled, folding.bias.clone()
+        return on_grid, folding.bias.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, bias_grad: Tensor) -> tuple:
-        weight, bias = ctx.saved_tensors
-        layer, factor = ctx.layer, ctx.folding.factor
-        norm = layer.norm
-        needs = ctx.needs_input_grad
+        weight = ctx.saved_tensors[0]
+        layer, folding, needs = ctx.layer, ctx.folding, ctx.needs_input_grad
+        to_weight, dots = _weight_gradients(layer, folding.factor, grad, weight, needs)
         to_norm = None
         if needs[4]:
             # The folded weight is weight * norm_weight * deviation, the folded
-            # bias (bias - mean) * norm_weight * deviation + norm_bias.
-            deviation = torch.rsqrt(norm.running_var + norm.eps)
-            offset = -norm.running_mean if bias is None else bias - norm.running_mean
-            to_norm = channel_rows(layer, grad * weight).sum(1)
-            to_norm = (to_norm + bias_grad * offset) * deviation
-        to_weight = None
-        if needs[2]:
-            spread = layer.along_channels(factor)
-            # The gradient of a layer's weight is the layer's own, and large.
-            in_place = not torch.is_grad_enabled()
-            to_weight = grad.mul_(spread) if in_place else grad * spread
-        to_bias = bias_grad * factor if needs[3] else None
+            # bias offset * norm_weight * deviation + norm_bias.
+            to_norm = (dots + bias_grad * folding.offset) * folding.deviation
+        to_bias = bias_grad * folding.factor if needs[3] else None
         return None, None, to_weight, to_bias, to_norm, bias_grad
+
+
+def _weight_gradients(
+    layer: Layer, factor: Tensor, grad: Tensor, weight: Tensor, needs: tuple
+) -> tuple[Optional[Tensor], Optional[Tensor]]:
+    """Gradient of a folded weight, and its dot product with it in each channel."""
+    # The gradient of a layer's weight is the layer's own, and large.
+    in_place = not torch.is_grad_enabled()
+    by_row = layer.spec.axis == 0 and grad.is_contiguous() and weight.is_contiguous()
+    if in_place and by_row and native.takes(grad) and native.takes(weight):
+        return grad, native.fold_gradient(grad, weight, factor)
+    dots = channel_rows(layer, grad * weight).sum(1) if needs[4] else None
+    if not needs[2]:
+        return None, dots
+    spread = layer.along_channels(factor)
+    return grad.mul_(spread) if in_place else grad * spread, dots
 
 
 def fold_layer(layer: Layer, folding: Folding) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,10 @@ def run_all(folder, float_checkpoint, launcher):
     runs.train('ptq', PTQ, load_from=load_from)
     runs.train('ptq_onnxruntime', dict(PTQ, target='onnxruntime'), load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
+    # Goes on from what the run above left after its second epoch.
+    second = str(runs.folder / 'qat' / 'epoch_2.pth')
+    runs.train('qat_resumed', QAT, load_from=second, resume=True)
+    runs.train('qat_frozen', dict(QAT, freeze=dict(bn=0)), load_from=load_from)
     runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])
     runs.train('qat_accumulated', QAT, **{'optim_wrapper.accumulative_counts': 2})

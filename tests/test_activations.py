@@ -5,7 +5,11 @@ from reference import power_of_two
 from toy_models import calibrated, make_plan
 
 from mmquant_jacinto import PRESETS, quantize_model
-from mmquant_jacinto.activations import ActivationQuantizers, power_of_two_above
+from mmquant_jacinto.activations import (
+    STEPS_OBSERVED,
+    ActivationQuantizers,
+    power_of_two_above,
+)
 from mmquant_jacinto.plan import ActivationSpec
 
 
@@ -225,6 +229,43 @@ def test_observation_acts_from_the_next_step_on():
     assert found.grid('x') is None
     found.commit()
     assert found.grid('x').scale == 1 / 128
+
+
+def test_settled_ranges_observe_every_fourth_step():
+    found = quantizers()
+
+    def step():
+        if found.is_due:
+            found.observe('x', torch.tensor([0.0, 1.0]))
+        found.end_step()
+        return int(found.count[0])
+
+    counts = [step() for _ in range(STEPS_OBSERVED + 9)]
+    assert counts[:STEPS_OBSERVED] == list(range(1, STEPS_OBSERVED + 1))
+    later = [count - STEPS_OBSERVED for count in counts[STEPS_OBSERVED:]]
+    assert later == [1, 1, 1, 1, 2, 2, 2, 2, 3]
+
+
+def test_resumed_training_observes_the_steps_that_it_would_have():
+    found, resumed = quantizers(), quantizers()
+    for _ in range(STEPS_OBSERVED + 2):
+        found.end_step()
+    resumed.steps.copy_(found.steps)
+    resumed.refresh()
+    due = []
+    for _ in range(4):
+        assert resumed.is_due == found.is_due
+        due.append(found.is_due)
+        found.end_step()
+        resumed.end_step()
+    assert due == [False, False, True, False]
+
+
+def test_steps_with_frozen_ranges_do_not_count():
+    found = quantizers()
+    found.observing = False
+    found.end_step()
+    assert found.steps == 0 and not found.is_due
 
 
 def test_ranges_survive_a_state_dict(toy_net, images):

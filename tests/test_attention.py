@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_models import Forward, calibrated, make_plan
 from torch import nn
+from toy_models import Forward, calibrated, make_plan
 
 from mmquant_jacinto import attention
 
@@ -85,7 +85,9 @@ def test_attention_without_a_batch():
     module = nn.MultiheadAttention(WIDTH, HEADS)
     x = torch.randn(LENGTH, WIDTH)
     call = dict(key_padding_mask=torch.tensor([False] * 4 + [True]))
-    for ours, theirs in zip(written_out(module, x, x, x, **call), module(x, x, x, **call)):
+    for ours, theirs in zip(
+        written_out(module, x, x, x, **call), module(x, x, x, **call)
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -139,7 +141,9 @@ class Attention(nn.Module):
 def test_projections_and_products_are_planned(operands):
     net = Attention()
     plan = make_plan(Forward(lambda net, x: net.body(x, x, x), body=net), operands[0])
-    names = ['body.attn.in_proj_weight' + rows for rows in ('[0:16]', '[16:32]', '[32:48]')]
+    names = [
+        'body.attn.in_proj_weight' + rows for rows in ('[0:16]', '[16:32]', '[32:48]')
+    ]
     assert list(plan.weights) == [*names, 'body.attn.out_proj']
     assert [plan.weights[name].rows for name in names] == [(0, 16), (16, 32), (32, 48)]
     assert plan.in_float == {}

@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_models import Forward, calibrated, make_plan
 from torch import nn
+from toy_models import Forward, calibrated, make_plan
 
 ops = pytest.importorskip('mmcv.ops')
 

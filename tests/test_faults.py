@@ -12,6 +12,8 @@ import pytest
 import torch
 from fault_runs import random_config
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 from toy_runner import (
     EPOCHS,
@@ -127,6 +129,47 @@ def test_other_trainings_end_as_the_uninterrupted_ones(iteration, options, tmp_p
     resume(parts, **options)
     iters = options.get('iters')
     assert_same_end(parts, whole, f'iter_{iters}.pth' if iters else 'epoch_6.pth')
+
+
+@HOOKS.register_module()
+class KillValidationHook(Hook):
+    """Ends the run in the middle of a validation, counted from 1."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.number -= batch_idx == 0
+        if self.number == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize('number', [2, EPOCHS])
+@pytest.mark.parametrize('iters', [None, 2 * EPOCHS])
+def test_validation_that_was_cut_off_is_made_up_for(number, iters, tmp_path):
+    best = dict(save_best='norm', rule='less')
+    options = dict(quantize=QAT, iters=iters, default_hooks=dict(checkpoint=best))
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    train(random_config(whole, **options))
+    cfg = random_config(parts, **options)
+    cfg.custom_hooks = [dict(type='KillValidationHook', number=number)]
+    with pytest.raises(Killed):
+        train(cfg)
+    resume(parts, **options)
+    assert_same_end(parts, whole, f'iter_{iters}.pth' if iters else 'epoch_6.pth')
+    assert val_scores(parts) == val_scores(whole)
+    names = [sorted(path.name for path in d.glob('best*')) for d in (parts, whole)]
+    assert names[0] == names[1] != []
+
+
+def test_validation_is_not_repeated_where_it_was_complete(tmp_path):
+    # The best checkpoint is saved after its validation, and the last one again.
+    best = dict(save_best='accuracy', rule='greater')
+    options = dict(quantize=QAT, default_hooks=dict(checkpoint=best))
+    options['train_cfg.max_epochs'] = 1
+    train(random_config(tmp_path, **options))
+    resume(tmp_path, **options)
+    assert len(val_scores(tmp_path)) == 1
 
 
 def test_seed_that_nobody_chose_is_taken_up(tmp_path):

@@ -4,6 +4,7 @@ python tools/sweep.py                        all folders, backbones, necks, head
 python tools/sweep.py --all                  every config
 python tools/sweep.py detr 'swin/*t-p4*'     folders, or patterns of paths
 python tools/sweep.py --retry failed         those again that had failed
+python tools/sweep.py --device cuda --amp carafe dcn dcnv2     on a GPU, fp16 losses
 
 Each model is examined in a process of its own: does it run in float; recorded,
 planned, calibrated, does it predict in integers, train, and come back from a
@@ -17,6 +18,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,12 +36,17 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('patterns', nargs='*', help='folders or patterns of configs')
     parser.add_argument('--all', action='store_true', help='every config there is')
+    parser.add_argument(
+        '--first', nargs='+', default=[], help='folders or patterns to begin with'
+    )
     parser.add_argument('--list', action='store_true', help='only say which')
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
     parser.add_argument(
         '--timeout', type=float, default=900, help='seconds for each model'
     )
     parser.add_argument('--memory', type=float, default=8, help='GiB for each model')
+    parser.add_argument('--device', default='cpu', help='where the models run')
+    parser.add_argument('--amp', action='store_true', help='losses in half precision')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/zoo'))
     parser.add_argument(
         '--retry',
@@ -51,18 +58,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_one(name: str, path: str, memory: float, engine: str) -> None:
+def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None:
     """Examine a model; the body of a process."""
     log = Path(path).with_suffix('.log').open('w')
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    limit = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if args.device == 'cpu':
+        # CUDA reserves far more addresses than memory.
+        limit = int(args.memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     import torch
     from zoo_check import examine
 
     torch.set_num_threads(1)
-    _write(Path(path), examine(name), engine)
+    _write(Path(path), examine(name, args.device, args.amp), engine)
 
 
 def _write(path: Path, report: dict[str, Any], engine: str) -> None:
@@ -88,14 +97,14 @@ def supervise(
     """Examine a model in a process of its own, and read what it found."""
     path.unlink(missing_ok=True)
     start = time.perf_counter()
-    process = context.Process(target=run_one, args=(name, str(path), args.memory, engine))
+    process = context.Process(target=run_one, args=(name, str(path), engine, args))
     process.start()
     process.join(args.timeout)
     reason = None
     if process.is_alive():
         process.kill()
         process.join()
-        reason = f'took more than {args.timeout:.0f} s'
+        reason = f'took more than {args.timeout:g} s'
     elif not path.exists():
         reason = f'its process ended with code {process.exitcode}'
     if reason is not None:
@@ -128,6 +137,8 @@ def main() -> None:
     from zoo_configs import select
 
     chosen = select(args.patterns, args.all)
+    first = {name for name, _ in select(args.first)} if args.first else set()
+    chosen.sort(key=lambda item: item[0] not in first)
     if args.list:
         for name, reason in chosen:
             print(f'{name}  ({reason})')
@@ -151,7 +162,8 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(reports, indent=1) + '\n')
     if args.table:
-        write_table(reports, args.table)
+        command = ' '.join(['python tools/sweep.py', *sys.argv[1:]])
+        write_table(reports, args.table, command)
 
 
 if __name__ == '__main__':

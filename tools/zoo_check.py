@@ -4,6 +4,7 @@ What it finds is a dict of plain data, see :func:`examine`.
 """
 
 import copy
+import re
 import tempfile
 import time
 import traceback
@@ -12,6 +13,7 @@ from typing import Any, Callable, Optional
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -28,10 +30,11 @@ from mmquant_jacinto.prepare import is_region, probe_passes
 from mmquant_jacinto.record import record
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
-# cuts off is more than what 16 bits round. Scales are no powers of two, whose cost
-# (up to 6 dB for each tensor) would hide what a plan does wrong.
+# cuts off is more than what 16 bits round. At 16 bits nothing else may cost what would
+# hide a mistake of the plan: scales are no powers of two (up to 6 dB for each tensor),
+# and a large bias takes no bits from the weights to fit 32.
 FORMATS = {
-    16: dict(bits=16, target='onnxruntime', observer='minmax'),
+    16: dict(bits=16, target='onnxruntime', observer='minmax', constrain_bias=False),
     8: dict(bits=8, target='onnxruntime', observer='minmax'),
 }
 BOUNDS = {16: 55.0, 8: 15.0}  # dB
@@ -64,11 +67,14 @@ class Stage:
             self.report['seconds'][name] = round(seconds, 2)
 
 
-def examine(name: str) -> dict[str, Any]:
+def examine(name: str, device: str = 'cpu', amp: bool = False) -> dict[str, Any]:
     """Examines a model.
 
     Args:
         name (str): Path of its config.
+        device (str): Where it runs. Defaults to ``'cpu'``.
+        amp (bool): Whether the losses are computed in half precision where
+            autocasting does. Defaults to False.
 
     Returns:
         Dict[str, Any]: ``'status'`` (``'ok'``, ``'no float'`` or
@@ -83,12 +89,12 @@ def examine(name: str) -> dict[str, Any]:
             return report
         report['detector'] = cfg.type
         strip_pretrained(cfg)
-        _look_everywhere(cfg)
-        model, batch = stage('float predict', _build_and_predict, cfg, report)
+        _lighten(cfg)
+        model, batch = stage('float predict', _build_and_predict, cfg, device, report)
         fresh = stage('copy', _blank_copy, model)
-        floats = stage('float loss', _float_loss, model, cfg, report)
+        floats = stage('float loss', _float_loss, model, cfg, amp, report)
         report['status'] = 'failed'
-        _examine_quantized(stage, model, fresh, batch, floats, report)
+        _examine_quantized(stage, model, fresh, batch, floats, amp, report)
         report['status'] = 'ok'
     except Exception as error:  # noqa: BLE001 - it is in the report
         if 'failed' not in report:
@@ -102,9 +108,14 @@ def _one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {text}'[:400]
 
 
-def _look_everywhere(cfg: ConfigDict) -> None:
-    """Lets a model with random weights find something, but not much."""
+def _lighten(cfg: ConfigDict) -> None:
+    """Lets a model with random weights find something, but not much.
+
+    And keeps its images as small as they are given.
+    """
     for part in walk(cfg):
+        if 'batch_augments' in part:
+            part['batch_augments'] = None
         for key in list(part):
             if key == 'score_thr' and isinstance(part[key], float):
                 part[key] = 0.0
@@ -118,11 +129,17 @@ def _build(cfg: ConfigDict) -> nn.Module:
     return revert_sync_batchnorm(model)
 
 
-def _build_and_predict(cfg: ConfigDict, report: dict) -> tuple[nn.Module, dict]:
+def _build_and_predict(
+    cfg: ConfigDict, device: str, report: dict
+) -> tuple[nn.Module, dict]:
     init_default_scope('mmdet')
+    # Some losses ask the runner how far it is.
+    for key, value in dict(iter=0, epoch=0, max_iters=100, max_epochs=10).items():
+        MessageHub.get_current_instance().update_info(key, value)
     torch.manual_seed(0)
     model = _build(cfg)
     model.init_weights()
+    model.to(device)
     report['parameters'] = sum(p.numel() for p in model.parameters())
     model.eval()
     errors = []
@@ -156,14 +173,20 @@ def _condition(model: nn.Module, batch: dict) -> None:
             return
         measured.add(norm)
         power = args[0].square().mean().clamp(min=norm.eps)
-        spread = torch.rand(norm.num_features, generator=generator)
+        spread = torch.rand(norm.num_features, generator=generator).to(power.device)
         norm.running_var.copy_(power * 4 ** (spread - 0.5))
-        offset = torch.randn(norm.num_features, generator=generator)
+        offset = torch.randn(norm.num_features, generator=generator).to(power.device)
         norm.running_mean.copy_(0.3 * power.sqrt() * offset)
         if norm.weight is not None and not norm.weight.any():
             # As residual branches start: there would be nothing to see of them.
-            nn.init.constant_(norm.weight, 0.5)
+            nn.init.constant_(norm.weight, 0.25)
 
+    for name, parameter in model.named_parameters():
+        if re.search(r'\b(conv_offset|offset_[sl])\.weight$', name):
+            # Of a deformable convolution, in pixels: they start at zero in training;
+            # random ones look anywhere.
+            with torch.no_grad():
+                parameter.mul_(0.05)
     measured: set[nn.Module] = set()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     handles = [norm.register_forward_pre_hook(measure) for norm in norms]
@@ -181,10 +204,13 @@ def _run(model: nn.Module, batch: dict, mode: str) -> Any:
     return model._run_forward(data, mode=mode)
 
 
-def _loss_and_gradients(model: nn.Module, batch: dict) -> tuple[float, set[str]]:
+def _loss_and_gradients(
+    model: nn.Module, batch: dict, amp: bool
+) -> tuple[float, set[str]]:
     model.zero_grad(set_to_none=True)
-    losses = _run(model, batch, 'loss')
-    loss, _ = model.parse_losses(losses)
+    with torch.autocast(next(model.parameters()).device.type, enabled=amp):
+        losses = _run(model, batch, 'loss')
+        loss, _ = model.parse_losses(losses)
     loss.backward()
     names = {name for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -192,7 +218,7 @@ def _loss_and_gradients(model: nn.Module, batch: dict) -> tuple[float, set[str]]
 
 
 def _float_loss(
-    model: nn.Module, cfg: ConfigDict, report: dict
+    model: nn.Module, cfg: ConfigDict, amp: bool, report: dict
 ) -> Optional[tuple[dict, float, set[str]]]:
     """The batch, its loss, and the parameters that get gradients."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -200,13 +226,12 @@ def _float_loss(
     try:
         for batch in loss_batches(cfg, max(report['size'], 128)):
             try:
-                return (batch, *_loss_and_gradients(model, batch))
-            except NotImplementedError as error:
-                report['no loss'] = _one_line(error)
-                return None
+                return (batch, *_loss_and_gradients(model, batch, amp))
             except Exception as error:  # noqa: BLE001 - it is in the report
-                report['no loss'] = _one_line(error)
-                report['no loss traceback'] = traceback.format_exc()[-3000:]
+                report.setdefault('no loss', _one_line(error))
+                report.setdefault('no loss traceback', traceback.format_exc()[-3000:])
+                if isinstance(error, NotImplementedError):
+                    return None
         return None
     finally:
         for buffer, value in buffers:
@@ -220,6 +245,7 @@ def _examine_quantized(
     fresh: nn.Module,
     batch: dict,
     floats: Optional[tuple[dict, float, set[str]]],
+    amp: bool,
     report: dict,
 ) -> None:
     if floats is not None:
@@ -233,15 +259,13 @@ def _examine_quantized(
     for bits, quantize in FORMATS.items():
         config = QuantizeConfig.parse(quantize)
         plan = stage(f'plan {bits}', make_plan, graph, config, shapes)
-        report.update(_describe(model, plan))
+        report.update(_describe(model, plan, floats))
         stage(f'calibrate {bits}', _calibrate, model, plan, batch, floats)
-        tap = stage(
-            f'predict {bits}', _outputs, model, batch, graph.regions, reference
-        )
+        tap = stage(f'predict {bits}', _outputs, model, batch, graph.regions, reference)
         report['sqnr'][bits] = _compare(reference, tap)
     stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
     if floats is not None:
-        stage('qat step', _qat_step, model, floats, report)
+        stage('qat step', _qat_step, model, floats, amp, report)
 
 
 def _blank_copy(model: nn.Module) -> nn.Module:
@@ -252,21 +276,19 @@ def _blank_copy(model: nn.Module) -> nn.Module:
     return fresh
 
 
-def _describe(model: nn.Module, plan: Any) -> dict[str, Any]:
+def _describe(model: nn.Module, plan: Any, floats: Optional[tuple]) -> dict[str, Any]:
     """Counts, and all weights that are not quantized, by name."""
-    quantized = {spec.weight for spec in plan.weights.values()}
-    left = dict(plan.in_float)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and name not in quantized:
-            left.setdefault(name, 'in no call that predicting or the loss made')
+    trained = set() if floats is None else floats[2]
     return dict(
         regions=len(plan.regions),
         sites=len(plan.steps),
         quantizers=len(plan.activations),
         weights=len(plan.weights),
         in_float={
-            name: dict(reason=reason, kind=_kind_of(model, name))
-            for name, reason in left.items()
+            name: dict(
+                reason=reason, kind=_kind_of(model, name), trained=name in trained
+            )
+            for name, reason in plan.in_float.items()
         },
     )
 
@@ -330,7 +352,8 @@ def _save_and_load(
     with tempfile.TemporaryFile() as file:
         torch.save(model.state_dict(), file)
         file.seek(0)
-        fresh.load_state_dict(torch.load(file, weights_only=True))
+        # As MMEngine loads: some models have parts that only training adds.
+        fresh.load_state_dict(torch.load(file, weights_only=True), strict=False)
     wrapped.eval()
     again = _outputs(fresh, batch, list(tap.regions.values()), tap.reference)
     report['reload'] = again.outputs.keys() == tap.outputs.keys() and _identical(
@@ -338,11 +361,11 @@ def _save_and_load(
     )
 
 
-def _qat_step(model: nn.Module, floats: tuple, report: dict) -> None:
+def _qat_step(model: nn.Module, floats: tuple, amp: bool, report: dict) -> None:
     batch, loss, gradients = floats
     model.quantization.set_phase('train')
     model.train()
-    quantized_loss, quantized_gradients = _loss_and_gradients(model, batch)
+    quantized_loss, quantized_gradients = _loss_and_gradients(model, batch, amp)
     report['qat'] = dict(
         float_loss=loss,
         loss=quantized_loss,

@@ -26,6 +26,10 @@ LARGE = (
 )
 
 
+# The smallest one of the folder is an RPN alone, which MMDetection 3.3 cannot build.
+MORE = ('cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',)
+
+
 class _Absent(types.ModuleType):
     """Stands in for a package that can be imported from, but not used."""
 
@@ -72,7 +76,9 @@ def import_mmpretrain() -> None:
     finally:
         if finder is not None:
             sys.meta_path.remove(finder)
-            for name in [n for n in sys.modules if n.partition('.')[0] == 'torchvision']:
+            for name in [
+                n for n in sys.modules if n.partition('.')[0] == 'torchvision'
+            ]:
                 del sys.modules[name]
 
 
@@ -167,6 +173,7 @@ def _cover(names: list[str]) -> list[tuple[str, str]]:
     for members in folders.values():
         best = min(members, key=lambda name: (not parts[name], _weight(name)))
         chosen[best] = 'folder'
+    chosen.update((name, 'in place of another') for name in MORE if name in parts)
     covered = set().union(*(parts[name] for name in chosen))
     for name in sorted(parts, key=_weight):
         new = parts[name] - covered
@@ -181,11 +188,14 @@ def _weight(name: str) -> tuple:
 
 
 def strip_pretrained(model: ConfigDict) -> ConfigDict:
-    """Takes everything out of a config that would load a checkpoint."""
+    """Takes out of a config what would load a checkpoint, or torchvision."""
     for part in walk(model):
         for key in ('pretrained', 'teacher_ckpt'):
             if part.get(key):
                 part[key] = False if part[key] is True else None
+        if 'use_torchvision' in part:
+            # mmcv's own operator computes the same.
+            part['use_torchvision'] = False
         init = part.get('init_cfg')
         items = init if isinstance(init, (list, tuple)) else [init]
         if any(isinstance(i, dict) and i.get('type') == 'Pretrained' for i in items):

@@ -2,11 +2,32 @@
 
 import functools
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 TOOLS = Path(__file__).resolve().parent
 PACKAGE = TOOLS.parent / 'mmquant_jacinto'
+BOUNDS = {'16': 55.0, '8': 15.0}  # dB, by bits
+LAYERS = ('Conv', 'Linear', 'Attention')  # in names of their classes
+
+INTRODUCTION = """# The zoo of MMDetection, quantized
+
+Written by `{command}`; do not edit. Engine {engine}.
+
+Each model is built from its config with random weights, on two images of {sizes} pixels
+(the second one narrower, so that there is padding), on one CPU thread. *16 bits* and
+*8 bits* are the signal to quantization noise of the head output that has the least, in
+dB, in integer arithmetic, format `onnxruntime`, ranges from the same batch; the bounds
+are {bounds[16]:.0f} and {bounds[8]:.0f} dB. A *head output* is what a region returns
+that no other region gets. *QAT* is one training step: its loss is finite and the same
+parameters get gradients as in float. *Reload*: a checkpoint gives the same predictions,
+bit for bit. *In float* counts the weights and layers that are not quantized; they are
+named below.
+
+{counts}
+"""
 
 
 @functools.lru_cache
@@ -18,5 +39,155 @@ def engine_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def write_table(reports: list[dict[str, Any]], path: Path) -> None:
-    raise NotImplementedError
+def shortfalls(report: dict[str, Any]) -> list[str]:
+    """What a model that ran quantized falls short in, in words."""
+    found = []
+    for bits, bound in BOUNDS.items():
+        result = report.get('sqnr', {}).get(bits)
+        if result is None:
+            continue
+        low = {name: dB for name, dB in result['heads'].items() if dB < bound}
+        if low:
+            worst = min(low, key=low.get)
+            found.append(
+                f'{len(low)} of {len(result["heads"])} head outputs below {bound:.0f} '
+                f'dB at {bits} bits, the least `{worst}` with {low[worst]} dB'
+            )
+        for key, words in (('missing', 'did not run'), ('strayed', 'ran otherwise')):
+            if result[key]:
+                names = ', '.join(f'`{name}`' for name in result[key][:3])
+                found.append(
+                    f'{len(result[key])} outputs {words} at {bits} bits: {names}'
+                )
+    qat = report.get('qat')
+    if qat is not None:
+        if not qat['finite']:
+            found.append('the loss of the QAT step is not finite')
+        for key in ('lost_gradients', 'new_gradients'):
+            if qat[key]:
+                names = ', '.join(f'`{name}`' for name in qat[key][:4])
+                found.append(f'{len(qat[key])} {key.replace("_", " ")}: {names}')
+    if report.get('reload') is False:
+        found.append('predictions after reloading differ')
+    layers = _layers_in_float(report)
+    if layers:
+        found.append(f'{len(layers)} layers in float')
+    return found
+
+
+def _layers_in_float(report: dict[str, Any]) -> list[str]:
+    """Weights in float but those that no layer multiplies by.
+
+    A parameter that is read outside of the regions, such as the embedding of
+    queries that one of them gets, is none of a layer's either.
+    """
+    return [
+        name
+        for name, item in report.get('in_float', {}).items()
+        if not item['reason'].startswith('no layer')
+        and not (
+            item['reason'].startswith('no call')
+            and not (item['trained'] and any(word in item['kind'] for word in LAYERS))
+        )
+    ]
+
+
+def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> None:
+    """Writes the table of all models in Markdown.
+
+    Args:
+        reports (Iterable[dict]): Of ``zoo_check.examine``.
+        path (Path): Where to.
+        command (str): That made it.
+    """
+    reports = sorted(reports, key=lambda report: report['config'])
+    sizes = sorted({report['size'] for report in reports if 'size' in report})
+    ran = [report for report in reports if report['status'] == 'ok']
+    short = {report['config']: shortfalls(report) for report in ran}
+    counts = Counter(report['status'] for report in reports)
+    lines = [
+        INTRODUCTION.format(
+            command=command,
+            engine=', '.join(sorted({report['engine'] for report in reports})),
+            sizes=' or '.join(map(str, sizes)),
+            bounds={int(bits): bound for bits, bound in BOUNDS.items()},
+            counts=f'{len(reports)} configs: {counts["ok"]} run quantized, '
+            f'{sum(not items for items in short.values())} of them without any '
+            f'shortfall; {counts["failed"]} do not run quantized; '
+            f'{counts["no float"]} do not run in float here.',
+        ),
+        '| config | regions | sites | weights | in float | 16 bits | 8 bits | QAT '
+        '| reload |',
+        '| --- | ' + '--: | ' * 6 + '--- | --- |',
+        *(_row(report) for report in ran),
+        '',
+        *_section(
+            'Shortfalls', {name: '; '.join(items) for name, items in short.items()}
+        ),
+        *_section(
+            'Not quantized',
+            {
+                report['config']: f'{report["failed"]}: {report["error"]}'
+                for report in reports
+                if report['status'] == 'failed'
+            },
+        ),
+        *_section(
+            'Not in float here',
+            {
+                report['config']: f'{report.get("failed", "")}: {report["error"]}'
+                for report in reports
+                if report['status'] == 'no float'
+            },
+        ),
+        *_section(
+            'No loss here, so no QAT step',
+            {report['config']: report.get('no loss', '') for report in ran},
+        ),
+        *_in_float(ran),
+    ]
+    path.write_text('\n'.join(lines).rstrip() + '\n')
+
+
+def _row(report: dict[str, Any]) -> str:
+    least = [_decibels(report['sqnr'][bits]['least']) for bits in BOUNDS]
+    qat = report.get('qat')
+    trained = '–'
+    if qat is not None:
+        same = not qat['lost_gradients'] and not qat['new_gradients']
+        trained = 'yes' if qat['finite'] and same else 'no'
+    cells = [
+        f'`{report["config"].removesuffix(".py")}`',
+        *(str(report[key]) for key in ('regions', 'sites', 'weights')),
+        str(len(report['in_float'])),
+        *least,
+        trained,
+        'yes' if report['reload'] else 'no',
+    ]
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def _decibels(value: Any) -> str:
+    return '–' if value is None else f'{value:.1f}'
+
+
+def _section(title: str, items: dict[str, str]) -> list[str]:
+    rows = [f'- `{name}`: {text}' for name, text in items.items() if text]
+    return [f'## {title}', '', *rows, ''] if rows else []
+
+
+def _in_float(reports: list[dict[str, Any]]) -> list[str]:
+    """All weights in float: by name, the same in several models once."""
+    models: dict[tuple[str, str, str], list[str]] = {}
+    for report in reports:
+        for name, item in report['in_float'].items():
+            key = name, item['kind'], item['reason']
+            models.setdefault(key, []).append(report['config'])
+    rows = [
+        f'| `{name}` | {kind} | {reason} | {configs[0].partition("/")[0]}'
+        + (f' and {len(configs) - 1} more' if configs[1:] else '')
+        + ' |'
+        for (name, kind, reason), configs in sorted(models.items(), key=lambda x: x[1])
+    ]
+    head = ['| weight or call | of | reason | model |', '| --- | --- | --- | --- |']
+    return ['## Weights in float', '', *head, *rows, ''] if rows else []

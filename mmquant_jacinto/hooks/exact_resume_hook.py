@@ -3,17 +3,19 @@
 import functools
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 GRADIENTS, PREPROCESSOR = 'accumulated_gradients', 'preprocessor_attributes'
+VALIDATED = 'validated'
 
 
 @HOOKS.register_module()
@@ -24,13 +26,20 @@ class ExactResumeHook(Hook):
     iteration-based loop, starts from random numbers that follow from the seed and
     its number, in this process and in the workers of the dataloader. Gradients that
     are accumulated over a checkpoint, and the size that a multi-scale training is
-    at, go into the checkpoint. ``QuantRunner`` registers this hook by itself.
+    at, go into the checkpoint. A validation that a kill has cut off, after its
+    checkpoint, is made up for: it may decide which checkpoint is the best.
+    ``QuantRunner`` registers this hook by itself.
     """
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        self._owes_validation = False
+        self._validated_at = -1
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds the epoch, or makes the iterations seed themselves."""
+        self._make_up_for_validation(runner)
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = SeededBatches(
@@ -43,8 +52,22 @@ class ExactResumeHook(Hook):
         if isinstance(init, functools.partial) and 'seed' in init.keywords:
             loop.dataloader.worker_init_fn = functools.partial(init, seed=seed)
 
+    def after_train(self, runner: Runner) -> None:
+        """Validates what was saved at the very end."""
+        self._make_up_for_validation(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+        """Takes note for the checkpoint of the best score."""
+        self._validated_at = runner.iter
+
+    def _make_up_for_validation(self, runner: Runner) -> None:
+        owes, self._owes_validation = self._owes_validation, False
+        if owes and runner.val_loop is not None and _validates_now(runner):
+            runner.val_loop.run()
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Stores what MMEngine does not."""
+        checkpoint[VALIDATED] = self._validated_at == checkpoint['meta']['iter']
         model = runner.model.module
         gradients = {
             name: parameter.grad.detach().cpu()
@@ -62,6 +85,7 @@ class ExactResumeHook(Hook):
         """Takes it up again, in a run that is resumed."""
         if not runner.is_resuming:
             return
+        self._owes_validation = not checkpoint.get(VALIDATED, True)
         model = runner.model.module
         parameters = dict(model.named_parameters())
         for name, gradient in checkpoint.get(GRADIENTS, {}).items():
@@ -91,6 +115,26 @@ class SeededBatches:
         seed_all(derived_seed(self.seed, self.index))
         self.index += 1
         return next(self.batches)
+
+
+def _validates_now(runner: Runner) -> bool:
+    """Whether the loop validates where it is, to a score that has consequences."""
+    loop = runner.train_loop
+    if isinstance(loop, IterBasedTrainLoop):
+        position, last = loop.iter, loop.max_iters
+    else:
+        position, last = loop.epoch, loop.max_epochs
+    if position == last:
+        return True
+    loop._decide_current_val_interval()
+    if position < loop.val_begin or position % loop.val_interval:
+        return False
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        schedulers = [item for items in schedulers.values() for item in items]
+    return any(
+        isinstance(hook, CheckpointHook) and hook.save_best for hook in runner.hooks
+    ) or any(isinstance(item, ReduceOnPlateauParamScheduler) for item in schedulers)
 
 
 def derived_seed(seed: int, position: int) -> int:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Optional, Union
 
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce_params, is_distributed
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.nn.modules.batchnorm import _BatchNorm
 
 DATA_BATCH = Optional[Union[dict, tuple, list]]
 # The schedule of the original is in epochs, and its trainings have twelve.
@@ -19,8 +21,10 @@ class QATHook(Hook):
     ``quantize.freeze`` says when; by default the statistics of batch
     normalization freeze one epoch before the middle of the training, and
     activation ranges one epoch after it. In an iteration-based training a
-    twelfth of it counts as an epoch. ``QuantRunner`` registers this hook by
-    itself.
+    twelfth of it counts as an epoch. On several processes, statistics of batch
+    normalization are averaged before they are frozen, validated or saved, because
+    weights are quantized as folded with them. ``QuantRunner`` registers this hook
+    by itself.
 
     Args:
         interval (int): Iterations between two writings of the ranges to the
@@ -39,7 +43,7 @@ class QATHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
-            self._freeze(runner, runner.epoch, runner.max_epochs, 1)
+            self._freeze(runner, runner.epoch, runner.max_epochs, 1, 'epoch')
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -47,7 +51,8 @@ class QATHook(Hook):
         """Freezes by iterations."""
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             unit = max(1, runner.max_iters // EPOCHS_OF_ITERATIONS)
-            if self._freeze(runner, runner.iter, runner.max_iters, unit):
+            if self._freeze(runner, runner.iter, runner.max_iters, unit, 'iteration'):
+                self._share_statistics(runner)
                 # The loop has set the training flags already.
                 runner.model.train()
 
@@ -58,34 +63,56 @@ class QATHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Writes ranges in an iteration-based loop."""
-        if isinstance(
-            runner.train_loop, IterBasedTrainLoop
-        ) and self.every_n_train_iters(runner, self.interval):
+        """Prepares for a checkpoint, and writes ranges, in an iteration-based loop."""
+        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            return
+        if any(
+            isinstance(hook, CheckpointHook)
+            and not hook.by_epoch
+            and self.every_n_train_iters(runner, hook.interval)
+            for hook in runner.hooks
+        ):
+            self._share_statistics(runner)
+        if self.every_n_train_iters(runner, self.interval):
             self._report(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Writes ranges after each epoch."""
+        """Prepares for a checkpoint, and writes ranges, after each epoch."""
+        self._share_statistics(runner)
         self._report(runner, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Checks that there is something to validate with."""
+        """Checks that there is something to validate with, the same everywhere."""
         runner.model.check_ranges()
+        self._share_statistics(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Checks that there is something to test with."""
         runner.model.check_ranges()
 
+    def _share_statistics(self, runner: Runner) -> None:
+        if not is_distributed():
+            return
+        averaged = [h.ema_model for h in runner.hooks if isinstance(h, EMAHook)]
+        statistics = [
+            buffer
+            for model in (runner.model, *averaged)
+            for module in model.modules()
+            if isinstance(module, _BatchNorm)
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
+        all_reduce_params(statistics, op='mean')
+
     def _freeze(
-        self, runner: Runner, position: int, total: int, unit: int
+        self, runner: Runner, position: int, total: int, unit: int, counted: str
     ) -> Sequence[str]:
         changed = runner.model.set_epoch(position, total, unit)
         names = dict(bn='statistics of batch normalization', ranges='activation ranges')
         for name in changed:
             runner.logger.info(
-                f'Quantization: {names[name]} frozen from '
-                f'{"epoch" if unit == 1 else "iteration"} {position + 1} '
-                f'of {total} on.'
+                f'Quantization: {names[name]} frozen from {counted} '
+                f'{position + 1} of {total} on.'
             )
         return changed
 

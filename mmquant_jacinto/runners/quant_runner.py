@@ -5,7 +5,7 @@ from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.hooks import CheckpointHook, EMAHook, ProfilerHook
 from mmengine.logging import print_log
 from mmengine.model import (
     convert_sync_batchnorm,
@@ -94,7 +94,11 @@ class QuantRunner(Runner):
         if not self.distributed:
             return revert_sync_batchnorm(model)
         sync_bn = self.cfg.get('sync_bn')
-        return model if sync_bn is None else convert_sync_batchnorm(model, sync_bn)
+        if sync_bn is not None:
+            model = convert_sync_batchnorm(model, sync_bn)
+        if get_device() == 'cpu':
+            _refuse_synchronized_norms(model)
+        return model
 
     def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
         cfg = dict(cfg or {})
@@ -239,10 +243,12 @@ class QuantRunner(Runner):
             self._train_loop = CalibrationLoop(self)
         self._wrap('calibrate')
         self._prepare(self._train_loop.dataloader)
-        averaging = [h for h in self._hooks if isinstance(h, EMAHook)]
-        if averaging:
-            self.logger.info('Calibration does not train: EMAHook is off.')
-            self._hooks = [h for h in self._hooks if h not in averaging]
+        for kind in (EMAHook, ProfilerHook):
+            if any(isinstance(hook, kind) for hook in self._hooks):
+                self.logger.info(
+                    f'Calibration does not train: {kind.__name__} is off.'
+                )
+                self._hooks = [h for h in self._hooks if not isinstance(h, kind)]
         self.call_hook('before_run')
         self._init_model_weights()
         self.load_or_resume()
@@ -375,6 +381,16 @@ class QuantRunner(Runner):
             backend = getattr(hook, 'file_backend', None)
             if isinstance(backend, RemoveAfterSaving):
                 backend.remove_outdated(path)
+
+
+def _refuse_synchronized_norms(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        # Torch's and mmcv's.
+        if type(module).__name__ == 'SyncBatchNorm':
+            raise QuantizeError(
+                f'{name} is a SyncBN, which several processes on CPUs cannot train; '
+                "use norm_cfg=dict(type='BN'), and no sync_bn"
+            )
 
 
 def _refuse_conflicts(cfg: dict) -> None:

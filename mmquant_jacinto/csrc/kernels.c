@@ -1,0 +1,138 @@
+/* Fake quantization on a CPU in one pass over memory.
+ *
+ * Plain C, called through ctypes: no header of Python or torch, so that it is built
+ * in a second and fits every version of both. Each loop has a function of its own,
+ * compiled for several instruction sets; OpenMP's threads are those of torch, whose
+ * runtime is loaded first and global.
+ */
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define VECTORIZED
+#endif
+
+/* Elements below which a thread is not worth waking. */
+#define GRAIN 32768
+
+static inline float clamp(float x, float low, float high) {
+    /* NaN passes. */
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+VECTORIZED static void quantize_half_even(
+    const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
+    float low, float high) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        float v = x[i];
+        inside[i] = (v > low) & (v < high);
+        out[i] = nearbyintf(clamp(v, low, high) * inverse) * scale;
+    }
+}
+
+VECTORIZED static void quantize_half_up(
+    const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
+    float low, float high) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        float v = x[i];
+        inside[i] = (v > low) & (v < high);
+        out[i] = floorf(clamp(v, low, high) * inverse + 0.5f) * scale;
+    }
+}
+
+VECTORIZED static void mask(
+    const float *grad, const uint8_t *inside, float *out, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = inside[i] ? grad[i] : 0.0f;
+}
+
+VECTORIZED static void quantize_row(
+    const float *w, float *out, int64_t n, float factor, float step, float low,
+    float high) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i)
+        out[i] = clamp(nearbyintf(w[i] * factor), low, high) * step;
+}
+
+VECTORIZED static float scale_and_dot(
+    const float *grad, const float *w, float *out, int64_t n, float factor) {
+    float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t i = 0; i < n; ++i) {
+        dot += grad[i] * w[i];
+        out[i] = grad[i] * factor;
+    }
+    return dot;
+}
+
+VECTORIZED static void reach_of_row(const float *w, int64_t n, float *low, float *high) {
+    float least = w[0], largest = w[0], nan = 0.0f;
+#pragma omp simd reduction(min : least) reduction(max : largest) reduction(+ : nan)
+    for (int64_t i = 0; i < n; ++i) {
+        least = w[i] < least ? w[i] : least;
+        largest = w[i] > largest ? w[i] : largest;
+        /* A comparison skips NaN; this is zero but for NaN and infinity. */
+        nan += w[i] - w[i];
+    }
+    *low = least + nan;
+    *high = largest + nan;
+}
+
+/* Puts `x` on a grid (`out` may be `x`), and notes which elements were not clipped. */
+void mmquant_fake_quantize(
+    const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
+    float low, float high, int half_up) {
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t start = 0; start < n; start += GRAIN) {
+        int64_t size = n - start < GRAIN ? n - start : GRAIN;
+        (half_up ? quantize_half_up : quantize_half_even)(
+            x + start, out + start, inside + start, size, inverse, scale, low, high);
+    }
+}
+
+/* The gradient where nothing was clipped, zero elsewhere. */
+void mmquant_mask(const float *grad, const uint8_t *inside, float *out, int64_t n) {
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t start = 0; start < n; start += GRAIN) {
+        int64_t size = n - start < GRAIN ? n - start : GRAIN;
+        mask(grad + start, inside + start, out + start, size);
+    }
+}
+
+/* out = clamp(round(w * factor), low, high) * step, with a factor and a step a row. */
+void mmquant_quantize_rows(
+    const float *w, float *out, int64_t rows, int64_t columns, const float *factor,
+    const float *step, float low, float high) {
+#pragma omp parallel for schedule(static) if (rows * columns > GRAIN)
+    for (int64_t r = 0; r < rows; ++r)
+        quantize_row(
+            w + r * columns, out + r * columns, columns, factor[r], step[r], low, high);
+}
+
+/* out = grad * factor, with a factor a row (`out` may be `grad`), and the dot product
+ * of each row of the gradient with the weight's. */
+void mmquant_fold_gradient(
+    const float *grad, const float *w, float *out, int64_t rows, int64_t columns,
+    const float *factor, float *dots) {
+#pragma omp parallel for schedule(static) if (rows * columns > GRAIN)
+    for (int64_t r = 0; r < rows; ++r)
+        dots[r] = scale_and_dot(
+            grad + r * columns, w + r * columns, out + r * columns, columns, factor[r]);
+}
+
+/* Smallest and largest element of each row of each matrix, end to end. */
+void mmquant_reach(
+    const float *const *matrices, const int64_t *rows, const int64_t *columns,
+    const int64_t *starts, int64_t count, float *low, float *high) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t m = 0; m < count; ++m)
+        for (int64_t r = 0; r < rows[m]; ++r)
+            reach_of_row(
+                matrices[m] + r * columns[m], columns[m], low + starts[m] + r,
+                high + starts[m] + r);
+}
