@@ -15,9 +15,10 @@ from ..kernels import Grid
 from ..ops import Op
 from ..plan import Step
 from ..simulate import State
-from .operators import TRANSLATIONS, SiteWriter
+from .operators import TRANSLATIONS
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
 from .trace import TAG, Trace
+from .translation import SiteWriter
 
 # So many squares of 8-bit integers add up exactly in float32.
 EXACT_SQUARES = 257
