@@ -188,7 +188,7 @@ class Integer(Behaviour):
             if step.weight is not None:
                 layer = self.layer_of(step, first, grid)
             elif step.weight_format is not None and step.norm is None:
-                layer = _computed_layer(step, args, kwargs, first, grid)
+                layer = self._computed_layer(step, args, kwargs, first, grid)
             else:
                 return None
             args, kwargs = ops.replace_operands(
@@ -278,22 +278,21 @@ class Integer(Behaviour):
         )
         return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
 
-
-@torch.no_grad()
-def _computed_layer(
-    step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
-) -> IntegerLayer:
-    """A layer whose weight the model has just computed."""
-    weight, size, bias = computed_weight(step, args, kwargs)
-    integers = to_integers(weight.float(), size, step.weight_format).double()
-    # One for each channel, or one for all.
-    unit = size.double().flatten() * given.scale
-    if bias is not None:
-        bias = quantize_bias(bias.double(), unit, None)
-    multiplier = (unit / grid.scale).float()
-    if step.kind != ops.LINEAR:
-        multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
-    return IntegerLayer(integers, bias, multiplier)
+    @torch.no_grad()
+    def _computed_layer(
+        self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
+    ) -> IntegerLayer:
+        """A layer whose weight the model has just computed."""
+        weight, size, bias = computed_weight(step, args, kwargs)
+        integers = to_integers(weight.float(), size, step.weight_format).double()
+        # One for each channel, or one for all.
+        size = size.flatten()
+        if bias is not None:
+            bias = quantize_bias(bias.double(), size.double() * given.scale, None)
+        multiplier = self.engine.multiplier(size, given, grid)
+        if step.kind != ops.LINEAR:
+            multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+        return IntegerLayer(integers, bias, multiplier)
 
 
 def _group_norm(

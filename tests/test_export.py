@@ -212,6 +212,21 @@ def test_linear_of_any_rank(transposed):
     assert torch.equal(expected, found)
 
 
+def test_weight_that_the_model_computes():
+    def standardized(net, x):
+        weight = net.one.weight
+        weight = (weight - weight.mean()) / weight.std()
+        return net.two(F.relu(F.conv2d(x, weight, net.one.bias, padding=1)))
+
+    net = Forward(standardized, one=nn.Conv2d(3, 8, 3), two=nn.Conv2d(8, 4, 1))
+    x = torch.randn(1, 3, 10, 10)
+    exported = export(net, x)
+    stored = {item.name: item for item in exported.model.graph.initializer}
+    assert stored['/conv2d:weight:int'].data_type == onnx.TensorProto.INT8
+    expected, found = results(net, exported, torch.randn(1, 3, 10, 10))
+    assert torch.equal(expected, found)
+
+
 # --- other targets
 
 

@@ -14,13 +14,16 @@ from ..integer import Integer, grid_of
 from ..kernels import Grid
 from ..ops import Op
 from ..plan import Step
-from ..simulate import State
-from .operators import TRANSLATIONS, SiteWriter
+from ..simulate import State, computed_weight
+from ..weights import quantize_bias, to_integers
+from .operators import TRANSLATIONS
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
 from .trace import TAG, Trace
+from .translation import SiteWriter
 
 # So many squares of 8-bit integers add up exactly in float32.
 EXACT_SQUARES = 257
+_BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
 
 
 class Writing(Integer):
@@ -75,8 +78,12 @@ class Writing(Integer):
             # Computed in place: the operand keeps its name for the nodes below.
             for x in tensors:
                 setattr(x, TAG, (trace, *tags[id(x)]))
-        if step.kind in ops.WEIGHTED and step.weight is not None:
+        if step.kind in ops.WEIGHTED and op.name not in TRANSLATIONS:
+            trace.lose(out, f'ONNX has no {op.name}, which {step.chain} calls')
+        elif step.kind in ops.WEIGHTED and step.weight is not None:
             self._write_layer(step, op, args, kwargs, out)
+        elif step.kind in ops.WEIGHTED and step.weight_format is not None:
+            self._write_computed_layer(step, op, args, kwargs, out)
         elif self._sums_integers(op, tensors, out):
             self._write_group_norm(step, out, *args, **kwargs)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
@@ -154,6 +161,45 @@ class Writing(Integer):
         args = (args[0], shaped, *args[2:])
         trace.name(out, TRANSLATIONS[op.name](site, *args, **kwargs))
 
+    def _write_computed_layer(
+        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
+    ) -> None:
+        """A layer whose weight the model computes from its parameters."""
+        trace, writer = self.trace, self.trace.writer
+        x = ops.layer_operands(args, kwargs)[0]
+        weight, size, bias = computed_weight(step, args, kwargs)
+        if trace.knows(weight):
+            trace.lose(out, f'{step.chain} computes its weight from the image')
+            return
+        given, grid = grid_of(x), grid_of(out)
+        storage = weight_storage(trace.target, step.weight_format.bits)
+        axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
+        integers = to_integers(weight.float(), size, step.weight_format)
+        size = size.flatten() if axis is not None else size.flatten()[0]
+        name = self._dequantized(
+            integers.cpu().numpy(),
+            size.cpu().numpy(),
+            axis,
+            storage,
+            f'{step.chain}:weight',
+        )
+        offset = None
+        if bias is not None and (given is None or grid is None or step.norm):
+            offset = writer.constant(bias.detach(), f'{step.chain}:bias')
+        elif bias is not None:
+            unit = size.double() * given.scale
+            offset = self._dequantized(
+                quantize_bias(bias.double(), unit, None).cpu().numpy(),
+                (size.float() * given.scale).cpu().numpy(),
+                None if axis is None else 0,
+                _BIAS,
+                f'{step.chain}:bias',
+            )
+        args, kwargs = ops.replace_operands(args, kwargs, x, weight, offset)
+        args = (x, _Operand(name, weight), *args[2:])
+        site = SiteWriter(writer, step.chain, out, trace.operand)
+        trace.name(out, TRANSLATIONS[op.name](site, *args, **kwargs))
+
     def _flatten(self, step: Step, x: Tensor, name: str, given: Grid | None) -> str:
         site = SiteWriter(self.trace.writer, step.chain, x, self.trace.operand)
         flat = site.reshape(name, (-1, x.shape[-1]))
@@ -199,12 +245,11 @@ class Writing(Integer):
                 self._weights[key] = writer.constant(bias.float() * unit, bias_name)
             else:
                 unit = unit if spec.format.per_channel else unit[0]
-                storage = Storage('int32', 0, -(2**31), 2**31 - 1)
                 self._weights[key] = self._dequantized(
                     bias.cpu().numpy(),
                     unit.cpu().numpy(),
                     None if axis is None else 0,
-                    storage,
+                    _BIAS,
                     bias_name,
                 )
         return self._weights[step.weight], self._weights[key]

@@ -26,13 +26,14 @@ from ..kernels import Bounds, Grid
 from ..ops import OPS
 from ..simulate import State
 from .graph_writer import GraphWriter
-from .operators import TRANSLATIONS, SiteWriter
+from .operators import TRANSLATIONS
 from .targets import (
     CLIP,
     Target,
     activation_storage,
     form_of,
 )
+from .translation import SiteWriter
 
 # What these return follows from shapes and numbers alone.
 _CONSTANTS = frozenset(

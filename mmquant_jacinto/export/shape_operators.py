@@ -1,0 +1,268 @@
+"""Operators that move elements: shapes, slices, concatenation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .translation import (
+    TO_THE_END,
+    axis_of,
+    cut,
+    per_axis,
+    translates,
+)
+
+
+@translates(
+    'reshape',
+    'view',
+    'flatten',
+    'unflatten',
+    'view_as',
+    'reshape_as',
+    'squeeze',
+    'unsqueeze',
+)
+def _reshape(site, x, *args, **kwargs):
+    return site.reshape(x, site.out.shape)
+
+
+@translates('permute')
+def _permute(site, x, *dims):
+    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
+        dims = dims[0]
+    return site.node('Transpose', x, perm=[axis_of(d, x.dim()) for d in dims])
+
+
+@translates('transpose', 'swapaxes')
+def _transpose(site, x, dim0, dim1):
+    order = list(range(x.dim()))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return site.node('Transpose', x, perm=order)
+
+
+@translates('t')
+def _t(site, x):
+    return site.node('Transpose', x, perm=list(range(x.dim()))[::-1])
+
+
+@translates('movedim')
+def _movedim(site, x, source, destination):
+    order = torch.arange(x.dim()).movedim(0, 0).tolist()
+    moved = torch.empty(tuple(range(2, 2 + x.dim()))).movedim(source, destination)
+    order = [size - 2 for size in moved.shape]
+    return site.node('Transpose', x, perm=order)
+
+
+@translates(
+    'contiguous',
+    'clone',
+    'dropout',
+    'dropout2d',
+    'alias',
+    'detach',
+    'requires_grad',
+    'identity',
+    'channels_last',
+)
+def _identity(site, x, *args, **kwargs):
+    return site.value(x)
+
+
+@translates('float', 'to', 'type_as', 'half', 'double', 'long', 'int', 'bool', 'type')
+def _to(site, x, *args, **kwargs):
+    return site.value(x) if site.out.dtype == x.dtype else site.cast(x, site.out.dtype)
+
+
+@translates('expand', 'expand_as', 'broadcast_to')
+def _expand(site, x, *args, **kwargs):
+    return site.node('Expand', x, site.ints(list(site.out.shape)))
+
+
+@translates('repeat', 'tile')
+def _repeat(site, x, *args, **kwargs):
+    missing = site.out.dim() - x.dim()
+    shape = [1] * missing + list(x.shape)
+    if missing:
+        x = site.reshape(x, shape)
+    times = [o // n if n else 1 for o, n in zip(site.out.shape, shape)]
+    return site.node('Tile', x, site.ints(times))
+
+
+@translates('cat', 'concat', 'concatenate')
+def _cat(site, tensors, dim=0, **kwargs):
+    axis = kwargs.get('axis', dim)
+    kept = [x for x in tensors if not (x.dim() == 1 and x.numel() == 0)]
+    return site.node('Concat', *kept, axis=axis_of(axis, site.out.dim()))
+
+
+@translates('stack')
+def _stack(site, tensors, dim=0):
+    axis = axis_of(dim, site.out.dim())
+    shape = list(site.out.shape)
+    shape[axis] = 1
+    return site.node('Concat', *[site.reshape(x, shape) for x in tensors], axis=axis)
+
+
+@translates('chunk', 'split', 'split_with_sizes', 'tensor_split')
+def _split(site, x, sections=None, dim=0, **kwargs):
+    axis = axis_of(dim, x.dim())
+    sizes = [part.shape[axis] for part in site.out]
+    if len(sizes) == 1:
+        return [site.value(x)]
+    return site.node('Split', x, site.ints(sizes), outputs=len(sizes), axis=axis)
+
+
+@translates('unbind')
+def _unbind(site, x, dim=0):
+    axis = axis_of(dim, x.dim())
+    return [
+        site.node('Gather', x, site.ints(i), axis=axis) for i in range(len(site.out))
+    ]
+
+
+@translates('narrow')
+def _narrow(site, x, dim, start, length):
+    return cut(site, x, [axis_of(dim, x.dim())], [start], [start + length], [1])
+
+
+@translates('select')
+def _select(site, x, dim, index):
+    return site.node('Gather', x, site.ints(index), axis=axis_of(dim, x.dim()))
+
+
+@translates('index_select')
+def _index_select(site, x, dim, index):
+    return site.node('Gather', x, index, axis=axis_of(dim, x.dim()))
+
+
+@translates('gather')
+def _gather(site, x, dim, index, *, sparse_grad=False):
+    return site.node('GatherElements', x, index, axis=axis_of(dim, x.dim()))
+
+
+@translates('topk')
+def _topk(site, x, k, dim=-1, largest=True, sorted=True):
+    axis = axis_of(dim, x.dim())
+    return site.node(
+        'TopK', x, site.ints([k]), outputs=2, axis=axis, largest=int(largest)
+    )
+
+
+@translates('getitem')
+def _getitem(site, x, index):
+    items = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in [item for item in items if not isinstance(item, Tensor)]:
+        at = next(i for i, item in enumerate(items) if item is Ellipsis)
+        used = sum(item is not None for item in items) - 1
+        items[at : at + 1] = [slice(None)] * (x.dim() - used)
+    axes, starts, ends, steps = [], [], [], []
+    indexed: dict[int, Tensor] = {}
+    axis = 0
+    for item in items:
+        if item is None:
+            continue
+        if isinstance(item, Tensor):
+            if item.dtype == torch.bool:
+                raise NotImplementedError('indexing by a mask')
+            indexed[axis] = item
+        elif isinstance(item, int):
+            start = axis_of(item, x.shape[axis])
+            axes.append(axis), starts.append(start), ends.append(start + 1)
+            steps.append(1)
+        elif item != slice(None):
+            start, end, step = item.indices(x.shape[axis])
+            if item.stop is None and step > 0:
+                end = TO_THE_END
+            axes.append(axis), starts.append(start), ends.append(end)
+            steps.append(step)
+        axis += 1
+    if len(indexed) > 1:
+        raise NotImplementedError('indexing by several tensors')
+    out = site.value(x)
+    if axes:
+        out = cut(site, out, axes, starts, ends, steps)
+    for axis, item in indexed.items():
+        out = site.node('Gather', out, item, axis=axis)
+        if any(isinstance(other, int) for other in items):
+            return site.reshape(out, site.out.shape)
+    kept = any(item is None or isinstance(item, int) for item in items)
+    return site.reshape(out, site.out.shape) if kept else out
+
+
+@translates('flip')
+def _flip(site, x, *dims):
+    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else dims
+    axes = [axis_of(d, x.dim()) for d in dims]
+    low = [np.iinfo(np.int64).min] * len(axes)
+    return cut(site, x, axes, [-1] * len(axes), low, [-1] * len(axes))
+
+
+@translates('roll')
+def _roll(site, x, shifts, dims):
+    out = site.value(x)
+    for shift, dim in zip(per_axis(shifts, 1), per_axis(dims, 1)):
+        axis = axis_of(dim, x.dim())
+        at = -shift % x.shape[axis]
+        if at:
+            tail = cut(site, out, [axis], [at], [x.shape[axis]], [1])
+            head = cut(site, out, [axis], [0], [at], [1])
+            out = site.node('Concat', tail, head, axis=axis)
+    return out
+
+
+@translates('pad')
+def _pad(site, x, pad, mode='constant', value=None):
+    before, after = [0] * x.dim(), [0] * x.dim()
+    for i in range(len(pad) // 2):
+        before[-1 - i], after[-1 - i] = int(pad[2 * i]), int(pad[2 * i + 1])
+    mode = {'replicate': 'edge', 'circular': 'wrap'}.get(mode, mode)
+    fill = [float(value)] if value else []
+    return site.node('Pad', x, site.ints(before + after), *fill, mode=mode)
+
+
+@translates('unfold')
+def _unfold(site, x, kernel_size, dilation=1, padding=0, stride=1):
+    if site.out.dim() != 3 or any(per_axis(padding, 2)):
+        raise NotImplementedError('Tensor.unfold, or padding')
+    (rows, columns), (down, right) = per_axis(kernel_size, 2), per_axis(stride, 2)
+    spread_y, spread_x = per_axis(dilation, 2)
+    batch, channels, height, width = x.shape
+    high = (height - spread_y * (rows - 1) - 1) // down + 1
+    wide = (width - spread_x * (columns - 1) - 1) // right + 1
+    taps = []
+    for i in range(rows):
+        for j in range(columns):
+            starts = [i * spread_y, j * spread_x]
+            ends = [
+                starts[0] + down * (high - 1) + 1,
+                starts[1] + right * (wide - 1) + 1,
+            ]
+            tap = cut(site, x, [2, 3], starts, ends, [down, right])
+            taps.append(site.reshape(tap, (batch, channels, 1, high * wide)))
+    out = site.node('Concat', *taps, axis=2)
+    return site.reshape(out, site.out.shape)
+
+
+@translates('pixel_shuffle')
+def _pixel_shuffle(site, x, upscale_factor):
+    return site.node('DepthToSpace', x, blocksize=upscale_factor, mode='CRD')
+
+
+@translates('pixel_unshuffle')
+def _pixel_unshuffle(site, x, downscale_factor):
+    n, c, h, w = x.shape
+    r = downscale_factor
+    out = site.reshape(x, (n, c, h // r, r, w // r, r))
+    out = site.node('Transpose', out, perm=[0, 1, 3, 5, 2, 4])
+    return site.reshape(out, site.out.shape)
+
+
+@translates('channel_shuffle')
+def _channel_shuffle(site, x, groups):
+    n, c, h, w = x.shape
+    out = site.reshape(x, (n, groups, c // groups, h, w))
+    out = site.node('Transpose', out, perm=[0, 2, 1, 3, 4])
+    return site.reshape(out, x.shape)
