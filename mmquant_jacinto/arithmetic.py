@@ -156,7 +156,8 @@ class OnnxRuntime(FixedPoint):
             product = (x.float() * first.scale) * (y.float() * second.scale)
             return product.div_(grid.scale)
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
-        total = (x.double() * y).mul_(ratio).sub_(grid.low).float()
+        # Two roundings to float32, then that to an integer, the zero point in.
+        total = (x * y).float().mul_(ratio).sub_(grid.low)
         return total.round_().add_(grid.low)
 
     def sum_products(

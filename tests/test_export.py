@@ -71,6 +71,9 @@ def test_16_bits(toy_net, images):
     (scale,) = exported.scales.values()
     # No integer kernels: the float ones add in an order of their own.
     assert (expected - found).abs().max() <= 1.01 * scale
+    report = verify(exported, toy_net, [images])
+    assert not report.rounds
+    assert report.signal_to_noise > 60
 
 
 def test_every_layer_is_an_integer_kernel(toy_net, images, tmp_path):
