@@ -23,8 +23,8 @@ EXPLANATIONS = {
     'mask2former*': 'The masks of its attention are its own predictions, cut at 1/2. '
     'One that rounding moves over the cut wins or loses a key: a choice, which no '
     'number of bits rules out. Up to the first mask, its outputs have 80 dB',
-    '*solo*': 'A class score counts if it is the largest of its neighbours, and is zero '
-    'otherwise: of two that nearly tie, rounding may pick the other. Before that '
+    '*solo*': 'A class score counts if it is the largest of its neighbours, and is '
+    'zero otherwise: of two that nearly tie, rounding may pick the other. Before that '
     'choice the scores have 80 dB',
     'gn+ws/*x50*': 'A standardized kernel has no mean, so it loses what a ReLU gives '
     'its input, a third of the power, and the group normalization behind it amplifies '
