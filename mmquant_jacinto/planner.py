@@ -6,11 +6,12 @@ nothing; what it decides is a :class:`~mmquant_jacinto.plan.Plan`.
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Optional
 
 from . import ops
 from .config import QuantizeConfig
+from .dataflow import Chain, Dataflow
 from .errors import QuantizeError, nearest
 from .formats import TensorFormat
 from .plan import (
@@ -18,54 +19,11 @@ from .plan import (
     INPUT,
     OUTPUT,
     ActivationSpec,
-    Clip,
     Plan,
     Step,
     WeightSpec,
 )
 from .record import Graph, Site
-
-
-class _Groups:
-    """Union-find over values: the tensors that must share one scale."""
-
-    def __init__(self) -> None:
-        self.parent: dict[int, int] = {}
-
-    def find(self, value: int) -> int:
-        root = value
-        while self.parent.setdefault(root, root) != root:
-            root = self.parent[root]
-        self.parent[value] = root
-        return root
-
-    def join(self, first: int, second: int) -> None:
-        a, b = sorted((self.find(first), self.find(second)))
-        self.parent[b] = a
-
-
-@dataclass
-class _Chain:
-    head: Site
-    followers: list[Site] = field(default_factory=list)
-
-    @property
-    def sites(self) -> list[Site]:
-        return [self.head] + self.followers
-
-    @property
-    def tail(self) -> Site:
-        return self.sites[-1]
-
-    @property
-    def norm(self) -> Optional[str]:
-        return next(
-            (site.module for site in self.followers if site.kind == ops.NORM), None
-        )
-
-    @property
-    def clip(self) -> Optional[Clip]:
-        return self.tail.clip
 
 
 class _Overrides:
@@ -95,27 +53,22 @@ class Planner:
         self.config = config
         self.preset = config.preset
         self.overrides = _Overrides(config.overrides)
-        self.consumers = graph.consumers()
-        self.groups = _Groups()
-        self.chains: dict[str, _Chain] = {}
+        flow = Dataflow(graph)
+        self.active, self.chains = flow.active, flow.chains
+        self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
         self.in_float: dict[str, str] = {}
-        # Values that no quantized operation makes.
-        self.raw: set[int] = set()
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
-        active = self._active_sites()
-        self._fuse(active)
-        self._join(active)
-        quantizers = self._quantizers(active)
+        quantizers = self._quantizers()
         weight_specs = self._weights(weights)
         steps: dict[str, Step] = {}
-        for site in active:
+        for site in self.active:
             steps.update(self._steps(site, quantizers))
         if self.overrides.unused:
             pattern = sorted(self.overrides.unused)[0]
-            modules = {site.module for site in active}
+            modules = {site.module for site in self.active}
             raise QuantizeError(
                 f'quantize.overrides has the pattern {pattern!r}, which '
                 'matches no module; ' + nearest(pattern, sorted(modules))
@@ -161,83 +114,6 @@ class Planner:
             constrain_weights=config.weight_constraint,
         )
 
-    def _active_sites(self) -> list[Site]:
-        """Sites that compute on activations, and layers, whatever they get.
-
-        What follows from constants alone is a constant too, and becomes None
-        among the inputs.
-        """
-        live = set(self.graph.region_inputs) | self.graph.hidden
-        self.raw |= self.graph.hidden
-        active = []
-        for site in self.graph.sites.values():
-            inputs = [value if value in live else None for value in site.inputs]
-            site = replace(site, inputs=inputs)
-            if all(value is None for value in inputs) and (
-                site.kind not in ops.WEIGHTED
-            ):
-                continue
-            live.update(site.outputs)
-            if site.kind == ops.OTHER:
-                self.raw.update(site.outputs)
-                continue
-            if site.computed_weight and site.weight_value in live:
-                # Two activations, in effect.
-                site = replace(
-                    site, kind=ops.COMPUTE, inputs=[*inputs, site.weight_value]
-                )
-            active.append(site)
-        return active
-
-    def _join(self, active: list[Site]) -> None:
-        """Finds the values that share a quantizer."""
-        for site in active:
-            if site.kind == ops.PASS:
-                for value in site.outputs:
-                    self.groups.join(value, site.inputs[0])
-                    if site.inputs[0] in self.raw:
-                        self.raw.add(value)
-            elif site.kind == ops.CAT:
-                made = [
-                    value
-                    for value in site.inputs
-                    if value is not None and value not in self.raw
-                ]
-                for value in site.outputs + made:
-                    self.groups.join(value, site.outputs[0])
-                if not made:
-                    self.raw.update(site.outputs)
-
-    def _fuse(self, active: list[Site]) -> None:
-        taken: set[str] = set()
-        for site in active:
-            if site.name in taken or site.kind in (ops.PASS, ops.CAT):
-                continue
-            chain = self.chains[site.name] = _Chain(site)
-            while True:
-                follower = self._fusible(chain)
-                if follower is None:
-                    break
-                chain.followers.append(follower)
-                taken.add(follower.name)
-
-    def _fusible(self, chain: _Chain) -> Optional[Site]:
-        tail = chain.tail
-        if (
-            len(tail.outputs) != 1
-            or tail.outputs[0] in self.graph.region_outputs
-            or tail.kind == ops.CLIP
-        ):
-            return None
-        readers = self.consumers.get(tail.outputs[0], [])
-        if len(readers) != 1 or len(readers[0].inputs) != 1:
-            return None
-        reader = readers[0]
-        if reader.kind == ops.NORM:
-            fits = chain.head.kind in ops.WEIGHTED and not chain.followers
-            return reader if fits else None
-        return reader if reader.kind == ops.CLIP else None
-
     def _read_groups(self) -> set[int]:
         """Groups of values that a quantized operation reads."""
         return {
@@ -248,45 +124,10 @@ class Planner:
             if value is not None
         }
 
-    def _statistics(self, active: list[Site]) -> set[int]:
-        """Values that follow from powers and roots alone; they stay in float."""
-        found: set[int] = set()
-        for site in active:
-            inputs = [value for value in site.inputs if value is not None]
-            if site.op in ops.STATISTICS or (
-                site.kind not in ops.WEIGHTED
-                and all(value in found for value in inputs)
-            ):
-                found.update(site.outputs)
-        return found
-
-    def _precise(self) -> set[int]:
-        """Values that only a softmax, a logarithm or a division by them reads.
-
-        They stay in float, back to the layers that they come from.
-        """
-        found: set[int] = set()
-        for site in reversed(self.graph.sites.values()):
-            for value in site.outputs:
-                readers = self.consumers.get(value, [])
-                if (
-                    readers
-                    and value not in self.graph.region_outputs
-                    and all(_reads_precisely(item, value, found) for item in readers)
-                ):
-                    found.add(value)
-        return {
-            value
-            for chain in self.chains.values()
-            if chain.head.op in ops.ELEMENTWISE
-            for value in chain.tail.outputs
-            if value in found
-        }
-
     def _is_off(self, site: Site) -> bool:
         return self.overrides.find(site.module) is False
 
-    def _activation_bits(self, chain: _Chain) -> Any:
+    def _activation_bits(self, chain: Chain) -> Any:
         """Override for the chain's result: the last of its modules' own."""
         found = [self.overrides.find(site.module) for site in chain.sites]
         return next((bits for bits in reversed(found) if bits is not None), None)
@@ -306,17 +147,8 @@ class Planner:
         value = site.inputs[index]
         return (site.name, index) if value is None else self.groups.find(value)
 
-    def _quantizers(self, active: list[Site]) -> dict[Any, ActivationSpec]:
+    def _quantizers(self) -> dict[Any, ActivationSpec]:
         """Group of values to its quantizer, in order of first use."""
-        # Values that get none: inside a chain, or statistics.
-        without = {
-            value
-            for chain in self.chains.values()
-            for site in chain.sites[:-1]
-            for value in site.outputs
-        }
-        without |= self._statistics(active) | self._precise()
-        self.raw |= without
         read = self._read_groups()
         leaving = {self.groups.find(value) for value in self.graph.region_outputs}
         quantizers: dict[Any, ActivationSpec] = {}
@@ -348,7 +180,7 @@ class Planner:
                     None,
                     False,
                 )
-        for site in active:
+        for site in self.active:
             chain = self.chains.get(site.name)
             if chain is None:
                 continue
@@ -356,14 +188,12 @@ class Planner:
             for index in range(len(site.inputs)):
                 if self._enters(site, index):
                     name = f'{site.name}:input' + (f'{index}' if index else '')
-                    add(
-                        self._group(site, index), name, ACTIVATION, bits or None, False
-                    )
+                    add(self._group(site, index), name, ACTIVATION, bits or None, False)
             clip = chain.clip
             positive = clip is not None and clip[0] is not None and clip[0] >= 0
             for index, value in enumerate(chain.tail.outputs):
                 off = bits is False and self.groups.find(value) not in read
-                if value not in without and not off:
+                if value not in self.raw and not off:
                     name = site.name + (f':{index}' if index else '')
                     group = self.groups.find(value)
                     add(group, name, ACTIVATION, bits or None, positive)
@@ -407,7 +237,7 @@ class Planner:
         )
         return self.preset.weight.with_bits(width)
 
-    def _weight_name(self, chain: _Chain) -> str:
+    def _weight_name(self, chain: Chain) -> str:
         name = chain.head.weight
         name = name[: -len('.weight')] if name.endswith('.weight') else name
         if chain.head.rows is not None:
@@ -476,16 +306,6 @@ class Planner:
                 weight_format if head else None,
             )
         return steps
-
-
-def _reads_precisely(reader: Site, value: int, found: set[int]) -> bool:
-    is_divisor = reader.op in ('div', 'truediv') and reader.inputs[1:] == [value]
-    passes_on = reader.kind == ops.PASS or reader.op in ops.ELEMENTWISE
-    return (
-        reader.op in ops.PRECISE
-        or is_divisor
-        or (passes_on and found.issuperset(reader.outputs))
-    )
 
 
 def make_plan(

@@ -63,6 +63,10 @@ def run_all(folder, float_checkpoint, launcher):
     # Goes on from what the run above left after its second epoch.
     second = str(runs.folder / 'qat' / 'epoch_2.pth')
     runs.train('qat_resumed', QAT, load_from=second, resume=True)
+    parts = ['backbone.conv', 'backbone.norm', 'head']
+    runs.train(
+        'qat_checkpointed', QAT, load_from=load_from, activation_checkpointing=parts
+    )
     runs.train('qat_frozen', dict(QAT, freeze=dict(bn=0)), load_from=load_from)
     runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])

@@ -193,3 +193,18 @@ def test_mask_in_front_of_a_softmax_is_in_no_range(mask):
     quantization = calibrated(net, x, target='onnxruntime', observer='minmax')
     assert quantization.activations.low.min() > -20
     torch.testing.assert_close(net(x), expected, atol=0.03, rtol=0)
+
+
+def test_fast_path_of_evaluation_is_not_taken():
+    # In evaluation torch has one kernel for the whole layer.
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True).eval()
+    net = Forward(lambda net, x: net.layer(x), layer=layer).eval()
+    x = torch.randn(BATCH, LENGTH, WIDTH)
+    with torch.no_grad():
+        expected = net(x)
+        quantization = calibrated(net, x, bits=16, observer='minmax')
+        out = net(x)
+    assert len(quantization.plan.weights) == 6
+    assert quantization.plan.in_float == {}
+    noise = (out - expected).square().mean()
+    assert 10 * torch.log10(expected.square().mean() / noise) > 60

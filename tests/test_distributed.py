@@ -29,6 +29,7 @@ RUNS = [
     'ptq_onnxruntime',
     'qat',
     'qat_resumed',
+    'qat_checkpointed',
     'qat_frozen',
     'qat_synchronized',
     'qat_averaged',
@@ -107,9 +108,10 @@ def test_all_processes_end_with_the_same_model(name, two):
     assert not differences(first, second)
 
 
-def test_resumed_processes_end_as_the_uninterrupted_ones(two):
-    for resumed, uninterrupted in zip(two.of('qat_resumed'), two.of('qat')):
-        assert not differences(resumed, uninterrupted)
+@pytest.mark.parametrize('name', ['qat_resumed', 'qat_checkpointed'])
+def test_training_ends_as_the_plain_one(name, two):
+    for ours, plain in zip(two.of(name), two.of('qat')):
+        assert not differences(ours, plain)
 
 
 @pytest.mark.parametrize('name', ['ptq', 'ptq_onnxruntime'])

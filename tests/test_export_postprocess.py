@@ -19,6 +19,7 @@ from mmdet.models.dense_heads import (  # noqa: E402
     YOLOXHead,
 )
 from mmengine.config import ConfigDict  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
@@ -35,6 +36,12 @@ SIZE = 128, 96
 CLASSES = 3
 NMS = dict(nms_pre=1000, score_thr=0.3, max_per_img=50, min_bbox_size=0)
 TEST_CFG = ConfigDict(nms=dict(type='nms', iou_threshold=0.5), **NMS)
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    # Runners of other tests may have left another one.
+    init_default_scope('mmdet')
 
 
 def make_heads():
@@ -156,7 +163,7 @@ class SmallSSD:
         from pathlib import Path
 
         from mmengine.config import Config
-        from mmengine.registry import MODELS, init_default_scope
+        from mmengine.registry import MODELS
 
         from mmquant_jacinto import MMDetQuantCalibrateModule
 

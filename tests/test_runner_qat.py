@@ -160,6 +160,8 @@ def test_dumped_config_run_again_does_the_same(qat_dir, tmp_path):
     (dumped,) = qat_dir.glob('*.py')
     cfg = Config.fromfile(dumped)
     cfg.work_dir = str(tmp_path)
+    # MMEngine shares the visualizer of runs of one name that start in one second.
+    cfg.experiment_name = 'again'
     train(cfg)
     name = f'epoch_{EPOCHS}.pth'
     assert not differences(state_of(tmp_path / name), state_of(qat_dir / name))

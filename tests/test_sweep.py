@@ -53,6 +53,58 @@ def test_sweep_examines_models_and_goes_on_where_it_was(tmp_path):
     assert '2 models, 0 to examine' in sweep(tmp_path, *CONFIGS)
 
 
+def report_of(least16, least8, **changes):
+    def result(least):
+        return dict(heads={'head:0': 90.0, 'head:1': least}, missing=[], strayed=[])
+
+    report = dict(
+        config='folder/config.py',
+        sqnr={'16': result(least16), '8': result(least8)},
+        qat=dict(finite=True, lost_gradients=[], new_gradients=[]),
+        reload=True,
+        noise_gain=0.0,
+        in_float={
+            'embed.weight': dict(reason='no layer', kind='Embedding', trained=True)
+        },
+    )
+    return {**report, **changes}
+
+
+@pytest.mark.parametrize(
+    'report, words',
+    [
+        (report_of(55.1, 15.1), []),
+        (report_of(54.9, 15.1), ['below 55', 'head:1']),
+        (report_of(60.0, 14.0), ['below 15', '46 dB less']),
+        (report_of(40.0, 20.0, noise_gain=35.0), ['amplifies noise by 35 dB']),
+        (report_of(60.0, 20.0, reload=False), ['reloading']),
+        (
+            report_of(
+                60.0,
+                20.0,
+                in_float={'conv': dict(reason='other', kind='Conv2d', trained=True)},
+            ),
+            ['1 layers in float'],
+        ),
+        (
+            report_of(
+                60.0,
+                20.0,
+                qat=dict(finite=False, lost_gradients=['a'], new_gradients=[]),
+            ),
+            ['not finite', '1 lost gradients: `a`'],
+        ),
+    ],
+)
+def test_what_counts_as_a_shortfall(report, words, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from zoo_report import shortfalls
+
+    found = '; '.join(shortfalls(report))
+    assert bool(found) == bool(words)
+    assert all(word in found for word in words)
+
+
 def test_model_that_breaks_does_not_stop_the_sweep(tmp_path):
     out = sweep(tmp_path, CONFIGS[0], '--timeout', '0.1')
     assert 'took more than 0.1 s' in out

@@ -39,6 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--first', nargs='+', default=[], help='folders or patterns to begin with'
     )
+    parser.add_argument(
+        '--report', action='store_true', help='examine nothing, write what is there'
+    )
     parser.add_argument('--list', action='store_true', help='only say which')
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
     parser.add_argument(
@@ -151,6 +154,9 @@ def main() -> None:
     engine = engine_version()
     waiting = [name for name in paths if not is_done(paths[name], engine, args.retry)]
     print(f'{len(chosen)} models, {len(waiting)} to examine', flush=True)
+    if args.report:
+        paths = {name: path for name, path in paths.items() if name not in waiting}
+        waiting = []
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
             pool.submit(supervise, context, name, paths[name], engine, args)

@@ -58,19 +58,20 @@ def smooth_noise(shape: tuple[int, ...], seed: int) -> Tensor:
     return (moved if len(shape) == 4 else moved[0]).to(torch.uint8)
 
 
-def predict_batch(model: ConfigDict, size: int) -> dict[str, Any]:
+def predict_batch(model: ConfigDict, size: int, images: int = 2) -> dict[str, Any]:
     """A batch to predict on, as the dataloader would yield it.
 
     Args:
         model (ConfigDict): The ``model`` of a config.
         size (int): Height and width of the larger image, in pixels.
+        images (int): How many, where it is up to us. Defaults to 2.
     """
     kind = model.type.rpartition('.')[2]
     if kind == 'BaseReID':
         return _reid_batch(model)
     if kind in TRACKERS + VIDEO:
         return _video_batch(model, size)
-    return _detection_batch(model, size)
+    return _detection_batch(model, size, images=images)
 
 
 def loss_batches(model: ConfigDict, size: int) -> list[dict[str, Any]]:
@@ -106,27 +107,28 @@ def _has_semantics(model: ConfigDict) -> bool:
     )
 
 
-def _detection_batch(model: ConfigDict, size: int, stride: int = 1) -> dict[str, Any]:
-    shapes = [(3, size, size), (3, size * 3 // 4, size)]
+def _detection_batch(
+    model: ConfigDict, size: int, stride: int = 1, images: int = 2
+) -> dict[str, Any]:
+    shapes = [(3, size, size), (3, size * 3 // 4, size)][:images]
     classes = _num_classes(model)
     text = model.type.rpartition('.')[2] in TEXT
     batch = demo_mm_inputs(
-        2,
+        images,
         shapes,
-        num_items=[NUM_BOXES] * 2,
+        num_items=[NUM_BOXES] * images,
         num_classes=max(classes, 2),
         with_mask=True,
         with_semantic=_has_semantics(model),
         sem_seg_output_strides=stride,
-        texts=['a cat. a dog.'] * 2 if text else None,
+        texts=['a cat. a dog.'] * images if text else None,
     )
     batch['inputs'] = [smooth_noise(shape, i) for i, shape in enumerate(shapes)]
     proposals = None
     if model.get('roi_head') is not None and model.get('rpn_head') is None:
         proposals = demo_mm_proposals(shapes, NUM_PROPOSALS)
     for i, sample in enumerate(batch['data_samples']):
-        for labels in (sample.gt_instances.labels,):
-            labels.clamp_(max=(2 if text else classes) - 1)
+        sample.gt_instances.labels.clamp_(max=(2 if text else classes) - 1)
         height, width = shapes[i][1:]
         sample.set_metainfo(
             dict(

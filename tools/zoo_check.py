@@ -4,6 +4,7 @@ What it finds is a dict of plain data, see :func:`examine`.
 """
 
 import copy
+import math
 import re
 import tempfile
 import time
@@ -39,7 +40,10 @@ FORMATS = {
 }
 BOUNDS = {16: 55.0, 8: 15.0}  # dB
 NUM_DETECTIONS = 10
-SIZES = (128, 256, 320)
+# Size and number of the images: the first that a model takes. Many have a least size,
+# masked convolutions take one image.
+BATCHES = ((128, 2), (256, 2), (320, 2), (128, 1))
+PROBE = 1e-5  # of an image's power: the noise that shows what a float model makes of it
 
 
 class Stage:
@@ -143,8 +147,8 @@ def _build_and_predict(
     report['parameters'] = sum(p.numel() for p in model.parameters())
     model.eval()
     errors = []
-    for size in SIZES:
-        batch = predict_batch(cfg, size)
+    for size, images in BATCHES:
+        batch = predict_batch(cfg, size, images)
         try:
             with torch.no_grad():
                 _run(model, batch, 'predict')
@@ -152,9 +156,8 @@ def _build_and_predict(
             report['size'] = size
             return model, batch
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            # Many models have a least size.
             errors.append(error)
-    raise errors[0]
+    raise errors[-1]
 
 
 def _condition(model: nn.Module, batch: dict) -> None:
@@ -255,6 +258,11 @@ def _examine_quantized(
     graph = stage('record', record, model, passes, is_region)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     reference = stage('float outputs', _outputs, model, batch, graph.regions, None)
+    probed = RegionTap(model, graph.regions, reference, noise=PROBE)
+    stage('float noise', _run_tapped, probed, batch)
+    least = _compare(reference, probed)['least']
+    if least is not None:
+        report['noise_gain'] = round(-20 * math.log10(PROBE) - least, 1)
     report['sqnr'] = {}
     for bits, quantize in FORMATS.items():
         config = QuantizeConfig.parse(quantize)
@@ -313,9 +321,12 @@ def _calibrate(
 def _outputs(
     model: nn.Module, batch: dict, regions: list[str], reference: Optional[RegionTap]
 ) -> RegionTap:
-    tap = RegionTap(model, regions, reference)
+    return _run_tapped(RegionTap(model, regions, reference), batch)
+
+
+def _run_tapped(tap: RegionTap, batch: dict) -> RegionTap:
     with tap.attached(), torch.no_grad():
-        tap.predictions = _run(model, batch, 'predict')
+        tap.predictions = _run(tap.model, batch, 'predict')
     return tap
 
 

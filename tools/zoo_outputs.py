@@ -24,6 +24,8 @@ class RegionTap:
         model (nn.Module): The model.
         regions (Iterable[str]): Names of its regions.
         reference (RegionTap, optional): Of the float run.
+        noise (float): What to add to the images and feature maps among the
+            float run's tensors, in units of their root mean square. Defaults to 0.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class RegionTap:
         model: nn.Module,
         regions: Iterable[str],
         reference: Optional['RegionTap'] = None,
+        noise: float = 0.0,
     ) -> None:
         self.model = model
         self.regions = {model.get_submodule(name): name for name in regions}
         self.reference = reference
+        self.noise = noise
         self.given: dict[str, list[Any]] = {}
         self.outputs: dict[str, list[Tensor]] = {}
         self.read: set[str] = set()  # outputs that another region gets
@@ -83,7 +87,12 @@ class RegionTap:
 
         def replace(mine: Tensor) -> Tensor:
             theirs = next(old)
-            return mine if theirs is None else theirs.clone()
+            if theirs is None:
+                return mine
+            if self.noise and theirs.dim() == 4 and theirs.is_floating_point():
+                size = self.noise * theirs.square().mean().sqrt()
+                return theirs + size * torch.randn_like(theirs)
+            return theirs.clone()
 
         return map_tensors((args, kwargs), replace)
 

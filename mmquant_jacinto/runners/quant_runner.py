@@ -22,7 +22,7 @@ from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
 from ..quant_module import QuantModule
-from ..quantization import NAME, find_plan
+from ..quantization import find_plan
 from ..untouched import preserved_random_state
 from .calibration_loop import CalibrationLoop
 from .checkpoint_files import (
@@ -33,6 +33,7 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
+from .refusals import refuse_conflicts, refuse_synchronized_norms
 from .sampling import first_batch
 
 _DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
@@ -60,7 +61,7 @@ class QuantRunner(Runner):
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
         if self.quantize_config is not None:
-            _refuse_conflicts(cfg)
+            refuse_conflicts(cfg)
         super().__init__(*args, cfg=cfg, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -97,7 +98,7 @@ class QuantRunner(Runner):
         if sync_bn is not None:
             model = convert_sync_batchnorm(model, sync_bn)
         if get_device() == 'cpu':
-            _refuse_synchronized_norms(model)
+            refuse_synchronized_norms(model)
         return model
 
     def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
@@ -245,9 +246,7 @@ class QuantRunner(Runner):
         self._prepare(self._train_loop.dataloader)
         for kind in (EMAHook, ProfilerHook):
             if any(isinstance(hook, kind) for hook in self._hooks):
-                self.logger.info(
-                    f'Calibration does not train: {kind.__name__} is off.'
-                )
+                self.logger.info(f'Calibration does not train: {kind.__name__} is off.')
                 self._hooks = [h for h in self._hooks if not isinstance(h, kind)]
         self.call_hook('before_run')
         self._init_model_weights()
@@ -381,32 +380,3 @@ class QuantRunner(Runner):
             backend = getattr(hook, 'file_backend', None)
             if isinstance(backend, RemoveAfterSaving):
                 backend.remove_outdated(path)
-
-
-def _refuse_synchronized_norms(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        # Torch's and mmcv's.
-        if type(module).__name__ == 'SyncBatchNorm':
-            raise QuantizeError(
-                f'{name} is a SyncBN, which several processes on CPUs cannot train; '
-                "use norm_cfg=dict(type='BN'), and no sync_bn"
-            )
-
-
-def _refuse_conflicts(cfg: dict) -> None:
-    if cfg.get('efficient_conv_bn_eval'):
-        raise QuantizeError(
-            f'efficient_conv_bn_eval={cfg["efficient_conv_bn_eval"]!r} '
-            'cannot be combined with quantize, which folds batch '
-            'normalization itself; remove it'
-        )
-    if cfg.get('compile'):
-        raise QuantizeError(
-            f'compile={cfg["compile"]!r} cannot be combined with quantize: '
-            "torch.compile does not see the quantizers' hooks; remove it"
-        )
-    taken = cfg.get('model', {})
-    if isinstance(taken, nn.Module) and hasattr(taken, NAME):
-        raise QuantizeError(
-            'the model is quantized already; give QuantRunner the float model'
-        )
