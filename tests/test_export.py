@@ -215,6 +215,25 @@ def test_linear_of_any_rank(transposed):
     assert torch.equal(expected, found)
 
 
+def test_narrow_groups_are_merged():
+    net = Forward(
+        lambda net, x: net.grouped(net.one(x)),
+        one=nn.Conv2d(3, 96, 1),
+        grouped=nn.Conv2d(96, 96, 3, groups=6, padding=1),
+    )
+    x = torch.randn(1, 3, 10, 10)
+    exported = export(net, x)
+    groups = [
+        attribute.i
+        for node in exported.model.graph.node
+        for attribute in node.attribute
+        if attribute.name == 'group'
+    ]
+    assert groups == [1, 2]
+    expected, found = results(net, exported, torch.randn(1, 3, 10, 10))
+    assert torch.equal(expected, found)
+
+
 def test_weight_that_the_model_computes():
     def standardized(net, x):
         weight = net.one.weight
