@@ -13,9 +13,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activation_grids import GridFormats
+from .formats import SEARCHES
+from .histograms import Histograms
 from .kernels import Grid
-from .observers import Extremes, Observation, Observer, make_observer
+from .observers import (
+    Extremes,
+    Observation,
+    Observer,
+    is_distributed,
+    make_observer,
+    sample_rows,
+)
 from .plan import ActivationSpec
+from .range_search import search_ranges
 
 # Of the exponential average: a range keeps following, slowly, for ever.
 MIN_AVERAGE_FACTOR = 0.001
@@ -23,27 +34,6 @@ MIN_AVERAGE_FACTOR = 0.001
 # average hardly moves by then, and an observation is a twentieth of a step.
 STEPS_OBSERVED = 128
 OBSERVED_EVERY = 4
-# A tensor that is all zero still needs a scale.
-SMALLEST_RANGE = 2.0**-24
-
-
-def power_of_two_above(x: Tensor) -> Tensor:
-    """The least power of two that is not below ``x``.
-
-    Exact, and cheap for the many small tensors it is called on: a carry out
-    of the mantissa's bits moves the exponent up unless they are all zero.
-
-    Args:
-        x (Tensor): Positive normal numbers, float32 or float64.
-
-    Returns:
-        Tensor: Shape and dtype of ``x``.
-    """
-    if x.dtype == torch.float64:
-        integer, mantissa = torch.int64, (1 << 52) - 1
-    else:
-        integer, mantissa = torch.int32, (1 << 23) - 1
-    return (x.view(integer) + mantissa).bitwise_and_(~mantissa).view(x.dtype)
 
 
 class ActivationQuantizers(nn.Module):
@@ -51,6 +41,7 @@ class ActivationQuantizers(nn.Module):
 
     The range is that of the Jacinto devkit's PACT2: per batch the 0.01 % and
     99.99 % percentiles, averaged exponentially with factor max(1/n, 0.001).
+    The observers of :mod:`range_search` instead count a histogram over all steps.
     Unlike the original, the statistics of a step are merged when the step's
     forward pass ends, and act from the next step on: one collective instead
     of one per layer, and ranks whose heads are idle cannot deadlock.
@@ -80,14 +71,12 @@ class ActivationQuantizers(nn.Module):
             torch.tensor([float(spec.positive) for spec in specs]) > 0,
             persistent=False,
         )
-        formats = [spec.format for spec in specs]
         # Constants; moved to where they are used.
-        self._formats = (
-            torch.tensor([2.0**f.bits for f in formats], dtype=torch.float64),
-            torch.tensor([f.symmetric for f in formats]),
-            torch.tensor([f.power_of_two for f in formats]),
-            torch.tensor([f.unsigned_if_positive for f in formats]),
-        )
+        self._formats = GridFormats.of([spec.format for spec in specs])
+        self._search = observer if observer in SEARCHES else None
+        # Not in checkpoints: a calibration that is killed starts again.
+        self._histograms: Optional[Histograms] = None
+        self._is_settled = True
         self.observing = True
         self._pending: list[Observation] = []
         self._grids: Optional[list[Grid]] = None
@@ -151,8 +140,11 @@ class ActivationQuantizers(nn.Module):
 
     @property
     def is_due(self) -> bool:
-        """bool: Whether the present step of a training observes."""
-        return self.observing and (
+        """bool: Whether the present step of a training observes.
+
+        Ranges that were searched for in histograms stay as calibrated.
+        """
+        return self.observing and not self._search and (
             self._steps < STEPS_OBSERVED or self._steps % OBSERVED_EVERY == 0
         )
 
@@ -173,7 +165,7 @@ class ActivationQuantizers(nn.Module):
             clip (tuple, optional): Real bounds of the fused activation.
         """
         if x.numel():
-            sample = self.observer.sample(x)
+            sample = sample_rows(x) if self._search else self.observer.sample(x)
             self._pending.append(Observation(self.index[name], sample, clip))
 
     @torch.no_grad()
@@ -185,6 +177,43 @@ class ActivationQuantizers(nn.Module):
         pending, self._pending = self._pending, []
         if not self.observing or not (pending or is_distributed()):
             return
+        if self._search:
+            self._count(pending)
+        else:
+            self._average(pending)
+        if not self._ranged.issuperset(item.quantizer for item in pending):
+            # Asked only when something is seen for the first time: it may wait
+            # for the device.
+            self._ranged = set(self.count.nonzero().flatten().tolist())
+        self._forget_grids()
+
+    def _count(self, pending: list[Observation]) -> None:
+        """Adds a step to the histograms, in which :meth:`settle` finds the ranges."""
+        if self._histograms is None:
+            self._histograms = Histograms([spec.positive for spec in self.specs])
+        seen, counted = self._histograms.add(pending, self.low.device)
+        self.count += counted
+        self.rejected += seen & ~counted
+        self._is_settled = False
+
+    def settle(self) -> None:
+        """Finds the ranges in what the histograms have counted, if it is new."""
+        if self._is_settled:
+            return
+        low, high = search_ranges(self._search, self._histograms, self._formats)
+        seen = self.count > 0
+        self.low.copy_(torch.where(seen, low, self.low))
+        self.high.copy_(torch.where(seen, high, self.high))
+        self._is_settled = True
+        self._forget_grids()
+
+    def forget_histograms(self) -> None:
+        """Drops what was counted: the ranges come from a checkpoint."""
+        self._histograms = None
+        self._is_settled = True
+
+    def _average(self, pending: list[Observation]) -> None:
+        """Moves the ranges towards those of a step."""
         highs, lows, sizes = self._measure(pending)
         rank = self.observer.rank(sizes)
         high, low = _ranked(highs, rank), -_ranked(lows, rank)
@@ -202,11 +231,6 @@ class ActivationQuantizers(nn.Module):
         )
         self.high += factor * (high - self.high)
         self.low += factor * (low - self.low)
-        if not self._ranged.issuperset(item.quantizer for item in pending):
-            # Asked only when something is seen for the first time: it may wait
-            # for the device.
-            self._ranged = set(self.count.nonzero().flatten().tolist())
-        self._forget_grids()
 
     def _measure(self, pending: list[Observation]) -> tuple[Tensor, Tensor, Tensor]:
         """Extremes of a step, of all processes: see :class:`Extremes`."""
@@ -233,6 +257,7 @@ class ActivationQuantizers(nn.Module):
 
     def scalars(self) -> dict[str, float]:
         """The ranges, for a visualizer: ``range/<name>/low`` and high."""
+        self.settle()
         ends = zip(
             self.specs, self.low.tolist(), self.high.tolist(), self.count.tolist()
         )
@@ -242,6 +267,10 @@ class ActivationQuantizers(nn.Module):
             if count
             for end, value in (('low', low), ('high', high))
         }
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Leaves it to the parent, which knows the checkpoint's plan."""
@@ -272,27 +301,8 @@ class ActivationQuantizers(nn.Module):
 
     def _grid_columns(self, device: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, lowest and highest step of all grids, float64: (Q,) each."""
-        low = self.low.detach().to(device).double().clamp(max=0)
-        high = self.high.detach().to(device).double().clamp(min=0)
-        levels, symmetric, power, unsigned = (item.to(device) for item in self._formats)
-        unsigned = unsigned & (low >= 0)
-        # Any scale holds what is all zero; a tiny one would leave no room for the
-        # biases of the layers that read it.
-        is_zero = (low == 0) & (high == 0)
-        high = torch.where(is_zero, torch.ones_like(high), high)
-        reach = torch.maximum(-low, high).clamp(min=SMALLEST_RANGE)
-        reach = torch.where(power, power_of_two_above(reach), reach)
-        # A power-of-two range is a whole number of steps; another range has
-        # its end on the grid.
-        steps = torch.where(unsigned, levels, levels / 2)
-        steps = torch.where(power, steps, steps - 1)
-        span = (high - low).clamp(min=SMALLEST_RANGE)
-        scale = torch.where(symmetric, reach / steps, span / (levels - 1))
-        # Engines hold scales in float32; so does everything here.
-        scale = scale.float().double()
-        zero = torch.where(unsigned, torch.zeros_like(levels), levels / 2)
-        zero = torch.where(symmetric, zero, (-low / scale).round())
-        return scale, -zero, levels - 1 - zero
+        low, high = self.low.detach().to(device), self.high.detach().to(device)
+        return self._formats.grids(low, high)
 
 
 def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:
@@ -301,11 +311,6 @@ def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:
     last = there.sum(1).clamp(min=1)
     place = torch.minimum(rank.clamp(min=1), last) - 1
     return extremes.gather(1, place[:, None]).squeeze(1)
-
-
-def is_distributed() -> bool:
-    """Whether several processes share the work."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _gather(

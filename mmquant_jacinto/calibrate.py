@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from .activations import is_distributed
 from .execute import Behaviour
+from .observers import is_distributed
 from .ops import Op
 from .plan import Step
 from .simulate import Simulate, State, constrain_once

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
-from .formats import Preset, check_bits, get_preset
+from .formats import SEARCHES, Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
-OBSERVERS = ('percentile', 'minmax')
+OBSERVERS = ('percentile', 'minmax', *SEARCHES)
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
@@ -91,8 +91,10 @@ class QuantizeConfig:
             dict of widths by kind, or False for float.
         calibration (dict): See :class:`Calibration`.
         freeze (dict): See :class:`Freeze`.
-        observer (str, optional): ``'percentile'`` or ``'minmax'``. Defaults
-            to the preset's.
+        observer (str, optional): ``'percentile'`` or ``'minmax'``, averaged over
+            steps; or, for calibration, the range that is best for all images
+            together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
+            Defaults to the preset's.
         percentile (float): Share of a tensor's elements, in percent, that
             the percentile observer cuts off at each end. Defaults to 0.01.
         constrain_bias (str | bool | None): ``'saturate'``,
@@ -120,6 +122,13 @@ class QuantizeConfig:
                 _widths(f'quantize.overrides[{pattern!r}]', value)
         if self.observer is not None:
             _check_choice('observer', self.observer, OBSERVERS)
+        if self.observer in SEARCHES and self.mode != 'ptq':
+            raise QuantizeError(
+                f'quantize.observer={self.observer!r} searches a range for all '
+                f'calibration images together, and quantize.mode={self.mode!r} '
+                "moves ranges with each step; use observer='percentile' or "
+                "'minmax', or calibrate with mode='ptq'"
+            )
         if (
             not isinstance(self.percentile, (int, float))
             or not 0 <= self.percentile < 50

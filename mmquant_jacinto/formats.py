@@ -15,6 +15,7 @@ HALF_UP = 'half_up'  # floor(x + 0.5), the shift of a fixed point unit
 HALF_EVEN = 'half_even'  # IEEE 754, ONNX QuantizeLinear
 HALF_AWAY = 'half_away'  # C's round()
 ROUNDINGS = (HALF_UP, HALF_EVEN, HALF_AWAY)
+SEARCHES = ('mse', 'entropy')  # observers that search in histograms
 MIN_BITS, MAX_BITS = 2, 16
 
 

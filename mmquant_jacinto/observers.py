@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple, Optional
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,6 +19,28 @@ from torch.nn.utils.rnn import pad_sequence
 SAMPLES_PER_ROW = 4096
 # Elements taken side by side: single ones cost a cache line each.
 CHUNK = 8
+
+
+def is_distributed() -> bool:
+    """Whether several processes share the work."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sample_rows(x: Tensor) -> Tensor:
+    """Elements of a tensor, some thousands of each row: (n,), float32, a copy.
+
+    Each row of the first (batch) axis is sampled alike, so a batch gives the
+    union of what its halves give.
+    """
+    x = x.detach().contiguous()
+    rows = len(x) if x.dim() > 1 else 1
+    row = x.numel() // rows
+    # Odd, so as not to walk down the same columns of a feature map.
+    period = row // SAMPLES_PER_ROW // 2 * 2 + 1
+    if period > 1:
+        chunks = (row - CHUNK) // (CHUNK * period) + 1
+        x = x.as_strided((rows, chunks, CHUNK), (row, CHUNK * period, 1))
+    return x.clone(memory_format=torch.contiguous_format).view(-1).float()
 
 
 class Observer:
@@ -34,21 +57,11 @@ class Observer:
     def sample(self, x: Tensor) -> Tensor:
         """The elements that are looked at: (n,), float32, a copy.
 
-        Each row of the first (batch) axis is sampled alike, so a batch gives
-        the union of what its halves give.
+        Without a share to cut off the two ends are enough.
         """
-        x = x.detach()
         if not self.fraction:
-            return torch.stack(torch.aminmax(x)).float()
-        x = x.contiguous()
-        rows = len(x) if x.dim() > 1 else 1
-        row = x.numel() // rows
-        # Odd, so as not to walk down the same columns of a feature map.
-        period = row // SAMPLES_PER_ROW // 2 * 2 + 1
-        if period > 1:
-            chunks = (row - CHUNK) // (CHUNK * period) + 1
-            x = x.as_strided((rows, chunks, CHUNK), (row, CHUNK * period, 1))
-        return x.clone(memory_format=torch.contiguous_format).view(-1).float()
+            return torch.stack(torch.aminmax(x.detach())).float()
+        return sample_rows(x)
 
     def rank(self, sizes: Tensor) -> Tensor:
         """Which extreme of samples of these sizes ends the range, from 1."""

@@ -136,6 +136,7 @@ class Quantization(nn.Module):
         self.phase = phase
         if self.plan is None:
             return
+        self.activations.settle()
         self.activations.refresh()
         self.executor.behaviour = _BEHAVIOURS[phase](self)
 
@@ -193,6 +194,7 @@ class Quantization(nn.Module):
                 )
                 return
             self.build(plan)
+        self.activations.forget_histograms()
         for key in mine:
             name = key[len(prefix) :]
             if name == 'plan':

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import native
-from .activations import SMALLEST_RANGE, ActivationQuantizers, power_of_two_above
+from .activation_grids import SMALLEST_RANGE, power_of_two_above
+from .activations import ActivationQuantizers
 from .formats import integer_bounds
 from .plan import Plan
 from .weights import Folding, Layer, bias_limits, channel_reach

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import native
-from .activations import SMALLEST_RANGE, power_of_two_above
+from .activation_grids import SMALLEST_RANGE, power_of_two_above
 from .formats import TensorFormat, integer_bounds
 from .kernels import round_tensor
 from .plan import WeightSpec

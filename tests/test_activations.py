@@ -5,11 +5,8 @@ from reference import power_of_two
 from toy_models import calibrated, make_plan
 
 from mmquant_jacinto import PRESETS, quantize_model
-from mmquant_jacinto.activations import (
-    STEPS_OBSERVED,
-    ActivationQuantizers,
-    power_of_two_above,
-)
+from mmquant_jacinto.activation_grids import power_of_two_above
+from mmquant_jacinto.activations import STEPS_OBSERVED, ActivationQuantizers
 from mmquant_jacinto.plan import ActivationSpec
 
 

@@ -165,6 +165,11 @@ BAD_VALUES = {
         "quantize.observer='min_max'",
         "did you mean 'minmax'",
     ),
+    'observer of training': (
+        dict(mode='qat', observer='mse'),
+        "quantize.observer='mse'",
+        "mode='ptq'",
+    ),
     'percentile': (dict(percentile=50), 'quantize.percentile=50', 'below 50'),
     'bias': (
         dict(constrain_bias='saturat'),

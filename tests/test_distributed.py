@@ -27,6 +27,8 @@ TIMEOUT = 300  # a deadlock would last for ever
 RUNS = [
     'ptq',
     'ptq_onnxruntime',
+    'ptq_mse',
+    'ptq_entropy',
     'qat',
     'qat_resumed',
     'qat_checkpointed',
@@ -114,7 +116,9 @@ def test_training_ends_as_the_plain_one(name, two):
         assert not differences(ours, plain)
 
 
-@pytest.mark.parametrize('name', ['ptq', 'ptq_onnxruntime'])
+@pytest.mark.parametrize(
+    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy']
+)
 def test_calibration_gives_the_state_of_one_process(name, one, two):
     (alone,), (together, _) = one.of(name), two.of(name)
     prefix = 'quantization.'

@@ -1,0 +1,168 @@
+"""Ranges that lose least: found on histograms, for the grid that each range gives."""
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from .activation_grids import GridFormats
+from .histograms import Histograms
+
+# Twelve to the octave, down to a 128th of what was seen.
+FRACTIONS = tuple(2.0 ** (-k / 12) for k in range(85))
+# Quantizers whose costs are computed side by side: bounds the memory.
+ROWS = 256
+# Stands for a probability of zero in a logarithm.
+SMALLEST_SHARE = 1e-10
+
+# (counts, centers, widths, scale, lowest, highest step) -> cost: (Q,)
+Cost = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def squared_error(
+    counts: Tensor,
+    centers: Tensor,
+    widths: Tensor,
+    scale: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+) -> Tensor:
+    """Sum of the squared errors of quantization.
+
+    See Nagel et al., A White Paper on Neural Network Quantization
+    (arXiv 2106.08295), section 3.1.
+
+    Args:
+        counts (Tensor): Histograms: (Q, B).
+        centers (Tensor): Middles of their bins: (Q, B).
+        widths (Tensor): Widths of their bins: (Q, 1).
+        scale (Tensor): Steps of the grids: (Q, 1).
+        lowest (Tensor): Their lowest step: (Q, 1).
+        highest (Tensor): Their highest step: (Q, 1).
+
+    Returns:
+        Tensor: (Q,).
+    """
+    error = centers - (centers / scale).round_().clamp_(lowest, highest).mul_(scale)
+    error = error.square_()
+    finer = scale < widths
+    if finer.any():
+        # Within a bin there are several steps: the error is uniform.
+        clipped = centers - centers.clamp(lowest * scale, highest * scale)
+        error = torch.where(finer, clipped.square_() + scale.square() / 12, error)
+    return (counts * error).sum(1)
+
+
+def divergence(
+    counts: Tensor,
+    centers: Tensor,
+    widths: Tensor,
+    scale: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+) -> Tensor:
+    """Kullback-Leibler divergence of the quantized distribution.
+
+    See Migacz, 8-bit Inference with TensorRT (GTC 2017). The reference has what
+    the range cuts off in its outermost bins. The candidate has the counts of a
+    step spread evenly over those of its bins where the reference has any. As
+    there, a step has one bin at least: grids that are finer cost infinity.
+
+    Args:
+        As of :func:`squared_error`.
+
+    Returns:
+        Tensor: (Q,).
+    """
+    steps = (centers / scale).round_()
+    inside = counts * ((steps >= lowest) & (steps <= highest))
+    reference = inside.clone()
+    for end, cut in (
+        ((steps < lowest).sum(1, keepdim=True), steps < lowest),
+        ((steps <= highest).sum(1, keepdim=True) - 1, steps > highest),
+    ):
+        # Of a range that is shorter than a bin nothing is left inside.
+        end = end.clamp(0, counts.shape[1] - 1)
+        reference.scatter_add_(1, end, (counts * cut).sum(1, keepdim=True))
+    # Steps by number of the bins' first: there are no more than bins.
+    number = (steps[:, 1:] != steps[:, :-1]).cumsum(1)
+    number = torch.nn.functional.pad(number, (1, 0))
+    occupied = (reference > 0).to(counts.dtype)
+    empty = torch.zeros_like(counts)
+    mass = empty.scatter_add(1, number, inside).gather(1, number)
+    bins = empty.scatter_add(1, number, occupied).gather(1, number)
+    candidate = mass / bins.clamp(min=1) * occupied
+    reference = reference / reference.sum(1, keepdim=True)
+    candidate = candidate / candidate.sum(1, keepdim=True)
+    candidate = candidate.clamp(min=SMALLEST_SHARE)
+    result = (torch.xlogy(reference, reference / candidate)).sum(1)
+    return torch.where((scale < widths).squeeze(1), torch.inf, result)
+
+
+_COSTS: dict[str, Cost] = {'mse': squared_error, 'entropy': divergence}
+
+
+@torch.no_grad()
+def search_ranges(
+    method: str, histograms: Histograms, formats: GridFormats
+) -> tuple[Tensor, Tensor]:
+    """The ranges whose grids lose least of what the histograms counted.
+
+    Candidates are fractions of what was seen: of both ends together, then, where
+    the grid is affine, of each end alone. Of equal ones the widest is taken.
+
+    Args:
+        method (str): ``'mse'`` or ``'entropy'``.
+        histograms (Histograms): Of Q quantizers.
+        formats (GridFormats): Of the same.
+
+    Returns:
+        Tuple[Tensor, Tensor]: Lower and upper ends, float32: (Q,) each; zeros
+        for what was never seen.
+    """
+    seen = histograms.ends.clamp(min=0)
+    found = [
+        _search(
+            _COSTS[method],
+            histograms.counts[rows].float(),
+            histograms.centers[rows],
+            histograms.widths[rows, None],
+            GridFormats(*(column.to(seen.device) for column in formats)).rows(rows),
+            -seen[rows, 0],
+            seen[rows, 1],
+        )
+        for rows in torch.arange(len(seen), device=seen.device).split(ROWS)
+    ]
+    low, high = (torch.cat(ends) for ends in zip(*found))
+    return low, high
+
+
+def _search(
+    cost: Cost,
+    counts: Tensor,
+    centers: Tensor,
+    widths: Tensor,
+    formats: GridFormats,
+    seen_low: Tensor,
+    seen_high: Tensor,
+) -> tuple[Tensor, Tensor]:
+    def cost_of(low: Tensor, high: Tensor) -> Tensor:
+        grid = (column.float()[:, None] for column in formats.grids(low, high))
+        return cost(counts, centers, widths, *grid)
+
+    low, high = seen_low, seen_high
+    least = cost_of(low, high)
+    for moves_low, moves_high in ((True, True), (False, True), (True, False)):
+        fixed_low, fixed_high = low, high
+        for fraction in FRACTIONS:
+            new_low = seen_low * fraction if moves_low else fixed_low
+            new_high = seen_high * fraction if moves_high else fixed_high
+            new = cost_of(new_low, new_high)
+            better = new < least
+            least = torch.where(better, new, least)
+            low = torch.where(better, new_low, low)
+            high = torch.where(better, new_high, high)
+        one_sided = (seen_low == 0) | (seen_high == 0)
+        if (formats.symmetric | one_sided).all():
+            break
+    return low, high
