@@ -69,7 +69,7 @@ class Observer:
 
     def depth(self, size: int) -> int:
         """How many extremes of a sample may be needed."""
-        return min(size, math.ceil(self.fraction * size) + 1)
+        return min(size, max(1, math.ceil(self.fraction * size)))
 
 
 def make_observer(name: str, percentile: float) -> Observer:
@@ -150,7 +150,8 @@ class Extremes:
         layout = self._layout_of(observations, device)
         samples = [item.sample for item in observations]
         highs = _largest(samples, layout.depth)
-        lows = _largest([-samples[i] for i in layout.signed], layout.depth)
+        signed = [samples[i] for i in layout.signed]
+        lows = _largest(signed, layout.depth, negated=True)
         if layout.bounds is not None:
             above, below = layout.bounds
             highs = _clamp(highs, above, below)
@@ -223,12 +224,22 @@ class Extremes:
         )
 
 
-def _largest(samples: list[Tensor], depth: int) -> Tensor:
-    """The largest elements of each sample, descending: (P, depth or less)."""
+def _largest(samples: list[Tensor], depth: int, negated: bool = False) -> Tensor:
+    """The largest elements of each sample, or of the negated one: (P, depth or less).
+
+    Descending; where there are not as many, minus infinity.
+    """
     if not samples:
         return torch.empty(0, 1)
-    padded = pad_sequence(samples, batch_first=True, padding_value=-torch.inf)
-    return padded.topk(min(depth, padded.shape[1]), dim=1).values
+    nothing = torch.inf if negated else -torch.inf
+    padded = pad_sequence(samples, batch_first=True, padding_value=nothing)
+    if depth == 1:
+        # A tenth of the time of topk.
+        found = padded.amin(1, True) if negated else padded.amax(1, True)
+    else:
+        depth = min(depth, padded.shape[1])
+        found = padded.topk(depth, dim=1, largest=not negated).values
+    return -found if negated else found
 
 
 def _clamp(extremes: Tensor, above: Tensor, below: Tensor) -> Tensor:

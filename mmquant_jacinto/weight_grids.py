@@ -162,7 +162,7 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
-        columns = factor, bias, step, deviation, offset
+        columns = factor, bias, step, factor / step, deviation, offset
         columns = (column.split(self.sizes) for column in columns)
         self._foldings = dict(zip(self.layers, map(Folding, *columns)))
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))

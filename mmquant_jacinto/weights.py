@@ -194,6 +194,7 @@ class Folding(NamedTuple):
         factor (Tensor): What it multiplies each channel by: (C,).
         bias (Tensor): The folded bias, correction included: (C,).
         step (Tensor): Of the grid of the folded weight: (C,).
+        factor_in_steps (Tensor): ``factor / step``: (C,).
         deviation (Tensor): Inverse of the running standard deviation: (C,).
         offset (Tensor): The layer's bias less the running mean: (C,).
     """
@@ -201,6 +202,7 @@ class Folding(NamedTuple):
     factor: Tensor
     bias: Tensor
     step: Tensor
+    factor_in_steps: Tensor
     deviation: Tensor
     offset: Tensor
 
@@ -225,8 +227,12 @@ class _FoldLayer(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.layer, ctx.folding = layer, folding
         spread = layer.along_channels
-        factor = spread(folding.factor / folding.step)
-        on_grid = _on_grid(weight, factor, spread(folding.step), layer.spec.format)
+        on_grid = _on_grid(
+            weight,
+            spread(folding.factor_in_steps),
+            spread(folding.step),
+            layer.spec.format,
+        )
         # A view of what all layers share would be changed with it.
         return on_grid, folding.bias.clone()
 
