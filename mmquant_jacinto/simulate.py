@@ -143,11 +143,13 @@ class Simulate(Behaviour):
         self, step: Step, op: Op, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict]:
         """Puts what no recorded call made on the grid that all of `cat` share."""
-        if step.output is None:
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        # In training a module may concatenate something else first.
+        if step.output is None or len(tensors) != len(step.inputs):
             return args, kwargs
         operands = [
             self._quantize(step.output, x, None) if name is None else x
-            for name, x in zip(step.inputs, ops.tensor_inputs(op, args, kwargs))
+            for name, x in zip(step.inputs, tensors)
         ]
         return ops.replace_inputs(op, args, kwargs, operands)
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
+from mmquant_jacinto import QuantTrainModule
 from mmquant_jacinto.formats import TensorFormat
 from mmquant_jacinto.plan import Plan
 from mmquant_jacinto.weights import step_of
@@ -243,3 +244,18 @@ def test_operands_of_two_shapes(image, function, bits, swapped):
     expected = net(image)
     calibrated(net, image, target='onnxruntime', bits=bits, observer='minmax')
     assert decibels(expected, net(image)) > 25
+
+
+def test_training_may_concatenate_something_else_where_a_plan_has_a_constant(images):
+    def forward(net, x):
+        out = net.conv(x)
+        if net.training:
+            out = torch.cat([out, out, out], 1)[:, :4]
+        return torch.cat([out, torch.ones_like(out)], 1)
+
+    net = Forward(forward, conv=nn.Conv2d(3, 4, 3))
+    model = QuantTrainModule(net, images).train()
+    for _ in range(2):
+        out = model(images)
+    assert out.shape == (2, 8, 14, 14)
+    assert torch.equal(out[:, 4:], torch.ones(2, 4, 14, 14))
