@@ -98,15 +98,17 @@ class _Finder:
         if len(norms) > 1 or len(biases) > 1:
             return False
         (norm,), (bias,) = norms, biases
+        affine = [f'{norm}.weight', f'{norm}.bias']
+        scaled = [users[0].weight, bias] if norm is None else affine
+        if self.flow.graph.read_elsewhere.intersection(scaled):
+            return False
         if norm is None:
             return bias is None or len(self.users[bias]) == len(users)
         calls = [s for s in self.sites if s.kind == ops.NORM and s.module == norm]
-        return len(calls) == len(users) and all(
-            f'{norm}.{part}' in self.shapes for part in ('weight', 'bias')
-        )
+        return len(calls) == len(users) and self.shapes.keys() >= set(affine)
 
     def _has_matching_channels(self, first: Site, second: Site) -> bool:
-        if second.rows or second.bias == first.weight:
+        if second.rows or second.weight in self.flow.graph.read_elsewhere:
             return False
         weight = self.shapes[first.weight]
         channels = first.shape[-1 if first.kind == ops.LINEAR else 1 - len(weight)]

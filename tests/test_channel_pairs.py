@@ -171,6 +171,10 @@ SHARED = {
         net.b(net.norm(net.a(x))),
         net.norm(net.d(x)),
     ),
+    'weight is read by a function': lambda net, x: (
+        net.b(net.a(x)) / net.b.weight.norm()
+    ),
+    'bias is read by a function': lambda net, x: net.b(net.a(x)) + net.a.bias.sum(),
     'bias has another layer': lambda net, x: (
         net.b(F.conv2d(x, net.a.weight, net.d.bias)),
         net.d(x),
