@@ -313,9 +313,11 @@ class Executor(TorchFunctionMode):
             args, kwargs = self._quantize_operands(step, op, args, kwargs)
         in_place = args and isinstance(args[0], Tensor) and _is_in_place(func, kwargs)
         if in_place and args[0]._is_view():
-            # What it is a view of changes too. And not twice: autograd would have
-            # lost what the first call gave.
-            func(*args, **kwargs)
+            # What it is a view of changes too.
+            real = func(*args, **kwargs)
+            if op.kind != ops.CLIP:
+                return real
+            # Twice in place, and autograd has lost what the first one gave.
             func = _given
         result = self.behaviour.call(step, op, func, args, kwargs)
         if in_place and result is not args[0]:

@@ -215,6 +215,25 @@ def test_linear_of_any_rank(transposed):
     assert torch.equal(expected, found)
 
 
+def test_narrow_groups_are_merged():
+    net = Forward(
+        lambda net, x: net.grouped(net.one(x)),
+        one=nn.Conv2d(3, 96, 1),
+        grouped=nn.Conv2d(96, 96, 3, groups=6, padding=1),
+    )
+    x = torch.randn(1, 3, 10, 10)
+    exported = export(net, x)
+    groups = [
+        attribute.i
+        for node in exported.model.graph.node
+        for attribute in node.attribute
+        if attribute.name == 'group'
+    ]
+    assert groups == [1, 2]
+    expected, found = results(net, exported, torch.randn(1, 3, 10, 10))
+    assert torch.equal(expected, found)
+
+
 def test_weight_that_the_model_computes():
     def standardized(net, x):
         weight = net.one.weight
@@ -391,3 +410,29 @@ def test_what_depends_on_the_size_is_named(toy_net, images):
     calibrated(toy_net, images, target='onnxruntime')
     with pytest.raises(QuantizeError, match='flatten.*--shape'):
         export_onnx(toy_net, images, dynamic=True)
+
+
+def test_openvino_runs_the_file_too(toy_net, images):
+    pytest.importorskip('openvino')
+    exported = export(toy_net, images)
+    expected, _ = results(toy_net, exported, images)
+    (found,) = Session(exported.model, 'openvino')(images).values()
+    (scale,) = exported.scales.values()
+    # An arithmetic of its own, a few steps apart.
+    assert (expected - found).abs().max() <= 4.01 * scale
+
+
+def test_size_that_the_stride_does_not_divide_is_refused():
+    from mmengine.config import Config
+
+    from mmquant_jacinto.export.from_config import TestImages
+
+    resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[resize]))))
+    # By default the pipeline's size, as the model pads it.
+    images = TestImages(cfg, divisor=32)
+    assert images.shape == (800, 1344)
+    assert images.dataset_cfg.pipeline[0].scale == (1344, 800)
+    assert not images.dataset_cfg.pipeline[0].keep_ratio
+    with pytest.raises(QuantizeError, match='use --shape 320 320'):
+        TestImages(cfg, shape=(300, 320), divisor=32)

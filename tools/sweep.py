@@ -166,6 +166,11 @@ def main() -> None:
             print(summary_of(future.result()), flush=True)
     reports = [json.loads(path.read_text()) for path in paths.values()]
     if args.json:
+        # Tracebacks stay in --work-dir: they name paths of this machine.
+        reports = [
+            {key: value for key, value in item.items() if 'traceback' not in key}
+            for item in reports
+        ]
         args.json.write_text(json.dumps(reports, indent=1) + '\n')
     if args.table:
         command = ' '.join(['python tools/sweep.py', *sys.argv[1:]])

@@ -117,14 +117,17 @@ def _lighten(cfg: ConfigDict) -> None:
 
     And keeps its images as small as they are given.
     """
+    # Where proposals are learned, there are as many detections.
+    is_sparse = any('num_proposals' in part for part in walk(cfg))
     for part in walk(cfg):
         if 'batch_augments' in part:
             part['batch_augments'] = None
         for key in list(part):
             if key == 'score_thr' and isinstance(part[key], float):
                 part[key] = 0.0
-            elif key in ('max_per_img', 'max_per_image') and isinstance(part[key], int):
-                part[key] = min(part[key], NUM_DETECTIONS)
+            elif key in ('max_per_img', 'max_per_image') and not is_sparse:
+                if isinstance(part[key], int):
+                    part[key] = min(part[key], NUM_DETECTIONS)
 
 
 def _build(cfg: ConfigDict) -> nn.Module:
@@ -334,7 +337,9 @@ def _compare(reference: RegionTap, tap: RegionTap) -> dict[str, Any]:
     values = {}
     missing = [name for name in reference.outputs if name not in tap.outputs]
     for name, signal in reference.outputs.items():
-        if name in tap.outputs:
+        # What ran on other detections, say, cannot be compared.
+        call = name.rpartition(':')[0] or name
+        if name in tap.outputs and call not in tap.strayed:
             value = signal_to_noise(signal, tap.outputs[name])
             if value is not None:
                 values[name] = round(min(value, 999.0), 1)

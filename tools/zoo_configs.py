@@ -198,7 +198,11 @@ def strip_pretrained(model: ConfigDict) -> ConfigDict:
             part['use_torchvision'] = False
         init = part.get('init_cfg')
         items = init if isinstance(init, (list, tuple)) else [init]
-        if any(isinstance(i, dict) and i.get('type') == 'Pretrained' for i in items):
+        if any(
+            isinstance(item, dict)
+            and (item.get('type') == 'Pretrained' or 'checkpoint' in item)
+            for item in items
+        ):
             part['init_cfg'] = None
         path = part.get('teacher_config')
         if isinstance(path, str):

@@ -18,6 +18,7 @@ from ..quantization import Quantization
 from ..version import __version__
 from .dynamic import free_shape
 from .example import Example
+from .grouped import merge_groups
 from .layout import choose_outputs
 from .postprocess import add_detections
 from .steps import Writing
@@ -163,6 +164,8 @@ def export_onnx(
         },
     )
     proto = simplify(proto)
+    if chosen.name == 'onnxruntime':
+        merge_groups(proto)
     if dynamic:
         proto = free_shape(proto)
     onnx.checker.check_model(proto, full_check=True)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -35,6 +36,7 @@ from .targets import (
 )
 from .translation import SiteWriter
 
+_PACKAGE = str(Path(__file__).parents[1])
 # What these return follows from shapes and numbers alone.
 _CONSTANTS = frozenset(
     'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
@@ -359,7 +361,7 @@ def _origin(site: str) -> str:
     frame = sys._getframe()
     while frame is not None:
         path = frame.f_code.co_filename
-        if 'mmquant_jacinto' not in path and '/torch/' not in path:
+        if not path.startswith(_PACKAGE) and '/torch/' not in path:
             if not path.endswith('contextlib.py'):
                 break
         frame = frame.f_back
