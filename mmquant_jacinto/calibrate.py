@@ -17,7 +17,7 @@ from .execute import Behaviour
 from .observers import is_distributed
 from .ops import Op
 from .plan import Step
-from .simulate import Simulate, State, constrain_once
+from .simulate import Simulate, State, condition_once
 from .weights import Layer
 
 
@@ -68,7 +68,7 @@ class Observe(Behaviour):
         self.means = LayerMeans()
 
     def begin(self) -> None:
-        constrain_once(self.state)
+        condition_once(self.state)
 
     def end(self) -> None:
         self.state.activations.commit()

@@ -100,6 +100,9 @@ class QuantizeConfig:
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
         constrain_weights (bool, optional): None takes the preset's.
+        equalize (bool, optional): Cross-layer equalization: rescales channels
+            between layers before anything is quantized, see
+            :mod:`~mmquant_jacinto.equalize`. None takes the preset's.
     """
 
     mode: str = 'qat'
@@ -112,6 +115,7 @@ class QuantizeConfig:
     percentile: float = 0.01
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
+    equalize: Optional[bool] = None
 
     def __post_init__(self) -> None:
         _check_choice('mode', self.mode, MODES)
@@ -139,11 +143,12 @@ class QuantizeConfig:
             )
         if self.constrain_bias not in (None, False):
             _check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
-        if self.constrain_weights not in (None, False, True):
-            raise QuantizeError(
-                f'quantize.constrain_weights={self.constrain_weights!r} is '
-                'not a switch; use True or False'
-            )
+        for key in ('constrain_weights', 'equalize'):
+            value = getattr(self, key)
+            if value not in (None, False, True):
+                raise QuantizeError(
+                    f'quantize.{key}={value!r} is not a switch; use True or False'
+                )
 
     @classmethod
     def parse(cls, value: Any) -> Optional['QuantizeConfig']:
@@ -211,6 +216,10 @@ class QuantizeConfig:
         if self.constrain_weights is None:
             return self.preset.constrain_weights
         return self.constrain_weights
+
+    @property
+    def equalization(self) -> bool:
+        return self.preset.equalize if self.equalize is None else self.equalize
 
 
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:

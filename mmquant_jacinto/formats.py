@@ -74,6 +74,8 @@ class Preset:
             weights' grid coarser until it fits.
         constrain_weights (bool): Clamp outliers of the weights once, at the
             first step (see ``weights.constrain_weights``).
+        equalize (bool): Rescale channels between layers, once, at the first
+            step (see ``equalize``).
         observer (str): How ranges are measured, see ``observers``.
     """
 
@@ -82,6 +84,7 @@ class Preset:
     bias_bits: Optional[int] = 32
     constrain_bias: Optional[str] = 'reduce_weight_scale'
     constrain_weights: bool = False
+    equalize: bool = False
     observer: str = 'percentile'
 
 

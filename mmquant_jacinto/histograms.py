@@ -136,4 +136,3 @@ def _clamped(sample: Tensor, clip: Optional[tuple], positive: bool) -> Tensor:
     if low is None and high is None:
         return sample
     return sample.clamp(low, high)
-

@@ -118,6 +118,8 @@ class Plan:
             the leaves of its arguments to activation quantizer).
         in_float (Dict[str, str]): Weighted call sites, and weights, that are
             not quantized, each with the reason.
+        pairs (Tuple[Tuple[str, str]]): Weight quantizers between whose layers
+            channels are rescaled before anything is quantized.
     """
 
     config: dict[str, Any]
@@ -127,6 +129,7 @@ class Plan:
     steps: dict[str, Step]
     inputs: dict[str, dict[int, str]]
     in_float: dict[str, str] = field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def bias_width(self, weight: str) -> int:
         """Width in bits of the bias that belongs to a weight quantizer."""
@@ -169,6 +172,7 @@ class Plan:
                 for call, leaves in data['inputs'].items()
             },
             in_float=data['in_float'],
+            pairs=tuple(tuple(pair) for pair in data.get('pairs', ())),
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from . import ops
+from .channel_pairs import find_pairs
 from .config import QuantizeConfig
 from .dataflow import Chain, Dataflow
 from .errors import QuantizeError, nearest
@@ -53,7 +54,7 @@ class Planner:
         self.config = config
         self.preset = config.preset
         self.overrides = _Overrides(config.overrides)
-        flow = Dataflow(graph)
+        self.flow = flow = Dataflow(graph)
         self.active, self.chains = flow.active, flow.chains
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
@@ -99,7 +100,29 @@ class Planner:
             steps=steps,
             inputs=inputs,
             in_float=self.in_float,
+            pairs=self._pairs(weights, weight_specs),
         )
+
+    def _pairs(
+        self, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, WeightSpec]
+    ) -> tuple[tuple[str, str], ...]:
+        """Weight quantizers between whose layers channels are rescaled."""
+        if not self.config.equalization:
+            return ()
+        found = [
+            tuple(self._weight_name(self.chains[site.name]) for site in pair)
+            for pair in find_pairs(self.flow, shapes)
+            if all(site.name in self.chains for site in pair)
+        ]
+        pairs = tuple(pair for pair in found if specs.keys() >= set(pair))
+        if not pairs:
+            raise QuantizeError(
+                'quantize.equalize=True finds nothing to equalize: in this model no '
+                'quantized layer alone reads another through ReLU, pooling or '
+                'nothing (ReLU6 and other bounded activations do not count); '
+                'leave it away'
+            )
+        return pairs
 
     def _settings(self) -> dict[str, Any]:
         config = self.config

@@ -113,6 +113,7 @@ class Quantization(nn.Module):
             self._offsets[name] = channels
             channels += spec.channels
         self.register_buffer('bias_correction', torch.zeros(channels, device=device))
+        self.register_buffer('equalized', torch.zeros((), device=device))
         self.register_buffer('constrained', torch.zeros((), device=device))
         self._plan_tensor = torch.frombuffer(
             bytearray(plan.to_json().encode()), dtype=torch.uint8

@@ -1,5 +1,6 @@
 """Ranges that lose least: found on histograms, for the grid that each range gives."""
 
+from collections.abc import Iterable
 from typing import Callable
 
 import torch
@@ -108,8 +109,11 @@ def search_ranges(
 ) -> tuple[Tensor, Tensor]:
     """The ranges whose grids lose least of what the histograms counted.
 
-    Candidates are fractions of what was seen: of both ends together, then, where
-    the grid is affine, of each end alone. Of equal ones the widest is taken.
+    Candidates are fractions of what was seen. Of the squared error they are of both
+    ends together, then, where the grid is affine, of each end alone. The divergence
+    has one threshold for magnitudes, as in the original: each end alone, it would cut
+    off an end of images, whose few distinct values it takes for detail. Of equal
+    candidates the widest is taken.
 
     Args:
         method (str): ``'mse'`` or ``'entropy'``.
@@ -152,17 +156,28 @@ def _search(
 
     low, high = seen_low, seen_high
     least = cost_of(low, high)
-    for moves_low, moves_high in ((True, True), (False, True), (True, False)):
-        fixed_low, fixed_high = low, high
-        for fraction in FRACTIONS:
-            new_low = seen_low * fraction if moves_low else fixed_low
-            new_high = seen_high * fraction if moves_high else fixed_high
+
+    def best_of(candidates: Iterable[tuple[Tensor, Tensor]]) -> None:
+        nonlocal low, high, least
+        for new_low, new_high in candidates:
             new = cost_of(new_low, new_high)
             better = new < least
             least = torch.where(better, new, least)
             low = torch.where(better, new_low, low)
             high = torch.where(better, new_high, high)
-        one_sided = (seen_low == 0) | (seen_high == 0)
-        if (formats.symmetric | one_sided).all():
-            break
+
+    if cost is divergence:
+        reach = torch.maximum(-seen_low, seen_high)
+        best_of(
+            (seen_low.maximum(-reach * f), seen_high.minimum(reach * f))
+            for f in FRACTIONS
+        )
+        return low, high
+    best_of((seen_low * f, seen_high * f) for f in FRACTIONS)
+    one_sided = (seen_low == 0) | (seen_high == 0)
+    if not (formats.symmetric | one_sided).all():
+        fixed = low
+        best_of((fixed, seen_high * f) for f in FRACTIONS)
+        fixed = high
+        best_of((seen_low * f, fixed) for f in FRACTIONS)
     return low, high

@@ -78,6 +78,8 @@ class Graph:
             that could be seen, such as those of an ``autograd.Function``.
         unused (Dict[str, str]): Parameters of two axes or more that no layer
             uses, and which function reads them; an empty string for none.
+        read_elsewhere (Set[str]): Parameters that something else reads than the
+            layer or the normalization that they belong to.
     """
 
     regions: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Graph:
     region_outputs: set[int] = field(default_factory=set)
     hidden: set[int] = field(default_factory=set)
     unused: dict[str, str] = field(default_factory=dict)
+    read_elsewhere: set[str] = field(default_factory=set)
 
     def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""
@@ -389,6 +392,7 @@ def record(
         finally:
             recorder.remove()
     graph = recorder.graph
+    graph.read_elsewhere = set(recorder.readers)
     used = {site.weight for site in graph.sites.values()} | recorder.multiplied
     graph.unused = {
         name: _function_of(recorder.readers.get(name, ''))

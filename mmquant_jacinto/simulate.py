@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .activations import ActivationQuantizers
+from .equalize import equalize
 from .execute import Behaviour
 from .kernels import Grid, fake_quantize
 from .ops import Op
@@ -40,6 +41,7 @@ class State(Protocol):
         layers (Dict[str, Layer]): By weight quantizer.
         bias_correction (Tensor): What calibration adds to the biases, all
             layers one after the other.
+        equalized (Tensor): Whether the channels were equalized, ().
         constrained (Tensor): Whether the weights were constrained, ().
         engine (str, optional): Whose arithmetic a test computes with; None: the
             plan's target's.
@@ -49,6 +51,7 @@ class State(Protocol):
     activations: ActivationQuantizers
     layers: dict[str, Layer]
     bias_correction: Tensor
+    equalized: Tensor
     constrained: Tensor
     engine: Optional[str]
 
@@ -56,8 +59,11 @@ class State(Protocol):
         """A layer's part of ``bias_correction``: (C,)."""
 
 
-def constrain_once(state: State) -> None:
-    """Clamps outliers of the weights in the first pass of a model's life."""
+def condition_once(state: State) -> None:
+    """Equalizes and clamps the weights in the first pass of a model's life."""
+    if state.plan.pairs and not state.equalized:
+        equalize(state.plan, state.layers)
+        state.equalized.fill_(1)
     if state.plan.config['constrain_weights'] and not state.constrained:
         for layer in state.layers.values():
             constrain_weights(layer)
@@ -88,7 +94,7 @@ class Simulate(Behaviour):
 
     def begin(self) -> None:
         if not self._has_begun:
-            constrain_once(self.state)
+            condition_once(self.state)
             self._has_begun = True
         self.grids.compute(self.state.bias_correction)
 

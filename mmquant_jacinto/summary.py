@@ -28,6 +28,8 @@ def summarize(plan: Plan) -> str:
         f'  activations  {activations}',
         f'  call sites   {len(plan.steps)}',
     ]
+    if plan.pairs:
+        lines.append(f'  equalized    {len(plan.pairs)} pairs of layers')
     if plan.in_float:
         lines.append(f'  in float     {len(plan.in_float)} layers')
         lines += [f'    {name}: {reason}' for name, reason in plan.in_float.items()]

@@ -70,6 +70,8 @@ def run_all(folder, float_checkpoint, launcher):
     runs.train(
         'qat_checkpointed', QAT, load_from=load_from, activation_checkpointing=parts
     )
+    equalized = dict(QAT, equalize=True)
+    runs.train('qat_equalized', equalized, **{'model.hidden': 16})
     runs.train('qat_frozen', dict(QAT, freeze=dict(bn=0)), load_from=load_from)
     runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])

@@ -176,6 +176,11 @@ BAD_VALUES = {
         "quantize.constrain_bias='saturat'",
         "did you mean 'saturate'",
     ),
+    'equalization': (
+        dict(equalize='yes'),
+        "quantize.equalize='yes'",
+        'True or False',
+    ),
     'weights': (
         dict(constrain_weights='yes'),
         "quantize.constrain_weights='yes'",

@@ -32,6 +32,7 @@ RUNS = [
     'qat',
     'qat_resumed',
     'qat_checkpointed',
+    'qat_equalized',
     'qat_frozen',
     'qat_synchronized',
     'qat_averaged',

@@ -122,14 +122,20 @@ class DigitsClassifier(BaseModel):
         channels (int): Of the backbone.
         even_head (bool): Whether there is a head that trains only on batches
             with images from even places, as heads do that may find no object.
+        hidden (int, optional): Channels of a layer in the head, whose scale the next
+            layer can take.
         dropout (float): Share of the features that the head does not see.
     """
 
-    def __init__(self, channels=8, even_head=False, dropout=0.0):
+    def __init__(self, channels=8, even_head=False, hidden=None, dropout=0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.backbone = DigitsBackbone(channels)
         self.head = nn.Linear(channels * 16, 10)
+        if hidden is not None:
+            self.head = nn.Sequential(
+                nn.Linear(channels * 16, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+            )
         self.even_head = nn.Linear(channels * 16, 10) if even_head else None
 
     def forward(self, inputs, labels=None, place=None, mode='tensor'):
