@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 SAMPLES_PER_ROW = 4096
 # Elements taken side by side: single ones cost a cache line each.
 CHUNK = 8
+# Elements whose largest is found first, where several are looked for.
+BLOCK = 64
 
 
 def is_distributed() -> bool:
@@ -232,14 +234,15 @@ def _largest(samples: list[Tensor], depth: int, negated: bool = False) -> Tensor
     if not samples:
         return torch.empty(0, 1)
     nothing = torch.inf if negated else -torch.inf
-    padded = pad_sequence(samples, batch_first=True, padding_value=nothing)
-    if depth == 1:
-        # A tenth of the time of topk.
-        found = padded.amin(1, True) if negated else padded.amax(1, True)
-    else:
-        depth = min(depth, padded.shape[1])
-        found = padded.topk(depth, dim=1, largest=not negated).values
-    return -found if negated else found
+    width = -(-max(map(len, samples)) // BLOCK) * BLOCK
+    widest = samples[0].new_full((width,), nothing)
+    padded = pad_sequence([*samples, widest], True, nothing)[:-1]
+    blocks = (padded.neg_() if negated else padded).unflatten(1, (-1, BLOCK))
+    # The k largest elements are in the k blocks with the largest maxima: a fifth of
+    # the time of looking among all.
+    best = blocks.amax(2).topk(min(depth, blocks.shape[1]), dim=1).indices
+    found = blocks.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    return found.topk(min(depth, found.shape[1]), dim=1).values
 
 
 def _clamp(extremes: Tensor, above: Tensor, below: Tensor) -> Tensor:

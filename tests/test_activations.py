@@ -7,6 +7,7 @@ from toy_models import calibrated, make_plan
 from mmquant_jacinto import PRESETS, quantize_model
 from mmquant_jacinto.activation_grids import power_of_two_above
 from mmquant_jacinto.activations import STEPS_OBSERVED, ActivationQuantizers
+from mmquant_jacinto.observers import _largest
 from mmquant_jacinto.plan import ActivationSpec
 
 
@@ -40,6 +41,18 @@ def test_percentile_is_that_of_the_sorted_tensor(percentile, elements):
     ordered = np.sort(x.numpy().ravel())
     rank = max(1, round(percentile / 100 * elements))
     assert range_of(found) == (ordered[rank - 1], ordered[-rank])
+
+
+@pytest.mark.parametrize('depth', [1, 2, 7, 500])
+@pytest.mark.parametrize('negated', [False, True])
+def test_largest_elements_are_those_of_the_sorted_samples(depth, negated):
+    samples = [torch.randn(n).round(decimals=1) for n in (1, 3, 63, 64, 65, 4096)]
+    samples.append(torch.arange(1000.0))  # all of them side by side
+    for sample, found in zip(samples, _largest(samples, depth, negated)):
+        ordered = (-sample if negated else sample).sort(descending=True).values
+        there = min(depth, len(sample))
+        assert torch.equal(found[:there], ordered[:there])
+        assert (found[there:] == -torch.inf).all()
 
 
 def test_minmax_takes_the_very_ends():
