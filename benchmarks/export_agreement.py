@@ -13,6 +13,7 @@ import collections
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -176,7 +177,8 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     try:
         exported: Exported = export_onnx(wrapper, batches[0])
     except QuantizeError as error:
-        return {'reason': str(error)}
+        # Without the folder that the library is installed in.
+        return {'reason': re.sub(r'\S*/site-packages/', '', str(error))}
     report = verify(exported, wrapper.quantization.root, batches)
     integers, layers = integer_layers(exported.model)
     return {

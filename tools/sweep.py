@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import resource
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -173,8 +172,25 @@ def main() -> None:
         ]
         args.json.write_text(json.dumps(reports, indent=1) + '\n')
     if args.table:
-        command = ' '.join(['python tools/sweep.py', *sys.argv[1:]])
-        write_table(reports, args.table, command)
+        write_table(reports, args.table, _command(args))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type for the same table, wherever this was typed."""
+    chosen = ['--all'] if args.all else args.patterns
+    device = [] if args.device == 'cpu' else ['--device', args.device]
+    half = ['--amp'] if args.amp else []
+    memory = ['--memory', f'{args.memory:g}']
+    return ' '.join(
+        [
+            'python tools/sweep.py',
+            *chosen,
+            *device,
+            *half,
+            *memory,
+            '--table docs/zoo.md --json docs/zoo.json',
+        ]
+    )
 
 
 if __name__ == '__main__':
