@@ -196,13 +196,8 @@ class Executor(TorchFunctionMode):
                         self._close()
         finally:
             self.tracker.stack = stack
-            (
-                self.behaviour,
-                self._region,
-                self._norm,
-                self._in_root,
-                self._spare,
-            ) = present
+            self.behaviour, self._region, self._norm = present[:3]
+            self._in_root, self._spare = present[3:]
 
     def settle(self, values: Any) -> Any:
         """What tensors, in any nesting, have become by in-place calls."""

@@ -71,6 +71,11 @@ class WeightGrids:
         self.inputs = self._input_table(plan, device)
         self._zeros = [torch.zeros(size, device=device) for size in self.sizes]
         self._ones = [torch.ones(size, device=device) for size in self.sizes]
+        # Whether the channels of all weights are their rows.
+        self._by_row = all(
+            layer.spec.axis == 0 and len(layer.weight) == layer.spec.channels
+            for layer in layers.values()
+        )
         self._native_reach: native.Reach | None = None
         self.version = 0  # changes with the steps
         self._all_steps: Tensor | None = None
@@ -170,11 +175,9 @@ class WeightGrids:
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""
         weights = [layer.weight for layer in self.layers.values()]
-        by_row = all(
-            native.takes(weight) and weight.is_contiguous() and len(weight) == size
-            for weight, size in zip(weights, self.sizes)
-        )
-        if by_row and all(layer.spec.axis == 0 for layer in self.layers.values()):
+        if self._by_row and all(
+            native.takes(weight) and weight.is_contiguous() for weight in weights
+        ):
             if self._native_reach is None:
                 shapes = [(len(x), x.numel() // len(x)) for x in weights]
                 self._native_reach = native.Reach(shapes)

@@ -162,10 +162,9 @@ def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
 def _on_grid(
     weight: Tensor, factor: Tensor, step: Tensor, fmt: TensorFormat
 ) -> Tensor:
-    """Puts ``weight * factor`` on the grid of ``step``, in steps of which it is.
+    """``clamp(round(weight * factor)) * step``; factor and step shaped to multiply it.
 
-    Factor and step are shaped to multiply the weight. Ties, which rounding differs
-    in, do not occur in training.
+    Ties, which rounding differs in, do not occur in training.
     """
     limits = integer_bounds(fmt)
     by_row = len(weight) == factor.numel() == len(factor) and weight.is_contiguous()
