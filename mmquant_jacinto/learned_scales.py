@@ -43,7 +43,9 @@ class LearnedActivationScales(nn.Module):
         super().__init__()
         formats = [spec.format for spec in specs]
         # A tensor that is never negative has its zero at the end of its grid.
-        self.is_affine = [not f.symmetric and not s.positive for f, s in zip(formats, specs)]
+        self.is_affine = [
+            not f.symmetric and not s.positive for f, s in zip(formats, specs)
+        ]
         self.log2_scale = nn.Parameter(torch.zeros(len(specs)))
         self.zero_point = (
             nn.Parameter(torch.zeros(len(specs))) if any(self.is_affine) else None
@@ -244,7 +246,11 @@ class _LearnedWeight(torch.autograd.Function):
 
 
 def learned_weight(
-    rows: Tensor, step: Tensor, scales: LearnedWeightScales, name: str, fmt: TensorFormat
+    rows: Tensor,
+    step: Tensor,
+    scales: LearnedWeightScales,
+    name: str,
+    fmt: TensorFormat,
 ) -> Tensor:
     """Fake-quantizes a weight on a grid whose steps are learned.
 

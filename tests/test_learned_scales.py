@@ -251,7 +251,10 @@ def test_a_calibrated_state_starts_a_training_with_learned_scales():
 @pytest.mark.parametrize(
     'quantize, message',
     [
-        (dict(mode='ptq', learned_scale=True), 'quantize.learned_scale is for training'),
+        (
+            dict(mode='ptq', learned_scale=True),
+            'quantize.learned_scale is for training',
+        ),
         (dict(learned_scale=dict(lr_mult=0)), 'quantize.learned_scale.lr_mult=0'),
         (dict(learned_scale=dict(lr=0)), 'quantize.learned_scale.lr is not a known'),
         (dict(learned_scale=3), 'quantize.learned_scale=3 is not a dict'),
