@@ -6,6 +6,8 @@ mean output per channel in float and in quantized form are compared, and
 passes see the same batch.
 """
 
+from __future__ import annotations
+
 from typing import Any, Callable
 
 import torch
@@ -16,7 +18,7 @@ from . import ops
 from .execute import Behaviour
 from .observers import is_distributed
 from .ops import Op
-from .plan import Step
+from .plan import Step, count_calls
 from .simulate import Simulate, State, condition_once
 from .weights import Layer
 
@@ -108,6 +110,11 @@ class Correct(Simulate):
 
     Args:
         state (State): Of the quantized model.
+
+    Attributes:
+        reference (Dict[str, Tensor], optional): The means that the next pass should
+            give. Then each layer's output is moved to them as it is computed: what
+            follows sees its input as it will be once the bias is corrected.
     """
 
     observes = False  # ranges stay as measured
@@ -115,6 +122,8 @@ class Correct(Simulate):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self.means = LayerMeans()
+        self.reference: dict[str, Tensor] | None = None
+        self._calls = count_calls(state.plan)
         self._folded_correction = state.bias_correction.clone()
         self._moved: dict[str, Tensor] = {}
 
@@ -137,8 +146,15 @@ class Correct(Simulate):
         """Ranges stay as measured."""
 
     def after_layer(self, step: Step, x: Tensor) -> None:
-        axis = channel_axis(self.state.layers[step.weight], step)
-        self.means.add(step.weight, channel_mean(x, axis))
+        name = step.weight
+        axis = channel_axis(self.state.layers[name], step)
+        mean = channel_mean(x, axis)
+        self.means.add(name, mean)
+        # A layer that runs several times has one bias for all of its runs.
+        if self.reference is not None and self._calls[name] == 1:
+            move = (self.reference.get(name, mean) - mean).nan_to_num_(0.0, 0.0, 0.0)
+            further = -1 - axis if axis < 0 else 0
+            x.add_(move.to(x.dtype).view(-1, *(1,) * further))
 
     @torch.no_grad()
     def update(self, reference: dict[str, Tensor], lr: float) -> None:

@@ -11,8 +11,9 @@ MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 OBSERVERS = ('percentile', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
+BIAS_CORRECTIONS = ('iterative', 'sequential')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
-SWITCHES = ('learned_scale',)  # sections that True switches on as they are
+SWITCHES = ('adaround', 'learned_scale')  # sections that True switches on as they are
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
 Bits = Union[int, Mapping[str, int]]
@@ -28,7 +29,11 @@ class Calibration:
         iterations (int, optional): Batches to calibrate on, in each process.
         epochs (int): Passes of bias correction over those images, after the
             pass that measures the ranges. 0 switches it off. Defaults to 1.
-        lr (float): Step of the bias correction in its first pass; halved with
+        bias_correction (str): ``'iterative'``: with each batch all biases move a step
+            towards the float means, as in the Jacinto devkit. ``'sequential'``: one
+            after the other, each to the float mean behind those that are corrected.
+            Defaults to ``'iterative'``.
+        lr (float): Step of the iterative correction in its first pass; halved with
             each further pass. Defaults to 0.05.
         dataloader (dict, optional): Where the images come from. Defaults to
             the training set, seen through the pipeline of validation.
@@ -37,12 +42,16 @@ class Calibration:
     num_images: int = 1000
     iterations: Optional[int] = None
     epochs: int = 1
+    bias_correction: str = 'iterative'
     lr: float = 0.05
     dataloader: Optional[Mapping[str, Any]] = None
 
     def __post_init__(self) -> None:
         _check_count('calibration.num_images', self.num_images, 1)
         _check_count('calibration.epochs', self.epochs, 0)
+        _check_choice(
+            'calibration.bias_correction', self.bias_correction, BIAS_CORRECTIONS
+        )
         if self.iterations is not None:
             _check_count('calibration.iterations', self.iterations, 1)
         if not isinstance(self.lr, (int, float)) or not 0 < self.lr <= 1:
@@ -98,6 +107,31 @@ class LearnedScale:
 
 
 @dataclass(frozen=True)
+class AdaRound:
+    """``quantize.adaround``: weights rounded to what serves a layer's output.
+
+    Args:
+        num_images (int): Images of the calibration set, over all processes, that
+            layers are seen on. Defaults to 64.
+        iterations (int): Steps of Adam for each layer. Defaults to 500.
+        lr (float): Learning rate. Defaults to 0.01.
+        regularization (float): Weight of the regularizer that makes each rounding a
+            decision. Defaults to 0.01.
+    """
+
+    num_images: int = 64
+    iterations: int = 500
+    lr: float = 0.01
+    regularization: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_count('adaround.num_images', self.num_images, 1)
+        _check_count('adaround.iterations', self.iterations, 1)
+        _check_positive('adaround.lr', self.lr)
+        _check_positive('adaround.regularization', self.regularization)
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that ``quantize = dict(...)`` can say.
 
@@ -122,6 +156,8 @@ class QuantizeConfig:
         weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
             it. ``'mse'``: of least squared error, searched once, before anything is
             quantized. Defaults to ``'minmax'``.
+        adaround (bool | dict, optional): For ``mode='ptq'``: whether the rounding of
+            weights is chosen layer by layer, see :class:`AdaRound`.
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
             parameters of the training (LSQ), see :class:`LearnedScale`.
         constrain_bias (str | bool | None): ``'saturate'``,
@@ -141,6 +177,7 @@ class QuantizeConfig:
     observer: Optional[str] = None
     percentile: float = 0.01
     weight_observer: str = 'minmax'
+    adaround: Optional[AdaRound] = None
     learned_scale: Optional[LearnedScale] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
@@ -156,11 +193,15 @@ class QuantizeConfig:
         if self.observer is not None:
             _check_choice('observer', self.observer, OBSERVERS)
         _check_choice('weight_observer', self.weight_observer, WEIGHT_OBSERVERS)
-        if self.learned_scale is not None and self.mode != 'qat':
-            raise QuantizeError(
-                f'quantize.learned_scale is for training, and quantize.mode='
-                f"{self.mode!r} does not train; use mode='qat'"
-            )
+        for key, mode, what in (
+            ('learned_scale', 'qat', 'trains'),
+            ('adaround', 'ptq', 'calibrates'),
+        ):
+            if getattr(self, key) is not None and self.mode != mode:
+                raise QuantizeError(
+                    f'quantize.{key} is for a run that {what}, and quantize.mode='
+                    f'{self.mode!r} does not; use mode={mode!r}'
+                )
         searches = self.observer in SEARCHES and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
@@ -260,7 +301,10 @@ class QuantizeConfig:
 
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     nested = dict(
-        calibration=Calibration, freeze=Freeze, learned_scale=LearnedScale
+        adaround=AdaRound,
+        calibration=Calibration,
+        freeze=Freeze,
+        learned_scale=LearnedScale,
     )
     names = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}

@@ -191,6 +191,15 @@ class Plan:
         )
 
 
+def count_calls(plan: Plan) -> dict[str, int]:
+    """Calls of each layer in a pass, by weight quantizer."""
+    calls: dict[str, int] = {}
+    for step in plan.steps.values():
+        if step.weight is not None and not step.follows:
+            calls[step.weight] = calls.get(step.weight, 0) + 1
+    return calls
+
+
 def _tuple(value: Optional[list]) -> Optional[tuple]:
     return None if value is None else tuple(value)
 

@@ -1,6 +1,7 @@
 """The seed's modules: a model wrapped for training, calibration or test."""
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -10,6 +11,8 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
 from . import quantization as phases
+from .adaround import Rounder
+from .config import AdaRound
 from .errors import QuantizeError
 from .execute import Behaviour
 from .host_memory import keep_freed_memory
@@ -189,6 +192,7 @@ class QuantCalibrateModule(QuantModule):
     """
 
     mode = 'ptq'
+    _corrections = 0  # passes that corrected biases
 
     @property
     def train_phase(self) -> str:
@@ -235,10 +239,35 @@ class QuantCalibrateModule(QuantModule):
             Any: What the quantized model returns.
         """
         behaviour = self._behaviour(phases.CORRECT)
+        sequential = self.config.calibration.bias_correction == 'sequential'
+        behaviour.reference = reference if sequential else None
         with torch.no_grad():
             result = self.module(*args, **kwargs)
-        behaviour.update(reference, lr)
+        self._corrections += 1
+        # What a pass is off by does not depend on the passes before it: their mean.
+        behaviour.update(reference, 1 / self._corrections if sequential else lr)
         return result
+
+    def round_weights(self, batches: Sequence[Any]) -> None:
+        """AdaRound: see :mod:`~mmquant_jacinto.adaround`. Ranges must be known.
+
+        Args:
+            batches (Sequence): Gives the same batches of a dataloader each time it
+                is iterated over; equally many in each process.
+        """
+
+        @torch.no_grad()
+        def run(behaviour: Behaviour) -> None:
+            self.quantization.executor.behaviour = behaviour
+            for batch in batches:
+                args, call = self.predict_call(copy.deepcopy(batch))
+                self.module(*args, **call)
+
+        options = self.config.adaround or AdaRound()
+        self.quantization.set_phase(phases.CORRECT)
+        with torch.enable_grad():
+            Rounder(self.quantization, run, len(batches), options).round_all()
+        self.quantization.set_phase(phases.CORRECT)
 
     def calibrate_step(
         self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float

@@ -253,7 +253,7 @@ def test_a_calibrated_state_starts_a_training_with_learned_scales():
     [
         (
             dict(mode='ptq', learned_scale=True),
-            'quantize.learned_scale is for training',
+            'quantize.learned_scale is for a run',
         ),
         (dict(learned_scale=dict(lr_mult=0)), 'quantize.learned_scale.lr_mult=0'),
         (dict(learned_scale=dict(lr=0)), 'quantize.learned_scale.lr is not a known'),

@@ -1,5 +1,7 @@
 """Calibration as a loop of MMEngine's runner."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from mmengine.dist import is_main_process
@@ -7,12 +9,26 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from ..config import Calibration
+from ..config import AdaRound, Calibration
 from ..errors import QuantizeError
 from .sampling import calibration_dataloader, count_batches
 
 CHECKPOINT = 'epoch_1.pth'
+
+
+class _First:
+    """The first batches of a dataloader, anew each time."""
+
+    def __init__(self, loader: DataLoader, size: int) -> None:
+        self.loader, self.size = loader, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.loader, self.size)
 
 
 @LOOPS.register_module()
@@ -99,14 +115,23 @@ class CalibrationLoop(BaseLoop):
         model.train()
         references = self._pass('ranges', None, 0.0)
         self._check_ranges()
+        if runner.quantize_config.adaround is not None:
+            self._round(runner.quantize_config.adaround)
         for epoch in range(self.config.epochs):
             lr = self.config.lr * 0.5**epoch
-            self._pass(f'biases, lr {lr:g}', references, lr)
+            self._pass(f'biases, pass {epoch + 1}', references, lr)
         self._epoch = 1
         runner.visualizer.add_scalars(
             model.quantization.activations.scalars(), step=self._iter
         )
         runner.save_calibrated(CHECKPOINT)
+
+    def _round(self, options: AdaRound) -> None:
+        """Chooses how weights are rounded, on the first of the images."""
+        config = Calibration(num_images=options.num_images)
+        batches = min(self.batches, count_batches(self.dataloader, config))
+        self.runner.logger.info(f'AdaRound: on {batches} batches, layer by layer')
+        self.runner.model.round_weights(_First(self.dataloader, batches))
 
     def _pass(
         self, name: str, references: Optional[list[dict[str, Tensor]]], lr: float
