@@ -11,9 +11,10 @@ MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 OBSERVERS = ('percentile', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
+ROUNDINGS = ('nearest', 'adaround', 'coordinate_descent')
 BIAS_CORRECTIONS = ('iterative', 'sequential')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
-SWITCHES = ('adaround', 'learned_scale')  # sections that True switches on as they are
+SWITCHES = ('learned_scale',)  # sections that True switches on as they are
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
 Bits = Union[int, Mapping[str, int]]
@@ -107,28 +108,36 @@ class LearnedScale:
 
 
 @dataclass(frozen=True)
-class AdaRound:
-    """``quantize.adaround``: weights rounded to what serves a layer's output.
+class Rounding:
+    """``quantize.rounding``: weights rounded to what serves a layer's output.
 
     Args:
+        method (str): ``'nearest'``, ``'adaround'`` or ``'coordinate_descent'``, see
+            :mod:`~mmquant_jacinto.rounding`. Defaults to ``'nearest'``.
         num_images (int): Images of the calibration set, over all processes, that
             layers are seen on. Defaults to 64.
-        iterations (int): Steps of Adam for each layer. Defaults to 500.
-        lr (float): Learning rate. Defaults to 0.01.
-        regularization (float): Weight of the regularizer that makes each rounding a
-            decision. Defaults to 0.01.
+        iterations (int): Of AdaRound: steps of Adam for each layer. Defaults to 500.
+        lr (float): Of AdaRound: learning rate. Defaults to 0.01.
+        regularization (float): Of AdaRound: weight of the regularizer that makes each
+            rounding a decision. Defaults to 0.01.
+        damping (float): Of coordinate descent: penalty for leaving the float weight,
+            in units of the inputs' mean square. Defaults to 0.1.
     """
 
+    method: str = 'nearest'
     num_images: int = 64
     iterations: int = 500
     lr: float = 0.01
     regularization: float = 0.01
+    damping: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_count('adaround.num_images', self.num_images, 1)
-        _check_count('adaround.iterations', self.iterations, 1)
-        _check_positive('adaround.lr', self.lr)
-        _check_positive('adaround.regularization', self.regularization)
+        _check_choice('rounding.method', self.method, ROUNDINGS)
+        _check_count('rounding.num_images', self.num_images, 1)
+        _check_count('rounding.iterations', self.iterations, 1)
+        _check_positive('rounding.lr', self.lr)
+        _check_positive('rounding.regularization', self.regularization)
+        _check_positive('rounding.damping', self.damping)
 
 
 @dataclass(frozen=True)
@@ -156,8 +165,8 @@ class QuantizeConfig:
         weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
             it. ``'mse'``: of least squared error, searched once, before anything is
             quantized. Defaults to ``'minmax'``.
-        adaround (bool | dict, optional): For ``mode='ptq'``: whether the rounding of
-            weights is chosen layer by layer, see :class:`AdaRound`.
+        rounding (str | dict): For ``mode='ptq'``: how weights are rounded, a method
+            or all of :class:`Rounding`. Defaults to ``'nearest'``.
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
             parameters of the training (LSQ), see :class:`LearnedScale`.
         constrain_bias (str | bool | None): ``'saturate'``,
@@ -177,7 +186,7 @@ class QuantizeConfig:
     observer: Optional[str] = None
     percentile: float = 0.01
     weight_observer: str = 'minmax'
-    adaround: Optional[AdaRound] = None
+    rounding: Rounding = field(default_factory=Rounding)
     learned_scale: Optional[LearnedScale] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
@@ -193,11 +202,11 @@ class QuantizeConfig:
         if self.observer is not None:
             _check_choice('observer', self.observer, OBSERVERS)
         _check_choice('weight_observer', self.weight_observer, WEIGHT_OBSERVERS)
-        for key, mode, what in (
-            ('learned_scale', 'qat', 'trains'),
-            ('adaround', 'ptq', 'calibrates'),
+        for key, given, mode, what in (
+            ('learned_scale', self.learned_scale is not None, 'qat', 'trains'),
+            ('rounding', self.rounding.method != 'nearest', 'ptq', 'calibrates'),
         ):
-            if getattr(self, key) is not None and self.mode != mode:
+            if given and self.mode != mode:
                 raise QuantizeError(
                     f'quantize.{key} is for a run that {what}, and quantize.mode='
                     f'{self.mode!r} does not; use mode={mode!r}'
@@ -301,10 +310,10 @@ class QuantizeConfig:
 
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     nested = dict(
-        adaround=AdaRound,
         calibration=Calibration,
         freeze=Freeze,
         learned_scale=LearnedScale,
+        rounding=Rounding,
     )
     names = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
@@ -315,6 +324,8 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             )
         if name in SWITCHES and item in (None, False, True):
             item = nested[name]() if item else None
+        elif name == 'rounding' and isinstance(item, str):
+            item = Rounding(item)
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')

@@ -7,6 +7,7 @@ that depends neither on the number of images nor on their size.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping
 from typing import Any, Callable, NamedTuple
 
@@ -41,190 +42,15 @@ class LayerRows(NamedTuple):
     outputs: Tensor
 
 
+class Enough(Exception):
+    """Ends a pass of the model: what is to be collected is there."""
+
+
 def has_rows(layer: Layer, step: Step) -> bool:
     """Whether a layer's outputs are products of its weight with rows."""
     if step.kind == ops.LINEAR:
         return layer.weight.dim() == 2
     return step.kind == ops.CONV and layer.weight.dim() in (3, 4)
-
-
-class _Positions:
-    """Chooses output positions, the same in each pass over the same batches.
-
-    Args:
-        rows (Mapping[str, int]): How many rows to collect, by weight quantizer.
-        calls (Mapping[str, int]): Calls of the layer in a pass.
-        batches (int): Number of batches.
-    """
-
-    def __init__(
-        self, rows: Mapping[str, int], calls: Mapping[str, int], batches: int
-    ) -> None:
-        self.share = {
-            name: -(-count // (calls[name] * batches)) for name, count in rows.items()
-        }
-        self.generator = torch.Generator().manual_seed(0)
-
-    def choose(self, name: str, available: int) -> Tensor:
-        """Some of ``available`` positions."""
-        order = torch.randperm(available, generator=self.generator)
-        return order[: self.share[name]]
-
-
-class CollectOutputs(Behaviour):
-    """Runs in float and keeps the outputs of some layers.
-
-    Args:
-        state (State): Of the quantized model.
-        positions (_Positions): Which.
-    """
-
-    def __init__(self, state: State, positions: _Positions) -> None:
-        self.state = state
-        self.positions = positions
-        self.rows: dict[str, list[Tensor]] = {name: [] for name in positions.share}
-
-    def call(
-        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
-    ) -> Any:
-        out = func(*args, **kwargs)
-        if step.kind in ops.WEIGHTED and step.weight in self.rows and not step.norm:
-            axis = channel_axis(self.state.layers[step.weight], step)
-            self._keep(step.weight, out, axis % out.dim())
-        return out
-
-    def after_norm(self, step: Step, x: Tensor) -> Tensor:
-        if step.weight in self.rows:
-            self._keep(step.weight, x, 1)
-        return x
-
-    def _keep(self, name: str, out: Tensor, axis: int) -> None:
-        rows = out.movedim(axis, -1).reshape(-1, out.shape[axis])
-        chosen = self.positions.choose(name, len(rows)).to(rows.device)
-        self.rows[name].append(rows[chosen].float())
-
-
-class CollectInputs(Simulate):
-    """Runs quantized and keeps the inputs of some layers.
-
-    Args:
-        state (State): Of the quantized model.
-        positions (_Positions): Which.
-        decided (Mapping[str, tuple]): Weight and bias of the layers that are decided
-            already, by weight quantizer.
-    """
-
-    observes = False
-
-    def __init__(
-        self,
-        state: State,
-        positions: _Positions,
-        decided: Mapping[str, tuple[Tensor, Tensor]],
-    ) -> None:
-        super().__init__(state)
-        self.positions = positions
-        self.decided = decided
-        self.rows: dict[str, list[Tensor]] = {name: [] for name in positions.share}
-
-    def end(self) -> None:
-        """Ranges stay as measured."""
-
-    def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
-        return self.decided.get(name) or super()._folded(name, layer)
-
-    def quantize_layer(
-        self, step: Step, args: tuple, kwargs: dict
-    ) -> tuple[tuple, dict]:
-        if step.weight in self.rows:
-            rows = _input_rows(step, args, kwargs)
-            flat = rows.flatten(0, 1) if step.kind == ops.CONV else rows
-            chosen = self.positions.choose(step.weight, len(flat)).to(flat.device)
-            self.rows[step.weight].append(flat[chosen])
-        return super().quantize_layer(step, args, kwargs)
-
-
-def _input_rows(step: Step, args: tuple, kwargs: dict) -> Tensor:
-    """(N, L, G, k) of a convolution, (L, 1, k) of a linear layer."""
-    x, weight, _ = ops.layer_operands(args, kwargs)
-    x = x.float()
-    if step.kind == ops.LINEAR:
-        return x.reshape(-1, 1, x.shape[-1])
-    return _patches(x, weight, *_geometry(weight, *args[3:], **kwargs))
-
-
-def _geometry(
-    weight: Tensor,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    **operands: Tensor,
-) -> tuple[Any, Any, Any, int]:
-    """What the arguments of a convolution behind its operands say."""
-    if padding == 'same':
-        # Only where the kernel's reach is even, as it is with odd sizes.
-        steps = [dilation] * 2 if isinstance(dilation, int) else dilation
-        padding = [d * (k - 1) // 2 for d, k in zip(steps, weight.shape[2:])]
-    return stride, 0 if padding == 'valid' else padding, dilation, groups
-
-
-def _patches(
-    x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Tensor:
-    if weight.dim() == 3:
-        # Of one dimension: the second has the size one.
-        x, kernel = x.unsqueeze(2), (1, weight.shape[2])
-        stride, padding, dilation = (
-            (neutral, *(value if isinstance(value, (tuple, list)) else (value,)))
-            for value, neutral in ((stride, 1), (padding, 0), (dilation, 1))
-        )
-    else:
-        kernel = tuple(weight.shape[2:])
-    columns = F.unfold(x, kernel, dilation, padding, stride)
-    return columns.transpose(1, 2).unflatten(2, (groups, -1))
-
-
-def collect(
-    state: State,
-    run: Callable[[Behaviour], None],
-    layers: Collection[str],
-    decided: Mapping[str, tuple[Tensor, Tensor]],
-    batches: int,
-) -> dict[str, LayerRows]:
-    """Collects the rows of some layers, over processes too.
-
-    Args:
-        state (State): Of the quantized model, its ranges measured.
-        run (Callable): Runs the model with a behaviour on all batches.
-        layers (Collection[str]): Weight quantizers.
-        decided (Mapping[str, tuple]): See :class:`CollectInputs`.
-        batches (int): How many batches ``run`` has, in this process.
-
-    Returns:
-        Dict[str, LayerRows]: Of those layers that have been called.
-    """
-    world = dist.get_world_size() if is_distributed() else 1
-    calls = count_calls(state.plan)
-    rows = {name: -(-count_rows(state.layers[name]) // world) for name in layers}
-    found: list[dict[str, list[Tensor]]] = []
-    for behaviour in (
-        CollectOutputs(state, _Positions(rows, calls, batches)),
-        CollectInputs(state, _Positions(rows, calls, batches), decided),
-    ):
-        run(behaviour)
-        found.append(behaviour.rows)
-    outputs, inputs = found
-    return {
-        name: LayerRows(*(gather(torch.cat(part[name])) for part in (inputs, outputs)))
-        for name in layers
-        if inputs[name] and _fit(inputs[name], outputs[name])
-    }
-
-
-def _fit(inputs: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Whether both passes saw the same positions: no proposals between them."""
-    return [len(x) for x in inputs] == [len(x) for x in outputs]
 
 
 def row_elements(layer: Layer) -> int:
@@ -237,7 +63,166 @@ def count_rows(layer: Layer) -> int:
     return max(1, min(MAX_ROWS, MAX_ELEMENTS // row_elements(layer)))
 
 
-def gather(rows: Tensor) -> Tensor:
+class Collected:
+    """Rows by layer, at positions that are the same in each pass.
+
+    Args:
+        state (State): Of the quantized model.
+        layers (Collection[str]): Weight quantizers.
+        batches (int): Of a pass, in this process.
+    """
+
+    def __init__(self, state: State, layers: Collection[str], batches: int) -> None:
+        world = dist.get_world_size() if is_distributed() else 1
+        calls = count_calls(state.plan)
+        self.calls = {name: calls[name] for name in layers}
+        self.share = {
+            name: -(-count_rows(state.layers[name]) // (world * count * batches))
+            for name, count in self.calls.items()
+        }
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def add(self, name: str, rows: Tensor) -> None:
+        """Keeps a few of the rows of one call: (n, ...)."""
+        number = len(self.rows[name])
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(f'{name} {number}'.encode())
+        )
+        order = torch.randperm(len(rows), generator=generator)[: self.share[name]]
+        self.rows[name].append(rows[order.to(rows.device)].float())
+
+    def check_end(self, batches: int) -> None:
+        """Raises :class:`Enough` where each layer has been called in all batches."""
+        if all(len(self.rows[n]) >= batches * count for n, count in self.calls.items()):
+            raise Enough
+
+    def take(self, name: str) -> Tensor | None:
+        """The rows of a layer, of all processes; None where it was never called."""
+        rows = self.rows.pop(name)
+        return _gather(torch.cat(rows)) if rows else None
+
+
+class CollectOutputs(Behaviour):
+    """Runs in float and keeps the outputs of some layers.
+
+    Args:
+        state (State): Of the quantized model.
+        collected (Collected): Where to.
+    """
+
+    def __init__(self, state: State, collected: Collected) -> None:
+        self.state = state
+        self.collected = collected
+
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        out = func(*args, **kwargs)
+        if step.kind in ops.WEIGHTED and not step.norm:
+            self._keep(step, out)
+        return out
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        self._keep(step, x)
+        return x
+
+    def _keep(self, step: Step, out: Tensor) -> None:
+        if step.weight in self.collected.rows:
+            layer = self.state.layers[step.weight]
+            # A normalization is no linear layer, whatever it follows.
+            axis = 1 if step.follows else channel_axis(layer, step)
+            rows = out.movedim(axis, -1)
+            self.collected.add(step.weight, rows.reshape(-1, rows.shape[-1]))
+
+
+class CollectInputs(Simulate):
+    """Runs quantized and keeps the inputs of some layers.
+
+    Args:
+        state (State): Of the quantized model.
+        collected (Collected): Where to.
+        decided (Mapping[str, tuple]): Weight and bias of the layers that are decided
+            already, by weight quantizer.
+
+    Raises:
+        Enough: As soon as nothing more is to be collected in a pass.
+    """
+
+    observes = False
+
+    def __init__(
+        self,
+        state: State,
+        collected: Collected,
+        decided: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> None:
+        super().__init__(state)
+        self.collected = collected
+        self.decided = decided
+        self._passes = 0
+
+    def begin(self) -> None:
+        self._passes += 1
+        # Neither weights nor ranges change from pass to pass.
+        if not self.grids.is_computed:
+            super().begin()
+
+    def end(self) -> None:
+        """Ranges stay as measured."""
+
+    def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
+        return self.decided.get(name) or super()._folded(name, layer)
+
+    def quantize_layer(
+        self, step: Step, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        if step.weight in self.collected.rows:
+            self.collected.add(step.weight, _input_rows(step, args, kwargs))
+            self.collected.check_end(self._passes)
+        return super().quantize_layer(step, args, kwargs)
+
+
+def _input_rows(step: Step, args: tuple, kwargs: dict) -> Tensor:
+    """What each output position reads, image after image: (n, G, k)."""
+    x, weight, _ = ops.layer_operands(args, kwargs)
+    if step.kind == ops.LINEAR:
+        return x.reshape(-1, 1, x.shape[-1])
+    return _patches(x.float(), weight, *args[3:], **kwargs)
+
+
+def _patches(
+    x: Tensor,
+    weight: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    **operands: Tensor,
+) -> Tensor:
+    """Patches of a convolution, its arguments behind the operands as it takes them."""
+    dims = weight.dim() - 2
+    kernel = list(weight.shape[2:])
+    stride, dilation = _each(stride, dims), _each(dilation, dims)
+    if padding == 'same':
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        pads = [(total // 2, total - total // 2) for total in totals]
+    else:
+        pads = [(p, p) for p in _each(0 if padding == 'valid' else padding, dims)]
+    x = F.pad(x, [end for pair in reversed(pads) for end in pair])
+    if dims == 1:
+        x, kernel = x.unsqueeze(2), [1, *kernel]
+        stride, dilation = [1, *stride], [1, *dilation]
+    columns = F.unfold(x, kernel, dilation, 0, stride)
+    return columns.transpose(1, 2).unflatten(2, (groups, -1)).flatten(0, 1)
+
+
+def _each(value: Any, dims: int) -> list[int]:
+    """One value for each dimension of space."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return values * dims if len(values) < dims else values
+
+
+def _gather(rows: Tensor) -> Tensor:
     """Rows of all processes, in the order of their ranks."""
     if not is_distributed():
         return rows

@@ -151,8 +151,12 @@ class Quantization(nn.Module):
 
     def correction(self, name: str) -> Tensor:
         """What calibration adds to the bias of a layer: (C,)."""
+        return self.part_of(self.bias_correction, name)
+
+    def part_of(self, values: Tensor, name: str) -> Tensor:
+        """A layer's part of what all layers have end to end: a view, (C,)."""
         start = self._offsets[name]
-        return self.bias_correction[start : start + self.plan.weights[name].channels]
+        return values[start : start + self.plan.weights[name].channels]
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
         super()._apply(fn, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Optional
 
 import torch
@@ -11,12 +11,12 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
 from . import quantization as phases
-from .adaround import Rounder
-from .config import AdaRound
 from .errors import QuantizeError
 from .execute import Behaviour
 from .host_memory import keep_freed_memory
+from .layer_rows import Enough
 from .quant_module import QuantModule
+from .reconstruct import Reconstruction
 
 
 @MODEL_WRAPPERS.register_module()
@@ -249,7 +249,9 @@ class QuantCalibrateModule(QuantModule):
         return result
 
     def round_weights(self, batches: Sequence[Any]) -> None:
-        """AdaRound: see :mod:`~mmquant_jacinto.adaround`. Ranges must be known.
+        """Chooses how weights are rounded: ``quantize.rounding``.
+
+        Ranges must be known; see :mod:`~mmquant_jacinto.reconstruct`.
 
         Args:
             batches (Sequence): Gives the same batches of a dataloader each time it
@@ -260,14 +262,15 @@ class QuantCalibrateModule(QuantModule):
         def run(behaviour: Behaviour) -> None:
             self.quantization.executor.behaviour = behaviour
             for batch in batches:
+                # A preprocessor may change its batch in place.
                 args, call = self.predict_call(copy.deepcopy(batch))
-                self.module(*args, **call)
+                with suppress(Enough):
+                    self.module(*args, **call)
 
-        options = self.config.adaround or AdaRound()
-        self.quantization.set_phase(phases.CORRECT)
-        with torch.enable_grad():
-            Rounder(self.quantization, run, len(batches), options).round_all()
-        self.quantization.set_phase(phases.CORRECT)
+        options = self.config.rounding
+        Reconstruction(self.quantization, run, len(batches), options).reconstruct()
+        # What the former phase computed is of the former weights.
+        self.quantization.set_phase(self.quantization.phase)
 
     def calibrate_step(
         self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float

@@ -248,7 +248,7 @@ def test_progress_is_shown_with_the_time_left(float_checkpoint, tmp_path, monkey
 
 def test_log_has_the_passes_and_the_ranges(ptq_dir):
     assert 'Calibration of ranges: 4 batches of 16 images' in log_of(ptq_dir)
-    assert 'Calibration of biases, lr 0.05' in log_of(ptq_dir)
+    assert 'Calibration of biases, pass 1' in log_of(ptq_dir)
     (line,) = (line for line in scalars(ptq_dir) if 'range/head/linear/high' in line)
     high = state_of(ptq_dir / CHECKPOINT)['quantization.activations.high']
     assert line['range/head/linear/high'] in high.tolist()

@@ -11,7 +11,7 @@ from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config import AdaRound, Calibration
+from ..config import Calibration, Rounding
 from ..errors import QuantizeError
 from .sampling import calibration_dataloader, count_batches
 
@@ -115,8 +115,9 @@ class CalibrationLoop(BaseLoop):
         model.train()
         references = self._pass('ranges', None, 0.0)
         self._check_ranges()
-        if runner.quantize_config.adaround is not None:
-            self._round(runner.quantize_config.adaround)
+        rounding = runner.quantize_config.rounding
+        if rounding.method != 'nearest':
+            self._round(rounding)
         for epoch in range(self.config.epochs):
             lr = self.config.lr * 0.5**epoch
             self._pass(f'biases, pass {epoch + 1}', references, lr)
@@ -126,11 +127,14 @@ class CalibrationLoop(BaseLoop):
         )
         runner.save_calibrated(CHECKPOINT)
 
-    def _round(self, options: AdaRound) -> None:
+    def _round(self, options: Rounding) -> None:
         """Chooses how weights are rounded, on the first of the images."""
         config = Calibration(num_images=options.num_images)
         batches = min(self.batches, count_batches(self.dataloader, config))
-        self.runner.logger.info(f'AdaRound: on {batches} batches, layer by layer')
+        self.runner.logger.info(
+            f'Rounding of weights ({options.method}), layer after layer: {batches} '
+            f'batches of {self.dataloader.batch_size or 1} images'
+        )
         self.runner.model.round_weights(_First(self.dataloader, batches))
 
     def _pass(
