@@ -62,6 +62,13 @@ def run_all(folder, float_checkpoint, launcher):
     for observer in ('mse', 'entropy'):
         ptq = dict(PTQ, observer=observer)
         runs.train(f'ptq_{observer}', ptq, load_from=load_from)
+    sequential = dict(PTQ, calibration=dict(bias_correction='sequential'))
+    runs.train('ptq_sequential', sequential, load_from=load_from)
+    for method in ('adaround', 'coordinate_descent'):
+        rounding = dict(method=method, iterations=20)
+        ptq = dict(PTQ, rounding=rounding, target='onnxruntime')
+        runs.train(f'ptq_{method}', ptq, load_from=load_from)
+    runs.train('qat_learned', dict(QAT, learned_scale=True), load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
     # Goes on from what the run above left after its second epoch.
     second = str(runs.folder / 'qat' / 'epoch_2.pth')

@@ -29,6 +29,10 @@ RUNS = [
     'ptq_onnxruntime',
     'ptq_mse',
     'ptq_entropy',
+    'ptq_sequential',
+    'ptq_adaround',
+    'ptq_coordinate_descent',
+    'qat_learned',
     'qat',
     'qat_resumed',
     'qat_checkpointed',
@@ -118,7 +122,7 @@ def test_training_ends_as_the_plain_one(name, two):
 
 
 @pytest.mark.parametrize(
-    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy']
+    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy', 'ptq_sequential']
 )
 def test_calibration_gives_the_state_of_one_process(name, one, two):
     (alone,), (together, _) = one.of(name), two.of(name)
@@ -132,6 +136,15 @@ def test_calibration_gives_the_state_of_one_process(name, one, two):
     assert alone[key].any()
     torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
     assert f'{prefix}plan' not in changed
+
+
+@pytest.mark.parametrize('method', ['adaround', 'coordinate_descent'])
+def test_rounding_on_two_processes_serves_as_that_of_one(method, one, two):
+    # Which rows of the images are seen differs.
+    (alone,), (together, _) = one.of(f'ptq_{method}'), two.of(f'ptq_{method}')
+    for name in ('backbone.stem.weight', 'backbone.conv.weight', 'head.weight'):
+        difference = (alone[name] - together[name]).norm()
+        assert 0 < difference < 0.05 * alone[name].norm()
 
 
 def test_first_ranges_of_training_are_those_of_one_process(one, two):

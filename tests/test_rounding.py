@@ -44,7 +44,7 @@ def correlated_rows(size):
     return inputs - inputs.mean(0)
 
 
-METHODS = [Rounding('adaround', iterations=200), Rounding('coordinate_descent')]
+METHODS = [Rounding('adaround', iterations=600), Rounding('coordinate_descent')]
 
 
 @pytest.mark.parametrize('options', METHODS, ids=lambda options: options.method)

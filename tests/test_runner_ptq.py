@@ -276,6 +276,13 @@ def test_training_takes_weights_and_ranges_of_the_same_plan(ptq_dir, tmp_path):
     assert not differences(state, state_of(ptq_dir / CHECKPOINT))
 
 
+def test_training_with_learned_scales_takes_the_calibrated_ranges(ptq_dir, tmp_path):
+    stored = state_of(ptq_dir / CHECKPOINT)
+    state = first_state(tmp_path, ptq_dir / CHECKPOINT, learned_scale=True)
+    names = [name for name in stored if not name.endswith('.plan')]
+    assert all(torch.equal(state[name], stored[name]) for name in names)
+
+
 @pytest.mark.parametrize(
     'quantize', [dict(bits=4), dict(target='onnxruntime'), dict(overrides={'head': 16})]
 )

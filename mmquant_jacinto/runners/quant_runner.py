@@ -250,7 +250,7 @@ class QuantRunner(Runner):
         if learned is not None and isinstance(optim_wrapper, dict):
             paramwise = dict(optim_wrapper.get('paramwise_cfg') or {})
             # A scale that decays would go back to where it started.
-            own = {LEARNED_KEY: dict(lr_mult=learned.lr_mult, decay_mult=0.0)}
+            own = {LEARNED_KEY: dict(lr_mult=learned.lr_mult, weight_decay=0.0)}
             paramwise['custom_keys'] = {**own, **paramwise.get('custom_keys', {})}
             optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
         return super().build_optim_wrapper(optim_wrapper)
