@@ -131,7 +131,8 @@ def _gelu(site, x, approximate='none'):
 @translates('glu')
 def _glu(site, x, dim=-1):
     axis = axis_of(dim, x.dim())
-    first, second = site.node('Split', x, outputs=2, axis=axis)
+    halves = site.ints([x.shape[axis] // 2] * 2)
+    first, second = site.node('Split', x, halves, outputs=2, axis=axis)
     return site.node('Mul', first, site.node('Sigmoid', second))
 
 
