@@ -14,7 +14,9 @@ from mmcv.ops import batched_nms  # noqa: E402
 from mmdet.models.dense_heads import (  # noqa: E402
     ATSSHead,
     FCOSHead,
+    GFLHead,
     RetinaHead,
+    RTMDetSepBNHead,
     SSDHead,
     YOLOXHead,
 )
@@ -74,6 +76,16 @@ def make_heads():
             feat_channels=8, norm_cfg=None, anchor_generator=one_anchor, **shared
         ),
         'yolox': YOLOXHead(feat_channels=8, strides=[8, 16], **shared),
+        'gfl': GFLHead(
+            feat_channels=8, norm_cfg=None, anchor_generator=one_anchor, **shared
+        ),
+        'rtmdet': RTMDetSepBNHead(
+            feat_channels=8,
+            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16]),
+            bbox_coder=dict(type='DistancePointBBoxCoder'),
+            with_objectness=False,
+            **shared,
+        ),
     }
 
 
@@ -98,12 +110,15 @@ def suppress(boxes, scores):
     )
 
 
-@pytest.mark.parametrize('name', ['ssd', 'retinanet', 'fcos', 'atss', 'yolox'])
+@pytest.mark.parametrize(
+    'name', ['ssd', 'retinanet', 'fcos', 'atss', 'yolox', 'gfl', 'rtmdet']
+)
 def test_decoding_is_that_of_the_head(name):
     head = make_heads()[name]
     raw = outputs_of(head)
-    if name == 'fcos':
-        raw = (raw[0], [x.abs() * 10 for x in raw[1]], raw[2])
+    if name in ('fcos', 'rtmdet'):
+        # Distances, in pixels.
+        raw = (raw[0], [x.abs() * 10 for x in raw[1]], *raw[2:])
     found = suppress(*decode(head, raw, SIZE))
     meta = dict(img_shape=SIZE, scale_factor=(1.0, 1.0), ori_shape=SIZE)
     with torch.no_grad():
@@ -152,6 +167,24 @@ def test_detections_are_outputs_beside_the_head(ssd):
     found = Session(exported.model)(torch.randn(1, 3, *ssd.size))
     assert found['boxes'].shape == (len(found['scores']), 4)
     assert found['labels'].dtype == torch.int64
+
+
+def test_detections_of_the_file_are_those_of_the_model(ssd):
+    exported = ssd.export(postprocess=True)
+    session = Session(exported.model)
+    batch = ssd.wrapper.as_batch(torch.rand(1, 3, *ssd.size) * 255)
+    data = ssd.model.data_preprocessor(batch)
+    with torch.no_grad():
+        (sample,) = ssd.model._run_forward(data, mode='predict')
+    expected, found = sample.pred_instances, session(data['inputs'])
+    assert len(expected) > 20
+    torch.testing.assert_close(found['scores'], expected.scores)
+    # Equal scores have no order.
+    rows = [
+        sorted(zip(item['labels'].tolist(), item['boxes'].round().tolist()))
+        for item in (found, dict(labels=expected.labels, boxes=expected.bboxes))
+    ]
+    assert rows[0] == rows[1]
 
 
 class SmallSSD:

@@ -111,3 +111,42 @@ def test_config_of_another_target_is_refused(workspace):
     assert code == 2
     assert "'jacinto'" in out
     assert 'Traceback' not in out
+
+
+def test_checkpoint_is_tested_with_the_arithmetic_of_a_target(workspace):
+    line = (OUR_TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS)
+    workspace.run(line)
+    detections = workspace.detections('test')
+    tool, arguments, options = line
+    workspace.run((tool, [*arguments, '--target', 'onnxruntime'], options))
+    assert workspace.detections('test') == detections != []
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--target', 'tensort'], 'tensorrt'),
+        (
+            ['--target', 'onnxruntime', '--cfg-options', 'quantize=None'],
+            'no `quantize`',
+        ),
+    ],
+)
+def test_target_that_does_not_fit_is_refused(workspace, arguments, message):
+    line = [sys.executable, str(OUR_TOOLS / 'test.py'), 'config.py', CHECKPOINT]
+    options = [f'{key}={value}' for key, value in OPTIONS.items()]
+    if '--cfg-options' in arguments:
+        options = [item for item in options if not item.startswith('quantize')]
+    else:
+        arguments = [*arguments, '--cfg-options']
+    done = subprocess.run(
+        [*line, *arguments, *options],
+        cwd=workspace.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2
+    assert message in done.stdout
+    assert 'Traceback' not in done.stdout

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.quantization import Quantization
 
 
 def parse_args() -> argparse.Namespace:
@@ -182,6 +183,7 @@ def main() -> None:
     check_arguments(args)
     from mmquant_jacinto.export import from_config
     from mmquant_jacinto.export.exporter import export_onnx
+    from mmquant_jacinto.export.targets import QDQ
 
     console = Console(width=100)
     cfg = Config.fromfile(args.config)
@@ -203,6 +205,13 @@ def main() -> None:
         args.postprocess,
         args.dynamic,
     )
+    preset = Quantization.of(root).plan.config['target']
+    if preset == 'jacinto' and exported.form == QDQ:
+        console.print(
+            f'{args.target} rounds ties to even, and quantize.target=jacinto up: '
+            'scores may differ from those in the log in the last digit, and are those '
+            f'of tools/test.py CONFIG CHECKPOINT --target {args.target}'
+        )
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
     prove_all(exported, root, images, examples, args, console)

@@ -22,7 +22,7 @@ from .grouped import merge_groups
 from .layout import choose_outputs
 from .postprocess import add_detections
 from .steps import Writing
-from .targets import Target, choose_target, form_of
+from .targets import Target, choose_target, engine_name, form_of
 from .tidl_meta_arch import describe_head, has_decoder, to_text, yolox_levels
 from .trace import Trace
 
@@ -82,9 +82,8 @@ def quantized_root(model: nn.Module) -> nn.Module:
 def set_engine(root: nn.Module, target: Target) -> None:
     """Lets tests of a model compute as the target's engine does."""
     quantization = Quantization.of(root)
-    plan = quantization.plan
-    on_tda4vm = form_of(target, plan) == 'clip'
-    quantization.engine = plan.config['target'] if on_tda4vm else target.name
+    preset = quantization.plan.config['target']
+    quantization.engine = engine_name(target.name, preset)
     root.eval()
     quantization.set_phase(phases.TEST)
 
