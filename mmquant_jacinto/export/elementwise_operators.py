@@ -235,6 +235,22 @@ for _name, _op in {
     TRANSLATIONS[_name] = _binary(_op)
 
 
+@translates('and', 'bitwise_and')
+def _and(site, x, y):
+    return _of_booleans(site, 'And', x, y)
+
+
+@translates('or', 'bitwise_or')
+def _or(site, x, y):
+    return _of_booleans(site, 'Or', x, y)
+
+
+def _of_booleans(site: SiteWriter, op: str, x: Any, y: Any) -> Any:
+    if site.out.dtype != torch.bool:
+        raise NotImplementedError('bits of integers')
+    return site.node(op, x, y)
+
+
 @translates('rsub')
 def _rsub(site, x, y, *, alpha=1):
     second, first = _operands(site, x, y)
