@@ -73,7 +73,12 @@ def test_16_bits(toy_net, images):
     assert (expected - found).abs().max() <= 1.01 * scale
     report = verify(exported, toy_net, [images])
     assert not report.rounds
-    assert report.signal_to_noise > 60
+    assert report.least_decibels == 68
+    assert report.signal_to_noise > 68
+    assert report.holds()
+    # As far off as 8 bits are.
+    report.outputs[0].noise = report.outputs[0].signal * 10**-4.8
+    assert not report.holds()
 
 
 def test_every_layer_is_an_integer_kernel(toy_net, images, tmp_path):

@@ -117,7 +117,8 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
     if not report.rounds:
         raise QuantizeError(
             f'{args.output} was not written: its outputs are only '
-            f'{report.signal_to_noise:.1f} dB above their difference to the checkpoint'
+            f'{report.signal_to_noise:.1f} dB above their difference to the '
+            f'checkpoint, and {report.least_decibels:.0f} are wanted of so many bits'
         )
     raise QuantizeError(
         f'{report.share:.4%} of the elements are equal, less than {least:.4%}: '

@@ -22,8 +22,10 @@ from .targets import CLIP, SIGNED
 
 # Of the elements of all outputs, where both compute on integers.
 MIN_EQUAL = 0.999
-# Of the outputs, in dB, where the file rounds otherwise than the model.
+# Of the outputs, in dB, where the file rounds otherwise than the model: at 8 bits, and
+# for each bit more, as rounding itself gets finer.
 MIN_SIGNAL_TO_NOISE = 20.0
+_DECIBELS_A_BIT = 6.0
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Report:
             file's value, both on these images.
         first (str, optional): The first tensor in which the two part.
         rounds (bool): Whether the file rounds as the model does.
+        least_decibels (float): What the signal to noise must be where it does not.
     """
 
     outputs: list[OutputReport]
@@ -85,6 +88,7 @@ class Report:
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     first: str | None = None
     rounds: bool = True
+    least_decibels: float = MIN_SIGNAL_TO_NOISE
 
     @property
     def share(self) -> float:
@@ -104,7 +108,7 @@ class Report:
         """Whether the file may be used for the model."""
         if self.rounds:
             return self.share >= min_equal
-        return self.signal_to_noise >= MIN_SIGNAL_TO_NOISE
+        return self.signal_to_noise >= self.least_decibels
 
 
 def verify(
@@ -127,7 +131,11 @@ def verify(
     """
     session = Session(exported.model)
     reports = {name: OutputReport(name) for name in exported.scales}
-    report = Report(list(reports.values()), rounds=_rounds_alike(exported, model))
+    report = Report(
+        list(reports.values()),
+        rounds=_rounds_alike(exported, model),
+        least_decibels=_least_decibels(model),
+    )
     evaluators = [make_evaluator(), make_evaluator()] if make_evaluator else []
     regions = RegionOutputs(model, exported.layout)
     parting: Any = None
@@ -170,6 +178,13 @@ def _rounds_alike(exported: Exported, model: nn.Module) -> bool:
         and all(spec.format.bits <= 8 for spec in plan.activations)
         and all(spec.format.bits <= 8 for spec in plan.weights.values())
     )
+
+
+def _least_decibels(model: nn.Module) -> float:
+    """What the noise between two ways of rounding may be, by the fewest bits."""
+    specs = Quantization.of(model).plan.activations
+    bits = min((spec.format.bits for spec in specs), default=8)
+    return MIN_SIGNAL_TO_NOISE + _DECIBELS_A_BIT * max(bits - 8, 0)
 
 
 def first_difference(exported: Exported, model: nn.Module, example: Any) -> str | None:
