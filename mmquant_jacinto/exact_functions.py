@@ -90,7 +90,12 @@ def narrow(grid: Grid | None) -> Grid | None:
 
 
 def softmax(
-    x: Tensor, given: Grid | None, dim: int, dtype: torch.dtype | None = None
+    x: Tensor,
+    given: Grid | None,
+    dim: int,
+    *,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``F.softmax`` of integers, or of real numbers where ``given`` is None."""
     return _softmax(x, given, 1.0, None, dim)

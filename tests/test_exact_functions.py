@@ -79,6 +79,7 @@ def test_normalizations_are_those_of_real_numbers():
     [
         ('softmax', GRID, (-1,), {}, True),
         ('softmax', None, (), {'dim': 1}, True),
+        ('softmax', GRID, (1,), {'_stacklevel': 5}, True),
         ('softmax', GRID, (), {}, False),
         ('softmax', GRID, (1, torch.float64), {}, False),
         ('softmax', GRID, (1,), {'dtype': torch.float64}, False),
@@ -94,6 +95,7 @@ def test_which_calls_are_exact(name, given, args, kwargs, expected):
 MASK = torch.zeros(49, 49).masked_fill(torch.rand(49, 49) < 0.3, -torch.inf)
 BETWEEN_LAYERS = {
     'softmax': lambda net, x: x.softmax(-1),
+    'softmax of a module': lambda net, x: net.softmax(x),
     'softmax of another axis': lambda net, x: torch.softmax(x, dim=1),
     # It stays in float, and so does its sum with a constant.
     'softmax of a sum': lambda net, x: (x + torch.linspace(0, 3, 96)).softmax(-1),
@@ -117,6 +119,7 @@ def test_file_has_the_same_bits(name, preset):
     net = Forward(
         lambda net, x: net.two(BETWEEN_LAYERS[name](net, net.one(x))),
         one=nn.Linear(96, 96),
+        softmax=nn.Softmax(dim=-1),
         norm=nn.LayerNorm(96),
         wide_norm=nn.LayerNorm((49, 96)),
         attention=nn.MultiheadAttention(96, 4, batch_first=True),

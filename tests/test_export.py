@@ -73,11 +73,10 @@ def test_16_bits(toy_net, images):
     assert (expected - found).abs().max() <= 1.01 * scale
     report = verify(exported, toy_net, [images])
     assert not report.rounds
-    assert report.least_decibels == 68
-    assert report.signal_to_noise > 68
+    assert report.signal_to_noise > report.least_signal_to_noise > 60
     assert report.holds()
-    # As far off as 8 bits are.
-    report.outputs[0].noise = report.outputs[0].signal * 10**-4.8
+    # Further from the model than the model from the float one.
+    report.outputs[0].noise = 1.1 * report.outputs[0].quantization
     assert not report.holds()
 
 

@@ -118,7 +118,7 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
         raise QuantizeError(
             f'{args.output} was not written: its outputs are only '
             f'{report.signal_to_noise:.1f} dB above their difference to the '
-            f'checkpoint, and {report.least_decibels:.0f} are wanted of so many bits'
+            f'checkpoint, less than {report.least_signal_to_noise:.1f} dB'
         )
     raise QuantizeError(
         f'{report.share:.4%} of the elements are equal, less than {least:.4%}: '

@@ -32,6 +32,8 @@ def _softmax(
     given: Grid | None,
     like: Tensor,
     dim: int,
+    *,
+    _stacklevel: int = 3,
     dtype: torch.dtype | None = None,
 ) -> str:
     return _weights(site, x, given, 1.0, None, like, axis_of(dim, like.dim()))
