@@ -114,8 +114,8 @@ void mmquant_put_on_grid(
     for (int64_t start = 0; start < n; start += GRAIN) {
         int64_t size = n - start < GRAIN ? n - start : GRAIN;
         (half_up ? quantize_half_up : quantize_half_even)(
-            x + start, out + start, inside ? inside + start : 0, size, inverse, scale, low,
-            high);
+            x + start, out + start, inside ? inside + start : 0, size, inverse, scale,
+            low, high);
     }
 }
 
