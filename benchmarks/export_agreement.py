@@ -9,19 +9,16 @@ ONNX Runtime, element by element, on other images. Prints a table in Markdown.
 """
 
 import argparse
-import collections
 import json
 import logging
 import os
 import re
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import cv2
 import mmdet
-import onnx
 import onnxruntime as ort
 import torch
 from mmengine.config import Config
@@ -32,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, QuantizeError
 from mmquant_jacinto.export.exporter import Exported, export_onnx
+from mmquant_jacinto.export.session import integer_layers
 from mmquant_jacinto.export.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,9 +61,6 @@ MODELS_COMPARED = {
     'pvt': ('pvt/retinanet_pvt-t_fpn_1x_coco.py', (256, 256)),
     'swin': ('swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py', (256, 256)),
 }
-# What ONNX Runtime runs layers in integers by.
-INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
-LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 
 
 def parse_args() -> argparse.Namespace:
@@ -154,21 +149,6 @@ def quantize(name: str, args: argparse.Namespace) -> tuple[Any, list[Any]]:
     wrapper(**data, mode='predict')
     wrapper.eval()
     return wrapper, [wrapper.as_batch(x[None]) for x in images[2:]]
-
-
-def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
-    """Layers that ONNX Runtime runs in integers, and all of them."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder, 'optimized.onnx'))
-        ort.InferenceSession(
-            model.SerializeToString(), options, providers=['CPUExecutionProvider']
-        )
-        optimized = onnx.load(options.optimized_model_filepath)
-    counts = collections.Counter(node.op_type for node in optimized.graph.node)
-    integers = sum(counts[kind] for kind in INTEGER_KERNELS)
-    return integers, integers + sum(counts[kind] for kind in LAYERS)
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:

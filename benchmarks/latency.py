@@ -1,12 +1,15 @@
 """INT8 latency / FP32 latency of the exported detectors, interleaved.
 
-For each detector of ``configs/bccd``, with random weights: the float model, the file
+For each detector of ``configs/bccd``, with random weights or trained ones: the float
+model, the file
 of ``tools/export.py`` and the one that ONNX Runtime's own ``quantize_static`` makes
 of the same float model (QDQ, per channel, U8S8), each in ONNX Runtime with all
 optimizations. A round runs all of them once, so that a noisy machine disturbs them
 alike; the result is the median over rounds of the ratio within a round.
 
-    python benchmarks/latency.py --json benchmarks/results/latency_cpu.json
+    python benchmarks/latency.py --json benchmarks/results/latency_cpu.json \\
+        --table docs/export.md
+    python benchmarks/latency.py --size 256 --weights 'work_dirs/{name}/epoch_30.pth'
 """
 
 import argparse
@@ -18,7 +21,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import onnx
@@ -27,6 +30,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -40,14 +44,22 @@ from mmquant_jacinto.export.exporter import INPUT_NAME, export_onnx
 from mmquant_jacinto.export.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS_TIMED = ('mobilenet', 'regnet', 'resnet')
+MODELS_TIMED = {
+    'mobilenet': 'MobileNetV2',
+    'regnet': 'RegNetX-800MF',
+    'resnet': 'ResNet-50',
+}
+RATIOS = ('int8 / float', 'quantize_static / float', 'int8 / quantize_static')
+OPENVINO = 'openvino int8 / float'
+# The table in a page lies between these lines.
+START, END = '<!-- latency -->', '<!-- end of latency -->'
 CALIBRATION_IMAGES = 4
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--models', nargs='+', default=MODELS_TIMED, choices=MODELS_TIMED
+        '--models', nargs='+', default=list(MODELS_TIMED), choices=MODELS_TIMED
     )
     parser.add_argument('--size', type=int, default=320)
     parser.add_argument('--rounds', type=int, default=60)
@@ -55,17 +67,26 @@ def parse_args() -> argparse.Namespace:
         '--threads', type=int, default=0, help='of the engine; 0: all cores'
     )
     parser.add_argument('--openvino', action='store_true', help='time OpenVINO too')
+    parser.add_argument(
+        '--weights',
+        help='float checkpoints, {name} stands for the detector; random ones without',
+    )
     parser.add_argument('--json', type=Path, help='where the result goes')
+    parser.add_argument(
+        '--table', type=Path, help=f'a page whose table, behind {START}, is renewed'
+    )
     return parser.parse_args()
 
 
-def build_detector(name: str) -> torch.nn.Module:
-    """A detector with random weights, and statistics that fit them."""
+def build_detector(name: str, weights: Optional[str]) -> torch.nn.Module:
+    """A detector with random weights, or those of a checkpoint."""
     cfg = Config.fromfile(ROOT / f'configs/bccd/ssd_{name}_fpn.py')
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    if weights is not None:
+        load_checkpoint(model, weights.format(name=name), map_location='cpu')
     return model
 
 
@@ -111,9 +132,11 @@ def export_float(model: torch.nn.Module, size: int, path: Path) -> None:
     )
 
 
-def make_files(name: str, size: int, folder: Path) -> dict[str, onnx.ModelProto]:
+def make_files(
+    name: str, size: int, weights: Optional[str], folder: Path
+) -> dict[str, onnx.ModelProto]:
     """The float file, ours, and that of ``quantize_static``."""
-    model = build_detector(name).eval()
+    model = build_detector(name, weights).eval()
     export_float(copy.deepcopy(model), size, folder / 'float.onnx')
     calibration = MMDetQuantCalibrateModule(
         model,
@@ -166,7 +189,7 @@ def time_sessions(
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times one detector."""
     with tempfile.TemporaryDirectory() as folder:
-        files = make_files(name, args.size, Path(folder))
+        files = make_files(name, args.size, args.weights, Path(folder))
     sessions = {
         key: Session(model, threads=args.threads) for key, model in files.items()
     }
@@ -175,19 +198,49 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             sessions[f'openvino {key}'] = Session(files[key], 'openvino', args.threads)
     times = time_sessions(sessions, args.size, args.rounds)
 
-    def ratio(first: str, second: str) -> float:
+    def ratio(name: str) -> float:
+        first, _, second = name.rpartition(' / ')
+        if first.startswith('openvino'):
+            second = f'openvino {second}'
         pairs = zip(times[first], times[second])
         return round(statistics.median(a / b for a, b in pairs), 3)
 
-    result = {
+    compared = (*RATIOS, OPENVINO) if args.openvino else RATIOS
+    return {
         'milliseconds': {k: round(statistics.median(v), 2) for k, v in times.items()},
-        'int8 / float': ratio('int8', 'float'),
-        'quantize_static / float': ratio('quantize_static', 'float'),
-        'int8 / quantize_static': ratio('int8', 'quantize_static'),
+        **{name: ratio(name) for name in compared},
     }
-    if args.openvino:
-        result['openvino int8 / float'] = ratio('openvino int8', 'openvino float')
-    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    models = result['models']
+    columns = [c for c in (*RATIOS, OPENVINO) if any(c in m for m in models.values())]
+    titles = [
+        c.replace('int8', 'INT8').replace('float', 'FP32').replace('/', '÷')
+        for c in columns
+    ]
+    lines = [
+        f'{result["size"]} × {result["size"]}, batch 1, {result["weights"]} weights, '
+        f'threads: {result["threads"]}, {result["processor"]}, ONNX Runtime '
+        f'{result["onnxruntime"]}; medians of {result["rounds"]} rounds:',
+        '',
+        '| | ' + ' | '.join(titles) + ' |',
+        '| --- |' + ' --- |' * len(columns),
+    ]
+    for name, item in models.items():
+        cells = [f'{item[c]:.3f}' if c in item else '–' for c in columns]
+        lines.append(f'| {MODELS_TIMED[name]} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def renew(page: Path, content: str) -> None:
+    """Replaces what lies between the two marks of a page."""
+    before, start, rest = page.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise SystemExit(f'{page} lacks the lines {START} and {END}')
+    page.write_text(f'{before}{start}\n{content}\n{end}{after}')
 
 
 def processor() -> str:
@@ -208,6 +261,7 @@ def main() -> None:
         'size': args.size,
         'rounds': args.rounds,
         'threads': args.threads or 'all',
+        'weights': 'random' if args.weights is None else 'trained',
         'models': {},
     }
     for name in args.models:
@@ -215,6 +269,9 @@ def main() -> None:
         print(name, json.dumps(result['models'][name], indent=2), flush=True)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + '\n')
+    print(table(result))
+    if args.table:
+        renew(args.table, table(result))
 
 
 if __name__ == '__main__':

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_detector(name: str, size: int) -> torch.nn.Module:
+def build_detector(name: str) -> torch.nn.Module:
     """The detector of ``configs/bccd``, with random weights."""
     cfg = Config.fromfile(ROOT / f'configs/bccd/ssd_{name}_fpn.py')
     init_default_scope('mmdet')
@@ -242,7 +242,7 @@ def main() -> None:
         models={},
     )
     for name in args.models:
-        model = build_detector(name, args.size).to(args.device)
+        model = build_detector(name).to(args.device)
         train = dict(
             float=train_step(copy.deepcopy(model).train(), batch, args.amp),
             **qat_variants(model, batch, args),

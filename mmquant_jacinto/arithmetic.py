@@ -26,9 +26,12 @@ class FixedPoint:
     Attributes:
         rounding (str, optional): How the engine rounds, whatever the format
             says. None: as the format says.
+        has_exact_functions (bool): Whether softmax and normalizations are those of
+            :mod:`~mmquant_jacinto.exact_functions`.
     """
 
     rounding: str | None = None
+    has_exact_functions = False
 
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         """From the accumulator of a layer to steps of its output: (C,), float32.
@@ -86,30 +89,9 @@ class FixedPoint:
         """
         return None
 
-    def group_norm(
-        self,
-        x: Tensor,
-        given: Grid,
-        groups: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-    ) -> Tensor | None:
-        """Group normalization of integers, in real numbers, if the engine has one.
 
-        Args:
-            x (Tensor): Integers less the zero point: (N, C, ...).
-            given (Grid): Of ``x``.
-            groups (int): Number of groups.
-            weight (Tensor, optional): (C,).
-            bias (Tensor, optional): (C,).
-            eps (float): Added to the variance, in squared real numbers.
-        """
-        return None
-
-
-class OnnxRuntime(FixedPoint):
-    """The QLinear kernels of ONNX Runtime on x86 (measured with 1.32).
+class QdqEngine(FixedPoint):
+    """What reads QDQ files; as the QLinear kernels of ONNX Runtime 1.32 on x86.
 
     All in float32: scales are multiplied, then divided; a fused multiply-add
     rounds once, which float64 reproduces. Beyond 8 bits it has no integer kernels
@@ -171,37 +153,11 @@ class OnnxRuntime(FixedPoint):
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _ONNXRUNTIME_FUNCTIONS.get(name)
 
-    def group_norm(
-        self,
-        x: Tensor,
-        given: Grid,
-        groups: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-    ) -> Tensor | None:
-        # Float sums depend on the order of adding; those of integers are exact, so
-        # the exported graph sums those (``export.steps``), and so is it done here.
-        if _is_wide(given):
-            return None
-        grouped = x.double().reshape(x.shape[0], groups, -1)
-        count = grouped.shape[-1]
-        mean = grouped.sum(-1, keepdim=True) / count
-        variance = grouped.square().sum(-1, keepdim=True) / count - mean * mean
-        inverse = 1.0 / (variance + eps / given.scale**2).sqrt()
-        gain, offset = inverse, -mean * inverse
-        if weight is not None:
-            gain = inverse * weight.double().view(groups, -1)
-            offset = -mean * gain
-        if bias is not None:
-            offset = offset + bias.double().view(groups, -1)
-        shape = (x.shape[0], -1) + (1,) * (x.dim() - 2)
-        channels = x.shape[1] // groups
-        gain, offset = (
-            item.expand(-1, -1, channels).reshape(shape).float()
-            for item in (gain, offset)
-        )
-        return (x * gain).add_(offset)
+
+class OnnxRuntime(QdqEngine):
+    """ONNX Runtime itself, whose files have exact sums in them."""
+
+    has_exact_functions = True
 
 
 def _is_wide(*grids: Grid) -> bool:
@@ -265,9 +221,12 @@ _ONNXRUNTIME_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 # A target whose devices are not at hand computes as the engine that reads the
 # same file does here.
-_ENGINES: Mapping[str, type[FixedPoint]] = {'jacinto': FixedPoint}
+_ENGINES: Mapping[str, type[FixedPoint]] = {
+    'jacinto': FixedPoint,
+    'onnxruntime': OnnxRuntime,
+}
 
 
 def engine_of(target: str) -> FixedPoint:
     """The arithmetic of a target, by the name that ``quantize.target`` gives."""
-    return _ENGINES.get(target, OnnxRuntime)()
+    return _ENGINES.get(target, QdqEngine)()

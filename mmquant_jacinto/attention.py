@@ -149,7 +149,6 @@ def multi_head_attention_forward(
             f'was expecting embedding dimension of {embed_dim_to_check}, but got '
             f'{width}'
         )
-    head_width = width // num_heads
     weights = (
         (q_proj_weight, k_proj_weight, v_proj_weight)
         if use_separate_proj_weight
@@ -157,29 +156,15 @@ def multi_head_attention_forward(
     )
     biases = _parts(in_proj_bias, width)
     q, k, v = map(F.linear, (query, key, value), weights, biases)
-    padding = 0
-    if bias_k is not None and bias_v is not None:
-        k = torch.cat([k, bias_k.repeat(1, batch, 1)])
-        v = torch.cat([v, bias_v.repeat(1, batch, 1)])
-        padding += 1
-
-    def by_head(x: Tensor) -> Tensor:
-        x = x.contiguous().view(x.shape[0], batch * num_heads, head_width)
-        return x.transpose(0, 1)
-
-    q = by_head(q)
-    k = by_head(k) if static_k is None else static_k
-    v = by_head(v) if static_v is None else static_v
-    if add_zero_attn:
-        zeros = k.new_zeros(k.shape[0], 1, head_width)
-        k, v = torch.cat([k, zeros], 1), torch.cat([v, zeros], 1)
-        padding += 1
+    q, k, v, padding = _by_head(
+        q, k, v, num_heads, (bias_k, bias_v), (static_k, static_v), add_zero_attn
+    )
     with torch._C.DisableTorchFunction():
         mask = _merge_masks(attn_mask, key_padding_mask, q, num_heads, padding)
     scores = torch.bmm(q, k.transpose(1, 2))
     # Without weights torch takes another way, which gives zeros for NaN.
     attention = masked_softmax(
-        scores, 1.0 / math.sqrt(head_width), mask, safe=not need_weights
+        scores, 1.0 / math.sqrt(width // num_heads), mask, safe=not need_weights
     )
     dropped = F.dropout(attention, dropout_p) if training and dropout_p else attention
     out = torch.bmm(dropped, v).transpose(0, 1).reshape(length, batch, width)
@@ -192,6 +177,42 @@ def multi_head_attention_forward(
         shown = dropped.view(batch, num_heads, length, -1)
         shown = shown.mean(1) if average_attn_weights else shown
     return out, shown if is_batched else shown.squeeze(0)
+
+
+def _by_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    biases: tuple[Optional[Tensor], Optional[Tensor]],
+    static: tuple[Optional[Tensor], Optional[Tensor]],
+    add_zeros: bool,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Projections (L, N, E) as one row for each head: (N * heads, L, E / heads).
+
+    Returns:
+        Tuple[Tensor, Tensor, Tensor, int]: Queries, keys, values, and how many keys
+        were added.
+    """
+    batch, width = q.shape[1:]
+    padding = 0
+    bias_k, bias_v = biases
+    if bias_k is not None and bias_v is not None:
+        k = torch.cat([k, bias_k.repeat(1, batch, 1)])
+        v = torch.cat([v, bias_v.repeat(1, batch, 1)])
+        padding += 1
+
+    def split(x: Tensor) -> Tensor:
+        x = x.contiguous().view(x.shape[0], batch * num_heads, width // num_heads)
+        return x.transpose(0, 1)
+
+    q = split(q)
+    k, v = (split(x) if fixed is None else fixed for x, fixed in zip((k, v), static))
+    if add_zeros:
+        zeros = k.new_zeros(k.shape[0], 1, width // num_heads)
+        k, v = torch.cat([k, zeros], 1), torch.cat([v, zeros], 1)
+        padding += 1
+    return q, k, v, padding
 
 
 def _parts(packed: Optional[Tensor], size: int) -> tuple[Optional[Tensor], ...]:

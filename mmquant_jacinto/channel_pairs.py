@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from . import ops
 from .dataflow import Dataflow
-from .record import Site
+from .graph import Site
 
 # Of each channel alone, and f(s x) = s f(x) for all s > 0.
 ANYWHERE = frozenset(

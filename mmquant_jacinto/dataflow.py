@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from . import ops
+from .graph import Graph, Site
 from .plan import Clip
-from .record import Graph, Site
 
 
 class Groups:

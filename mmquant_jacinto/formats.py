@@ -68,7 +68,8 @@ class Preset:
             normalization that follows has been folded into them.
         activation (TensorFormat): Every tensor computed inside the network.
         bias_bits (int, optional): Width of the bias in units of input scale
-            times weight scale. None: twice the weight's width.
+            times weight scale. None: twice the weight's width. In an accumulator
+            of 32 bits 31 leave room for the products.
         constrain_bias (str, optional): What happens to a bias that does not
             fit: ``'saturate'`` clamps it, ``'reduce_weight_scale'`` makes the
             weights' grid coarser until it fits.
@@ -81,7 +82,7 @@ class Preset:
 
     weight: TensorFormat
     activation: TensorFormat
-    bias_bits: Optional[int] = 32
+    bias_bits: Optional[int] = 31
     constrain_bias: Optional[str] = 'reduce_weight_scale'
     constrain_weights: bool = False
     equalize: bool = False

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from . import ops
 from .arithmetic import engine_of
+from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
@@ -112,7 +113,7 @@ class Integer(Behaviour):
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
         else:
-            out = func(*args, **kwargs)
+            out = self._compute_real(step, op, func, args, kwargs)
         incomplete = step.norm and not step.weight and not step.last
         return out if incomplete else self._emit(step, out)
 
@@ -222,14 +223,37 @@ class Integer(Behaviour):
             steps = self.engine.multiply(x, y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
             steps = self._look_up(op.name, first, x) / grid.scale
-        elif op.name == 'group_norm':
-            real = self.engine.group_norm(x, first, *_group_norm(*args, **kwargs))
-            if real is None:
-                return None
+        elif self._is_exact(op, first, grid, args, kwargs):
+            real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
             steps = real.div_(grid.scale)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
+
+    def _compute_real(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        """An operation whose operands are not all integers."""
+        if self._is_exact(op, None, self._grid(step.output), args, kwargs):
+            return EXACT_FUNCTIONS[op.name](args[0], None, *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+    def _is_exact(
+        self,
+        op: Op,
+        given: Optional[Grid],
+        grid: Optional[Grid],
+        args: tuple,
+        kwargs: dict,
+    ) -> bool:
+        """Whether a call is one of ``exact_functions``."""
+        return (
+            self.engine.has_exact_functions
+            and narrow(given) == given
+            and narrow(grid) is not None
+            and bool(args)
+            and is_exact(op.name, given, args[1:], kwargs)
+        )
 
     def _look_up(self, function: str, given: Grid, x: Tensor) -> Tensor:
         """A function of the engine, computed once for each point of a grid."""
@@ -299,17 +323,6 @@ class Integer(Behaviour):
         if step.kind != ops.LINEAR:
             multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
         return IntegerLayer(integers, bias, multiplier)
-
-
-def _group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Optional[Tensor] = None,
-    bias: Optional[Tensor] = None,
-    eps: float = 1e-5,
-) -> tuple[int, Optional[Tensor], Optional[Tensor], float]:
-    """The arguments of a call, behind its input."""
-    return num_groups, weight, bias, eps
 
 
 def grid_of(x: Any) -> Optional[Grid]:

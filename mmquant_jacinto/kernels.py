@@ -97,19 +97,23 @@ def _quantize_(x: Tensor, grid: Grid) -> Tensor:
 
 
 class _FakeQuantizeNative(torch.autograd.Function):
-    """One pass over memory; keeps a byte for each element, not the element."""
+    """One pass over memory; keeps a byte for each element, not the element.
+
+    And not even that where no gradient is wanted.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, grid: Grid, limits: tuple, in_place: bool
+        ctx: Any, x: Tensor, grid: Grid, limits: tuple, in_place: bool, has_grad: bool
     ) -> Tensor:
         out = x if in_place else torch.empty_like(x)
-        inside = torch.empty_like(x, dtype=torch.uint8)
+        inside = torch.empty_like(x, dtype=torch.uint8) if has_grad else None
         half_up = grid.rounding == HALF_UP
         native.fake_quantize(x, out, inside, grid.scale, limits, half_up)
         if in_place:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(inside)
+        if has_grad:
+            ctx.save_for_backward(inside)
         return out
 
     @staticmethod
@@ -120,8 +124,8 @@ class _FakeQuantizeNative(torch.autograd.Function):
             or not native.takes(grad)
             or grad.stride() != inside.stride()
         ):
-            return grad * inside, None, None, None
-        return native.mask(grad, inside), None, None, None
+            return grad * inside, None, None, None, None
+        return native.mask(grad, inside), None, None, None, None
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -172,7 +176,7 @@ def fake_quantize(
     if grid.rounding != HALF_AWAY and native.takes(x):
         # Autograd cannot change a view in a function of ours, nor a leaf.
         in_place = in_place and not (has_grad and (x._is_view() or x.is_leaf))
-        out = _FakeQuantizeNative.apply(x, grid, limits, in_place)
+        out = _FakeQuantizeNative.apply(x, grid, limits, in_place, has_grad)
     elif in_place and not has_grad:
         out = _quantize_(x.clamp_(*limits), grid)
     elif isinstance(limits[0], Tensor):

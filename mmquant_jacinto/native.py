@@ -15,7 +15,7 @@ from torch import Tensor
 
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = dict(
-    mmquant_fake_quantize=[_POINTER] * 3
+    mmquant_put_on_grid=[_POINTER] * 3
     + [_INT64, _FLOAT, _FLOAT, _FLOAT, _FLOAT, ctypes.c_int],
     mmquant_mask=[_POINTER] * 3 + [_INT64],
     mmquant_learned_gradient=[_POINTER] * 3
@@ -68,7 +68,7 @@ def takes(x: Tensor) -> bool:
 def fake_quantize(
     x: Tensor,
     out: Tensor,
-    inside: Tensor,
+    inside: Optional[Tensor],
     scale: float,
     limits: tuple[float, float],
     half_up: bool,
@@ -78,16 +78,16 @@ def fake_quantize(
     Args:
         x (Tensor): See :func:`takes`.
         out (Tensor): Where to, laid out as ``x``; may be ``x``.
-        inside (Tensor): Gets 1 where ``x`` was strictly between the limits, else
-            0; uint8, laid out as ``x``.
+        inside (Tensor, optional): Gets 1 where ``x`` was strictly between the limits,
+            else 0; uint8, laid out as ``x``. None: nobody asks.
         scale (float): Step of the grid.
         limits (Tuple[float, float]): Where to clamp.
         half_up (bool): Round ties up, rather than to even.
     """
-    _library.mmquant_fake_quantize(
+    _library.mmquant_put_on_grid(
         x.data_ptr(),
         out.data_ptr(),
-        inside.data_ptr(),
+        None if inside is None else inside.data_ptr(),
         x.numel(),
         1.0 / scale,
         scale,

@@ -15,6 +15,7 @@ from .config import QuantizeConfig
 from .dataflow import Chain, Dataflow
 from .errors import QuantizeError, nearest
 from .formats import TensorFormat
+from .graph import Graph, Site
 from .plan import (
     ACTIVATION,
     INPUT,
@@ -24,7 +25,6 @@ from .plan import (
     Step,
     WeightSpec,
 )
-from .record import Graph, Site
 
 
 class _Overrides:

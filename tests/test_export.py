@@ -73,7 +73,11 @@ def test_16_bits(toy_net, images):
     assert (expected - found).abs().max() <= 1.01 * scale
     report = verify(exported, toy_net, [images])
     assert not report.rounds
-    assert report.signal_to_noise > 60
+    assert report.signal_to_noise > report.least_signal_to_noise > 60
+    assert report.holds()
+    # Further from the model than the model from the float one.
+    report.outputs[0].noise = 1.1 * report.outputs[0].quantization
+    assert not report.holds()
 
 
 def test_every_layer_is_an_integer_kernel(toy_net, images, tmp_path):

@@ -14,7 +14,9 @@ from mmcv.ops import batched_nms  # noqa: E402
 from mmdet.models.dense_heads import (  # noqa: E402
     ATSSHead,
     FCOSHead,
+    GFLHead,
     RetinaHead,
+    RTMDetSepBNHead,
     SSDHead,
     YOLOXHead,
 )
@@ -74,6 +76,16 @@ def make_heads():
             feat_channels=8, norm_cfg=None, anchor_generator=one_anchor, **shared
         ),
         'yolox': YOLOXHead(feat_channels=8, strides=[8, 16], **shared),
+        'gfl': GFLHead(
+            feat_channels=8, norm_cfg=None, anchor_generator=one_anchor, **shared
+        ),
+        'rtmdet': RTMDetSepBNHead(
+            feat_channels=8,
+            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16]),
+            bbox_coder=dict(type='DistancePointBBoxCoder'),
+            with_objectness=False,
+            **shared,
+        ),
     }
 
 
@@ -98,12 +110,15 @@ def suppress(boxes, scores):
     )
 
 
-@pytest.mark.parametrize('name', ['ssd', 'retinanet', 'fcos', 'atss', 'yolox'])
+@pytest.mark.parametrize(
+    'name', ['ssd', 'retinanet', 'fcos', 'atss', 'yolox', 'gfl', 'rtmdet']
+)
 def test_decoding_is_that_of_the_head(name):
     head = make_heads()[name]
     raw = outputs_of(head)
-    if name == 'fcos':
-        raw = (raw[0], [x.abs() * 10 for x in raw[1]], raw[2])
+    if name in ('fcos', 'rtmdet'):
+        # Distances, in pixels.
+        raw = (raw[0], [x.abs() * 10 for x in raw[1]], *raw[2:])
     found = suppress(*decode(head, raw, SIZE))
     meta = dict(img_shape=SIZE, scale_factor=(1.0, 1.0), ori_shape=SIZE)
     with torch.no_grad():
@@ -152,6 +167,45 @@ def test_detections_are_outputs_beside_the_head(ssd):
     found = Session(exported.model)(torch.randn(1, 3, *ssd.size))
     assert found['boxes'].shape == (len(found['scores']), 4)
     assert found['labels'].dtype == torch.int64
+
+
+def greedy(boxes, scores, iou, keep):
+    """Suppression in NumPy: among equal scores the first comes first."""
+    found = []
+    for label, column in enumerate(scores.T):
+        kept = []
+        for i in np.argsort(-column, kind='stable'):
+            if column[i] <= 0 or len(kept) == keep:
+                break
+            low = np.maximum(boxes[i, :2], boxes[kept][:, :2])
+            high = np.minimum(boxes[i, 2:], boxes[kept][:, 2:])
+            areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
+            shared = np.prod(np.maximum(high - low, 0), 1)
+            if not (shared / (areas[i] + areas[kept] - shared) > iou).any():
+                kept.append(i)
+        found += [(-column[i], label, i) for i in kept]
+    return sorted(found)[:keep]
+
+
+def test_detections_of_the_file_are_those_of_its_outputs(ssd):
+    exported = ssd.export(postprocess=True)
+    found = Session(exported.model)(torch.randn(1, 3, *ssd.size))
+    raw = [
+        [found[f'{name}.{i}'] for i in range(5)]
+        for name in ('cls_scores', 'bbox_preds')
+    ]
+    head = ssd.model.bbox_head
+    boxes, scores = (x[0].numpy() for x in decode(head, raw, ssd.size))
+    expected = greedy(
+        boxes, scores, head.test_cfg.nms.iou_threshold, head.test_cfg.max_per_img
+    )
+    assert len(expected) > 20
+    places = [i for _, _, i in expected]
+    np.testing.assert_allclose(found['scores'], [-s for s, _, _ in expected], 1e-5)
+    # A last bit of the scores may decide the order of two.
+    same = found['labels'].numpy() == [label for _, label, _ in expected]
+    same &= np.abs(found['boxes'].numpy() - boxes[places]).max(1) < 1e-3
+    assert same.mean() > 0.9
 
 
 class SmallSSD:

@@ -111,3 +111,38 @@ def test_config_of_another_target_is_refused(workspace):
     assert code == 2
     assert "'jacinto'" in out
     assert 'Traceback' not in out
+
+
+def test_checkpoint_is_tested_with_the_arithmetic_of_a_target(workspace):
+    line = (OUR_TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS)
+    workspace.run(line)
+    detections = workspace.detections('test')
+    tool, arguments, options = line
+    workspace.run((tool, [*arguments, '--target', 'onnxruntime'], options))
+    assert workspace.detections('test') == detections != []
+
+
+@pytest.mark.parametrize(
+    'config, target, message',
+    [
+        ('config.py', 'tensort', 'tensorrt'),
+        ('float.py', 'onnxruntime', 'no `quantize`'),
+    ],
+)
+def test_target_that_does_not_fit_is_refused(workspace, config, target, message):
+    content = (workspace.root / 'config.py').read_text()
+    lines = [line for line in content.splitlines() if 'quantize =' not in line]
+    (workspace.root / 'float.py').write_text('\n'.join(lines))
+    options = [f'{k}={v}' for k, v in OPTIONS.items() if 'quantize' not in k]
+    line = [sys.executable, str(OUR_TOOLS / 'test.py'), config, CHECKPOINT]
+    done = subprocess.run(
+        [*line, '--target', target, '--cfg-options', *options],
+        cwd=workspace.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert message in done.stdout
+    assert 'Traceback' not in done.stdout

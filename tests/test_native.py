@@ -167,3 +167,25 @@ def test_shared_output_of_a_layer_is_not_changed_under_its_other_reader(images):
     out.sum().backward()
     assert net.conv.weight.grad is not None
     assert (out - float_out).abs().max() < 0.1 * float_out.abs().max()
+
+
+@pytest.mark.parametrize('grid', [UP, EVEN])
+@pytest.mark.parametrize('in_place', [False, True])
+def test_no_mask_is_kept_where_no_gradient_is_wanted(grid, in_place, monkeypatch):
+    masks = []
+    kernel = native.fake_quantize
+    monkeypatch.setattr(
+        native,
+        'fake_quantize',
+        lambda x, out, inside, *args: (
+            masks.append(inside),
+            kernel(x, out, inside, *args),
+        ),
+    )
+    x = torch.randn(1000) * 5
+    expected, _ = quantized_and_gradient(x, grid)
+    with torch.no_grad():
+        found = fake_quantize(x.clone(), grid, in_place=in_place)
+    assert torch.equal(found, expected)
+    assert masks[0] is not None
+    assert masks[1:] == [None]

@@ -52,6 +52,15 @@ def test_sweep_examines_models_and_goes_on_where_it_was(tmp_path):
     # Nothing has changed, so nothing is examined again.
     assert '2 models, 0 to examine' in sweep(tmp_path, *CONFIGS)
 
+    pytest.importorskip('onnxruntime')
+    out = sweep(tmp_path, CONFIGS[1], '--export', '--json', str(tmp_path / 'zoo.json'))
+    assert '1 models, 1 to examine' in out
+    after = json.loads((tmp_path / 'zoo.json').read_text())
+    assert [report.pop('export', {}).get('equal') for report in after] == [None, 1.0]
+    assert after == reports
+    table = (tmp_path / 'zoo.md').read_text()
+    assert table.count('| yes | – |\n') == table.count('| yes | 100 % |\n') == 1
+
 
 def report_of(least16, least8, **changes):
     def result(least):
@@ -103,6 +112,31 @@ def test_what_counts_as_a_shortfall(report, words, monkeypatch):
     found = '; '.join(shortfalls(report))
     assert bool(found) == bool(words)
     assert all(word in found for word in words)
+
+
+def test_export_column(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from zoo_report import _equal, _exports
+
+    assert _equal(None) == '–'
+    assert _equal(dict(reason='why')) == 'no'
+    assert _equal(dict(equal=1.0)) == '100 %'
+    # Never rounded up to all.
+    assert _equal(dict(equal=0.9999999)) == '99.999 %'
+    compared = dict(
+        equal=0.5, elements=8, largest=2.0, first='neck', integer_layers=3, layers=4
+    )
+    reports = [
+        dict(config='a/a.py', export=dict(reason='no such operator')),
+        dict(config='b/b.py', export={**compared, 'skipped': ['roi_head']}),
+        dict(config='c/c.py'),
+    ]
+    text = '\n'.join(_exports(reports))
+    assert '- `a/a.py`: no such operator' in text
+    assert '50 % of 8 elements, the largest difference 2 steps' in text
+    assert '- `b/b.py`: 1 of 4' in text
+    assert '- `roi_head`: b' in text
+    assert 'c/c' not in text
 
 
 def test_model_that_breaks_does_not_stop_the_sweep(tmp_path):

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.quantization import Quantization
 
 
 def parse_args() -> argparse.Namespace:
@@ -116,7 +117,8 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
     if not report.rounds:
         raise QuantizeError(
             f'{args.output} was not written: its outputs are only '
-            f'{report.signal_to_noise:.1f} dB above their difference to the checkpoint'
+            f'{report.signal_to_noise:.1f} dB above their difference to the '
+            f'checkpoint, less than {report.least_signal_to_noise:.1f} dB'
         )
     raise QuantizeError(
         f'{report.share:.4%} of the elements are equal, less than {least:.4%}: '
@@ -124,25 +126,67 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
     )
 
 
-def main() -> None:
-    args = parse_args()
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise QuantizeError before anything long is done."""
     from mmquant_jacinto.export.packages import require
 
     for package in ('onnx', 'onnx_ir', 'onnxruntime'):
         require(package)
-    from mmquant_jacinto.export import from_config
-    from mmquant_jacinto.export.exporter import export_onnx
+    from mmquant_jacinto.export.from_config import check_output
     from mmquant_jacinto.export.targets import TARGETS
 
-    console = Console(width=100)
     if args.verify < 0:
         raise QuantizeError(f'--verify {args.verify} is not a number of images')
     if args.target not in TARGETS:
         raise QuantizeError(
             f'--target {args.target!r} is unknown; valid: ' + ', '.join(TARGETS)
         )
-    from_config.check_output(args.output)
+    check_output(args.output)
+
+
+def prove_all(exported, root, images, examples, args, console) -> None:
+    """Compare file and model on all images, and on another size if that is free."""
+    from mmquant_jacinto.export import from_config
+
+    if not args.verify:
+        console.print('[bold]not verified[/]: --verify 0')
+        return
+    can_score = args.images is None and not exported.skipped
+    evaluator = images.evaluator if can_score else None
+    prove(exported, root, examples, evaluator, args, console)
+    if args.dynamic:
+        larger = tuple(n + more for n, more in zip(images.shape, (64, 128)))
+        others = from_config.TestImages(
+            images.cfg, larger, from_config.pad_divisor(root), args.images
+        )
+        console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
+        prove(exported, root, others.batches(2), None, args, console)
+
+
+def write(exported, args, console) -> None:
+    """Write the file, and what goes beside it."""
+    from mmquant_jacinto.export import from_config
+
+    from_config.save(exported.model, args.output)
+    if exported.meta_arch is not None:
+        prototxt = args.output.with_suffix('.prototxt')
+        from_config.write_atomically(prototxt, exported.meta_arch.encode())
+        console.print(f'{prototxt}: the detection head, for the importer of TIDL')
+    size = args.output.stat().st_size / 2**20
+    console.print(
+        f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    check_arguments(args)
+    from mmquant_jacinto.export import from_config
+    from mmquant_jacinto.export.exporter import export_onnx
+    from mmquant_jacinto.export.targets import QDQ
+
+    console = Console(width=100)
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     wrapper = from_config.load_quantized(cfg, args.checkpoint)
@@ -162,30 +206,17 @@ def main() -> None:
         args.postprocess,
         args.dynamic,
     )
+    preset = Quantization.of(root).plan.config['target']
+    if preset == 'jacinto' and exported.form == QDQ:
+        console.print(
+            f'{args.target} rounds ties to even, and quantize.target=jacinto up: '
+            'scores may differ from those in the log in the last digit, and are those '
+            f'of tools/test.py CONFIG CHECKPOINT --target {args.target}'
+        )
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
-    if args.verify:
-        can_score = args.images is None and not exported.skipped
-        evaluator = images.evaluator if can_score else None
-        prove(exported, root, examples, evaluator, args, console)
-        if args.dynamic:
-            larger = tuple(n + more for n, more in zip(images.shape, (64, 128)))
-            others = from_config.TestImages(
-                cfg, larger, from_config.pad_divisor(root), args.images
-            )
-            console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
-            prove(exported, root, others.batches(2), None, args, console)
-    else:
-        console.print('[bold]not verified[/]: --verify 0')
-    from_config.save(exported.model, args.output)
-    if exported.meta_arch is not None:
-        prototxt = args.output.with_suffix('.prototxt')
-        from_config.write_atomically(prototxt, exported.meta_arch.encode())
-        console.print(f'{prototxt}: the detection head, for the importer of TIDL')
-    size = args.output.stat().st_size / 2**20
-    console.print(
-        f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'
-    )
+    prove_all(exported, root, images, examples, args, console)
+    write(exported, args, console)
 
 
 if __name__ == '__main__':

@@ -5,12 +5,16 @@ python tools/sweep.py --all                  every config
 python tools/sweep.py detr 'swin/*t-p4*'     folders, or patterns of paths
 python tools/sweep.py --retry failed         those again that had failed
 python tools/sweep.py --device cuda --amp carafe dcn dcnv2     on a GPU, fp16 losses
+python tools/sweep.py --export --json docs/zoo.json            the export column alone
 
 Each model is examined in a process of its own: does it run in float; recorded,
 planned, calibrated, does it predict in integers, train, and come back from a
 checkpoint as it was; how far are its outputs from the float ones. One JSON for each
 config goes to --work-dir; a run that was interrupted goes on from there, as long as
 the package has not changed. The table goes to --table.
+
+--export exports each model instead and compares the file with it, in ONNX Runtime;
+the rows in --json (without it, those in --work-dir) keep all else that they say.
 """
 
 import argparse
@@ -42,6 +46,9 @@ def parse_args() -> argparse.Namespace:
         '--report', action='store_true', help='examine nothing, write what is there'
     )
     parser.add_argument('--list', action='store_true', help='only say which')
+    parser.add_argument(
+        '--export', action='store_true', help='only export, and compare the files'
+    )
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
     parser.add_argument(
         '--timeout', type=float, default=900, help='seconds for each model'
@@ -70,10 +77,17 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
         limit = int(args.memory * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     import torch
-    from zoo_check import examine
 
     torch.set_num_threads(1)
-    _write(Path(path), examine(name, args.device, args.amp), engine)
+    if args.export:
+        from zoo_export import examine_export
+
+        report = examine_export(name)
+    else:
+        from zoo_check import examine
+
+        report = examine(name, args.device, args.amp)
+    _write(Path(path), report, engine)
 
 
 def _write(path: Path, report: dict[str, Any], engine: str) -> None:
@@ -88,9 +102,8 @@ def is_done(path: Path, engine: str, retry: str) -> bool:
     if retry == 'everything' or not path.exists():
         return False
     report = json.loads(path.read_text())
-    return report['engine'] == engine and not (
-        retry == 'failed' and report['status'] == 'failed'
-    )
+    failed = report.get('status') == 'failed' or 'reason' in report.get('export', {})
+    return report['engine'] == engine and not (retry == 'failed' and failed)
 
 
 def supervise(
@@ -111,6 +124,8 @@ def supervise(
         reason = f'its process ended with code {process.exitcode}'
     if reason is not None:
         failure = dict(config=name, status='failed', failed='process', error=reason)
+        if args.export:
+            failure = dict(config=name, export=dict(reason=reason))
         _write(path, failure, engine)
     report = json.loads(path.read_text())
     report['wall'] = round(time.perf_counter() - start, 1)
@@ -120,6 +135,10 @@ def supervise(
 
 def summary_of(report: dict[str, Any]) -> str:
     """One line for the terminal."""
+    if 'status' not in report:
+        found = report['export']
+        result = found.get('reason') or f'{found["equal"]:.4%} equal'
+        return f'{report["config"]}  {report.get("wall", 0)} s  {result}'
     sqnr = report.get('sqnr', {})
     least = ', '.join(f'{bits} bits {item["least"]} dB' for bits, item in sqnr.items())
     problem = f'{report["failed"]}: {report["error"]}' if 'failed' in report else ''
@@ -146,10 +165,13 @@ def main() -> None:
             print(f'{name}  ({reason})')
         return
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    paths = {
-        name: args.work_dir / (name.replace('/', '__').removesuffix('.py') + '.json')
-        for name, _ in chosen
-    }
+    rows = {}
+    if args.export:
+        rows = read_rows(args)
+        chosen = [
+            item for item in chosen if rows.get(item[0], {}).get('status') == 'ok'
+        ]
+    paths = {name: result_path(args, name, args.export) for name, _ in chosen}
     engine = engine_version()
     waiting = [name for name in paths if not is_done(paths[name], engine, args.retry)]
     print(f'{len(chosen)} models, {len(waiting)} to examine', flush=True)
@@ -163,7 +185,54 @@ def main() -> None:
         ]
         for future in futures:
             print(summary_of(future.result()), flush=True)
-    reports = [json.loads(path.read_text()) for path in paths.values()]
+    results = [json.loads(path.read_text()) for path in paths.values()]
+    write_results(merge(results, rows or read_rows(args), args.export), args)
+
+
+def result_path(args: argparse.Namespace, name: str, export: bool = False) -> Path:
+    """Where the results of a config go."""
+    stem = name.replace('/', '__').removesuffix('.py')
+    return args.work_dir / (stem + ('.export.json' if export else '.json'))
+
+
+def read_rows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The table as it is, by config: in --json, or else in the work directory."""
+    if args.json and args.json.exists():
+        reports = json.loads(args.json.read_text())
+    else:
+        paths = sorted(args.work_dir.glob('*.json'))
+        paths = [path for path in paths if not path.name.endswith('.export.json')]
+        reports = [json.loads(path.read_text()) for path in paths]
+    return {report['config']: report for report in reports}
+
+
+def merge(
+    results: list[dict[str, Any]], rows: dict[str, dict[str, Any]], export: bool
+) -> list[dict[str, Any]]:
+    """New results and what is known: an export column does not change the others.
+
+    Args:
+        results (List[dict]): Of this run.
+        rows (Dict[str, dict]): The table as it was, by config.
+        export (bool): Whether this run exported, and did nothing else.
+    """
+    if not export:
+        known = {name: row['export'] for name, row in rows.items() if 'export' in row}
+        return [
+            {**item, 'export': known[item['config']]}
+            if item['config'] in known
+            else item
+            for item in results
+        ]
+    rows = dict(rows)
+    for item in results:
+        found = {**item['export'], 'engine': item['engine']}
+        rows[item['config']] = {**rows[item['config']], 'export': found}
+    return list(rows.values())
+
+
+def write_results(reports: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write what --json and --table ask for."""
     if args.json:
         # Tracebacks stay in --work-dir: they name paths of this machine.
         reports = [
@@ -177,7 +246,7 @@ def main() -> None:
 
 def _command(args: argparse.Namespace) -> str:
     """What to type for the same table, wherever this was typed."""
-    chosen = ['--all'] if args.all else args.patterns
+    chosen = ['--all'] if args.all else [] if args.export else args.patterns
     device = [] if args.device == 'cpu' else ['--device', args.device]
     half = ['--amp'] if args.amp else []
     memory = ['--memory', f'{args.memory:g}']

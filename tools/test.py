@@ -2,6 +2,8 @@
 
 python tools/test.py CONFIG checkpoint.pth     in float, or quantized
 python tools/test.py CONFIG model.onnx         the file of tools/export.py
+python tools/test.py CONFIG checkpoint.pth --target onnxruntime
+                                               as that file, whatever it was trained for
 """
 
 import argparse
@@ -17,8 +19,10 @@ from command_line import (
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.registry import HOOKS, METRICS
+from torch import nn
 
 from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.quant_module import QuantModule
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +35,11 @@ def parse_args() -> argparse.Namespace:
         '--backend',
         default='onnxruntime',
         help='what runs an .onnx file: onnxruntime (default) or openvino',
+    )
+    parser.add_argument(
+        '--target',
+        help="compute as this target's engine does, as tools/export.py --target; by "
+        'default as that of quantize.target',
     )
     parser.add_argument(
         '--out', type=pickle_path, help='pickle file to write the predictions to'
@@ -126,6 +135,8 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
     """Test an exported file through the config's own data pipeline and evaluator."""
     from mmquant_jacinto.export.from_file import FileRun
 
+    if args.target is not None:
+        raise QuantizeError('--target is for a checkpoint; a file has its target')
     if args.tta or args.launcher != 'none':
         raise QuantizeError(
             f'{args.checkpoint} is tested in one process and without --tta; '
@@ -136,6 +147,21 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
     if args.out is not None:
         runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
     run.test(runner)
+
+
+def set_engine(model: nn.Module, target: str) -> None:
+    """Let a quantized model compute as the engine of an exported file does."""
+    from mmquant_jacinto.export.targets import TARGETS, engine_name
+
+    if target not in TARGETS:
+        raise QuantizeError(
+            f'--target {target!r} is unknown; valid: ' + ', '.join(TARGETS)
+        )
+    if not isinstance(model, QuantModule):
+        raise QuantizeError(
+            '--target is for quantized checkpoints, and this config has no `quantize`'
+        )
+    model.quantization.engine = engine_name(target, model.config.target)
 
 
 def main() -> None:
@@ -152,6 +178,8 @@ def main() -> None:
     if args.tta:
         enable_tta(cfg)
     runner = build_runner(cfg)
+    if args.target is not None:
+        set_engine(runner.model, args.target)
     if args.out is not None:
         runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
     runner.test()

@@ -5,7 +5,6 @@ What it finds is a dict of plain data, see :func:`examine`.
 
 import copy
 import math
-import re
 import tempfile
 import time
 import traceback
@@ -14,17 +13,14 @@ from typing import Any, Callable, Optional
 
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import MessageHub
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from zoo_batches import loss_batches, predict_batch, walk
+from zoo_batches import loss_batches
 from zoo_configs import load_model_config, strip_pretrained
+from zoo_models import build_and_predict, calibrate, lighten, run
 from zoo_outputs import RegionTap, signal_to_noise
 
-from mmquant_jacinto import QuantizeConfig, quantize_model
+from mmquant_jacinto import QuantizeConfig
 from mmquant_jacinto.mmdet_wrappers import wrapper_class
 from mmquant_jacinto.planner import make_plan
 from mmquant_jacinto.prepare import is_region, probe_passes
@@ -39,10 +35,6 @@ FORMATS = {
     8: dict(bits=8, target='onnxruntime', observer='minmax'),
 }
 BOUNDS = {16: 55.0, 8: 15.0}  # dB
-NUM_DETECTIONS = 10
-# Size and number of the images: the first that a model takes. Many have a least size,
-# masked convolutions take one image.
-BATCHES = ((128, 2), (256, 2), (320, 2), (128, 1))
 PROBE = 1e-5  # of an image's power: the noise that shows what a float model makes of it
 
 
@@ -93,8 +85,8 @@ def examine(name: str, device: str = 'cpu', amp: bool = False) -> dict[str, Any]
             return report
         report['detector'] = cfg.type
         strip_pretrained(cfg)
-        _lighten(cfg)
-        model, batch = stage('float predict', _build_and_predict, cfg, device, report)
+        lighten(cfg)
+        model, batch = stage('float predict', build_and_predict, cfg, device, report)
         fresh = stage('copy', _blank_copy, model)
         floats = stage('float loss', _float_loss, model, cfg, amp, report)
         report['status'] = 'failed'
@@ -112,110 +104,12 @@ def _one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {text}'[:400]
 
 
-def _lighten(cfg: ConfigDict) -> None:
-    """Lets a model with random weights find something, but not much.
-
-    And keeps its images as small as they are given.
-    """
-    # Where proposals are learned, there are as many detections.
-    is_sparse = any('num_proposals' in part for part in walk(cfg))
-    for part in walk(cfg):
-        if 'batch_augments' in part:
-            part['batch_augments'] = None
-        for key in list(part):
-            if key == 'score_thr' and isinstance(part[key], float):
-                part[key] = 0.0
-            elif key in ('max_per_img', 'max_per_image') and not is_sparse:
-                if isinstance(part[key], int):
-                    part[key] = min(part[key], NUM_DETECTIONS)
-
-
-def _build(cfg: ConfigDict) -> nn.Module:
-    model = MODELS.build(copy.deepcopy(cfg))
-    # Synchronized batch normalization does not run on a CPU.
-    return revert_sync_batchnorm(model)
-
-
-def _build_and_predict(
-    cfg: ConfigDict, device: str, report: dict
-) -> tuple[nn.Module, dict]:
-    init_default_scope('mmdet')
-    # Some losses ask the runner how far it is.
-    for key, value in dict(iter=0, epoch=0, max_iters=100, max_epochs=10).items():
-        MessageHub.get_current_instance().update_info(key, value)
-    torch.manual_seed(0)
-    model = _build(cfg)
-    model.init_weights()
-    model.to(device)
-    report['parameters'] = sum(p.numel() for p in model.parameters())
-    model.eval()
-    errors = []
-    for size, images in BATCHES:
-        batch = predict_batch(cfg, size, images)
-        try:
-            with torch.no_grad():
-                _run(model, batch, 'predict')
-            _condition(model, batch)
-            report['size'] = size
-            return model, batch
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            errors.append(error)
-    raise errors[-1]
-
-
-def _condition(model: nn.Module, batch: dict) -> None:
-    """Brings the signals of a model with random weights to the size of one.
-
-    Without, a deep model amplifies its input beyond all bounds, or to nothing, as
-    no trained model does. Each batch normalization divides by the root mean square
-    of all that it gets, give or take. One for each channel, as measured, would turn
-    channels that hold next to nothing into noise: with random weights an image looks
-    much the same all over.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def measure(norm: _BatchNorm, args: tuple) -> None:
-        if norm in measured or norm.running_var is None:
-            return
-        measured.add(norm)
-        power = args[0].square().mean().clamp(min=norm.eps)
-        spread = torch.rand(norm.num_features, generator=generator).to(power.device)
-        norm.running_var.copy_(power * 4 ** (spread - 0.5))
-        offset = torch.randn(norm.num_features, generator=generator).to(power.device)
-        norm.running_mean.copy_(0.3 * power.sqrt() * offset)
-        if norm.weight is not None and not norm.weight.any():
-            # As residual branches start: there would be nothing to see of them.
-            nn.init.constant_(norm.weight, 0.25)
-
-    for name, parameter in model.named_parameters():
-        if re.search(r'\b(conv_offset|offset_[sl])\.weight$', name):
-            # Of a deformable convolution, in pixels: they start at zero in training;
-            # random ones look anywhere.
-            with torch.no_grad():
-                parameter.mul_(0.05)
-    measured: set[nn.Module] = set()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    handles = [norm.register_forward_pre_hook(measure) for norm in norms]
-    try:
-        with torch.no_grad():
-            _run(model, batch, 'predict')
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _run(model: nn.Module, batch: dict, mode: str) -> Any:
-    torch.manual_seed(0)
-    data = model.data_preprocessor(copy.deepcopy(batch), mode == 'loss')
-    return model._run_forward(data, mode=mode)
-
-
 def _loss_and_gradients(
     model: nn.Module, batch: dict, amp: bool
 ) -> tuple[float, set[str]]:
     model.zero_grad(set_to_none=True)
     with torch.autocast(next(model.parameters()).device.type, enabled=amp):
-        losses = _run(model, batch, 'loss')
+        losses = run(model, batch, 'loss')
         loss, _ = model.parse_losses(losses)
     loss.backward()
     names = {name for name, p in model.named_parameters() if p.grad is not None}
@@ -271,7 +165,7 @@ def _examine_quantized(
         config = QuantizeConfig.parse(quantize)
         plan = stage(f'plan {bits}', make_plan, graph, config, shapes)
         report.update(_describe(model, plan, floats))
-        stage(f'calibrate {bits}', _calibrate, model, plan, batch, floats)
+        stage(f'calibrate {bits}', calibrate, model, plan, batch)
         tap = stage(f'predict {bits}', _outputs, model, batch, graph.regions, reference)
         report['sqnr'][bits] = _compare(reference, tap)
     stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
@@ -311,16 +205,6 @@ def _kind_of(model: nn.Module, name: str) -> str:
     return type(model.get_submodule(name.rpartition('.')[0])).__name__
 
 
-def _calibrate(
-    model: nn.Module, plan: Any, batch: dict, floats: Optional[tuple]
-) -> None:
-    quantization = quantize_model(model, plan)
-    quantization.set_phase('observe')
-    with torch.no_grad():
-        _run(model, batch, 'predict')
-    quantization.set_phase('test')
-
-
 def _outputs(
     model: nn.Module, batch: dict, regions: list[str], reference: Optional[RegionTap]
 ) -> RegionTap:
@@ -329,7 +213,7 @@ def _outputs(
 
 def _run_tapped(tap: RegionTap, batch: dict) -> RegionTap:
     with tap.attached(), torch.no_grad():
-        tap.predictions = _run(tap.model, batch, 'predict')
+        tap.predictions = run(tap.model, batch, 'predict')
     return tap
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -45,7 +46,9 @@ parameters get gradients as in float. *Gain* is what the float model does to noi
 its image, in dB, seen at its worst output: with random weights some amplify it, and
 with it all that quantization adds on the way. *Reload*: a checkpoint gives the same
 predictions, bit for bit. *In float* counts the weights and layers that are not
-quantized; they are named below.
+quantized; they are named below. *Export*: the share of elements of the file's outputs
+that ONNX Runtime computes equal to the integer model, on two images that gave no
+ranges (`python tools/sweep.py --export --table docs/zoo.md --json docs/zoo.json`).
 
 {counts}
 
@@ -160,8 +163,8 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
             f'{counts["no float"]} do not run in float here.',
         ),
         '| config | regions | sites | weights | in float | 16 bits | 8 bits | gain '
-        '| QAT | reload |',
-        '| --- | ' + '--: | ' * 7 + '--- | --- |',
+        '| QAT | reload | export |',
+        '| --- | ' + '--: | ' * 7 + '--- | --- | --: |',
         *(_row(report) for report in ran),
         '',
         *_section(
@@ -183,6 +186,7 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
                 if report['status'] == 'no float'
             },
         ),
+        *_exports(ran),
         *_section(
             'No loss here, so no QAT step',
             {report['config']: report.get('no loss', '') for report in ran},
@@ -215,8 +219,51 @@ def _row(report: dict[str, Any]) -> str:
         _decibels(report.get('noise_gain')),
         trained,
         'yes' if report['reload'] else 'no',
+        _equal(report.get('export')),
     ]
     return '| ' + ' | '.join(cells) + ' |'
+
+
+def _equal(export: Any) -> str:
+    """A share; it is never rounded up to all."""
+    if export is None:
+        return '–'
+    if 'reason' in export:
+        return 'no'
+    return f'{math.floor(export["equal"] * 1e5) / 1e3:g} %'
+
+
+def _exports(reports: list[dict[str, Any]]) -> list[str]:
+    """What the export column says in short, at length."""
+    exports = {
+        report['config']: report['export'] for report in reports if 'export' in report
+    }
+    differing = {
+        name: f'{_equal(item)} of {item["elements"]} elements, the largest difference '
+        f'{item["largest"]:.3g} steps; they part first in `{item["first"]}`'
+        for name, item in exports.items()
+        if item.get('equal', 1) < 1
+    }
+    parts: dict[str, list[str]] = {}
+    for name, item in exports.items():
+        for part in item.get('skipped', []):
+            parts.setdefault(part, []).append(name.partition('/')[0])
+    in_float = {
+        name: f'{item["layers"] - item["integer_layers"]} of {item["layers"]}'
+        for name, item in exports.items()
+        if item.get('integer_layers') != item.get('layers')
+    }
+    return [
+        *_section(
+            'No file', {name: item.get('reason', '') for name, item in exports.items()}
+        ),
+        *_section('Files that differ', differing),
+        *_section('Layers that ONNX Runtime runs in float', in_float),
+        *_section(
+            'Not in the file',
+            {part: ', '.join(names) for part, names in sorted(parts.items())},
+        ),
+    ]
 
 
 def _decibels(value: Any) -> str:

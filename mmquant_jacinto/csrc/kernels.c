@@ -23,25 +23,47 @@ static inline float clamp(float x, float low, float high) {
     return x > high ? high : x;
 }
 
+static inline float on_grid_half_even(
+    float v, float inverse, float scale, float low, float high) {
+    return nearbyintf(clamp(v, low, high) * inverse) * scale;
+}
+
 VECTORIZED static void quantize_half_even(
     const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
     float low, float high) {
+    if (!inside) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i)
+            out[i] = on_grid_half_even(x[i], inverse, scale, low, high);
+        return;
+    }
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
         float v = x[i];
         inside[i] = (v > low) & (v < high);
-        out[i] = nearbyintf(clamp(v, low, high) * inverse) * scale;
+        out[i] = on_grid_half_even(v, inverse, scale, low, high);
     }
+}
+
+static inline float on_grid_half_up(
+    float v, float inverse, float scale, float low, float high) {
+    return floorf(clamp(v, low, high) * inverse + 0.5f) * scale;
 }
 
 VECTORIZED static void quantize_half_up(
     const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
     float low, float high) {
+    if (!inside) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i)
+            out[i] = on_grid_half_up(x[i], inverse, scale, low, high);
+        return;
+    }
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
         float v = x[i];
         inside[i] = (v > low) & (v < high);
-        out[i] = floorf(clamp(v, low, high) * inverse + 0.5f) * scale;
+        out[i] = on_grid_half_up(v, inverse, scale, low, high);
     }
 }
 
@@ -109,15 +131,17 @@ VECTORIZED static void reach_of_row(const float *w, int64_t n, float *low, float
     *high = largest + nan;
 }
 
-/* Puts `x` on a grid (`out` may be `x`), and notes which elements were not clipped. */
-void mmquant_fake_quantize(
+/* Puts `x` on a grid (`out` may be `x`), and notes which elements were not clipped,
+ * where `inside` is not null. */
+void mmquant_put_on_grid(
     const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
     float low, float high, int half_up) {
 #pragma omp parallel for schedule(static) if (n > GRAIN)
     for (int64_t start = 0; start < n; start += GRAIN) {
         int64_t size = n - start < GRAIN ? n - start : GRAIN;
         (half_up ? quantize_half_up : quantize_half_even)(
-            x + start, out + start, inside + start, size, inverse, scale, low, high);
+            x + start, out + start, inside ? inside + start : 0, size, inverse, scale,
+            low, high);
     }
 }
 

@@ -131,7 +131,8 @@ def _gelu(site, x, approximate='none'):
 @translates('glu')
 def _glu(site, x, dim=-1):
     axis = axis_of(dim, x.dim())
-    first, second = site.node('Split', x, outputs=2, axis=axis)
+    halves = site.ints([x.shape[axis] // 2] * 2)
+    first, second = site.node('Split', x, halves, outputs=2, axis=axis)
     return site.node('Mul', first, site.node('Sigmoid', second))
 
 
@@ -232,6 +233,22 @@ for _name, _op in {
     'logical_or': 'Or',
 }.items():
     TRANSLATIONS[_name] = _binary(_op)
+
+
+@translates('and', 'bitwise_and')
+def _and(site, x, y):
+    return _of_booleans(site, 'And', x, y)
+
+
+@translates('or', 'bitwise_or')
+def _or(site, x, y):
+    return _of_booleans(site, 'Or', x, y)
+
+
+def _of_booleans(site: SiteWriter, op: str, x: Any, y: Any) -> Any:
+    if site.out.dtype != torch.bool:
+        raise NotImplementedError('bits of integers')
+    return site.node(op, x, y)
 
 
 @translates('rsub')

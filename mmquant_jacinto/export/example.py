@@ -50,7 +50,7 @@ class RegionOutputs:
     """
 
     def __init__(self, root: nn.Module, layout: list[dict]) -> None:
-        self.root = root
+        self.root, self.layout = root, layout
         self.regions = {root.get_submodule(item['region']) for item in layout}
         self.outputs: list[Any] = []
 

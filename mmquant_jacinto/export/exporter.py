@@ -22,7 +22,7 @@ from .grouped import merge_groups
 from .layout import choose_outputs
 from .postprocess import add_detections
 from .steps import Writing
-from .targets import Target, choose_target, form_of
+from .targets import Target, choose_target, engine_name, form_of
 from .tidl_meta_arch import describe_head, has_decoder, to_text, yolox_levels
 from .trace import Trace
 
@@ -82,9 +82,8 @@ def quantized_root(model: nn.Module) -> nn.Module:
 def set_engine(root: nn.Module, target: Target) -> None:
     """Lets tests of a model compute as the target's engine does."""
     quantization = Quantization.of(root)
-    plan = quantization.plan
-    on_tda4vm = form_of(target, plan) == 'clip'
-    quantization.engine = plan.config['target'] if on_tda4vm else target.name
+    preset = quantization.plan.config['target']
+    quantization.engine = engine_name(target.name, preset)
     root.eval()
     quantization.set_phase(phases.TEST)
 
@@ -124,8 +123,7 @@ def export_onnx(
     """
     root = quantized_root(model)
     quantization = Quantization.of(root)
-    plan = quantization.plan
-    chosen = choose_target(target, plan)
+    chosen = choose_target(target, quantization.plan)
     set_engine(root, chosen)
     given = Example.of(root, example)
     trace = Trace(root, quantization, chosen)
@@ -133,35 +131,11 @@ def export_onnx(
         trace.add_input(given.images, INPUT_NAME)
         given.run()
         outputs, layout = choose_outputs(trace)
-        head = _dense_head(trace)
-        shape = tuple(given.images.shape[2:])
-        more: dict[str, tuple[str, Tensor]] = {}
-        if postprocess:
-            more = _detections(trace, head, given.images)
-        elif chosen.name == 'tidl' and head is not None:
-            more = yolox_levels(trace, *head)
-    scales = {}
-    for name, (source, _) in outputs.items():
-        known = trace.writer.quantized.get(source)
-        scales[name] = None if known is None else float(known[1].scale)
-    meta_arch = None
-    if chosen.name == 'tidl' and head is not None and has_decoder(head[0]):
-        meta_arch = to_text(describe_head(head[0], [*outputs, *more], shape))
+        more, meta_arch = _additions(trace, outputs, given.images, postprocess)
+    scales = {name: _scale(trace, source) for name, (source, _) in outputs.items()}
+    described = {'layout': layout, 'scales': scales, **_describe(trace)}
     proto = trace.writer.build(
-        {**outputs, **more},
-        type(root).__name__,
-        {
-            'version': __version__,
-            'target': target,
-            'preset': plan.config['target'],
-            'bits': plan.config['bits'],
-            'input_layout': 'NCHW',
-            'layout': layout,
-            'scales': scales,
-            'skipped': trace.skipped,
-            **preprocessing(root),
-            **(metadata or {}),
-        },
+        {**outputs, **more}, type(root).__name__, {**described, **(metadata or {})}
     )
     proto = simplify(proto)
     if chosen.name == 'onnxruntime':
@@ -169,22 +143,65 @@ def export_onnx(
     if dynamic:
         proto = free_shape(proto)
     onnx.checker.check_model(proto, full_check=True)
-    kept = {name for node in proto.graph.node for name in node.output}
-    values = {
-        trace.writer.renamed.get(name, name): value
-        for name, value in trace.values.items()
-        if trace.writer.renamed.get(name, name) in kept
-    }
     return Exported(
         proto,
         layout,
         scales,
-        values,
+        _values_in(trace, proto),
         trace.skipped,
         chosen,
-        form_of(chosen, plan),
+        form_of(chosen, quantization.plan),
         meta_arch,
     )
+
+
+def _scale(trace: Trace, name: str) -> float | None:
+    """Step of the grid of a tensor of the graph, if it is on one."""
+    known = trace.writer.quantized.get(name)
+    return None if known is None else float(known[1].scale)
+
+
+def _describe(trace: Trace) -> dict[str, Any]:
+    """What the metadata say of the model."""
+    plan = trace.state.plan
+    return {
+        'version': __version__,
+        'target': trace.target.name,
+        'preset': plan.config['target'],
+        'bits': plan.config['bits'],
+        'input_layout': 'NCHW',
+        'skipped': trace.skipped,
+        **preprocessing(trace.root),
+    }
+
+
+def _values_in(trace: Trace, proto: onnx.ModelProto) -> dict[str, Tensor]:
+    """What the quantized tensors that are left in a graph were."""
+    kept = {name for node in proto.graph.node for name in node.output}
+    renamed = {
+        trace.writer.renamed.get(name, name): value
+        for name, value in trace.values.items()
+    }
+    return {name: value for name, value in renamed.items() if name in kept}
+
+
+def _additions(
+    trace: Trace,
+    outputs: dict[str, tuple[str, Tensor]],
+    images: Tensor,
+    postprocess: bool,
+) -> tuple[dict[str, tuple[str, Tensor]], str | None]:
+    """More outputs, and for TIDL the head in text protobuf."""
+    head = _dense_head(trace)
+    more: dict[str, tuple[str, Tensor]] = {}
+    if postprocess:
+        more = _detections(trace, head, images)
+    elif trace.target.name == 'tidl' and head is not None:
+        more = yolox_levels(trace, *head)
+    if trace.target.name != 'tidl' or head is None or not has_decoder(head[0]):
+        return more, None
+    shape = tuple(images.shape[2:])
+    return more, to_text(describe_head(head[0], [*outputs, *more], shape))
 
 
 def _dense_head(trace: Trace) -> tuple[nn.Module, Any] | None:

@@ -25,9 +25,11 @@ _ONNX_DTYPES = {
     torch.uint8: TensorProto.UINT8,
     torch.bool: TensorProto.BOOL,
 }
-# The first opset with integers of 4 and 16 bits, and the one before it that
-# today's engines all read.
+# The first opset with integers of 4 and 16 bits (it has deformable convolutions
+# too), and the one before it that today's engines all read.
 WIDE_OPSET, COMMON_OPSET = 21, 17
+# Their axes are an attribute in the older one, and an operand in the newer one.
+_REDUCTIONS = ('ReduceMax', 'ReduceMin', 'ReduceMean', 'ReduceL1', 'ReduceL2')
 _IR_VERSIONS = {COMMON_OPSET: 8, WIDE_OPSET: 10}
 
 
@@ -177,6 +179,8 @@ class GraphWriter:
                 )
             )
         self._rename_outputs(outputs)
+        if self.opset == WIDE_OPSET:
+            self._move_axes()
         graph = helper.make_graph(
             self.nodes, name, self.inputs, infos, list(self.initializers.values())
         )
@@ -195,6 +199,15 @@ class GraphWriter:
             },
         )
         return model
+
+    def _move_axes(self) -> None:
+        for node in self.nodes:
+            if node.op_type in _REDUCTIONS:
+                (axes,) = [item for item in node.attribute if item.name == 'axes']
+                node.attribute.remove(axes)
+                node.input.append(
+                    self.constant(np.asarray(axes.ints, np.int64), 'shape')
+                )
 
     def _rename_outputs(self, outputs: Mapping[str, tuple[str, Tensor]]) -> None:
         """Lets a tensor bear the output's name, where it is one output alone."""

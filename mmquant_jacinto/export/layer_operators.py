@@ -64,6 +64,38 @@ def _conv_transpose(
     )
 
 
+@translates('deform_conv2d')
+def _deform_conv(
+    site,
+    x,
+    weight,
+    bias,
+    offset,
+    mask,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    deform_groups=1,
+    *_,  # how mmcv cuts the batch
+):
+    site.writer.needs_wide_opset = True
+    return site.node(
+        'DeformConv',
+        x,
+        weight,
+        offset,
+        bias,
+        mask,
+        kernel_shape=list(weight.shape[2:]),
+        strides=per_axis(stride, 2),
+        pads=per_axis(padding, 2) * 2,
+        dilations=per_axis(dilation, 2),
+        group=groups,
+        offset_group=deform_groups,
+    )
+
+
 @translates('linear')
 def _linear(site, x, weight, bias=None):
     if x.dim() == 2:

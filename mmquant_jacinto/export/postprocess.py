@@ -103,10 +103,20 @@ def decode(head: nn.Module, raw: Any, shape: tuple[int, int]) -> tuple[Tensor, T
             level_priors = head.anchor_center(priors[level])
         else:
             level_priors = priors[level]
-        # The coders take one image.
-        boxes = head.bbox_coder.decode(level_priors, places[0], max_shape=shape)
+        # The coders take one image. They clip in place, in a view, which is seen by no
+        # graph: so it is done here.
+        boxes = head.bbox_coder.decode(level_priors, places[0])
+        if getattr(head.bbox_coder, 'clip_border', True):
+            boxes = _clip(boxes, shape)
         levels.append(boxes.unsqueeze(0))
     return _drop(head, torch.cat(levels, 1), kept)
+
+
+def _clip(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Boxes (K, 4) within an image of a height and a width."""
+    height, width = shape
+    limits = torch.tensor([width, height] * 2, dtype=boxes.dtype, device=boxes.device)
+    return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def _class_scores(head: nn.Module, places: Tensor) -> Tensor:

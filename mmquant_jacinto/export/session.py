@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ from .layout import decode
 from .packages import require
 
 BACKENDS = ('onnxruntime', 'openvino')
+# What ONNX Runtime runs layers in integers by, and in float.
+_INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
+_FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')
 
 
 class Session:
@@ -148,6 +154,26 @@ def saturates() -> bool:
     )
     (out,) = session.run(None, {'x': np.full((size, size), 255, np.uint8)})
     return bool((out != 255).any())
+
+
+def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
+    """How many layers ONNX Runtime runs in integers, and how many there are.
+
+    Args:
+        model (onnx.ModelProto): An exported model; its optimized graph is counted.
+    """
+    ort = require('onnxruntime')
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, 'optimized.onnx'))
+        ort.InferenceSession(
+            model.SerializeToString(), options, providers=['CPUExecutionProvider']
+        )
+        optimized = onnx.load(options.optimized_model_filepath)
+    counts = collections.Counter(node.op_type for node in optimized.graph.node)
+    integers = sum(counts[kind] for kind in _INTEGER_KERNELS)
+    return integers, integers + sum(counts[kind] for kind in _FLOAT_KERNELS)
 
 
 def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:

@@ -164,6 +164,8 @@ def _getitem(site, x, index):
     for item in items:
         if item is None:
             continue
+        if isinstance(item, (list, tuple)):
+            item = torch.tensor(item)
         if isinstance(item, Tensor):
             if item.dtype == torch.bool:
                 raise NotImplementedError('indexing by a mask')

@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .. import ops
+from ..exact_functions import narrow
 from ..integer import Integer, grid_of
 from ..kernels import Grid
 from ..ops import Op
 from ..plan import Step
 from ..simulate import State, computed_weight
 from ..weights import quantize_bias, to_integers
+from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
 from .trace import TAG, Trace
 from .translation import SiteWriter
 
-# So many squares of 8-bit integers add up exactly in float32.
-EXACT_SQUARES = 257
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
 
 
@@ -84,8 +84,10 @@ class Writing(Integer):
             self._write_layer(step, op, args, kwargs, out)
         elif step.kind in ops.WEIGHTED and step.weight_format is not None:
             self._write_computed_layer(step, op, args, kwargs, out)
-        elif self._sums_integers(op, tensors, out):
-            self._write_group_norm(step, out, *args, **kwargs)
+        elif self._is_exact(
+            op, narrow(grid_of(tensors[0])), grid_of(out), args, kwargs
+        ):
+            self._write_exact(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
             trace.write(op.name, step.chain, args, kwargs, out)
         else:
@@ -254,69 +256,24 @@ class Writing(Integer):
                 )
         return self._weights[step.weight], self._weights[key]
 
-    def _sums_integers(self, op: Op, tensors: list[Tensor], out: Any) -> bool:
-        """Whether a normalization is computed on integers by the engine."""
-        return (
-            op.name == 'group_norm'
-            and self.trace.target.name == 'onnxruntime'
-            and self.trace.name_of(tensors[0]) in self.trace.writer.quantized
-            and grid_of(tensors[0]).levels <= 256
-            and grid_of(out) is not None
-        )
-
-    def _write_group_norm(
-        self,
-        step: Step,
-        out: Tensor,
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
+    def _write_exact(
+        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
     ) -> None:
-        """Group normalization by exact sums: see ``OnnxRuntime.group_norm``."""
-        trace, writer = self.trace, self.trace.writer
+        """A function that the engine computes by ``exact_functions``."""
+        trace, writer, x = self.trace, self.trace.writer, args[0]
+        name, reason = trace.tag(x)
+        if reason is not None:
+            trace.lose(out, reason)
+            return
         site = SiteWriter(writer, step.chain, out, trace.operand)
-        source, given = writer.quantized[trace.name_of(x)]
-        unit = given._replace(scale=1.0)
-        storage = activation_storage(trace.target, given)
-        integers = writer.dequantize(source, unit, storage, f'{step.chain}:steps')
-        batch, channels = x.shape[0], x.shape[1]
-        count = x[0].numel() // num_groups
-        run = max(n for n in range(1, EXACT_SQUARES + 1) if count % n == 0)
-
-        def double(value: Any) -> str:
-            return writer.constant(np.asarray(value, np.float64))
-
-        def mean(name: str) -> str:
-            runs = site.reshape(name, (batch, num_groups, count // run, run))
-            sums = site.node('ReduceSum', runs, site.ints([3]), keepdims=0)
-            sums = site.cast(sums, torch.float64)
-            total = site.node('ReduceSum', sums, site.ints([2]), keepdims=1)
-            return site.node('Div', total, double(count))
-
-        center = mean(integers)
-        squares = mean(site.node('Mul', integers, integers))
-        variance = site.node('Sub', squares, site.node('Mul', center, center))
-        variance = site.node('Add', variance, double(eps / given.scale**2))
-        gain = site.node('Div', double(1.0), site.node('Sqrt', variance))
-        if weight is not None:
-            values = weight.double().view(num_groups, -1)
-            gain = site.node('Mul', gain, double(values.cpu().detach().numpy()))
-        offset = site.node('Mul', site.node('Neg', center), gain)
-        if bias is not None:
-            values = bias.double().view(num_groups, -1)
-            offset = site.node('Add', offset, double(values.cpu().detach().numpy()))
-        shape = (batch, channels) + (1,) * (x.dim() - 2)
-        wide = site.ints((batch, num_groups, channels // num_groups))
-        gain, offset = (
-            site.cast(
-                site.reshape(site.node('Expand', item, wide), shape), torch.float32
-            )
-            for item in (gain, offset)
-        )
-        result = site.node('Add', site.node('Mul', integers, gain), offset)
-        trace.name(out, result)
+        given = narrow(grid_of(x))
+        if given is not None:
+            source, _ = writer.quantized[name]
+            storage = activation_storage(trace.target, given)
+            unit = given._replace(scale=1.0)
+            name = writer.dequantize(source, unit, storage, f'{step.chain}:steps')
+        write = EXACT_OPERATORS[op.name]
+        trace.name(out, write(site, name, given, x, *args[1:], **kwargs))
 
     def _dequantized(
         self,

@@ -99,8 +99,19 @@ def choose_target(name: str, plan: Plan) -> Target:
 
 def form_of(target: Target, plan: Plan) -> str:
     """``'qdq'``, or ``'clip'`` for the importer of TDA4VM."""
-    is_tda4vm = target.name == 'tidl' and plan.config['target'] == 'jacinto'
-    return CLIP if is_tda4vm else QDQ
+    preset = plan.config['target']
+    return CLIP if engine_name(target.name, preset) != target.name else QDQ
+
+
+def engine_name(target: str, preset: str) -> str:
+    """Whose arithmetic a file for ``target`` is computed with.
+
+    Args:
+        target (str): A key of :data:`TARGETS`.
+        preset (str): The checkpoint's ``quantize.target``.
+    """
+    on_tda4vm = target == 'tidl' and preset == 'jacinto'
+    return preset if on_tda4vm else target
 
 
 def activation_storage(target: Target, grid: Grid) -> Storage:

@@ -42,6 +42,8 @@ _CONSTANTS = frozenset(
     'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
     'empty_like size'.split()
 )
+# What a translation raises on arguments that it was not written for.
+_UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
 
 
@@ -286,7 +288,7 @@ class Trace(TorchFunctionMode):
         try:
             writer = SiteWriter(self.writer, site, out, self.operand)
             return translate(writer, *args, **kwargs), None
-        except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+        except _UNFIT as error:
             del self.writer.nodes[count:]
             return None, (
                 f'the exporter lacks the function {op!r} with these arguments '

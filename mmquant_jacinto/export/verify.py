@@ -14,6 +14,7 @@ from mmengine.evaluator import Evaluator
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from .. import quantization as phases
 from ..quantization import Quantization
 from .example import Example, RegionOutputs, named_tensors
 from .exporter import Exported, export_onnx
@@ -39,6 +40,8 @@ class OutputReport:
         on_grid (bool): Whether it is on a grid.
         signal (float): Sum of the squares of the model's output.
         noise (float): Sum of the squares of the differences.
+        quantization (float): The same of the differences to the float model, where
+            it was asked.
     """
 
     name: str
@@ -48,6 +51,7 @@ class OutputReport:
     on_grid: bool = True
     signal: float = 0.0
     noise: float = 0.0
+    quantization: float = 0.0
 
     @property
     def share(self) -> float:
@@ -78,6 +82,8 @@ class Report:
             file's value, both on these images.
         first (str, optional): The first tensor in which the two part.
         rounds (bool): Whether the file rounds as the model does.
+        is_wide (bool): Whether there are more than 8 bits in it. Then it may differ
+            from the model no more than the model does from the float one.
     """
 
     outputs: list[OutputReport]
@@ -85,6 +91,7 @@ class Report:
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     first: str | None = None
     rounds: bool = True
+    is_wide: bool = False
 
     @property
     def share(self) -> float:
@@ -100,11 +107,20 @@ class Report:
         noise = sum(o.noise for o in self.outputs)
         return float(10 * np.log10(signal / noise)) if noise else float('inf')
 
+    @property
+    def least_signal_to_noise(self) -> float:
+        """float: What it must be, where the file rounds otherwise than the model."""
+        if not self.is_wide:
+            return MIN_SIGNAL_TO_NOISE
+        signal = sum(o.signal for o in self.outputs)
+        noise = sum(o.quantization for o in self.outputs)
+        return float(10 * np.log10(signal / noise)) if noise else float('inf')
+
     def holds(self, min_equal: float = MIN_EQUAL) -> bool:
         """Whether the file may be used for the model."""
         if self.rounds:
             return self.share >= min_equal
-        return self.signal_to_noise >= MIN_SIGNAL_TO_NOISE
+        return self.signal_to_noise >= self.least_signal_to_noise
 
 
 def verify(
@@ -127,7 +143,11 @@ def verify(
     """
     session = Session(exported.model)
     reports = {name: OutputReport(name) for name in exported.scales}
-    report = Report(list(reports.values()), rounds=_rounds_alike(exported, model))
+    report = Report(
+        list(reports.values()),
+        rounds=_rounds_alike(exported, model),
+        is_wide=_is_wide(exported, model),
+    )
     evaluators = [make_evaluator(), make_evaluator()] if make_evaluator else []
     regions = RegionOutputs(model, exported.layout)
     parting: Any = None
@@ -137,6 +157,8 @@ def verify(
             predictions = given.run()
         expected = named_tensors(exported.layout, outputs)
         found = session(given.images)
+        if report.is_wide:
+            _add_quantization(reports, expected, regions, given)
         differs = False
         for name, item in reports.items():
             item.add(expected[name], found[name], exported.scales[name])
@@ -170,6 +192,32 @@ def _rounds_alike(exported: Exported, model: nn.Module) -> bool:
         and all(spec.format.bits <= 8 for spec in plan.activations)
         and all(spec.format.bits <= 8 for spec in plan.weights.values())
     )
+
+
+def _is_wide(exported: Exported, model: nn.Module) -> bool:
+    plan = Quantization.of(model).plan
+    specs = (*plan.activations, *plan.weights.values())
+    return exported.form != CLIP and any(spec.format.bits > 8 for spec in specs)
+
+
+def _add_quantization(
+    reports: dict[str, OutputReport],
+    expected: dict[str, Tensor],
+    regions: RegionOutputs,
+    given: Example,
+) -> None:
+    """Measures how far a model is from itself in float."""
+    quantization = Quantization.of(regions.root)
+    quantization.set_phase(phases.FLOAT)
+    try:
+        with regions.collecting() as outputs:
+            given.run()
+    finally:
+        quantization.set_phase(phases.TEST)
+    floats = named_tensors(regions.layout, outputs)
+    for name, item in reports.items():
+        difference = (floats[name] - expected[name]).double()
+        item.quantization += float(difference.square().sum())
 
 
 def first_difference(exported: Exported, model: nn.Module, example: Any) -> str | None:

@@ -1,0 +1,90 @@
+"""Layers that are rarely met, exported: the file against the integer model."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from toy_models import Forward, calibrated
+
+pytest.importorskip('onnxruntime')
+pytest.importorskip('onnx_ir')
+
+from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
+from mmquant_jacinto.export.session import Session, integer_layers  # noqa: E402
+
+
+def compare(net, x, y, **quantize):
+    """The file of a net calibrated on ``x``; outputs of both for ``y``."""
+    calibrated(net.eval(), x, **{'target': 'onnxruntime', 'bits': 8, **quantize})
+    exported = export_onnx(net, x)
+    with torch.no_grad():
+        expected = net(y)
+    (found,) = Session(exported.model)(y).values()
+    return exported, expected, found
+
+
+def test_large_bias_leaves_room_for_the_sum():
+    net = Forward(
+        lambda net, x: net.two(net.one(x)),
+        one=nn.Conv2d(3, 4, 3),
+        two=nn.Conv2d(4, 2, 1),
+    )
+    with torch.no_grad():
+        # The bias takes all the bits of the accumulator that there are.
+        net.one.weight.mul_(1e-9)
+        net.one.bias.copy_(torch.tensor([-4.6, 4.6, 0.0, 1.0]))
+    x = torch.randn(1, 3, 8, 8)
+    _, expected, found = compare(net, x, torch.randn(1, 3, 8, 8))
+    assert torch.equal(found, expected)
+
+
+def deformable(groups, modulated):
+    ops = pytest.importorskip('mmcv.ops')
+    kind = ops.ModulatedDeformConv2d if modulated else ops.DeformConv2d
+    conv = kind(8, 8, 3, padding=1, groups=groups, deform_groups=2)
+    offsets = nn.Conv2d(8, 2 * 2 * 9, 3, padding=1)
+    masks = nn.Conv2d(8, 2 * 9, 3, padding=1)
+
+    def forward(net, x):
+        x = net.stem(x)
+        more = (net.masks(x).sigmoid(),) if modulated else ()
+        return net.last(net.conv(x, net.offsets(x), *more))
+
+    return Forward(
+        forward,
+        stem=nn.Conv2d(3, 8, 3),
+        conv=conv,
+        offsets=offsets,
+        masks=masks,
+        last=nn.Conv2d(8, 4, 1),
+    )
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+@pytest.mark.parametrize('groups', [1, 2])
+def test_deformable_convolution(groups, modulated):
+    net = deformable(groups, modulated)
+    x = torch.randn(2, 3, 12, 12)
+    exported, expected, found = compare(net, x, torch.randn(2, 3, 12, 12))
+    # What lies between pixels is summed up in float, in an order of the engine's.
+    (scale,) = exported.scales.values()
+    assert (expected - found).abs().max() <= 1.01 * scale
+    assert (expected == found).float().mean() > 0.99
+    kinds = [node.op_type for node in exported.model.graph.node]
+    assert kinds.count('DeformConv') == 1
+    integers, layers = integer_layers(exported.model)
+    assert integers == layers == 3 + modulated
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_operators_that_newer_opsets_call_otherwise(bits):
+    net = Forward(
+        lambda net, x: net.two(F.glu(net.one(x), 1)).amax((2, 3)),
+        one=nn.Conv2d(3, 8, 1),
+        two=nn.Conv2d(4, 4, 1),
+    )
+    x = torch.randn(1, 3, 10, 10)
+    exported, expected, found = compare(net, x, torch.randn(1, 3, 10, 10), bits=bits)
+    assert exported.model.opset_import[0].version == (21 if bits == 16 else 17)
+    (scale,) = exported.scales.values()
+    assert (expected - found).abs().max() <= 1.01 * scale

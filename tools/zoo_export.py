@@ -1,0 +1,84 @@
+"""Exports one model of the zoo, and compares the file with it."""
+
+import re
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from zoo_batches import smooth_noise
+from zoo_configs import load_model_config, strip_pretrained
+from zoo_models import build_and_predict, calibrate, lighten
+
+from mmquant_jacinto import QuantizeConfig, QuantizeError
+from mmquant_jacinto.export.exporter import export_onnx
+from mmquant_jacinto.export.session import integer_layers
+from mmquant_jacinto.export.verify import verify
+from mmquant_jacinto.planner import make_plan
+from mmquant_jacinto.prepare import is_region, probe_passes
+from mmquant_jacinto.record import record
+
+FORMAT = dict(bits=8, target='onnxruntime', observer='minmax')
+# Of the images to compare on: others than those that gave the ranges.
+FIRST_SEED = 100
+
+
+def examine_export(name: str) -> dict[str, Any]:
+    """Exports a model for ONNX Runtime and compares file and test module.
+
+    Args:
+        name (str): Path of its config.
+
+    Returns:
+        Dict[str, Any]: ``'config'`` and ``'export'``: the share of equal elements,
+        ``'first'`` tensor that differs, what was left out; or the ``'reason'`` why
+        there is no file.
+    """
+    start = time.perf_counter()
+    try:
+        found = _compare(*_quantized(name))
+    except Exception as error:  # noqa: BLE001 - it is in the report
+        found = dict(reason=_without_folders(error))
+    found['seconds'] = round(time.perf_counter() - start, 1)
+    return dict(config=name, export=found)
+
+
+def _quantized(name: str) -> tuple[nn.Module, dict]:
+    """A model with ranges, and a batch that it has not seen."""
+    cfg = load_model_config(name)
+    strip_pretrained(cfg)
+    lighten(cfg)
+    model, batch = build_and_predict(cfg, 'cpu', {})
+    graph = record(model, probe_passes(model, batch, None), is_region)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    plan = make_plan(graph, QuantizeConfig.parse(FORMAT), shapes)
+    calibrate(model, plan, batch)
+    images = [
+        smooth_noise(tuple(image.shape), FIRST_SEED + i)
+        for i, image in enumerate(batch['inputs'])
+    ]
+    return model, {**batch, 'inputs': images}
+
+
+def _compare(model: nn.Module, batch: dict) -> dict[str, Any]:
+    torch.manual_seed(0)
+    exported = export_onnx(model, batch)
+    report = verify(exported, model, [batch])
+    integers, layers = integer_layers(exported.model)
+    return {
+        'equal': report.share,
+        'largest': max((o.largest for o in report.outputs if o.on_grid), default=0.0),
+        'outputs': len(report.outputs),
+        'elements': sum(o.elements for o in report.outputs),
+        'first': report.first,
+        'integer_layers': integers,
+        'layers': layers,
+        'skipped': exported.skipped,
+    }
+
+
+def _without_folders(error: Exception) -> str:
+    """An error in one line, without the folder that libraries are installed in."""
+    text = re.sub(r'\S*/site-packages/', '', ' '.join(str(error).split()))
+    kind = '' if isinstance(error, QuantizeError) else f'{type(error).__name__}: '
+    return f'{kind}{text}'[:400]
