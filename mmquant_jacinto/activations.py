@@ -41,7 +41,9 @@ class ActivationQuantizers(nn.Module):
 
     The range is that of the Jacinto devkit's PACT2: per batch the 0.01 % and
     99.99 % percentiles, averaged exponentially with factor max(1/n, 0.001).
-    The observers of :mod:`range_search` instead count a histogram over all steps.
+    ``'moving_average'`` averages the minima and maxima so, ``'minmax'`` keeps the
+    extremes of all steps, and the observers of :mod:`range_search` count a histogram
+    over all steps.
     Unlike the original, the statistics of a step are merged when the step's
     forward pass ends, and act from the next step on: one collective instead
     of one per layer, and ranks whose heads are idle cannot deadlock.
@@ -142,10 +144,13 @@ class ActivationQuantizers(nn.Module):
     def is_due(self) -> bool:
         """bool: Whether the present step of a training observes.
 
-        Ranges that were searched for in histograms stay as calibrated.
+        Ranges that were searched for in histograms stay as calibrated; extremes of
+        all steps have to see them all.
         """
         return self.observing and not self._search and (
-            self._steps < STEPS_OBSERVED or self._steps % OBSERVED_EVERY == 0
+            not self.observer.averages
+            or self._steps < STEPS_OBSERVED
+            or self._steps % OBSERVED_EVERY == 0
         )
 
     def end_step(self) -> None:
@@ -180,7 +185,7 @@ class ActivationQuantizers(nn.Module):
         if self._search:
             self._count(pending)
         else:
-            self._average(pending)
+            self._follow(pending)
         if not self._ranged.issuperset(item.quantizer for item in pending):
             # Asked only when something is seen for the first time: it may wait
             # for the device.
@@ -212,7 +217,7 @@ class ActivationQuantizers(nn.Module):
         self._histograms = None
         self._is_settled = True
 
-    def _average(self, pending: list[Observation]) -> None:
+    def _follow(self, pending: list[Observation]) -> None:
         """Moves the ranges towards those of a step."""
         highs, lows, sizes = self._measure(pending)
         rank = self.observer.rank(sizes)
@@ -223,6 +228,14 @@ class ActivationQuantizers(nn.Module):
         finite = highs[:, 0].isfinite() & (lows[:, 0].isfinite() | self._positive)
         self.rejected += seen & ~finite
         seen &= finite
+        if not self.observer.averages:
+            known = self.count > 0
+            high = torch.where(known, torch.maximum(self.high, high), high)
+            low = torch.where(known, torch.minimum(self.low, low), low)
+            self.high.copy_(torch.where(seen, high, self.high))
+            self.low.copy_(torch.where(seen, low, self.low))
+            self.count += seen
+            return
         self.count += seen
         factor = torch.clamp(1 / self.count.clamp(min=1), min=MIN_AVERAGE_FACTOR) * seen
         # A quantizer that was not seen may hold infinities: keep them out.

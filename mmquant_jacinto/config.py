@@ -9,7 +9,8 @@ from .formats import SEARCHES, Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
-OBSERVERS = ('percentile', 'minmax', *SEARCHES)
+OBSERVERS = ('percentile', 'moving_average', 'minmax', *SEARCHES)
+BIAS_CORRECTIONS = ('iterative', 'analytic')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
@@ -91,8 +92,9 @@ class QuantizeConfig:
             dict of widths by kind, or False for float.
         calibration (dict): See :class:`Calibration`.
         freeze (dict): See :class:`Freeze`.
-        observer (str, optional): ``'percentile'`` or ``'minmax'``, averaged over
-            steps; or, for calibration, the range that is best for all images
+        observer (str, optional): ``'percentile'``, or ``'moving_average'`` of
+            minimum and maximum: averaged over steps; ``'minmax'``: the extremes of
+            all steps; or, for calibration, the range that is best for all images
             together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
             Defaults to the preset's.
         percentile (float): Share of a tensor's elements, in percent, that
@@ -130,8 +132,8 @@ class QuantizeConfig:
             raise QuantizeError(
                 f'quantize.observer={self.observer!r} searches a range for all '
                 f'calibration images together, and quantize.mode={self.mode!r} '
-                "moves ranges with each step; use observer='percentile' or "
-                "'minmax', or calibrate with mode='ptq'"
+                "moves ranges with each step; use observer='percentile', "
+                "'moving_average' or 'minmax', or calibrate with mode='ptq'"
             )
         if (
             not isinstance(self.percentile, (int, float))

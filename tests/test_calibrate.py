@@ -62,13 +62,16 @@ def test_ranges_are_those_of_the_float_model(toy_net, images):
     assert ranges['fc/linear'] == (expected['fc'].min(), expected['fc'].max())
 
 
-def test_ranges_average_over_batches(x):
+@pytest.mark.parametrize(
+    'observer, factor_of_range', [('moving_average', 2), ('minmax', 3)]
+)
+def test_ranges_average_over_batches_or_hold_them_all(x, observer, factor_of_range):
     net = one_layer()
-    calib = QuantCalibrateModule(net, x, observer='minmax')
-    for factor in (1.0, 3.0):
+    calib = QuantCalibrateModule(net, x, observer=observer)
+    for factor in (3.0, 1.0):
         calib.observe(x * factor)
     high = calib.quantization.activations.high[0].item()
-    assert high == pytest.approx(2 * x.max().item())
+    assert high == pytest.approx(factor_of_range * x.max().item())
 
 
 def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):

@@ -29,7 +29,10 @@ RUNS = [
     'ptq_onnxruntime',
     'ptq_mse',
     'ptq_entropy',
+    'ptq_moving_average',
+    'ptq_minmax',
     'qat',
+    'qat_minmax',
     'qat_resumed',
     'qat_checkpointed',
     'qat_equalized',
@@ -117,9 +120,7 @@ def test_training_ends_as_the_plain_one(name, two):
         assert not differences(ours, plain)
 
 
-@pytest.mark.parametrize(
-    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy']
-)
+@pytest.mark.parametrize('name', [name for name in RUNS if name.startswith('ptq')])
 def test_calibration_gives_the_state_of_one_process(name, one, two):
     (alone,), (together, _) = one.of(name), two.of(name)
     prefix = 'quantization.'
