@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
-from .formats import SEARCHES, Preset, check_bits, get_preset
+from .formats import DEPTHWISE, SEARCHES, Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
@@ -99,6 +99,10 @@ class QuantizeConfig:
             Defaults to the preset's.
         percentile (float): Share of a tensor's elements, in percent, that
             the percentile observer cuts off at each end. Defaults to 0.01.
+        per_channel (str | bool | None): One scale of the weights for each output
+            channel, none above 256 times as fine as the coarsest; or
+            ``'depthwise'``: where a channel reads one channel alone. None takes the
+            preset's.
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
         constrain_weights (bool, optional): None takes the preset's.
@@ -115,6 +119,7 @@ class QuantizeConfig:
     freeze: Freeze = field(default_factory=Freeze)
     observer: Optional[str] = None
     percentile: float = 0.01
+    per_channel: Union[str, bool, None] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
@@ -142,6 +147,11 @@ class QuantizeConfig:
             raise QuantizeError(
                 f'quantize.percentile={self.percentile!r} is not a share; use '
                 'a number of percent from 0 to below 50, such as 0.01'
+            )
+        if self.per_channel not in (None, False, True, DEPTHWISE):
+            raise QuantizeError(
+                f'quantize.per_channel={self.per_channel!r} is unknown; use True, '
+                f'False or {DEPTHWISE!r}'
             )
         if self.constrain_bias not in (None, False):
             _check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
@@ -206,6 +216,13 @@ class QuantizeConfig:
     @property
     def observer_name(self) -> str:
         return self.observer or self.preset.observer
+
+    @property
+    def channel_scales(self) -> Union[str, bool]:
+        """str | bool: ``per_channel``, the preset's where it is not given."""
+        if self.per_channel is None:
+            return self.preset.weight.per_channel
+        return self.per_channel
 
     @property
     def bias_constraint(self) -> Optional[str]:

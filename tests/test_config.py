@@ -62,6 +62,9 @@ def test_constraints_default_to_the_preset_and_can_be_switched_off():
     assert QuantizeConfig(constrain_bias=False).bias_constraint is None
     assert QuantizeConfig(target='tidl').weight_constraint is False
     assert QuantizeConfig(constrain_weights=False).weight_constraint is False
+    assert QuantizeConfig().channel_scales is False
+    assert QuantizeConfig(target='tidl').channel_scales is True
+    assert QuantizeConfig(target='tidl', per_channel=False).channel_scales is False
 
 
 # Each message names the key, the value found and what would be right.
@@ -175,6 +178,11 @@ BAD_VALUES = {
         dict(constrain_bias='saturat'),
         "quantize.constrain_bias='saturat'",
         "did you mean 'saturate'",
+    ),
+    'channels': (
+        dict(per_channel='all'),
+        "quantize.per_channel='all'",
+        "True, False or 'depthwise'",
     ),
     'equalization': (
         dict(equalize='yes'),
