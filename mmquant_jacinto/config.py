@@ -25,16 +25,27 @@ class Calibration:
         num_images (int): Images to calibrate on, over all processes. Unused
             where ``iterations`` is given. Defaults to 1000.
         iterations (int, optional): Batches to calibrate on, in each process.
-        epochs (int): Passes of bias correction over those images, after the
-            pass that measures the ranges. 0 switches it off. Defaults to 1.
-        lr (float): Step of the bias correction in its first pass; halved with
-            each further pass. Defaults to 0.05.
+        bias_correction (str | bool): ``'iterative'``: in further passes each layer's
+            mean output is brought to that of the float model; ``'analytic'``: what
+            the rounded weights make of the mean input is subtracted, without a
+            further pass (see :mod:`~mmquant_jacinto.analytic`); False: none.
+            Defaults to ``'iterative'``.
+        weights (bool): Whether the same passes also correct the weights of each
+            channel by the ratio of its output's standard deviations in float and
+            quantized. Defaults to False.
+        epochs (int): Passes of correction over those images, after the pass that
+            measures the ranges. 0 switches the iterative one off, as
+            ``bias_correction=False`` does. Defaults to 1.
+        lr (float): Step of the correction in its first pass; halved with each
+            further pass. Defaults to 0.05.
         dataloader (dict, optional): Where the images come from. Defaults to
             the training set, seen through the pipeline of validation.
     """
 
     num_images: int = 1000
     iterations: Optional[int] = None
+    bias_correction: Union[str, bool] = 'iterative'
+    weights: bool = False
     epochs: int = 1
     lr: float = 0.05
     dataloader: Optional[Mapping[str, Any]] = None
@@ -49,6 +60,31 @@ class Calibration:
                 f'quantize.calibration.lr={self.lr!r} is not '
                 'a step; use a number above 0, up to 1'
             )
+        if self.bias_correction is not False:
+            _check_choice(
+                'calibration.bias_correction', self.bias_correction, BIAS_CORRECTIONS
+            )
+        if self.weights not in (False, True):
+            raise QuantizeError(
+                f'quantize.calibration.weights={self.weights!r} is not a switch; use '
+                'True or False'
+            )
+        if self.weights and not self.epochs:
+            raise QuantizeError(
+                'quantize.calibration.weights=True corrects in passes of its own, and '
+                'quantize.calibration.epochs=0 has none; use epochs=1 or more'
+            )
+
+    @property
+    def passes(self) -> int:
+        """int: Quantized passes after the one in float."""
+        iterates = self.weights or self.bias_correction == 'iterative'
+        return self.epochs if iterates else 0
+
+    @property
+    def is_analytic(self) -> bool:
+        """bool: Whether biases follow from mean inputs and rounding errors."""
+        return self.bias_correction == 'analytic'
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .activations import ActivationQuantizers
+from .config import Calibration
 from .equalize import equalize
 from .execute import Behaviour
 from .kernels import Grid, fake_quantize
@@ -41,6 +42,9 @@ class State(Protocol):
         layers (Dict[str, Layer]): By weight quantizer.
         bias_correction (Tensor): What calibration adds to the biases, all
             layers one after the other.
+        weight_correction (Tensor): What calibration multiplies the weights' channels
+            with, laid out alike; ``Layer.weight`` has it in it.
+        calibration (Calibration): What calibration measures and corrects.
         equalized (Tensor): Whether the channels were equalized, ().
         constrained (Tensor): Whether the weights were constrained, ().
         engine (str, optional): Whose arithmetic a test computes with; None: the
@@ -51,12 +55,17 @@ class State(Protocol):
     activations: ActivationQuantizers
     layers: dict[str, Layer]
     bias_correction: Tensor
+    weight_correction: Tensor
+    calibration: Calibration
     equalized: Tensor
     constrained: Tensor
     engine: Optional[str]
 
     def correction(self, name: str) -> Tensor:
         """A layer's part of ``bias_correction``: (C,)."""
+
+    def note_weight_correction(self) -> None:
+        """Takes note that ``weight_correction`` was changed."""
 
 
 def condition_once(state: State) -> None:

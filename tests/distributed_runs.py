@@ -62,6 +62,12 @@ def run_all(folder, float_checkpoint, launcher):
     for observer in ('mse', 'entropy', 'moving_average', 'minmax'):
         ptq = dict(PTQ, observer=observer)
         runs.train(f'ptq_{observer}', ptq, load_from=load_from)
+    for name, calibration in (
+        ('analytic', dict(bias_correction='analytic')),
+        ('weights', dict(weights=True)),
+    ):
+        ptq = dict(PTQ, bits=4, calibration=calibration)
+        runs.train(f'ptq_{name}', ptq, load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
     runs.train('qat_minmax', dict(QAT, observer='minmax'), load_from=load_from)
     # Goes on from what the run above left after its second epoch.

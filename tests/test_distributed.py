@@ -31,6 +31,8 @@ RUNS = [
     'ptq_entropy',
     'ptq_moving_average',
     'ptq_minmax',
+    'ptq_analytic',
+    'ptq_weights',
     'qat',
     'qat_minmax',
     'qat_resumed',
@@ -132,6 +134,9 @@ def test_calibration_gives_the_state_of_one_process(name, one, two):
     key = f'{prefix}bias_correction'
     assert alone[key].any()
     torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
+    key = f'{prefix}weight_correction'
+    assert (alone[key] != 1).any() == (name == 'ptq_weights')
+    torch.testing.assert_close(together[key], alone[key], rtol=1e-5, atol=0)
     assert f'{prefix}plan' not in changed
 
 

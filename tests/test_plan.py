@@ -406,7 +406,11 @@ def test_per_channel_is_of_all_of_none_or_of_depthwise_layers(
 
 
 def test_per_channel_reaches_computed_weights(image):
-    net = Forward(lambda net, x: F.conv2d(x, net.conv.weight * 2), conv=conv(3, 4))
+    net = Forward(
+        lambda net, x: F.conv2d(net.one(x), net.two.weight * 2),
+        one=conv(3, 4),
+        two=conv(4, 4),
+    )
     steps = make_plan(net, image, per_channel=True).steps
     (fmt,) = {step.weight_format for step in steps.values() if step.weight_format}
     assert fmt.per_channel and fmt.power_of_two
