@@ -256,8 +256,11 @@ def test_weight_step_is_the_formula(x):
     assert not calib.quantization.bias_correction.any()
 
 
-def test_weights_and_biases_are_corrected_together(x):
-    net = one_layer()
+def test_weights_and_biases_are_corrected_together():
+    net = Forward(lambda net, x: net.conv(x), conv=nn.Conv2d(16, 4, 3))
+    with torch.no_grad():
+        net.conv.weight[1] *= 0.2  # has a handful of steps on the tensor's grid
+    x = torch.randn(2, 16, 8, 8) + 1
     wanted = net(x).detach()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     calib = QuantCalibrateModule(
