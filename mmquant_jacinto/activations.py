@@ -42,7 +42,9 @@ class ActivationQuantizers(nn.Module):
 
     The range is that of the Jacinto devkit's PACT2: per batch the 0.01 % and
     99.99 % percentiles, averaged exponentially with factor max(1/n, 0.001).
-    The observers of :mod:`range_search` instead count a histogram over all steps.
+    ``'moving_average'`` averages the minima and maxima so, ``'minmax'`` keeps the
+    extremes of all steps, and the observers of :mod:`range_search` count a histogram
+    over all steps.
     Unlike the original, the statistics of a step are merged when the step's
     forward pass ends, and act from the next step on: one collective instead
     of one per layer, and ranks whose heads are idle cannot deadlock.
@@ -175,14 +177,19 @@ class ActivationQuantizers(nn.Module):
     def is_due(self) -> bool:
         """bool: Whether the present step of a training observes.
 
-        Ranges that were searched for in histograms stay as calibrated.
+        Ranges that were searched for in histograms stay as calibrated; extremes of
+        all steps have to see them all.
         """
         if not self.observing:
             return False
         if self._search or self.learned is not None:
             # Only what no step has reached so far.
             return len(self._ranged) < len(self.specs) and not self._search
-        return self._steps < STEPS_OBSERVED or self._steps % OBSERVED_EVERY == 0
+        return (
+            not self.observer.averages
+            or self._steps < STEPS_OBSERVED
+            or self._steps % OBSERVED_EVERY == 0
+        )
 
     def end_step(self) -> None:
         """Ends a step of a training; every process must call it equally often."""
@@ -220,7 +227,7 @@ class ActivationQuantizers(nn.Module):
         if self._search:
             self._count(pending)
         else:
-            self._average(pending, new_only)
+            self._follow(pending, new_only)
         if not self._ranged.issuperset(item.quantizer for item in pending):
             # Asked only when something is seen for the first time: it may wait
             # for the device.
@@ -252,7 +259,7 @@ class ActivationQuantizers(nn.Module):
         self._histograms = None
         self._is_settled = True
 
-    def _average(self, pending: list[Observation], new_only: bool) -> None:
+    def _follow(self, pending: list[Observation], new_only: bool) -> None:
         """Moves the ranges towards those of a step."""
         highs, lows, sizes = self._measure(pending)
         rank = self.observer.rank(sizes)
@@ -265,6 +272,14 @@ class ActivationQuantizers(nn.Module):
         seen &= finite
         if new_only:
             seen &= self.count == 0
+        if not self.observer.averages:
+            known = self.count > 0
+            high = torch.where(known, torch.maximum(self.high, high), high)
+            low = torch.where(known, torch.minimum(self.low, low), low)
+            self.high.copy_(torch.where(seen, high, self.high))
+            self.low.copy_(torch.where(seen, low, self.low))
+            self.count += seen
+            return
         self.count += seen
         factor = torch.clamp(1 / self.count.clamp(min=1), min=MIN_AVERAGE_FACTOR) * seen
         # A quantizer that was not seen may hold infinities: keep them out.

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
-from .formats import SEARCHES, Preset, check_bits, get_preset
+from .formats import DEPTHWISE, SEARCHES, Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
-OBSERVERS = ('percentile', 'minmax', *SEARCHES)
+OBSERVERS = ('percentile', 'moving_average', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
 ROUNDINGS = ('nearest', 'adaround', 'coordinate_descent')
-BIAS_CORRECTIONS = ('iterative', 'sequential')
+BIAS_CORRECTIONS = ('iterative', 'sequential', 'analytic')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SWITCHES = ('learned_scale',)  # sections that True switches on as they are
 TENSOR_KINDS = ('weight', 'activation', 'output')
@@ -28,12 +28,19 @@ class Calibration:
         num_images (int): Images to calibrate on, over all processes. Unused
             where ``iterations`` is given. Defaults to 1000.
         iterations (int, optional): Batches to calibrate on, in each process.
-        epochs (int): Passes of bias correction over those images, after the
-            pass that measures the ranges. 0 switches it off. Defaults to 1.
-        bias_correction (str): ``'iterative'``: with each batch all biases move a step
-            towards the float means, as in the Jacinto devkit. ``'sequential'``: one
-            after the other, each to the float mean behind those that are corrected.
-            Defaults to ``'iterative'``.
+        bias_correction (str | bool): ``'iterative'``: with each batch of further
+            passes all biases move a step towards the float means, as in the Jacinto
+            devkit; ``'sequential'``: one after the other, each to the float mean
+            behind those that are corrected; ``'analytic'``: what the rounded weights
+            make of the mean input is subtracted, without a further pass (see
+            :mod:`~mmquant_jacinto.analytic`); False: none. Defaults to
+            ``'iterative'``.
+        weights (bool): Whether the same passes also correct the weights of each
+            channel by the ratio of its output's standard deviations in float and
+            quantized. Defaults to False.
+        epochs (int): Passes of correction over those images, after the pass that
+            measures the ranges. 0 switches them off, as ``bias_correction=False``
+            does. Defaults to 1.
         lr (float): Step of the iterative correction in its first pass; halved with
             each further pass. Defaults to 0.05.
         dataloader (dict, optional): Where the images come from. Defaults to
@@ -42,17 +49,15 @@ class Calibration:
 
     num_images: int = 1000
     iterations: Optional[int] = None
+    bias_correction: Union[str, bool] = 'iterative'
+    weights: bool = False
     epochs: int = 1
-    bias_correction: str = 'iterative'
     lr: float = 0.05
     dataloader: Optional[Mapping[str, Any]] = None
 
     def __post_init__(self) -> None:
         _check_count('calibration.num_images', self.num_images, 1)
         _check_count('calibration.epochs', self.epochs, 0)
-        _check_choice(
-            'calibration.bias_correction', self.bias_correction, BIAS_CORRECTIONS
-        )
         if self.iterations is not None:
             _check_count('calibration.iterations', self.iterations, 1)
         if not isinstance(self.lr, (int, float)) or not 0 < self.lr <= 1:
@@ -60,6 +65,35 @@ class Calibration:
                 f'quantize.calibration.lr={self.lr!r} is not '
                 'a step; use a number above 0, up to 1'
             )
+        if self.bias_correction is not False:
+            _check_choice(
+                'calibration.bias_correction', self.bias_correction, BIAS_CORRECTIONS
+            )
+        if self.weights not in (False, True):
+            raise QuantizeError(
+                f'quantize.calibration.weights={self.weights!r} is not a switch; use '
+                'True or False'
+            )
+        if self.weights and not self.epochs:
+            raise QuantizeError(
+                'quantize.calibration.weights=True corrects in passes of its own, and '
+                'quantize.calibration.epochs=0 has none; use epochs=1 or more'
+            )
+
+    @property
+    def passes(self) -> int:
+        """int: Quantized passes after the one in float."""
+        return self.epochs if self.weights or self.corrects_biases else 0
+
+    @property
+    def corrects_biases(self) -> bool:
+        """bool: Whether quantized passes correct the biases."""
+        return self.bias_correction in ('iterative', 'sequential')
+
+    @property
+    def is_analytic(self) -> bool:
+        """bool: Whether biases follow from mean inputs and rounding errors."""
+        return self.bias_correction == 'analytic'
 
 
 @dataclass(frozen=True)
@@ -156,8 +190,9 @@ class QuantizeConfig:
             dict of widths by kind, or False for float.
         calibration (dict): See :class:`Calibration`.
         freeze (dict): See :class:`Freeze`.
-        observer (str, optional): ``'percentile'`` or ``'minmax'``, averaged over
-            steps; or, for calibration, the range that is best for all images
+        observer (str, optional): ``'percentile'``, or ``'moving_average'`` of
+            minimum and maximum: averaged over steps; ``'minmax'``: the extremes of
+            all steps; or, for calibration, the range that is best for all images
             together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
             Defaults to the preset's.
         percentile (float): Share of a tensor's elements, in percent, that
@@ -169,6 +204,10 @@ class QuantizeConfig:
             or all of :class:`Rounding`. Defaults to ``'nearest'``.
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
             parameters of the training (LSQ), see :class:`LearnedScale`.
+        per_channel (str | bool | None): One scale of the weights for each output
+            channel, none above 256 times as fine as the coarsest; or
+            ``'depthwise'``: where a channel reads one channel alone. None takes the
+            preset's.
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
         constrain_weights (bool, optional): None takes the preset's.
@@ -188,6 +227,7 @@ class QuantizeConfig:
     weight_observer: str = 'minmax'
     rounding: Rounding = field(default_factory=Rounding)
     learned_scale: Optional[LearnedScale] = None
+    per_channel: Union[str, bool, None] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
@@ -216,8 +256,8 @@ class QuantizeConfig:
             raise QuantizeError(
                 f'quantize.observer={self.observer!r} searches a range for all '
                 f'calibration images together, and quantize.mode={self.mode!r} '
-                "moves ranges with each step; use observer='percentile' or "
-                "'minmax', or calibrate with mode='ptq'"
+                "moves ranges with each step; use observer='percentile', "
+                "'moving_average' or 'minmax', or calibrate with mode='ptq'"
             )
         if (
             not isinstance(self.percentile, (int, float))
@@ -226,6 +266,11 @@ class QuantizeConfig:
             raise QuantizeError(
                 f'quantize.percentile={self.percentile!r} is not a share; use '
                 'a number of percent from 0 to below 50, such as 0.01'
+            )
+        if self.per_channel not in (None, False, True, DEPTHWISE):
+            raise QuantizeError(
+                f'quantize.per_channel={self.per_channel!r} is unknown; use True, '
+                f'False or {DEPTHWISE!r}'
             )
         if self.constrain_bias not in (None, False):
             _check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
@@ -290,6 +335,13 @@ class QuantizeConfig:
     @property
     def observer_name(self) -> str:
         return self.observer or self.preset.observer
+
+    @property
+    def channel_scales(self) -> Union[str, bool]:
+        """str | bool: ``per_channel``, the preset's where it is not given."""
+        if self.per_channel is None:
+            return self.preset.weight.per_channel
+        return self.per_channel
 
     @property
     def bias_constraint(self) -> Optional[str]:

@@ -16,6 +16,7 @@ HALF_EVEN = 'half_even'  # IEEE 754, ONNX QuantizeLinear
 HALF_AWAY = 'half_away'  # C's round()
 ROUNDINGS = (HALF_UP, HALF_EVEN, HALF_AWAY)
 SEARCHES = ('mse', 'entropy')  # observers that search in histograms
+DEPTHWISE = 'depthwise'  # layers whose channels alone have scales of their own
 MIN_BITS, MAX_BITS = 2, 16
 
 

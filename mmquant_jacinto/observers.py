@@ -51,10 +51,13 @@ class Observer:
     Args:
         fraction (float): Share of the elements to cut off at each end. 0
             takes the true minimum and maximum.
+        averages (bool): Whether a range is the average over steps, or holds
+            what each step had.
     """
 
-    def __init__(self, fraction: float) -> None:
+    def __init__(self, fraction: float, averages: bool = True) -> None:
         self.fraction = fraction
+        self.averages = averages
 
     def sample(self, x: Tensor) -> Tensor:
         """The elements that are looked at: (n,), float32, a copy.
@@ -75,8 +78,15 @@ class Observer:
 
 
 def make_observer(name: str, percentile: float) -> Observer:
-    """Builds the observer that ``quantize.observer`` names."""
-    return Observer(percentile / 100 if name == 'percentile' else 0.0)
+    """Builds the observer that ``quantize.observer`` names.
+
+    Args:
+        name (str): ``'percentile'``, ``'moving_average'`` or ``'minmax'``; for
+            the observers that search in histograms it makes no difference.
+        percentile (float): Of the first, in percent.
+    """
+    fraction = percentile / 100 if name == 'percentile' else 0.0
+    return Observer(fraction, averages=name != 'minmax')
 
 
 class Observation(NamedTuple):

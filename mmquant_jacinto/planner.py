@@ -14,7 +14,7 @@ from .channel_pairs import find_pairs
 from .config import QuantizeConfig
 from .dataflow import Chain, Dataflow
 from .errors import QuantizeError, nearest
-from .formats import TensorFormat
+from .formats import DEPTHWISE, TensorFormat
 from .graph import Graph, Site
 from .plan import (
     ACTIVATION,
@@ -132,6 +132,7 @@ class Planner:
             bits=dict(bits) if isinstance(bits, Mapping) else bits,
             observer=config.observer_name,
             percentile=config.percentile,
+            per_channel=config.channel_scales,
             constrain_bias=config.bias_constraint,
             bias_bits=config.preset.bias_bits,
             constrain_weights=config.weight_constraint,
@@ -244,7 +245,7 @@ class Planner:
             axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0
             shape = shapes[site.weight]
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
-            fmt = self._weight_format(site)
+            fmt = self._weight_format(site, shape)
             if axis == 1 and channels != shape[1]:
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
@@ -253,14 +254,19 @@ class Planner:
             )
         return specs
 
-    def _weight_format(self, site: Site) -> TensorFormat:
+    def _weight_format(self, site: Site, shape: tuple[int, ...] = ()) -> TensorFormat:
+        """Format of a weight; of one that is computed the shape is not known."""
         bits = self.overrides.find(site.module)
         width = self.config.widths(
             'weight',
             self.config.bits if bits is None else bits,
             self.config.bits_of('weight'),
         )
-        return self.preset.weight.with_bits(width)
+        per_channel = self.config.channel_scales
+        if per_channel == DEPTHWISE:
+            # (out, in / groups, ...): each output channel reads one input channel.
+            per_channel = site.kind == ops.CONV and shape[1:2] == (1,)
+        return replace(self.preset.weight, bits=width, per_channel=per_channel)
 
     def _weight_name(self, chain: Chain) -> str:
         name = chain.head.weight

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .activations import ActivationQuantizers
 from .calibrate import Correct, Observe
+from .config import Calibration
 from .errors import QuantizeError
 from .execute import Behaviour, Executor
 from .integer import Integer
@@ -45,6 +46,7 @@ class Quantization(nn.Module):
             state (weights load as usual), or ``'refuse'``.
         engine (str, optional): Target whose arithmetic a test computes with, from
             the next :meth:`set_phase` on. None: the plan's own.
+        calibration (Calibration): What calibration measures and corrects.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -60,6 +62,7 @@ class Quantization(nn.Module):
         self.on_other_plan = 'adopt'
         self.phase = FLOAT
         self.engine: Optional[str] = None
+        self.calibration = Calibration()
         root.add_module(NAME, self)
 
     @classmethod
@@ -121,6 +124,7 @@ class Quantization(nn.Module):
             channels += spec.channels
         self.register_buffer('bias_correction', torch.zeros(channels, device=device))
         self.register_buffer('weight_scale', torch.zeros(channels, device=device))
+        self.register_buffer('weight_correction', torch.ones(channels, device=device))
         self.register_buffer('equalized', torch.zeros((), device=device))
         self.register_buffer('constrained', torch.zeros((), device=device))
         self._plan_tensor = torch.frombuffer(
@@ -147,7 +151,17 @@ class Quantization(nn.Module):
             return
         self.activations.settle()
         self.activations.refresh()
+        self.note_weight_correction()
         self.executor.behaviour = _BEHAVIOURS[phase](self)
+
+    def note_weight_correction(self) -> None:
+        """Gives the layers the corrections of their weights, if there are any."""
+        # Asked, because one that multiplies by 1 costs training as much as any.
+        corrected = bool((self.weight_correction != 1).any())
+        sizes = [spec.channels for spec in self.plan.weights.values()]
+        parts = self.weight_correction.split(sizes)
+        for layer, part in zip(self.layers.values(), parts):
+            layer.correction = part if corrected else None
 
     def correction(self, name: str) -> Tensor:
         """What calibration adds to the bias of a layer: (C,)."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .activations import ActivationQuantizers
+from .config import Calibration
 from .equalize import equalize
 from .execute import Behaviour
 from .kernels import Grid
@@ -48,6 +49,9 @@ class State(Protocol):
         weight_scale (Tensor): Steps of the weights' grids that do not follow from
             the weights, laid out alike; zero where they do.
         learned (LearnedWeightScales, optional): What a training learns of them.
+        weight_correction (Tensor): What calibration multiplies the weights' channels
+            with, laid out alike; ``Layer.weight`` has it in it.
+        calibration (Calibration): What calibration measures and corrects.
         equalized (Tensor): Whether the channels were equalized, ().
         constrained (Tensor): Whether the weights were constrained, ().
         engine (str, optional): Whose arithmetic a test computes with; None: the
@@ -60,12 +64,17 @@ class State(Protocol):
     bias_correction: Tensor
     weight_scale: Tensor
     learned: Optional[LearnedWeightScales]
+    weight_correction: Tensor
+    calibration: Calibration
     equalized: Tensor
     constrained: Tensor
     engine: Optional[str]
 
     def correction(self, name: str) -> Tensor:
         """A layer's part of ``bias_correction``: (C,)."""
+
+    def note_weight_correction(self) -> None:
+        """Takes note that ``weight_correction`` was changed."""
 
 
 def compute_grids(grids: WeightGrids, state: State) -> None:

@@ -29,6 +29,10 @@ class Layer:
         owner (nn.Module): The module that has the weight.
         bias_owner (nn.Module, optional): The module that has the bias.
         norm (nn.Module, optional): Batch normalization folded into it.
+
+    Attributes:
+        correction (Tensor, optional): What calibration multiplies the weight of
+            each output channel with: (C,). None: nothing.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Layer:
         self._weight_name = spec.weight.rpartition('.')[2]
         self._bias_name = None if spec.bias is None else spec.bias.rpartition('.')[2]
         self._rows = None if spec.rows is None else slice(*spec.rows)
+        self.correction: Optional[Tensor] = None
 
     @classmethod
     def find(cls, root: nn.Module, spec: WeightSpec) -> 'Layer':
@@ -63,9 +68,17 @@ class Layer:
     # Looked up at each use: EMA, SyncBN conversion and the like may replace
     # parameters of a module, but not the modules.
     @property
-    def weight(self) -> Tensor:
+    def parameter(self) -> Tensor:
+        """Tensor: The weight as the model has it."""
         weight = getattr(self.owner, self._weight_name)
         return weight if self._rows is None else weight[self._rows]
+
+    @property
+    def weight(self) -> Tensor:
+        """Tensor: The weight as it is quantized, corrected by calibration."""
+        if self.correction is None:
+            return self.parameter
+        return self.parameter * self.along_channels(self.correction)
 
     @property
     def bias(self) -> Optional[Tensor]:
@@ -81,11 +94,11 @@ class Layer:
     def parameters(self) -> tuple[Optional[Tensor], ...]:
         """Tuple[Tensor | None]: All tensors that the folded layer uses."""
         norm = self.norm
+        own = self.parameter, self.bias, self.correction
         if norm is None:
-            return self.weight, self.bias
+            return own
         return (
-            self.weight,
-            self.bias,
+            *own,
             norm.weight,
             norm.bias,
             norm.running_mean,
@@ -111,7 +124,7 @@ class Layer:
 
     def along_channels(self, values: Tensor) -> Tensor:
         """Shapes one value per output channel to multiply the weight."""
-        weight = self.weight
+        weight = self.parameter
         further = (1,) * (weight.dim() - 2)
         if self.spec.axis == 0:
             return values.view(-1, 1, *further)

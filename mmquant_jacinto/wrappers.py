@@ -11,6 +11,7 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
 from . import quantization as phases
+from .analytic import MeanInputs
 from .errors import QuantizeError
 from .execute import Behaviour
 from .host_memory import keep_freed_memory
@@ -176,7 +177,8 @@ class QuantCalibrateModule(QuantModule):
     (correcting the biases), without gradients, and returns the quantized
     result. ``CalibrationLoop`` makes the two passes one after the other over
     all batches, so that all ranges are known before the first correction.
-    Evaluation computes on integers.
+    Evaluation computes on integers. What is corrected, and how, is said by
+    ``calibration=dict(...)``, see :class:`~mmquant_jacinto.config.Calibration`.
 
     Args:
         module (nn.Module): The float model.
@@ -194,6 +196,11 @@ class QuantCalibrateModule(QuantModule):
     mode = 'ptq'
     _corrections = 0  # passes that corrected biases
 
+    def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(module, *args, **kwargs)
+        self.quantization.calibration = self.config.calibration
+        self._inputs = MeanInputs()
+
     @property
     def train_phase(self) -> str:
         return phases.OBSERVE
@@ -208,27 +215,42 @@ class QuantCalibrateModule(QuantModule):
         if not self.training:
             return super().forward(*args, **kwargs)
         reference = self.observe(*args, **kwargs)
-        if self.config.calibration.epochs:
-            return self.correct(reference, self.config.calibration.lr, *args, **kwargs)
-        self._behaviour(phases.CORRECT)
-        with torch.no_grad():
-            return self.module(*args, **kwargs)
+        if self.config.calibration.passes:
+            lr = self.config.calibration.lr
+            result = self.correct(reference, lr, *args, **kwargs)
+        else:
+            self._behaviour(phases.CORRECT)
+            with torch.no_grad():
+                result = self.module(*args, **kwargs)
+        self.correct_analytically()
+        return result
 
     def observe(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One float pass that measures.
 
         Returns:
-            Dict[str, Tensor]: Each layer's mean output per channel, (C,).
+            Dict[str, Tensor]: Moments of each layer's output per channel, see
+            :func:`~mmquant_jacinto.calibrate.channel_moments`.
         """
         behaviour = self._behaviour(phases.OBSERVE)
         with torch.no_grad():
             self.module(*args, **kwargs)
-        return behaviour.means.take()
+        self._inputs.add(behaviour.inputs.take())
+        return behaviour.outputs.take()
+
+    def correct_analytically(self) -> None:
+        """Corrects the biases by what was observed, if the config asks for it.
+
+        Every process must call it equally often.
+        """
+        if self.config.calibration.is_analytic:
+            state = self.quantization
+            state.bias_correction.copy_(self._inputs.correction(state))
 
     def correct(
         self, reference: dict[str, Tensor], lr: float, *args: Any, **kwargs: Any
     ) -> Any:
-        """One quantized pass that corrects the biases.
+        """One quantized pass that corrects the biases, and weights if asked to.
 
         Args:
             reference (Dict[str, Tensor]): Of :meth:`observe`, same batch.
@@ -284,7 +306,7 @@ class QuantCalibrateModule(QuantModule):
             lr (float): Step of the correction.
 
         Returns:
-            Dict[str, Tensor]: The layers' mean outputs in the pass that
+            Dict[str, Tensor]: What :meth:`observe` returns in the pass that
             measures, nothing in one that corrects.
         """
         args, call = self.predict_call(batch)

@@ -59,7 +59,7 @@ def run_all(folder, float_checkpoint, launcher):
     load_from = str(float_checkpoint)
     runs.train('ptq', PTQ, load_from=load_from)
     runs.train('ptq_onnxruntime', dict(PTQ, target='onnxruntime'), load_from=load_from)
-    for observer in ('mse', 'entropy'):
+    for observer in ('mse', 'entropy', 'moving_average', 'minmax'):
         ptq = dict(PTQ, observer=observer)
         runs.train(f'ptq_{observer}', ptq, load_from=load_from)
     sequential = dict(PTQ, calibration=dict(bias_correction='sequential'))
@@ -69,7 +69,14 @@ def run_all(folder, float_checkpoint, launcher):
         ptq = dict(PTQ, rounding=rounding, target='onnxruntime')
         runs.train(f'ptq_{method}', ptq, load_from=load_from)
     runs.train('qat_learned', dict(QAT, learned_scale=True), load_from=load_from)
+    for name, calibration in (
+        ('analytic', dict(bias_correction='analytic')),
+        ('weights', dict(weights=True)),
+    ):
+        ptq = dict(PTQ, bits=4, calibration=calibration)
+        runs.train(f'ptq_{name}', ptq, load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
+    runs.train('qat_minmax', dict(QAT, observer='minmax'), load_from=load_from)
     # Goes on from what the run above left after its second epoch.
     second = str(runs.folder / 'qat' / 'epoch_2.pth')
     runs.train('qat_resumed', QAT, load_from=second, resume=True)

@@ -10,9 +10,11 @@ from mmquant_jacinto.activations import STEPS_OBSERVED, ActivationQuantizers
 from mmquant_jacinto.observers import _largest
 from mmquant_jacinto.plan import ActivationSpec
 
+OBSERVERS = ['percentile', 'moving_average', 'minmax']
+
 
 def quantizers(
-    target='jacinto', bits=8, observer='minmax', percentile=0.01, positive=False
+    target='jacinto', bits=8, observer='moving_average', percentile=0.01, positive=False
 ):
     """One activation quantizer, named 'x'."""
     fmt = PRESETS[target].activation.with_bits(bits)
@@ -55,9 +57,37 @@ def test_largest_elements_are_those_of_the_sorted_samples(depth, negated):
         assert (found[there:] == -torch.inf).all()
 
 
-def test_minmax_takes_the_very_ends():
+@pytest.mark.parametrize('observer', ['moving_average', 'minmax'])
+def test_ends_are_the_very_ends(observer):
     x = torch.randn(3, 7)
-    assert range_of(measured(x)) == (x.min(), x.max())
+    assert range_of(measured(x, observer=observer)) == (x.min(), x.max())
+
+
+@pytest.mark.parametrize('shift', [-9.0, 0.0, 9.0])
+def test_minmax_keeps_the_extremes_of_all_steps(shift):
+    # Zero is no extreme of what is all on one side of it.
+    batches = [torch.randn(50) * scale + shift for scale in (1, 3, 0.1, 2)]
+    found = measured(*batches, observer='minmax')
+    seen = torch.cat(batches)
+    assert range_of(found) == (seen.min(), seen.max())
+    assert found.count.tolist() == [4]
+    # What is not seen, or is rejected, changes nothing.
+    found.commit()
+    found.observe('x', torch.tensor([torch.inf, 99.0]))
+    found.commit()
+    assert range_of(found) == (seen.min(), seen.max())
+    assert found.take_rejected() == ['x']
+
+
+def test_minmax_of_a_training_sees_every_step():
+    found = quantizers(observer='minmax')
+    for step in range(STEPS_OBSERVED + 3):
+        assert found.is_due
+        found.observe('x', torch.tensor([0.0, step]))
+        found.end_step()
+    assert range_of(found) == (0, STEPS_OBSERVED + 2)
+    found.observing = False
+    assert not found.is_due
 
 
 def test_large_rows_are_sampled_alike_on_every_image():
@@ -161,7 +191,7 @@ def test_tensor_of_zeros_gets_a_finite_grid(target):
     assert 0 < grid.scale < 1
 
 
-@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+@pytest.mark.parametrize('observer', OBSERVERS)
 @pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize('elements', [100, 40000])
 def test_batch_with_nan_or_infinity_is_left_out_and_reported(observer, bad, elements):
@@ -193,7 +223,7 @@ def test_observed_tensor_is_left_alone():
     assert x.requires_grad and x.grad is None and not vars(x)
 
 
-@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+@pytest.mark.parametrize('observer', OBSERVERS)
 @pytest.mark.parametrize('elements', [64, 40000])
 @pytest.mark.parametrize('positive', [False, True])
 def test_halves_of_a_batch_give_the_range_of_the_whole(observer, elements, positive):
@@ -208,14 +238,14 @@ def test_halves_of_a_batch_give_the_range_of_the_whole(observer, elements, posit
     assert halves.count.tolist() == [1]
 
 
-@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+@pytest.mark.parametrize('observer', OBSERVERS)
 def test_empty_tensor_is_not_seen(observer):
     found = measured(torch.empty(0, 4, 7), observer=observer)
     assert not found.has_range('x')
     assert found.take_rejected() == []
 
 
-@pytest.mark.parametrize('observer', ['minmax', 'percentile'])
+@pytest.mark.parametrize('observer', OBSERVERS)
 def test_scalar_is_seen(observer):
     assert range_of(measured(torch.tensor(3.0), observer=observer))[1] == 3
 

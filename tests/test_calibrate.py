@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -62,13 +64,16 @@ def test_ranges_are_those_of_the_float_model(toy_net, images):
     assert ranges['fc/linear'] == (expected['fc'].min(), expected['fc'].max())
 
 
-def test_ranges_average_over_batches(x):
+@pytest.mark.parametrize(
+    'observer, factor_of_range', [('moving_average', 2), ('minmax', 3)]
+)
+def test_ranges_average_over_batches_or_hold_them_all(x, observer, factor_of_range):
     net = one_layer()
-    calib = QuantCalibrateModule(net, x, observer='minmax')
-    for factor in (1.0, 3.0):
+    calib = QuantCalibrateModule(net, x, observer=observer)
+    for factor in (3.0, 1.0):
         calib.observe(x * factor)
     high = calib.quantization.activations.high[0].item()
-    assert high == pytest.approx(2 * x.max().item())
+    assert high == pytest.approx(factor_of_range * x.max().item())
 
 
 def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):
@@ -84,7 +89,7 @@ def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):
     assert set(reference) == set(layers)
     for layer, module in layers.items():
         out = means[module].transpose(0, 1).flatten(1)
-        torch.testing.assert_close(reference[layer], out.mean(1))
+        torch.testing.assert_close(reference[layer][0], out.mean(1))
 
 
 def test_layer_that_runs_twice_counts_with_the_mean_of_its_runs(x):
@@ -93,7 +98,8 @@ def test_layer_that_runs_twice_counts_with_the_mean_of_its_runs(x):
         conv=nn.Conv2d(3, 4, 1),
     )
     reference = QuantCalibrateModule(net, x).observe(x)
-    torch.testing.assert_close(reference['conv'], net.conv(x).mean((0, 2, 3)).detach())
+    wanted = net.conv(x).mean((0, 2, 3)).detach()
+    torch.testing.assert_close(reference['conv'][0], wanted)
 
 
 def test_bias_step_is_the_formula(x):
@@ -217,3 +223,112 @@ def test_correction_survives_a_state_dict(toy_net, images):
     quantization = quantize_model(other, make_plan(other, images))
     other.load_state_dict(toy_net.state_dict())
     assert torch.equal(quantization.bias_correction, calib.quantization.bias_correction)
+
+
+WEIGHTS = dict(
+    bits=BITS,
+    constrain_bias=False,
+    calibration=dict(weights=True, bias_correction=False),
+)
+
+
+def test_weight_step_is_the_formula(x):
+    net = one_layer()
+    calib = QuantCalibrateModule(net, x, **WEIGHTS)
+    conv, lr, half = net.conv, 0.3, 2 ** (BITS - 1)
+    weight = conv.weight.detach().numpy().astype(np.float64)
+    wanted = convolve(x.double().numpy(), weight).std((0, 2, 3))
+    factor = np.ones(4)
+    for _ in range(3):
+        reference = calib.observe(x)
+        given = calib.quantization.activations.host_grid('/input')
+        values = to_grid(x.numpy(), *given[:3], given.rounding) * given.scale
+        corrected = weight * factor[:, None, None, None]
+        scale = power_of_two(np.abs(corrected).max()) / half
+        steps = ROUND['half_away'](corrected / scale)
+        rounded = np.clip(steps, -half, half - 1) * scale
+        ratio = wanted / convolve(values.astype(np.float64), rounded).std((0, 2, 3))
+        assert np.abs(ratio - 1).max() > 1e-3
+        factor = factor * np.clip(ratio, 1 / 2, 2) ** lr
+        calib.correct(reference, lr, x)
+        found = calib.quantization.weight_correction.numpy()
+        np.testing.assert_allclose(found, factor, rtol=1e-5)
+    assert not calib.quantization.bias_correction.any()
+
+
+def test_weights_and_biases_are_corrected_together():
+    net = Forward(lambda net, x: net.conv(x), conv=nn.Conv2d(16, 4, 3))
+    with torch.no_grad():
+        net.conv.weight[1] *= 0.2  # has a handful of steps on the tensor's grid
+    x = torch.randn(2, 16, 8, 8) + 1
+    wanted = net(x).detach()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    calib = QuantCalibrateModule(
+        net, x, bits=dict(weight=BITS), calibration=dict(weights=True, lr=0.5)
+    ).train()
+
+    def errors(out):
+        out, dims = out.detach(), (0, 2, 3)
+        means = (out.mean(dims) - wanted.mean(dims)).abs()
+        return means.max(), (out.std(dims) / wanted.std(dims) - 1).abs().max()
+
+    first = errors(calib(x))
+    for _ in range(20):
+        calib(x)
+    last = errors(calib.eval()(x))
+    assert last[0] < first[0] / 2
+    assert last[1] < first[1] / 2
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_channel_that_does_not_vary_keeps_its_weights(x):
+    net = one_layer()
+    with torch.no_grad():
+        net.conv.weight[1] = 0
+        net.conv.weight[2] *= 1e-3  # rounded to zero
+    calib = QuantCalibrateModule(net, x, **WEIGHTS).train()
+    calib(x)
+    factor = calib.quantization.weight_correction
+    assert factor[1:3].tolist() == [1, 1]
+    assert factor[0] != 1
+    calib(torch.full_like(x, torch.nan))
+    assert torch.equal(calib.quantization.weight_correction, factor)
+
+
+def test_corrected_weights_survive_a_state_dict(toy_net, images):
+    calib = QuantCalibrateModule(
+        toy_net, images, bits=BITS, calibration=dict(weights=True, lr=1.0)
+    ).train()
+    for _ in range(3):
+        calib(images)
+    expected = calib.eval()(images)
+    other = randomize_norms(ToyNet()).eval()
+    quantization = quantize_model(other, make_plan(other, images, bits=BITS))
+    quantization.set_phase('test')
+    other.load_state_dict(toy_net.state_dict())
+    assert torch.equal(other(images), expected)
+    # It is the factors that make the difference.
+    quantization.weight_correction.fill_(1)
+    quantization.set_phase('test')
+    assert not torch.equal(other(images), expected)
+
+
+@pytest.mark.parametrize('normalized', [False, True])
+def test_gradient_of_a_corrected_weight_has_the_factor(x, normalized):
+    conv = nn.Conv2d(3, 4, 3)
+    norm = randomize_norms(nn.BatchNorm2d(4)) if normalized else nn.Identity()
+    net = Forward(lambda net, x: net.norm(net.conv(x)), conv=conv, norm=norm).eval()
+    quantization = calibrated(net, x, 'train', bits=16)
+    quantization.weight_correction.copy_(torch.tensor([0.5, 1.0, 1.5, 2.0]))
+    quantization.note_weight_correction()
+    other = torch.randn(2, 4, 6, 6)
+    (net(x) * other).sum().backward()
+    exact = conv.weight.detach().double().requires_grad_()
+    factor = quantization.weight_correction.double()[:, None, None, None]
+    out = F.conv2d(x.double(), exact * factor, conv.bias.double())
+    out = copy.deepcopy(norm).double()(out)
+    (out * other).sum().backward()
+    torch.testing.assert_close(
+        conv.weight.grad.double(), exact.grad, rtol=1e-2, atol=1e-2
+    )

@@ -62,6 +62,25 @@ def test_constraints_default_to_the_preset_and_can_be_switched_off():
     assert QuantizeConfig(constrain_bias=False).bias_constraint is None
     assert QuantizeConfig(target='tidl').weight_constraint is False
     assert QuantizeConfig(constrain_weights=False).weight_constraint is False
+    assert QuantizeConfig().channel_scales is False
+    assert QuantizeConfig(target='tidl').channel_scales is True
+    assert QuantizeConfig(target='tidl', per_channel=False).channel_scales is False
+
+
+@pytest.mark.parametrize(
+    'calibration, passes',
+    [
+        ({}, 1),
+        (dict(epochs=3), 3),
+        (dict(epochs=0), 0),
+        (dict(bias_correction=False), 0),
+        (dict(bias_correction='analytic'), 0),
+        (dict(bias_correction='analytic', weights=True, epochs=2), 2),
+    ],
+)
+def test_only_what_iterates_needs_further_passes(calibration, passes):
+    config = QuantizeConfig.parse(dict(mode='ptq', calibration=calibration))
+    assert config.calibration.passes == passes
 
 
 # Each message names the key, the value found and what would be right.
@@ -113,6 +132,26 @@ BAD_VALUES = {
         dict(calibration=100),
         'quantize.calibration=100',
         'is not a dict',
+    ),
+    'bias correction': (
+        dict(calibration=dict(bias_correction='analytical')),
+        "quantize.calibration.bias_correction='analytical'",
+        "did you mean 'analytic'",
+    ),
+    'bias correction switch': (
+        dict(calibration=dict(bias_correction=True)),
+        'quantize.calibration.bias_correction=True',
+        "'iterative'",
+    ),
+    'weight correction': (
+        dict(calibration=dict(weights='yes')),
+        "quantize.calibration.weights='yes'",
+        'True or False',
+    ),
+    'weight correction without passes': (
+        dict(calibration=dict(weights=True, epochs=0)),
+        'quantize.calibration.weights=True',
+        'epochs=1',
     ),
     'calibration key': (
         dict(calibration=dict(iteration=5)),
@@ -175,6 +214,11 @@ BAD_VALUES = {
         dict(constrain_bias='saturat'),
         "quantize.constrain_bias='saturat'",
         "did you mean 'saturate'",
+    ),
+    'channels': (
+        dict(per_channel='all'),
+        "quantize.per_channel='all'",
+        "True, False or 'depthwise'",
     ),
     'equalization': (
         dict(equalize='yes'),

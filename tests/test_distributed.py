@@ -33,7 +33,12 @@ RUNS = [
     'ptq_adaround',
     'ptq_coordinate_descent',
     'qat_learned',
+    'ptq_moving_average',
+    'ptq_minmax',
+    'ptq_analytic',
+    'ptq_weights',
     'qat',
+    'qat_minmax',
     'qat_resumed',
     'qat_checkpointed',
     'qat_equalized',
@@ -44,6 +49,9 @@ RUNS = [
     'qat_one_sided',
     'qat_iterations',
 ]
+
+
+ROUNDED = ['ptq_adaround', 'ptq_coordinate_descent']
 
 
 class Results:
@@ -122,7 +130,7 @@ def test_training_ends_as_the_plain_one(name, two):
 
 
 @pytest.mark.parametrize(
-    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy', 'ptq_sequential']
+    'name', [name for name in RUNS if name.startswith('ptq') and name not in ROUNDED]
 )
 def test_calibration_gives_the_state_of_one_process(name, one, two):
     (alone,), (together, _) = one.of(name), two.of(name)
@@ -135,6 +143,9 @@ def test_calibration_gives_the_state_of_one_process(name, one, two):
     key = f'{prefix}bias_correction'
     assert alone[key].any()
     torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
+    key = f'{prefix}weight_correction'
+    assert (alone[key] != 1).any() == (name == 'ptq_weights')
+    torch.testing.assert_close(together[key], alone[key], rtol=1e-5, atol=0)
     assert f'{prefix}plan' not in changed
 
 

@@ -64,6 +64,21 @@ def test_file_computes_what_the_integer_model_does(preset, bits, toy_net, images
     assert expected.unique().numel() > 3
 
 
+@pytest.mark.parametrize(
+    'preset, to, per_channel',
+    [
+        ('jacinto', 'onnxruntime', True),
+        ('onnxruntime', 'onnxruntime', False),
+        ('tidl', 'tidl', False),
+    ],
+)
+def test_other_scales_than_the_presets(preset, to, per_channel, toy_net, images):
+    exported = export(toy_net, images, to, target=preset, per_channel=per_channel)
+    expected, found = results(toy_net, exported, torch.randn(2, 3, 16, 16))
+    assert torch.equal(expected, found)
+    assert expected.unique().numel() > 3
+
+
 def test_16_bits(toy_net, images):
     exported = export(toy_net, images, bits=16)
     assert exported.model.opset_import[0].version == 21
@@ -355,6 +370,7 @@ def test_model_without_ranges_is_refused(toy_net, images):
         ('onnxrt', {}, "did you mean 'onnxruntime'"),
         ('tensorrt', {}, "quantize.target='onnxruntime'"),
         ('tensorrt', dict(target='tensorrt', bits=16), '16 bits'),
+        ('tidl', dict(target='jacinto', per_channel=True), 'per_channel=True'),
     ],
 )
 def test_unfit_target_is_refused(target, quantize, message, toy_net, images):

@@ -376,3 +376,41 @@ def test_grouped_transposed_convolution_is_quantized_per_tensor(image):
     assert weights['two'].format.per_channel
     assert (weights['three'].axis, weights['three'].channels) == (1, 4)
     assert not weights['three'].format.per_channel
+
+
+@pytest.mark.parametrize('target', ['jacinto', 'tidl', 'tensorrt'])
+@pytest.mark.parametrize(
+    'per_channel, expected',
+    [
+        (True, [True] * 4),
+        (False, [False] * 4),
+        ('depthwise', [False, True, False, False]),
+    ],
+)
+def test_per_channel_is_of_all_of_none_or_of_depthwise_layers(
+    target, per_channel, expected, image
+):
+    net = Forward(
+        lambda net, x: net.fc(net.grouped(net.wise(net.plain(x))).mean((2, 3))),
+        plain=conv(3, 4),
+        wise=nn.Conv2d(4, 8, 3, groups=4),
+        grouped=nn.Conv2d(8, 4, 3, groups=4),
+        fc=nn.Linear(4, 2),
+    )
+    plan = make_plan(net, image, target=target, per_channel=per_channel)
+    formats = [plan.weights[name].format for name in ('plain', 'wise', 'grouped', 'fc')]
+    assert [fmt.per_channel for fmt in formats] == expected
+    # Nothing else of the preset changes.
+    assert {fmt.power_of_two for fmt in formats} == {target == 'jacinto'}
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_per_channel_reaches_computed_weights(image):
+    net = Forward(
+        lambda net, x: F.conv2d(net.one(x), net.two.weight * 2),
+        one=conv(3, 4),
+        two=conv(4, 4),
+    )
+    steps = make_plan(net, image, per_channel=True).steps
+    (fmt,) = {step.weight_format for step in steps.values() if step.weight_format}
+    assert fmt.per_channel and fmt.power_of_two

@@ -146,6 +146,16 @@ def test_each_pass_sees_the_same_batches(epochs, float_checkpoint, tmp_path, see
     assert places == first * (1 + epochs)
 
 
+def test_analytic_correction_needs_no_further_pass(float_checkpoint, tmp_path, seen):
+    state = calibrate(
+        tmp_path, float_checkpoint, num_images=32, bias_correction='analytic'
+    )
+    places = [place for _, place in seen if place < NUM_TRAIN]
+    assert len(set(places[-32:])) == 32
+    assert state['quantization.bias_correction'].any()
+    assert 'Calibration of biases' not in log_of(tmp_path)
+
+
 def test_iterations_and_num_images_count_the_same(float_checkpoint, tmp_path):
     by_images = calibrate(tmp_path / 'images', float_checkpoint, num_images=32)
     by_iterations = calibrate(tmp_path / 'iterations', float_checkpoint, iterations=2)

@@ -100,9 +100,41 @@ def test_per_channel_weights_are_the_formula(bits, axis):
     assert integers.min() >= -high
 
 
-def test_no_channel_is_finer_than_a_256th_of_the_coarsest():
+@pytest.mark.parametrize('bits', [4, 8, 16])
+@pytest.mark.parametrize('axis', [0, 1])
+def test_power_of_two_per_channel_weights_are_the_formula(bits, axis):
+    weight = sample_weight(3)
+    weight[(slice(None),) * axis + (3,)] *= 1e-4  # finer than any may be
+    layer, grids = quantized(
+        convolution(weight, axis == 1), bits=bits, per_channel=True
+    )
+    half, w = 2 ** (bits - 1), weight.numpy()
+    others = tuple(d for d in range(4) if d != axis)
+    reach = np.abs(w).max(others, keepdims=True)
+    expected = power_of_two(np.maximum(reach, reach.max() / 256)) / half
+    assert len(set(expected.ravel())) > 2
+    np.testing.assert_array_equal(grids.step('conv').numpy(), expected.ravel())
+    integers = np.clip(ROUND['half_away'](w / expected), -half, half - 1)
+    np.testing.assert_array_equal(on_grid(layer, grids).numpy(), integers)
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_affine_targets_per_tensor_weights_are_the_formula(bits):
+    weight = sample_weight(3)
+    layer, grids = quantized(
+        convolution(weight), target='onnxruntime', bits=bits, per_channel=False
+    )
+    w, high = weight.numpy(), 2 ** (bits - 1) - 1
+    expected = np.abs(w).max() / np.float32(high)
+    assert grids.step('conv').tolist() == [expected] * 4
+    np.testing.assert_array_equal(on_grid(layer, grids).numpy(), np.rint(w / expected))
+
+
+@pytest.mark.parametrize('target', ['tidl', 'jacinto'])
+def test_no_channel_is_finer_than_a_256th_of_the_coarsest(target):
     weight = torch.tensor([1.0, 1e-6, 0.25])[:, None, None, None]
-    step = quantized(convolution(weight), target='tidl')[1].step('conv')
+    grids = quantized(convolution(weight), target=target, per_channel=True)[1]
+    step = grids.step('conv')
     assert (step.max() / step).tolist() == pytest.approx([1, 256, 4])
 
 

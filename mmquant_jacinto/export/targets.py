@@ -76,7 +76,7 @@ def choose_target(name: str, plan: Plan) -> Target:
 
     Raises:
         QuantizeError: If there is no such target, or if its engine lacks the
-            plan's number formats.
+            plan's number formats, or scales for each channel.
     """
     if name not in TARGETS:
         raise QuantizeError(f'--target {name!r} is unknown; ' + nearest(name, TARGETS))
@@ -94,6 +94,13 @@ def choose_target(name: str, plan: Plan) -> Target:
                 f'{spec.name} has {spec.format.bits} bits, and --target {name} takes '
                 f'up to {target.max_bits}; set quantize.bits or quantize.overrides'
             )
+    if form_of(target, plan) == CLIP and plan.config.get('per_channel') is True:
+        raise QuantizeError(
+            'the model was quantized with quantize.per_channel=True, and the importer '
+            'of TDA4VM (--target tidl of quantize.target=\'jacinto\') gives channels '
+            'scales of their own in depthwise layers alone; use '
+            "quantize.per_channel='depthwise' or False, or another --target"
+        )
     return target
 
 

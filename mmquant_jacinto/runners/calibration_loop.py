@@ -37,7 +37,8 @@ class CalibrationLoop(BaseLoop):
 
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
-    biases. Afterwards it saves ``epoch_1.pth`` and validates. ``QuantRunner``
+    biases, and weights if asked to (none, where biases follow from what was
+    measured). Afterwards it saves ``epoch_1.pth`` and validates. ``QuantRunner``
     uses this loop for ``quantize.mode='ptq'``. Several processes share the
     images, and end with the same state.
 
@@ -71,7 +72,7 @@ class CalibrationLoop(BaseLoop):
     @property
     def max_iters(self) -> int:
         """int: Forward passes of all passes together."""
-        return self.batches * (1 + self.config.epochs)
+        return self.batches * (1 + self.config.passes)
 
     @property
     def epoch(self) -> int:
@@ -118,9 +119,12 @@ class CalibrationLoop(BaseLoop):
         rounding = runner.quantize_config.rounding
         if rounding.method != 'nearest':
             self._round(rounding)
-        for epoch in range(self.config.epochs):
+        kinds = dict(biases=self.config.corrects_biases, weights=self.config.weights)
+        what = ' and '.join(name for name, corrected in kinds.items() if corrected)
+        for epoch in range(self.config.passes):
             lr = self.config.lr * 0.5**epoch
-            self._pass(f'biases, pass {epoch + 1}', references, lr)
+            self._pass(f'{what}, pass {epoch + 1}', references, lr)
+        model.correct_analytically()
         self._epoch = 1
         runner.visualizer.add_scalars(
             model.quantization.activations.scalars(), step=self._iter
