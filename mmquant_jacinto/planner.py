@@ -101,7 +101,19 @@ class Planner:
             inputs=inputs,
             in_float=self.in_float,
             pairs=self._pairs(weights, weight_specs),
+            undecided=self._undecided(weight_specs),
         )
+
+    def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:
+        """Weight quantizers whose width ``quantize.mixed_precision`` chooses."""
+        if not self.config.mixed_precision:
+            return ()
+        decided = set()
+        for chain in self.chains.values():
+            bits = self.overrides.find(chain.head.module)
+            if bits is not None and (not isinstance(bits, Mapping) or 'weight' in bits):
+                decided.add(self._weight_name(chain) if chain.head.weight else None)
+        return tuple(name for name in specs if name not in decided)
 
     def _pairs(
         self, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, WeightSpec]
@@ -127,7 +139,7 @@ class Planner:
     def _settings(self) -> dict[str, Any]:
         config = self.config
         bits = config.bits
-        return dict(
+        settings = dict(
             target=config.target,
             bits=dict(bits) if isinstance(bits, Mapping) else bits,
             observer=config.observer_name,
@@ -136,6 +148,9 @@ class Planner:
             bias_bits=config.preset.bias_bits,
             constrain_weights=config.weight_constraint,
         )
+        if config.searches_bits:
+            settings['mixed_precision'] = config.mixed_precision.to_dict()
+        return settings
 
     def _read_groups(self) -> set[int]:
         """Groups of values that a quantized operation reads."""

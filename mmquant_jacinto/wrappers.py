@@ -1,11 +1,13 @@
 """The seed's modules: a model wrapped for training, calibration or test."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
 import torch
-from mmengine.model import MMDistributedDataParallel
+from mmengine.dist import get_rank
+from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from . import quantization as phases
 from .errors import QuantizeError
 from .execute import Behaviour
 from .host_memory import keep_freed_memory
+from .mixed_precision import BitSearch, BitTable
 from .quant_module import QuantModule
 
 
@@ -184,6 +187,11 @@ class QuantCalibrateModule(QuantModule):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.plan is not None and self.plan.undecided:
+            raise QuantizeError(
+                'the widths of quantize.mixed_precision are not chosen yet; call '
+                'search_bits(batches) before anything else'
+            )
         if not self.training:
             return super().forward(*args, **kwargs)
         reference = self.observe(*args, **kwargs)
@@ -223,6 +231,63 @@ class QuantCalibrateModule(QuantModule):
         behaviour.update(reference, lr)
         return result
 
+    def search_bits(self, batches: Sequence[Any]) -> BitTable:
+        """Chooses the widths that ``mixed_precision`` leaves open.
+
+        Call it before anything else is calibrated; ranges are measured too.
+
+        Args:
+            batches (Sequence): Each a tensor, a tuple of positional or a dict of
+                keyword arguments of the model; for a model of MMEngine a batch
+                as its dataloader yields it. Each gives one sample of the
+                sensitivity; some 64 of one image are a good number.
+
+        Returns:
+            BitTable: The widths, and why. ``to_json()`` is what another
+            model's ``mixed_precision='path'`` reads.
+
+        Raises:
+            QuantizeError: If there is no width to choose.
+        """
+        if not self.plan.undecided:
+            raise QuantizeError(
+                'there is no width to choose: set mixed_precision=dict('
+                'average_bits=...), and call search_bits once'
+            )
+        for batch in batches:
+            args, kwargs = self._arguments(copy.deepcopy(batch))
+            self.observe(*args, **kwargs)
+        search = BitSearch(self.quantization, self.config.mixed_precision)
+        first = get_rank() * len(batches)
+        for seed, batch in enumerate(batches, first):
+            self.probe_step(search, copy.deepcopy(batch), seed)
+        table = search.finish()
+        self._follow_mode()
+        return table
+
+    def probe_step(self, search: BitSearch, batch: Any, seed: int) -> None:
+        """One batch of a search of widths.
+
+        Args:
+            search (BitSearch): Of this model.
+            batch (Any): See :meth:`search_bits`.
+            seed (int): Another one for each batch of each process.
+        """
+        args, kwargs = self._arguments(batch)
+        search.probe(lambda: self.module(*args, **kwargs), seed)
+
+    def _arguments(self, batch: Any) -> tuple[tuple, dict]:
+        """Positional and keyword arguments of the model for a batch."""
+        batch = self.as_batch(batch)
+        if isinstance(batch, Tensor):
+            return (batch,), {}
+        if isinstance(self.module, BaseModel):
+            data = self.module.data_preprocessor(batch, False)
+            if isinstance(data, dict):
+                return (), {**data, 'mode': 'predict'}
+            return tuple(data), {'mode': 'predict'}
+        return ((), batch) if isinstance(batch, dict) else (tuple(batch), {})
+
     def calibrate_step(
         self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float
     ) -> dict[str, Tensor]:
@@ -238,12 +303,10 @@ class QuantCalibrateModule(QuantModule):
             Dict[str, Tensor]: The layers' mean outputs in the pass that
             measures, nothing in one that corrects.
         """
-        data = self.module.data_preprocessor(batch, False)
-        call = dict(data) if isinstance(data, dict) else {}
-        args = () if isinstance(data, dict) else tuple(data)
+        args, kwargs = self._arguments(batch)
         if reference is None:
-            return self.observe(*args, **call, mode='predict')
-        self.correct(reference, lr, *args, **call, mode='predict')
+            return self.observe(*args, **kwargs)
+        self.correct(reference, lr, *args, **kwargs)
         return {}
 
     def _behaviour(self, phase: str) -> Behaviour:

@@ -1,9 +1,13 @@
 """Calibration as a loop of MMEngine's runner."""
 
+import itertools
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
@@ -11,9 +15,24 @@ from torch import Tensor, nn
 
 from ..config import Calibration
 from ..errors import QuantizeError
+from ..mixed_precision import FILE, BitSearch
+from .checkpoint_files import write_whole
 from .sampling import calibration_dataloader
 
 CHECKPOINT = 'epoch_1.pth'
+
+
+@contextmanager
+def readable_images() -> Iterator[None]:
+    """Says of any error in a pipeline that an image could not be read."""
+    try:
+        yield
+    except Exception as error:  # noqa: B902 - a pipeline raises any
+        raise QuantizeError(
+            'an image of the calibration set could not be read '
+            f'({type(error).__name__}: {error}); check '
+            'train_dataloader or quantize.calibration.dataloader'
+        ) from error
 
 
 @LOOPS.register_module()
@@ -22,7 +41,8 @@ class CalibrationLoop(BaseLoop):
 
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
-    biases. Afterwards it saves ``epoch_1.pth`` and validates. ``QuantRunner``
+    biases. In between, ``quantize.mixed_precision`` chooses the weights' widths
+    and leaves ``mixed_precision.json``. Afterwards it saves ``epoch_1.pth`` and validates. ``QuantRunner``
     uses this loop for ``quantize.mode='ptq'``. Several processes share the
     images, and end with the same state.
 
@@ -104,6 +124,8 @@ class CalibrationLoop(BaseLoop):
         model.train()
         references = self._pass('ranges', None, 0.0)
         self._check_ranges()
+        if model.plan.undecided:
+            self._search_bits()
         for epoch in range(self.config.epochs):
             lr = self.config.lr * 0.5**epoch
             self._pass(f'biases, lr {lr:g}', references, lr)
@@ -112,6 +134,24 @@ class CalibrationLoop(BaseLoop):
             model.quantization.activations.scalars(), step=self._iter
         )
         runner.save_calibrated(CHECKPOINT)
+
+    def _search_bits(self) -> None:
+        """Chooses the widths of weights, on one image at a time."""
+        runner, config = self.runner, self.runner.quantize_config.mixed_precision
+        dataset, collate = self.dataloader.dataset, self.dataloader.collate_fn
+        world = get_world_size()
+        share = math.ceil(config.num_images / world)
+        indices = list(itertools.islice(self.dataloader.sampler, share))
+        runner.logger.info(f'Sensitivity of weights: {len(indices)} images')
+        search = BitSearch(runner.model.quantization, config)
+        for number, index in enumerate(indices):
+            with readable_images():
+                batch = collate([dataset[index]])
+            runner.model.probe_step(search, batch, number * world + get_rank())
+        table = search.finish()
+        runner.logger.info(str(table))
+        if is_main_process():
+            write_whole(os.path.join(runner.work_dir, FILE), table.to_json())
 
     def _pass(
         self, name: str, references: Optional[list[dict[str, Tensor]]], lr: float
@@ -126,14 +166,8 @@ class CalibrationLoop(BaseLoop):
         means = []
         batches = iter(self.dataloader)
         for index in range(total):
-            try:
+            with readable_images():
                 batch = next(batches)
-            except Exception as error:  # noqa: B902 - a pipeline raises any
-                raise QuantizeError(
-                    'an image of the calibration set could not be read '
-                    f'({type(error).__name__}: {error}); check '
-                    'train_dataloader or quantize.calibration.dataloader'
-                ) from error
             step = runner.model.calibrate_step
             means.append(step(batch, references and references[index], lr))
             self._iter += 1
