@@ -39,7 +39,9 @@ def spend(
     room = min(room, sum(row[-1] for row in extra))
     divisor = math.gcd(*(cost for row in extra for cost in row)) or 1
     part = max(divisor, -(-room // PARTS))
-    picks = _optimum([[-(-cost // part) for cost in row] for row in extra], errors, room // part)
+    picks = _optimum(
+        [[-(-cost // part) for cost in row] for row in extra], errors, room // part
+    )
     return _spend_rest(extra, errors, room, picks)
 
 

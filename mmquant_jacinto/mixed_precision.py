@@ -182,7 +182,9 @@ def choose_bits(
     return {name: widths[pick] for name, pick in zip(names, picks)}
 
 
-def weight_elements(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def weight_elements(
+    plan: Plan, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
     """Number of elements of each weight of a plan, from its parameters' shapes."""
     elements = {}
     for name, spec in plan.weights.items():

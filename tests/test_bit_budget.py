@@ -28,9 +28,7 @@ def brute_force(costs, errors, budget):
     """The least total error of all choices within the budget."""
     return min(
         sum(values)
-        for price, values in zip(
-            itertools.product(*costs), itertools.product(*errors)
-        )
+        for price, values in zip(itertools.product(*costs), itertools.product(*errors))
         if sum(price) <= budget
     )
 

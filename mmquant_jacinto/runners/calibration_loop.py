@@ -37,14 +37,15 @@ def readable_images() -> Iterator[None]:
 
 @LOOPS.register_module()
 class CalibrationLoop(BaseLoop):
-    """Calibrates a float model; no backward pass, no optimizer step.
+    """Calibrates a float model; no optimizer step.
 
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
     biases. In between, ``quantize.mixed_precision`` chooses the weights' widths
-    and leaves ``mixed_precision.json``. Afterwards it saves ``epoch_1.pth`` and validates. ``QuantRunner``
-    uses this loop for ``quantize.mode='ptq'``. Several processes share the
-    images, and end with the same state.
+    (with a backward pass on each of some images), and leaves them in
+    ``mixed_precision.json``. Afterwards the loop saves ``epoch_1.pth`` and
+    validates. ``QuantRunner`` uses it for ``quantize.mode='ptq'``. Several
+    processes share the images, and end with the same state.
 
     Args:
         runner (Runner): The runner.
