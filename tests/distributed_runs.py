@@ -62,6 +62,8 @@ def run_all(folder, float_checkpoint, launcher):
     for observer in ('mse', 'entropy'):
         ptq = dict(PTQ, observer=observer)
         runs.train(f'ptq_{observer}', ptq, load_from=load_from)
+    budget = dict(average_bits=6.0, num_images=20)
+    runs.train('ptq_mixed', dict(PTQ, mixed_precision=budget), load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
     # Goes on from what the run above left after its second epoch.
     second = str(runs.folder / 'qat' / 'epoch_2.pth')

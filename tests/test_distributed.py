@@ -1,5 +1,6 @@
 """Two processes on CPUs give what one process gives with the doubled batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from toy_runner import (
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='needs no GPU')
 
 HERE = Path(__file__).parent
+FILE = 'mixed_precision.json'
 TIMEOUT = 300  # a deadlock would last for ever
 RUNS = [
     'ptq',
     'ptq_onnxruntime',
     'ptq_mse',
     'ptq_entropy',
+    'ptq_mixed',
     'qat',
     'qat_resumed',
     'qat_checkpointed',
@@ -118,7 +121,7 @@ def test_training_ends_as_the_plain_one(name, two):
 
 
 @pytest.mark.parametrize(
-    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy']
+    'name', ['ptq', 'ptq_onnxruntime', 'ptq_mse', 'ptq_entropy', 'ptq_mixed']
 )
 def test_calibration_gives_the_state_of_one_process(name, one, two):
     (alone,), (together, _) = one.of(name), two.of(name)
@@ -132,6 +135,20 @@ def test_calibration_gives_the_state_of_one_process(name, one, two):
     assert alone[key].any()
     torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
     assert f'{prefix}plan' not in changed
+
+
+def test_mixed_precision_chooses_as_one_process(one, two):
+    alone, together = (
+        json.loads((results.folder / 'ptq_mixed' / FILE).read_text())
+        for results in (one, two)
+    )
+    widths = [layer['bits'] for layer in together['layers'].values()]
+    assert set(widths) == {4, 8}
+    for name, layer in alone['layers'].items():
+        assert together['layers'][name] == dict(
+            layer, noise=pytest.approx(layer['noise'], rel=1e-4)
+        )
+    assert log_of(two.folder / 'ptq_mixed').count('Mixed precision: ') == 1
 
 
 def test_first_ranges_of_training_are_those_of_one_process(one, two):
