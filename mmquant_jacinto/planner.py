@@ -108,12 +108,17 @@ class Planner:
         """Weight quantizers whose width ``quantize.mixed_precision`` chooses."""
         if not self.config.mixed_precision:
             return ()
-        decided = set()
-        for chain in self.chains.values():
-            bits = self.overrides.find(chain.head.module)
-            if bits is not None and (not isinstance(bits, Mapping) or 'weight' in bits):
-                decided.add(self._weight_name(chain) if chain.head.weight else None)
+        decided = {
+            self._weight_name(chain)
+            for chain in self.chains.values()
+            if chain.head.weight is not None and self._has_own_width(chain.head)
+        }
         return tuple(name for name in specs if name not in decided)
+
+    def _has_own_width(self, site: Site) -> bool:
+        """Whether ``quantize.overrides`` gives the weight at a site a width."""
+        bits = self.overrides.find(site.module)
+        return 'weight' in bits if isinstance(bits, Mapping) else bits is not None
 
     def _pairs(
         self, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, WeightSpec]

@@ -159,7 +159,8 @@ class QuantCalibrateModule(QuantModule):
     (correcting the biases), without gradients, and returns the quantized
     result. ``CalibrationLoop`` makes the two passes one after the other over
     all batches, so that all ranges are known before the first correction.
-    Evaluation computes on integers.
+    Widths that ``mixed_precision`` leaves open are chosen before, by
+    :meth:`search_bits`. Evaluation computes on integers.
 
     Args:
         module (nn.Module): The float model.
