@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional
 
@@ -20,6 +20,18 @@ from .checkpoint_files import write_whole
 from .sampling import calibration_dataloader
 
 CHECKPOINT = 'epoch_1.pth'
+
+
+def with_progress(items: Sequence) -> Iterator[Any]:
+    """Yields items, and shows in the first process how many there were."""
+    if not is_main_process():
+        yield from items
+        return
+    bar = ProgressBar(len(items))
+    for item in items:
+        yield item
+        bar.update()
+    print(flush=True)
 
 
 @contextmanager
@@ -145,7 +157,7 @@ class CalibrationLoop(BaseLoop):
         indices = list(itertools.islice(self.dataloader.sampler, share))
         runner.logger.info(f'Sensitivity of weights: {len(indices)} images')
         search = BitSearch(runner.model.quantization, config)
-        for number, index in enumerate(indices):
+        for number, index in enumerate(with_progress(indices)):
             with readable_images():
                 batch = collate([dataset[index]])
             runner.model.probe_step(search, batch, number * world + get_rank())
@@ -163,19 +175,14 @@ class CalibrationLoop(BaseLoop):
             f'Calibration of {name}: {total} batches of '
             f'{self.dataloader.batch_size or 1} images'
         )
-        bar = ProgressBar(total) if is_main_process() else None
         means = []
         batches = iter(self.dataloader)
-        for index in range(total):
+        for index in with_progress(range(total)):
             with readable_images():
                 batch = next(batches)
             step = runner.model.calibrate_step
             means.append(step(batch, references and references[index], lr))
             self._iter += 1
-            if bar is not None:
-                bar.update()
-        if bar is not None:
-            print(flush=True)
         return means
 
     def _check_ranges(self) -> None:
