@@ -1,7 +1,8 @@
 """The ``quantize`` key of a config: its schema, its short forms, its errors."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
@@ -175,6 +176,65 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class MixedPrecision:
+    """``quantize.mixed_precision``: a width for each weight, within a budget.
+
+    See :mod:`~mmquant_jacinto.mixed_precision`. Weights that ``overrides`` give
+    a width keep it, and count.
+
+    Args:
+        average_bits (float, optional): Budget as the mean width of all
+            quantized weights, each element counted once.
+        model_size (float, optional): Budget as their total, in megabytes (10^6
+            bytes). One of the two has to be given.
+        candidates (Sequence[int]): Widths to choose from. Defaults to (4, 8).
+        num_images (int): Images that the sensitivity is measured on, over all
+            processes; each costs a forward and a backward pass. Defaults to 64.
+    """
+
+    average_bits: Optional[float] = None
+    model_size: Optional[float] = None
+    candidates: Sequence[int] = (4, 8)
+    num_images: int = 64
+
+    def __post_init__(self) -> None:
+        key = 'quantize.mixed_precision'
+        given = [
+            name
+            for name in ('average_bits', 'model_size')
+            if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise QuantizeError(
+                f'{key} has {" and ".join(given) or "no budget"}; give one of '
+                'average_bits (such as 5.0) and model_size (megabytes)'
+            )
+        budget = getattr(self, given[0])
+        if (
+            isinstance(budget, bool)
+            or not isinstance(budget, (int, float))
+            or not 0 < budget < math.inf
+        ):
+            raise QuantizeError(
+                f'{key}.{given[0]}={budget!r} is not a budget; use a number above 0'
+            )
+        widths = self.candidates
+        if not isinstance(widths, (list, tuple)) or len(set(widths)) < 2:
+            raise QuantizeError(
+                f'{key}.candidates={widths!r} leaves no choice; use at least two '
+                'widths, such as (4, 8)'
+            )
+        for width in widths:
+            check_bits(f'{key}.candidates', width)
+        object.__setattr__(self, 'candidates', tuple(sorted(set(widths))))
+        _check_count('mixed_precision.num_images', self.num_images, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), 'candidates': list(self.candidates)}
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that ``quantize = dict(...)`` can say.
 
@@ -214,6 +274,10 @@ class QuantizeConfig:
         equalize (bool, optional): Cross-layer equalization: rescales channels
             between layers before anything is quantized, see
             :mod:`~mmquant_jacinto.equalize`. None takes the preset's.
+        mixed_precision (MixedPrecision | str, optional): Calibration chooses
+            the weights' widths, in place of ``bits``, and writes them to
+            ``mixed_precision.json``; the path of such a file takes them from
+            there.
     """
 
     mode: str = 'qat'
@@ -231,6 +295,7 @@ class QuantizeConfig:
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
+    mixed_precision: Union[MixedPrecision, str, None] = None
 
     def __post_init__(self) -> None:
         _check_choice('mode', self.mode, MODES)
@@ -274,6 +339,13 @@ class QuantizeConfig:
             )
         if self.constrain_bias not in (None, False):
             _check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
+        if self.searches_bits and self.mode != 'ptq':
+            raise QuantizeError(
+                'quantize.mixed_precision chooses widths by calibration, and '
+                f"quantize.mode={self.mode!r} trains; calibrate with mode='ptq' first, "
+                'and train with '
+                "mixed_precision='WORK_DIR/mixed_precision.json', which that leaves"
+            )
         for key in ('constrain_weights', 'equalize'):
             value = getattr(self, key)
             if value not in (None, False, True):
@@ -329,6 +401,11 @@ class QuantizeConfig:
         return bits.get(kind, default)
 
     @property
+    def searches_bits(self) -> bool:
+        """bool: Whether calibration chooses the widths of weights."""
+        return isinstance(self.mixed_precision, MixedPrecision)
+
+    @property
     def preset(self) -> Preset:
         return get_preset(self.target)
 
@@ -365,6 +442,7 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         calibration=Calibration,
         freeze=Freeze,
         learned_scale=LearnedScale,
+        mixed_precision=MixedPrecision,
         rounding=Rounding,
     )
     names = [item.name for item in fields(cls)]
@@ -378,6 +456,8 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             item = nested[name]() if item else None
         elif name == 'rounding' and isinstance(item, str):
             item = Rounding(item)
+        elif name == 'mixed_precision' and (not item or isinstance(item, str)):
+            item = item or None
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')

@@ -5,7 +5,8 @@ was trained and never guesses. :mod:`~mmquant_jacinto.planner` makes it.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Optional
 
 from .errors import QuantizeError
@@ -120,6 +121,8 @@ class Plan:
             not quantized, each with the reason.
         pairs (Tuple[Tuple[str, str]]): Weight quantizers between whose layers
             channels are rescaled before anything is quantized.
+        undecided (Tuple[str]): Weight quantizers whose width is still to be
+            chosen, see :mod:`~mmquant_jacinto.mixed_precision`.
     """
 
     config: dict[str, Any]
@@ -130,6 +133,7 @@ class Plan:
     inputs: dict[str, dict[int, str]]
     in_float: dict[str, str] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
+    undecided: tuple[str, ...] = ()
 
     def bias_width(self, weight: str) -> int:
         """Width in bits of the bias that belongs to a weight quantizer."""
@@ -149,6 +153,22 @@ class Plan:
             (self.activations, self.weights, self.steps, self.inputs)
             == (other.activations, other.weights, other.steps, other.inputs)
         ) and (self.is_learned or not other.is_learned)
+
+    def with_weight_bits(self, widths: Mapping[str, int]) -> 'Plan':
+        """This plan with other widths of some weight quantizers, by name."""
+        weights = {
+            name: replace(spec, format=spec.format.with_bits(widths.get(name)))
+            for name, spec in self.weights.items()
+        }
+        return replace(self, weights=weights)
+
+    def decides(self, other: 'Plan') -> bool:
+        """Whether this is ``other`` with its undecided widths chosen."""
+        if self.undecided or not self.weights.keys() == other.weights.keys():
+            return False
+        widths = {name: self.weights[name].format.bits for name in other.undecided}
+        decided = replace(other.with_weight_bits(widths), undecided=())
+        return self.to_json() == decided.to_json()
 
     def to_json(self) -> str:
         """Serializes the plan."""
@@ -188,6 +208,7 @@ class Plan:
             },
             in_float=data['in_float'],
             pairs=tuple(tuple(pair) for pair in data.get('pairs', ())),
+            undecided=tuple(data.get('undecided', ())),
         )
 
 

@@ -101,7 +101,24 @@ class Planner:
             inputs=inputs,
             in_float=self.in_float,
             pairs=self._pairs(weights, weight_specs),
+            undecided=self._undecided(weight_specs),
         )
+
+    def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:
+        """Weight quantizers whose width ``quantize.mixed_precision`` chooses."""
+        if not self.config.mixed_precision:
+            return ()
+        decided = {
+            self._weight_name(chain)
+            for chain in self.chains.values()
+            if chain.head.weight is not None and self._has_own_width(chain.head)
+        }
+        return tuple(name for name in specs if name not in decided)
+
+    def _has_own_width(self, site: Site) -> bool:
+        """Whether ``quantize.overrides`` gives the weight at a site a width."""
+        bits = self.overrides.find(site.module)
+        return 'weight' in bits if isinstance(bits, Mapping) else bits is not None
 
     def _pairs(
         self, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, WeightSpec]
@@ -127,7 +144,7 @@ class Planner:
     def _settings(self) -> dict[str, Any]:
         config = self.config
         bits = config.bits
-        return dict(
+        settings = dict(
             target=config.target,
             bits=dict(bits) if isinstance(bits, Mapping) else bits,
             observer=config.observer_name,
@@ -139,6 +156,9 @@ class Planner:
             weight_observer=config.weight_observer,
             learned_scale=config.learned_scale is not None,
         )
+        if config.searches_bits:
+            settings['mixed_precision'] = config.mixed_precision.to_dict()
+        return settings
 
     def _read_groups(self) -> set[int]:
         """Groups of values that a quantized operation reads."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import QuantizeConfig
 from .errors import QuantizeError
+from .mixed_precision import check_budget, weight_elements, with_found_bits
 from .plan import Plan
 from .planner import make_plan
 from .quantization import Quantization
@@ -40,12 +41,18 @@ def plan_model(
         Plan: Plain data.
 
     Raises:
-        QuantizeError: If there is nothing to quantize, or a pattern of
-            ``overrides`` matches nothing.
+        QuantizeError: If there is nothing to quantize, a pattern of
+            ``overrides`` matches nothing, or the budget of ``mixed_precision``
+            is out of reach.
     """
     graph = record(model, passes, is_region)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return make_plan(graph, config, shapes)
+    plan = make_plan(graph, config, shapes)
+    if config.searches_bits:
+        check_budget(plan, weight_elements(plan, shapes), config.mixed_precision)
+    elif config.mixed_precision:
+        plan = with_found_bits(plan, config.mixed_precision)
+    return plan
 
 
 def probe_passes(

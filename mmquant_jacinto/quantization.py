@@ -6,6 +6,7 @@ float model's own names stay as they were.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Callable, Optional
 
 import torch
@@ -20,15 +21,18 @@ from .execute import Behaviour, Executor
 from .integer import Integer
 from .learned_scales import LearnedWeightScales
 from .plan import Plan
+from .sensitivity import Probe
 from .simulate import Simulate, State
 from .weights import Layer
 
 NAME = 'quantization'
-FLOAT, TRAIN, OBSERVE, CORRECT, TEST = ('float', 'train', 'observe', 'correct', 'test')
+FLOAT, TRAIN, TEST = 'float', 'train', 'test'
+OBSERVE, PROBE, CORRECT = 'observe', 'probe', 'correct'
 _BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
     FLOAT: lambda state: Behaviour(),
     TRAIN: Simulate,
     OBSERVE: Observe,
+    PROBE: Probe,
     CORRECT: Correct,
     TEST: Integer,
 }
@@ -106,6 +110,7 @@ class Quantization(nn.Module):
             ) from None
         device = next(root.parameters()).device
         self.plan = plan
+        self._plan_tensor = _encode(plan)
         self.executor = executor
         self.layers = layers
         self.activations = ActivationQuantizers(
@@ -127,9 +132,19 @@ class Quantization(nn.Module):
         self.register_buffer('weight_correction', torch.ones(channels, device=device))
         self.register_buffer('equalized', torch.zeros((), device=device))
         self.register_buffer('constrained', torch.zeros((), device=device))
-        self._plan_tensor = torch.frombuffer(
-            bytearray(plan.to_json().encode()), dtype=torch.uint8
-        ).clone()
+        self.set_phase(self.phase)
+
+    def choose_weight_bits(self, widths: Mapping[str, int]) -> None:
+        """Gives weight quantizers, by name, other widths; ranges stay."""
+        plan = replace(self.plan.with_weight_bits(widths), undecided=())
+        # Of grids of other widths; found again in the next pass.
+        self.weight_scale.zero_()
+        self.plan = self.executor.plan = plan
+        self._plan_tensor = _encode(plan)
+        self.layers = {
+            name: layer.with_spec(plan.weights[name])
+            for name, layer in self.layers.items()
+        }
         self.set_phase(self.phase)
 
     def detach(self) -> None:
@@ -143,8 +158,8 @@ class Quantization(nn.Module):
 
         Args:
             phase (str): ``'float'``, ``'train'`` (fake quantization),
-                ``'observe'`` and ``'correct'`` (the passes of calibration)
-                or ``'test'`` (integers).
+                ``'observe'``, ``'probe'`` and ``'correct'`` (the passes of
+                calibration) or ``'test'`` (integers).
         """
         self.phase = phase
         if self.plan is None:
@@ -204,7 +219,10 @@ class Quantization(nn.Module):
             return
         plan = read_plan(stored)
         if self.plan is None or plan.to_json() != self.plan.to_json():
-            if self.plan is not None and self.on_other_plan == 'refuse':
+            policy = self.on_other_plan
+            if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
+                policy = 'adopt'
+            if policy == 'refuse':
                 raise QuantizeError(
                     'the checkpoint was made with another quantization plan '
                     f'({_settings(plan)}) than this config gives '
@@ -212,8 +230,9 @@ class Quantization(nn.Module):
                     '`quantize`, or use load_from to start anew from its '
                     'weights'
                 )
-            fits = self.plan is not None and self.plan.takes_state_of(plan)
-            if self.plan is not None and self.on_other_plan == 'ignore' and not fits:
+            if policy == 'ignore' and self.plan.takes_state_of(plan):
+                policy = 'take'
+            if policy == 'ignore':
                 print_log(
                     'The ranges in the checkpoint belong to another '
                     f'quantization plan ({_settings(plan)}); only its '
@@ -221,7 +240,7 @@ class Quantization(nn.Module):
                     'current',
                 )
                 return
-            if not (fits and self.on_other_plan == 'ignore'):
+            if policy != 'take':
                 self.build(plan)
         self.activations.forget_histograms()
         for key in mine:
@@ -234,6 +253,12 @@ class Quantization(nn.Module):
                 target.copy_(state_dict[key])
         self.activations.refresh()
         self.set_phase(self.phase)
+
+
+def _encode(plan: Plan) -> Tensor:
+    """A plan as bytes (uint8), as a checkpoint stores it."""
+    text = bytearray(plan.to_json().encode())
+    return torch.frombuffer(text, dtype=torch.uint8).clone()
 
 
 def read_plan(tensor: Tensor) -> Plan:

@@ -21,6 +21,8 @@ def summarize(plan: Plan) -> str:
     computed = sum(step.weight_format is not None for step in plan.steps.values())
     if computed:
         weights += f', {computed} computed in each pass'
+    if plan.undecided:
+        weights += f', {len(plan.undecided)} to be chosen by mixed_precision'
     lines = [
         f'Quantization for {plan.config["target"]}:',
         f'  regions      {", ".join(name or "(model)" for name in plan.regions)}',

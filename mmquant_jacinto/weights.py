@@ -65,6 +65,10 @@ class Layer:
             None if spec.norm is None else root.get_submodule(spec.norm),
         )
 
+    def with_spec(self, spec: WeightSpec) -> 'Layer':
+        """The same modules under another spec."""
+        return Layer(spec, self.owner, self.bias_owner, self.norm)
+
     # Looked up at each use: EMA, SyncBN conversion and the like may replace
     # parameters of a module, but not the modules.
     @property

@@ -6,7 +6,8 @@ from contextlib import nullcontext, suppress
 from typing import Any, Optional
 
 import torch
-from mmengine.model import MMDistributedDataParallel
+from mmengine.dist import get_rank
+from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from .errors import QuantizeError
 from .execute import Behaviour
 from .host_memory import keep_freed_memory
 from .layer_rows import Enough
+from .mixed_precision import BitSearch, BitTable
 from .quant_module import QuantModule
 from .reconstruct import Reconstruction
 
@@ -177,8 +179,10 @@ class QuantCalibrateModule(QuantModule):
     (correcting the biases), without gradients, and returns the quantized
     result. ``CalibrationLoop`` makes the two passes one after the other over
     all batches, so that all ranges are known before the first correction.
-    Evaluation computes on integers. What is corrected, and how, is said by
-    ``calibration=dict(...)``, see :class:`~mmquant_jacinto.config.Calibration`.
+    Widths that ``mixed_precision`` leaves open are chosen before, by
+    :meth:`search_bits`. Evaluation computes on integers. What is corrected, and how,
+    is said by ``calibration=dict(...)``, see
+    :class:`~mmquant_jacinto.config.Calibration`.
 
     Args:
         module (nn.Module): The float model.
@@ -212,6 +216,11 @@ class QuantCalibrateModule(QuantModule):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.plan is not None and self.plan.undecided:
+            raise QuantizeError(
+                'the widths of quantize.mixed_precision are not chosen yet; call '
+                'search_bits(batches) before anything else'
+            )
         if not self.training:
             return super().forward(*args, **kwargs)
         reference = self.observe(*args, **kwargs)
@@ -285,7 +294,7 @@ class QuantCalibrateModule(QuantModule):
             self.quantization.executor.behaviour = behaviour
             for batch in batches:
                 # A preprocessor may change its batch in place.
-                args, call = self.predict_call(copy.deepcopy(batch))
+                args, call = self._arguments(copy.deepcopy(batch))
                 with suppress(Enough):
                     self.module(*args, **call)
 
@@ -293,6 +302,60 @@ class QuantCalibrateModule(QuantModule):
         Reconstruction(self.quantization, run, len(batches), options).reconstruct()
         # What the former phase computed is of the former weights.
         self.quantization.set_phase(self.quantization.phase)
+
+    def search_bits(self, batches: Sequence[Any]) -> BitTable:
+        """Chooses the widths that ``mixed_precision`` leaves open.
+
+        Call it before anything else is calibrated; ranges are measured too.
+
+        Args:
+            batches (Sequence): Each a tensor, a tuple of positional or a dict of
+                keyword arguments of the model; for a model of MMEngine a batch
+                as its dataloader yields it. Each gives one sample of the
+                sensitivity; some 64 of one image are a good number.
+
+        Returns:
+            BitTable: The widths, and why. ``to_json()`` is what another
+            model's ``mixed_precision='path'`` reads.
+
+        Raises:
+            QuantizeError: If there is no width to choose.
+        """
+        if not self.plan.undecided:
+            raise QuantizeError(
+                'there is no width to choose: set mixed_precision=dict('
+                'average_bits=...), and call search_bits once'
+            )
+        for batch in batches:
+            args, kwargs = self._arguments(copy.deepcopy(batch))
+            self.observe(*args, **kwargs)
+        search = BitSearch(self.quantization, self.config.mixed_precision)
+        first = get_rank() * len(batches)
+        for seed, batch in enumerate(batches, first):
+            self.probe_step(search, copy.deepcopy(batch), seed)
+        table = search.finish()
+        self._follow_mode()
+        return table
+
+    def probe_step(self, search: BitSearch, batch: Any, seed: int) -> None:
+        """One batch of a search of widths.
+
+        Args:
+            search (BitSearch): Of this model.
+            batch (Any): See :meth:`search_bits`.
+            seed (int): Another one for each batch of each process.
+        """
+        args, kwargs = self._arguments(batch)
+        search.probe(lambda: self.module(*args, **kwargs), seed)
+
+    def _arguments(self, batch: Any) -> tuple[tuple, dict]:
+        """Positional and keyword arguments of the model for a batch."""
+        batch = self.as_batch(batch)
+        if isinstance(batch, Tensor):
+            return (batch,), {}
+        if isinstance(self.module, BaseModel):
+            return self.predict_call(batch)
+        return ((), batch) if isinstance(batch, dict) else (tuple(batch), {})
 
     def calibrate_step(
         self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float
@@ -309,10 +372,10 @@ class QuantCalibrateModule(QuantModule):
             Dict[str, Tensor]: What :meth:`observe` returns in the pass that
             measures, nothing in one that corrects.
         """
-        args, call = self.predict_call(batch)
+        args, kwargs = self._arguments(batch)
         if reference is None:
-            return self.observe(*args, **call)
-        self.correct(reference, lr, *args, **call)
+            return self.observe(*args, **kwargs)
+        self.correct(reference, lr, *args, **kwargs)
         return {}
 
     def _behaviour(self, phase: str) -> Behaviour:

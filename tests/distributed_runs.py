@@ -75,6 +75,8 @@ def run_all(folder, float_checkpoint, launcher):
     ):
         ptq = dict(PTQ, bits=4, calibration=calibration)
         runs.train(f'ptq_{name}', ptq, load_from=load_from)
+    budget = dict(average_bits=6.0, num_images=20)
+    runs.train('ptq_mixed', dict(PTQ, mixed_precision=budget), load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
     runs.train('qat_minmax', dict(QAT, observer='minmax'), load_from=load_from)
     # Goes on from what the run above left after its second epoch.

@@ -1,5 +1,6 @@
 """Two processes on CPUs give what one process gives with the doubled batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from toy_runner import (
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='needs no GPU')
 
 HERE = Path(__file__).parent
+FILE = 'mixed_precision.json'
 TIMEOUT = 300  # a deadlock would last for ever
 RUNS = [
     'ptq',
@@ -37,6 +39,7 @@ RUNS = [
     'ptq_minmax',
     'ptq_analytic',
     'ptq_weights',
+    'ptq_mixed',
     'qat',
     'qat_minmax',
     'qat_resumed',
@@ -156,6 +159,20 @@ def test_rounding_on_two_processes_serves_as_that_of_one(method, one, two):
     for name in ('backbone.stem.weight', 'backbone.conv.weight', 'head.weight'):
         difference = (alone[name] - together[name]).norm()
         assert 0 < difference < 0.05 * alone[name].norm()
+
+
+def test_mixed_precision_chooses_as_one_process(one, two):
+    alone, together = (
+        json.loads((results.folder / 'ptq_mixed' / FILE).read_text())
+        for results in (one, two)
+    )
+    widths = [layer['bits'] for layer in together['layers'].values()]
+    assert set(widths) == {4, 8}
+    for name, layer in alone['layers'].items():
+        assert together['layers'][name] == dict(
+            layer, noise=pytest.approx(layer['noise'], rel=1e-4)
+        )
+    assert log_of(two.folder / 'ptq_mixed').count('Mixed precision: ') == 1
 
 
 def test_first_ranges_of_training_are_those_of_one_process(one, two):

@@ -1,10 +1,13 @@
 """Calibration as a loop of MMEngine's runner."""
 
 import itertools
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
@@ -13,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from ..config import Calibration, Rounding
 from ..errors import QuantizeError
+from ..mixed_precision import FILE, BitSearch
+from .checkpoint_files import write_whole
 from .sampling import calibration_dataloader, count_batches
 
 CHECKPOINT = 'epoch_1.pth'
@@ -31,16 +36,44 @@ class _First:
         return itertools.islice(self.loader, self.size)
 
 
+def with_progress(items: Sequence) -> Iterator[Any]:
+    """Yields items, and shows in the first process how many there were."""
+    if not is_main_process():
+        yield from items
+        return
+    bar = ProgressBar(len(items))
+    for item in items:
+        yield item
+        bar.update()
+    print(flush=True)
+
+
+@contextmanager
+def readable_images() -> Iterator[None]:
+    """Says of any error in a pipeline that an image could not be read."""
+    try:
+        yield
+    except Exception as error:  # noqa: B902 - a pipeline raises any
+        raise QuantizeError(
+            'an image of the calibration set could not be read '
+            f'({type(error).__name__}: {error}); check '
+            'train_dataloader or quantize.calibration.dataloader'
+        ) from error
+
+
 @LOOPS.register_module()
 class CalibrationLoop(BaseLoop):
-    """Calibrates a float model; no backward pass, no optimizer step.
+    """Calibrates a float model; no optimizer step.
 
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
     biases, and weights if asked to (none, where biases follow from what was
-    measured). Afterwards it saves ``epoch_1.pth`` and validates. ``QuantRunner``
-    uses this loop for ``quantize.mode='ptq'``. Several processes share the
-    images, and end with the same state.
+    measured). In between, ``quantize.mixed_precision`` chooses the weights' widths
+    (with a backward pass on each of some images), and leaves them in
+    ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded.
+    Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
+    for ``quantize.mode='ptq'``. Several processes share the images, and end with the
+    same state.
 
     Args:
         runner (Runner): The runner.
@@ -116,6 +149,8 @@ class CalibrationLoop(BaseLoop):
         model.train()
         references = self._pass('ranges', None, 0.0)
         self._check_ranges()
+        if model.plan.undecided:
+            self._search_bits()
         rounding = runner.quantize_config.rounding
         if rounding.method != 'nearest':
             self._round(rounding)
@@ -141,6 +176,24 @@ class CalibrationLoop(BaseLoop):
         )
         self.runner.model.round_weights(_First(self.dataloader, batches))
 
+    def _search_bits(self) -> None:
+        """Chooses the widths of weights, on one image at a time."""
+        runner, config = self.runner, self.runner.quantize_config.mixed_precision
+        dataset, collate = self.dataloader.dataset, self.dataloader.collate_fn
+        world = get_world_size()
+        share = math.ceil(config.num_images / world)
+        indices = list(itertools.islice(self.dataloader.sampler, share))
+        runner.logger.info(f'Sensitivity of weights: {len(indices)} images')
+        search = BitSearch(runner.model.quantization, config)
+        for number, index in enumerate(with_progress(indices)):
+            with readable_images():
+                batch = collate([dataset[index]])
+            runner.model.probe_step(search, batch, number * world + get_rank())
+        table = search.finish()
+        runner.logger.info(str(table))
+        if is_main_process():
+            write_whole(os.path.join(runner.work_dir, FILE), table.to_json())
+
     def _pass(
         self, name: str, references: Optional[list[dict[str, Tensor]]], lr: float
     ) -> list[dict[str, Tensor]]:
@@ -150,25 +203,14 @@ class CalibrationLoop(BaseLoop):
             f'Calibration of {name}: {total} batches of '
             f'{self.dataloader.batch_size or 1} images'
         )
-        bar = ProgressBar(total) if is_main_process() else None
         means = []
         batches = iter(self.dataloader)
-        for index in range(total):
-            try:
+        for index in with_progress(range(total)):
+            with readable_images():
                 batch = next(batches)
-            except Exception as error:  # noqa: B902 - a pipeline raises any
-                raise QuantizeError(
-                    'an image of the calibration set could not be read '
-                    f'({type(error).__name__}: {error}); check '
-                    'train_dataloader or quantize.calibration.dataloader'
-                ) from error
             step = runner.model.calibrate_step
             means.append(step(batch, references and references[index], lr))
             self._iter += 1
-            if bar is not None:
-                bar.update()
-        if bar is not None:
-            print(flush=True)
         return means
 
     def _check_ranges(self) -> None:
