@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from ..config import QuantizeConfig
+from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
@@ -296,9 +297,9 @@ class QuantRunner(Runner):
             key[len('module.') :] if key.startswith('module.') else key: value.shape
             for key, value in stored.items()
         }
-        own = {
-            name: p.shape for name, p in self.model.quantization.root.named_parameters()
-        }
+        root = self.model.quantization.root
+        names = fit_names(names, root)
+        own = {name: p.shape for name, p in root.named_parameters()}
         fitting = [name for name in own if names.get(name) == own[name]]
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
         complete = testing or self._resume
