@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .activation_grids import GridFormats
 from .formats import SEARCHES
 from .histograms import Histograms
-from .kernels import Grid
+from .kernels import Bounds, Grid, fake_quantize
+from .learned_scales import LearnedActivationScales, learned_quantize
 from .observers import (
     Extremes,
     Observation,
@@ -50,12 +51,19 @@ class ActivationQuantizers(nn.Module):
         specs (Sequence[ActivationSpec]): The quantizers, from the plan.
         observer (str): Name of the observer.
         percentile (float): Of the percentile observer, in percent.
+        learned (bool): Whether the steps are parameters of the training, see
+            :mod:`learned_scales`. A range is then the first that was measured.
     """
 
     def __init__(
-        self, specs: Sequence[ActivationSpec], observer: str, percentile: float
+        self,
+        specs: Sequence[ActivationSpec],
+        observer: str,
+        percentile: float,
+        learned: bool = False,
     ) -> None:
         super().__init__()
+        self.learned = LearnedActivationScales(specs) if learned else None
         self.specs = tuple(specs)
         self.index = {spec.name: i for i, spec in enumerate(specs)}
         self.observer: Observer = make_observer(observer, percentile)
@@ -110,6 +118,31 @@ class ActivationQuantizers(nn.Module):
             self._host_grids = self._make_grids(on_host=True)
         return self._host_grids[self.index[name]]
 
+    def quantize(self, name: str, x: Tensor, bounds: Bounds, in_place: bool) -> Tensor:
+        """Fake-quantizes a tensor, where there is a range already.
+
+        Args:
+            name (str): The quantizer.
+            x (Tensor): (N, ...), floating point.
+            bounds (tuple, optional): Real ``(low, high)`` of a fused activation.
+            in_place (bool): Whether ``x`` may be overwritten.
+
+        Returns:
+            Tensor: Shape and dtype of ``x``.
+        """
+        grid = self.grid(name)
+        # The first batch runs in float: its range is known when it ends.
+        if grid is None:
+            return x
+        if self.learned is None or not torch.is_grad_enabled():
+            return fake_quantize(x, grid, bounds, in_place)
+        return learned_quantize(x, grid, bounds, self.learned, self.index[name])
+
+    def begin_step(self) -> None:
+        """Takes note that learned steps may have changed."""
+        if self.learned is not None:
+            self._forget_grids()
+
     def present(self) -> tuple:
         """The grids as they are; :meth:`commit` does not change what this holds."""
         if self._ranged:
@@ -144,14 +177,18 @@ class ActivationQuantizers(nn.Module):
 
         Ranges that were searched for in histograms stay as calibrated.
         """
-        return self.observing and not self._search and (
-            self._steps < STEPS_OBSERVED or self._steps % OBSERVED_EVERY == 0
-        )
+        if not self.observing:
+            return False
+        if self._search or self.learned is not None:
+            # Only what no step has reached so far.
+            return len(self._ranged) < len(self.specs) and not self._search
+        return self._steps < STEPS_OBSERVED or self._steps % OBSERVED_EVERY == 0
 
     def end_step(self) -> None:
         """Ends a step of a training; every process must call it equally often."""
         if self.is_due:
-            self.commit()
+            # Learned steps start from a range; they do not follow one.
+            self.commit(new_only=self.learned is not None)
         if self.observing:
             self.steps += 1
             self._steps += 1
@@ -169,10 +206,13 @@ class ActivationQuantizers(nn.Module):
             self._pending.append(Observation(self.index[name], sample, clip))
 
     @torch.no_grad()
-    def commit(self) -> None:
+    def commit(self, new_only: bool = False) -> None:
         """Merges what was observed, over processes too, into the ranges.
 
         Every process of the group must call it equally often.
+
+        Args:
+            new_only (bool): Leave ranges that are known as they are.
         """
         pending, self._pending = self._pending, []
         if not self.observing or not (pending or is_distributed()):
@@ -180,7 +220,7 @@ class ActivationQuantizers(nn.Module):
         if self._search:
             self._count(pending)
         else:
-            self._average(pending)
+            self._average(pending, new_only)
         if not self._ranged.issuperset(item.quantizer for item in pending):
             # Asked only when something is seen for the first time: it may wait
             # for the device.
@@ -212,7 +252,7 @@ class ActivationQuantizers(nn.Module):
         self._histograms = None
         self._is_settled = True
 
-    def _average(self, pending: list[Observation]) -> None:
+    def _average(self, pending: list[Observation], new_only: bool) -> None:
         """Moves the ranges towards those of a step."""
         highs, lows, sizes = self._measure(pending)
         rank = self.observer.rank(sizes)
@@ -223,6 +263,8 @@ class ActivationQuantizers(nn.Module):
         finite = highs[:, 0].isfinite() & (lows[:, 0].isfinite() | self._positive)
         self.rejected += seen & ~finite
         seen &= finite
+        if new_only:
+            seen &= self.count == 0
         self.count += seen
         factor = torch.clamp(1 / self.count.clamp(min=1), min=MIN_AVERAGE_FACTOR) * seen
         # A quantizer that was not seen may hold infinities: keep them out.
@@ -302,7 +344,8 @@ class ActivationQuantizers(nn.Module):
     def _grid_columns(self, device: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, lowest and highest step of all grids, float64: (Q,) each."""
         low, high = self.low.detach().to(device), self.high.detach().to(device)
-        return self._formats.grids(low, high)
+        grids = self._formats.grids(low, high)
+        return grids if self.learned is None else self.learned.adjust(*grids)
 
 
 def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:

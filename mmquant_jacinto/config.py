@@ -10,7 +10,9 @@ from .formats import SEARCHES, Preset, check_bits, get_preset
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 OBSERVERS = ('percentile', 'minmax', *SEARCHES)
+WEIGHT_OBSERVERS = ('minmax', 'mse')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
+SWITCHES = ('learned_scale',)  # sections that True switches on as they are
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
 Bits = Union[int, Mapping[str, int]]
@@ -76,6 +78,26 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class LearnedScale:
+    """``quantize.learned_scale``: scales as parameters of the training.
+
+    Args:
+        lr_mult (float): Their learning rate in units of the weights', in optimizers
+            that MMEngine's default constructor builds. Defaults to 10.
+        num_images (int): Images, over all processes, that the first ranges are
+            measured on before the training, unless the checkpoint has some.
+            Defaults to 64.
+    """
+
+    lr_mult: float = 10.0
+    num_images: int = 64
+
+    def __post_init__(self) -> None:
+        _check_positive('learned_scale.lr_mult', self.lr_mult)
+        _check_count('learned_scale.num_images', self.num_images, 1)
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that ``quantize = dict(...)`` can say.
 
@@ -97,6 +119,11 @@ class QuantizeConfig:
             Defaults to the preset's.
         percentile (float): Share of a tensor's elements, in percent, that
             the percentile observer cuts off at each end. Defaults to 0.01.
+        weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
+            it. ``'mse'``: of least squared error, searched once, before anything is
+            quantized. Defaults to ``'minmax'``.
+        learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
+            parameters of the training (LSQ), see :class:`LearnedScale`.
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
         constrain_weights (bool, optional): None takes the preset's.
@@ -113,6 +140,8 @@ class QuantizeConfig:
     freeze: Freeze = field(default_factory=Freeze)
     observer: Optional[str] = None
     percentile: float = 0.01
+    weight_observer: str = 'minmax'
+    learned_scale: Optional[LearnedScale] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
@@ -126,7 +155,14 @@ class QuantizeConfig:
                 _widths(f'quantize.overrides[{pattern!r}]', value)
         if self.observer is not None:
             _check_choice('observer', self.observer, OBSERVERS)
-        if self.observer in SEARCHES and self.mode != 'ptq':
+        _check_choice('weight_observer', self.weight_observer, WEIGHT_OBSERVERS)
+        if self.learned_scale is not None and self.mode != 'qat':
+            raise QuantizeError(
+                f'quantize.learned_scale is for training, and quantize.mode='
+                f"{self.mode!r} does not train; use mode='qat'"
+            )
+        searches = self.observer in SEARCHES and self.learned_scale is None
+        if searches and self.mode != 'ptq':
             raise QuantizeError(
                 f'quantize.observer={self.observer!r} searches a range for all '
                 f'calibration images together, and quantize.mode={self.mode!r} '
@@ -223,7 +259,9 @@ class QuantizeConfig:
 
 
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
-    nested = {'calibration': Calibration, 'freeze': Freeze}
+    nested = dict(
+        calibration=Calibration, freeze=Freeze, learned_scale=LearnedScale
+    )
     names = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
     for name, item in value.items():
@@ -231,7 +269,9 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             raise QuantizeError(
                 f'{key}.{name} is not a known key; ' + nearest(name, names)
             )
-        if cls is QuantizeConfig and name in nested and not is_dataclass(item):
+        if name in SWITCHES and item in (None, False, True):
+            item = nested[name]() if item else None
+        elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
             item = _build(nested[name], f'{key}.{name}', item)
@@ -254,6 +294,13 @@ def _widths(key: str, bits: object) -> None:
                 f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
             )
         check_bits(f'{key}.{kind}', value)
+
+
+def _check_positive(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is not a positive number; use one above 0'
+        )
 
 
 def _check_choice(key: str, value: object, valid: tuple) -> None:

@@ -21,7 +21,13 @@ from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
 from .plan import Step
-from .simulate import Simulate, State, computed_weight, quantize_computed_weight
+from .simulate import (
+    Simulate,
+    State,
+    compute_grids,
+    computed_weight,
+    quantize_computed_weight,
+)
 from .weights import quantize_bias, to_integers
 
 EXACT_IN_FLOAT32 = 2.0**24
@@ -67,7 +73,7 @@ class Integer(Behaviour):
     def begin(self) -> None:
         grids = self.fallback.grids
         if not grids.is_computed:
-            grids.compute(self.state.bias_correction)
+            compute_grids(grids, self.state)
 
     def enter_region(self) -> None:
         # Half precision cannot hold the accumulators.

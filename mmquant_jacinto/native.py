@@ -18,6 +18,10 @@ _SIGNATURES = dict(
     mmquant_fake_quantize=[_POINTER] * 3
     + [_INT64, _FLOAT, _FLOAT, _FLOAT, _FLOAT, ctypes.c_int],
     mmquant_mask=[_POINTER] * 3 + [_INT64],
+    mmquant_learned_gradient=[_POINTER] * 3
+    + [_INT64]
+    + [_FLOAT] * 7
+    + [ctypes.c_int, _POINTER],
     mmquant_quantize_rows=[_POINTER] * 2
     + [_INT64, _INT64, _POINTER, _POINTER, _FLOAT, _FLOAT],
     mmquant_fold_gradient=[_POINTER] * 3 + [_INT64, _INT64] + [_POINTER] * 2,
@@ -99,6 +103,45 @@ def mask(grad: Tensor, inside: Tensor) -> Tensor:
         grad.data_ptr(), inside.data_ptr(), out.data_ptr(), grad.numel()
     )
     return out
+
+
+def learned_gradient(
+    x: Tensor,
+    grad: Tensor,
+    scale: float,
+    limits: tuple[float, float],
+    ends: tuple[float, float, int, int],
+    half_up: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of fake quantization on a grid whose step is learned.
+
+    Args:
+        x (Tensor): What was quantized; see :func:`takes`.
+        grad (Tensor): Of the result; laid out as ``x``.
+        scale (float): Step of the grid.
+        limits (Tuple[float, float]): Where it was clamped.
+        ends (Tuple): The grid's ends, real and in steps.
+        half_up (bool): As in :func:`fake_quantize`.
+
+    Returns:
+        Tuple[Tensor, Tensor, Tensor]: Gradient of ``x``; of the step, (); sum of
+        the gradients where the grid clips, ().
+    """
+    out = torch.empty_like(grad)
+    sums = torch.empty(2)
+    _library.mmquant_learned_gradient(
+        x.data_ptr(),
+        grad.data_ptr(),
+        out.data_ptr(),
+        x.numel(),
+        scale,
+        *limits,
+        *ends,
+        half_up,
+        sums.data_ptr(),
+    )
+    to_step, clipped = sums.unbind()
+    return out, to_step, clipped
 
 
 def quantize_rows(

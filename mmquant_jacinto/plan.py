@@ -135,6 +135,21 @@ class Plan:
         """Width in bits of the bias that belongs to a weight quantizer."""
         return self.config['bias_bits'] or 2 * self.weights[weight].format.bits
 
+    @property
+    def is_learned(self) -> bool:
+        """bool: Whether scales are parameters of the training."""
+        return bool(self.config.get('learned_scale'))
+
+    def takes_state_of(self, other: 'Plan') -> bool:
+        """Whether the quantizer state of another plan means the same here.
+
+        How ranges were found makes no difference to what they are.
+        """
+        return (
+            (self.activations, self.weights, self.steps, self.inputs)
+            == (other.activations, other.weights, other.steps, other.inputs)
+        ) and (self.is_learned or not other.is_learned)
+
     def to_json(self) -> str:
         """Serializes the plan."""
         return json.dumps(

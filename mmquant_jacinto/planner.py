@@ -135,6 +135,8 @@ class Planner:
             constrain_bias=config.bias_constraint,
             bias_bits=config.preset.bias_bits,
             constrain_weights=config.weight_constraint,
+            weight_observer=config.weight_observer,
+            learned_scale=config.learned_scale is not None,
         )
 
     def _read_groups(self) -> set[int]:

@@ -138,6 +138,13 @@ class QuantModule(nn.Module):
         """str: What the model computes in training mode."""
         return phases.TEST
 
+    def predict_call(self, batch: Any) -> tuple[tuple, dict[str, Any]]:
+        """Arguments of the model's prediction for a batch of a dataloader."""
+        data = self.module.data_preprocessor(batch, False)
+        if isinstance(data, dict):
+            return (), {**data, 'mode': 'predict'}
+        return tuple(data), {'mode': 'predict'}
+
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """MMEngine's training step of the model."""
         return self.module.train_step(*args, **kwargs)

@@ -17,6 +17,7 @@ from .calibrate import Correct, Observe
 from .errors import QuantizeError
 from .execute import Behaviour, Executor
 from .integer import Integer
+from .learned_scales import LearnedWeightScales
 from .plan import Plan
 from .simulate import Simulate, State
 from .weights import Layer
@@ -105,14 +106,21 @@ class Quantization(nn.Module):
         self.executor = executor
         self.layers = layers
         self.activations = ActivationQuantizers(
-            plan.activations, plan.config['observer'], plan.config['percentile']
+            plan.activations,
+            plan.config['observer'],
+            plan.config['percentile'],
+            plan.is_learned,
         ).to(device)
+        self.learned = (
+            LearnedWeightScales(plan.weights).to(device) if plan.is_learned else None
+        )
         self._offsets = {}
         channels = 0
         for name, spec in plan.weights.items():
             self._offsets[name] = channels
             channels += spec.channels
         self.register_buffer('bias_correction', torch.zeros(channels, device=device))
+        self.register_buffer('weight_scale', torch.zeros(channels, device=device))
         self.register_buffer('equalized', torch.zeros((), device=device))
         self.register_buffer('constrained', torch.zeros((), device=device))
         self._plan_tensor = torch.frombuffer(
@@ -186,7 +194,8 @@ class Quantization(nn.Module):
                     '`quantize`, or use load_from to start anew from its '
                     'weights'
                 )
-            if self.plan is not None and self.on_other_plan == 'ignore':
+            fits = self.plan is not None and self.plan.takes_state_of(plan)
+            if self.plan is not None and self.on_other_plan == 'ignore' and not fits:
                 print_log(
                     'The ranges in the checkpoint belong to another '
                     f'quantization plan ({_settings(plan)}); only its '
@@ -194,7 +203,8 @@ class Quantization(nn.Module):
                     'current',
                 )
                 return
-            self.build(plan)
+            if not (fits and self.on_other_plan == 'ignore'):
+                self.build(plan)
         self.activations.forget_histograms()
         for key in mine:
             name = key[len(prefix) :]

@@ -18,14 +18,18 @@ from . import ops
 from .activations import ActivationQuantizers
 from .equalize import equalize
 from .execute import Behaviour
-from .kernels import Grid, fake_quantize
+from .kernels import Grid
+from .learned_scales import LearnedWeightScales, learned_weight
 from .ops import Op
 from .plan import Plan, Step
 from .weight_grids import WeightGrids
+from .weight_search import search_weight_scales, weight_scales
 from .weights import (
     Layer,
+    channel_rows,
     constrain_weights,
     fold_layer,
+    from_channel_rows,
     quantize_bias,
     quantize_weight,
     step_of,
@@ -41,6 +45,9 @@ class State(Protocol):
         layers (Dict[str, Layer]): By weight quantizer.
         bias_correction (Tensor): What calibration adds to the biases, all
             layers one after the other.
+        weight_scale (Tensor): Steps of the weights' grids that do not follow from
+            the weights, laid out alike; zero where they do.
+        learned (LearnedWeightScales, optional): What a training learns of them.
         equalized (Tensor): Whether the channels were equalized, ().
         constrained (Tensor): Whether the weights were constrained, ().
         engine (str, optional): Whose arithmetic a test computes with; None: the
@@ -51,6 +58,8 @@ class State(Protocol):
     activations: ActivationQuantizers
     layers: dict[str, Layer]
     bias_correction: Tensor
+    weight_scale: Tensor
+    learned: Optional[LearnedWeightScales]
     equalized: Tensor
     constrained: Tensor
     engine: Optional[str]
@@ -59,8 +68,20 @@ class State(Protocol):
         """A layer's part of ``bias_correction``: (C,)."""
 
 
+def compute_grids(grids: WeightGrids, state: State) -> None:
+    """Computes the grids of all weights as they are now."""
+    given = state.weight_scale
+    if state.learned is not None:
+        given = given * state.learned.factors()
+    grids.compute(state.bias_correction, given)
+
+
 def condition_once(state: State) -> None:
-    """Equalizes and clamps the weights in the first pass of a model's life."""
+    """What is done to the weights in the first pass of a model's life.
+
+    They are equalized and clamped, and the grids that do not follow the weights from
+    then on are found.
+    """
     if state.plan.pairs and not state.equalized:
         equalize(state.plan, state.layers)
         state.equalized.fill_(1)
@@ -68,6 +89,12 @@ def condition_once(state: State) -> None:
         for layer in state.layers.values():
             constrain_weights(layer)
         state.constrained.fill_(1)
+    searches = state.plan.config.get('weight_observer') == 'mse'
+    if (searches or state.learned is not None) and not state.weight_scale.any():
+        grids = WeightGrids(state.plan, state.layers, state.activations)
+        compute_grids(grids, state)
+        fix = search_weight_scales if searches else weight_scales
+        state.weight_scale.copy_(fix(grids))
 
 
 class Simulate(Behaviour):
@@ -85,6 +112,7 @@ class Simulate(Behaviour):
         # accumulator's last bit; only one that is cut off has to be simulated.
         self.saturates = state.plan.config['constrain_bias'] == 'saturate'
         self._has_begun = False
+        self._unlearned: Optional[Tensor] = None
         self._kept: dict[str, tuple[tuple, tuple]] = {}
 
     @property
@@ -96,7 +124,20 @@ class Simulate(Behaviour):
         if not self._has_begun:
             condition_once(self.state)
             self._has_begun = True
-        self.grids.compute(self.state.bias_correction)
+        self.activations.begin_step()
+        compute_grids(self.grids, self.state)
+        self._unlearned = self._all_learned()
+
+    def _all_learned(self) -> Optional[Tensor]:
+        """A zero that all learned scales have a part in.
+
+        Ranges that are not known yet have none in the outputs, and on several
+        processes each parameter must get a gradient.
+        """
+        learned = self.activations.learned
+        if learned is None or not torch.is_grad_enabled():
+            return None
+        return sum(p.sum() for p in learned.parameters()) * 0.0
 
     def end(self) -> None:
         self.activations.end_step()
@@ -183,11 +224,7 @@ class Simulate(Behaviour):
     ) -> Tensor:
         if self.observes:
             self.activations.observe(quantizer, x, clip)
-        grid = self.activations.grid(quantizer)
-        # The first batch runs in float: its range is known when it ends.
-        if grid is None:
-            return x
-        return fake_quantize(x, grid, clip, in_place)
+        return self.activations.quantize(quantizer, x, clip, in_place)
 
     def quantize_layer(
         self, step: Step, args: tuple, kwargs: dict
@@ -197,10 +234,8 @@ class Simulate(Behaviour):
         name = step.weight
         layer = self.state.layers[name]
         if layer.norm_is_live:
-            weight = quantize_weight(
-                layer.weight,
-                layer.along_channels(self.grids.live_step(name)),
-                layer.spec.format,
+            weight = self._on_grid(
+                name, layer, layer.weight, self.grids.live_step(name)
             )
             return ops.replace_operands(args, kwargs, x, weight, layer.bias)
         weight, bias = self._folded(name, layer)
@@ -228,14 +263,26 @@ class Simulate(Behaviour):
 
     def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         """Quantized weight, and bias with what calibration adds to it."""
-        if layer.norm is not None:
+        if layer.norm is not None and self.state.learned is None:
             return fold_layer(layer, self.grids.folding(name))
-        step = layer.along_channels(self.grids.step(name))
-        weight = quantize_weight(layer.weight, step, layer.spec.format)
+        weight, bias = layer.folded()
+        weight = self._on_grid(name, layer, weight, self.grids.step(name))
         correction = self.state.correction(name)
-        bias = layer.bias
         # A copy, as with a bias: what is kept does not change with the buffer.
         return weight, correction.clone() if bias is None else bias + correction
+
+    def _on_grid(
+        self, name: str, layer: Layer, weight: Tensor, step: Tensor
+    ) -> Tensor:
+        """A weight, folded or not, on the grid of these steps: (C,)."""
+        fmt, learned = layer.spec.format, self.state.learned
+        if learned is None:
+            return quantize_weight(weight, layer.along_channels(step), fmt)
+        rows = learned_weight(channel_rows(layer, weight), step, learned, name, fmt)
+        weight = from_channel_rows(layer, rows)
+        if self._unlearned is not None:
+            weight, self._unlearned = weight + self._unlearned, None
+        return weight
 
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():

@@ -99,6 +99,11 @@ class WeightGrids:
         """What folding the layer's normalization takes, as last computed."""
         return self._foldings[name]
 
+    @property
+    def all_steps(self) -> Tensor:
+        """Tensor: Steps of all layers, end to end."""
+        return self._all_steps
+
     def present(self) -> tuple:
         """The grids as they are; :meth:`compute` does not change what this holds."""
         return (
@@ -125,12 +130,14 @@ class WeightGrids:
         return self._all_steps is not None
 
     @torch.no_grad()
-    def compute(self, bias_correction: Tensor) -> None:
+    def compute(self, bias_correction: Tensor, given: Tensor | None = None) -> None:
         """Computes all steps from the parameters as they are now.
 
         Args:
             bias_correction (Tensor): What calibration adds to the biases of
                 all layers, end to end.
+            given (Tensor, optional): Steps that do not follow from the weights, end
+                to end; zero where they do.
         """
         low, high = self._channel_reach()
         reach = torch.maximum(high, -low)
@@ -153,6 +160,8 @@ class WeightGrids:
             power_of_two_above(scaled) / (self.high + 1),
             scaled / self.high,
         )
+        if given is not None:
+            step = torch.where(given > 0, given, step)
         if self.widens:
             step = torch.maximum(step, self._least_step(bias))
         # Comparing would wait for an accelerator.

@@ -147,6 +147,16 @@ def channel_rows(layer: Layer, values: Tensor) -> Tensor:
     return values.flatten(1)
 
 
+def from_channel_rows(layer: Layer, rows: Tensor) -> Tensor:
+    """What :func:`channel_rows` made rows of, in the shape of the layer's weight."""
+    shape = layer.weight.shape
+    if layer.spec.axis == 0:
+        return rows.view(shape)
+    groups = layer.spec.channels // shape[1]
+    rows = rows.unflatten(1, (shape[0] // groups, *shape[2:]))
+    return rows.unflatten(0, (groups, shape[1])).transpose(1, 2).flatten(0, 1)
+
+
 def channel_reach(layer: Layer) -> tuple[Tensor, Tensor]:
     """Smallest and largest weight in each output channel: (C,) each."""
     rows = channel_rows(layer, layer.weight)

@@ -1,6 +1,6 @@
 """The seed's modules: a model wrapped for training, calibration or test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -139,6 +139,23 @@ class QuantTrainModule(QuantModule):
             setattr(self, attribute, frozen)
         return changed
 
+    @torch.no_grad()
+    def measure_ranges(self, batches: Iterable[Any]) -> None:
+        """Measures ranges in float before the training, for learned scales.
+
+        Args:
+            batches (Iterable): As a dataloader yields them; equally many in each
+                process.
+        """
+        training = self.training
+        self.module.eval()
+        self.quantization.set_phase(phases.OBSERVE)
+        for batch in batches:
+            args, call = self.predict_call(batch)
+            self.module(*args, **call)
+        nn.Module.train(self, training)
+        self._follow_mode()
+
     def _norms(self) -> Iterator[nn.Module]:
         return (
             layer.norm
@@ -238,12 +255,10 @@ class QuantCalibrateModule(QuantModule):
             Dict[str, Tensor]: The layers' mean outputs in the pass that
             measures, nothing in one that corrects.
         """
-        data = self.module.data_preprocessor(batch, False)
-        call = dict(data) if isinstance(data, dict) else {}
-        args = () if isinstance(data, dict) else tuple(data)
+        args, call = self.predict_call(batch)
         if reference is None:
-            return self.observe(*args, **call, mode='predict')
-        self.correct(reference, lr, *args, **call, mode='predict')
+            return self.observe(*args, **call)
+        self.correct(reference, lr, *args, **call)
         return {}
 
     def _behaviour(self, phase: str) -> Behaviour:

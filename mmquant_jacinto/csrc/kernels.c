@@ -51,6 +51,32 @@ VECTORIZED static void mask(
     for (int64_t i = 0; i < n; ++i) out[i] = inside[i] ? grad[i] : 0.0f;
 }
 
+/* Of one block: gradient of x, and sums for the step and for what the grid clips. */
+#define LEARNED_GRADIENT(NAME, ROUND)                                                  \
+    VECTORIZED static void NAME(                                                       \
+        const float *x, const float *grad, float *out, int64_t n, float scale,         \
+        float low, float high, float low_end, float high_end, float low_step,          \
+        float high_step, float *to_step, float *to_end) {                              \
+        float step_sum = 0.0f, end_sum = 0.0f;                                         \
+        _Pragma("omp simd reduction(+ : step_sum, end_sum)")                           \
+        for (int64_t i = 0; i < n; ++i) {                                              \
+            float v = x[i], g = grad[i];                                               \
+            float value = clamp(v, low, high), steps = value / scale;                  \
+            int below = (v < low_end) & (value <= low_end);                            \
+            int above = (v > high_end) & (value >= high_end);                          \
+            float factor = ROUND - steps;                                              \
+            factor = below ? low_step : factor;                                        \
+            factor = above ? high_step : factor;                                       \
+            step_sum += g * factor;                                                    \
+            end_sum += below | above ? g : 0.0f;                                       \
+            out[i] = (v > low) & (v < high) ? g : 0.0f;                                \
+        }                                                                              \
+        *to_step = step_sum;                                                           \
+        *to_end = end_sum;                                                             \
+    }
+LEARNED_GRADIENT(learned_half_even, nearbyintf(steps))
+LEARNED_GRADIENT(learned_half_up, floorf(steps + 0.5f))
+
 VECTORIZED static void quantize_row(
     const float *w, float *out, int64_t n, float factor, float step, float low,
     float high) {
@@ -102,6 +128,27 @@ void mmquant_mask(const float *grad, const uint8_t *inside, float *out, int64_t 
         int64_t size = n - start < GRAIN ? n - start : GRAIN;
         mask(grad + start, inside + start, out + start, size);
     }
+}
+
+/* Gradients of a grid whose step is learned: of x into `out`, of the step into
+ * sums[0]; the sum of those that the grid itself clips into sums[1]. */
+void mmquant_learned_gradient(
+    const float *x, const float *grad, float *out, int64_t n, float scale, float low,
+    float high, float low_end, float high_end, float low_step, float high_step,
+    int half_up, float *sums) {
+    double to_step = 0.0, to_end = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : to_step, to_end) if (n > GRAIN)
+    for (int64_t start = 0; start < n; start += GRAIN) {
+        int64_t size = n - start < GRAIN ? n - start : GRAIN;
+        float step_part, end_part;
+        (half_up ? learned_half_up : learned_half_even)(
+            x + start, grad + start, out + start, size, scale, low, high, low_end,
+            high_end, low_step, high_step, &step_part, &end_part);
+        to_step += step_part;
+        to_end += end_part;
+    }
+    sums[0] = to_step;
+    sums[1] = to_end;
 }
 
 /* out = clamp(round(w * factor), low, high) * step, with a factor and a step a row. */

@@ -40,6 +40,11 @@ class QATHook(Hook):
     def __init__(self, interval: int = 500) -> None:
         self.interval = interval
 
+    def before_train(self, runner: Runner) -> None:
+        """Measures the ranges that learned scales start from."""
+        if runner.model.config.learned_scale is not None:
+            runner.measure_ranges()
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):

@@ -1,9 +1,8 @@
 """Calibration as a loop of MMEngine's runner."""
 
-import math
 from typing import Any, Optional
 
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import Calibration
 from ..errors import QuantizeError
-from .sampling import calibration_dataloader
+from .sampling import calibration_dataloader, count_batches
 
 CHECKPOINT = 'epoch_1.pth'
 
@@ -71,11 +70,7 @@ class CalibrationLoop(BaseLoop):
     @property
     def batches(self) -> int:
         """int: Batches of one pass, in this process."""
-        available = len(self.dataloader)
-        if self.config.iterations is not None:
-            return min(self.config.iterations, available)
-        step = (self.dataloader.batch_size or 1) * get_world_size()
-        return min(math.ceil(self.config.num_images / step), available)
+        return count_batches(self.dataloader, self.config)
 
     def run(self) -> nn.Module:
         """Calibrates, saves and validates.

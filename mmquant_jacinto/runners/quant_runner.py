@@ -1,5 +1,6 @@
 """The runner that quantizes: MMEngine's, with the model wrapped by phase."""
 
+import itertools
 import os
 from typing import Any, Callable, Optional, Union
 
@@ -17,7 +18,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..config import QuantizeConfig
+from ..config import Calibration, QuantizeConfig
 from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
@@ -35,8 +36,11 @@ from .checkpoint_files import (
 )
 from .cpu_distributed import init_cpu_process_group
 from .refusals import refuse_conflicts, refuse_synchronized_norms
-from .sampling import first_batch
+from .sampling import calibration_dataloader, count_batches, first_batch
 
+# Part of the name of each learned scale; longer than a key that a user would write
+# for the modules of the model.
+LEARNED_KEY = 'quantization.'
 _DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
 
 
@@ -239,6 +243,29 @@ class QuantRunner(Runner):
             self.model.prepare(predict, batch)
         # Weights are loaded from any checkpoint; ranges only where they fit.
         self.model.quantization.on_other_plan = 'refuse' if self._resume else 'ignore'
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Builds the optimizer; learned scales have a learning rate of their own."""
+        config = self.quantize_config
+        learned = None if config is None else config.learned_scale
+        if learned is not None and isinstance(optim_wrapper, dict):
+            paramwise = dict(optim_wrapper.get('paramwise_cfg') or {})
+            # A scale that decays would go back to where it started.
+            own = {LEARNED_KEY: dict(lr_mult=learned.lr_mult, decay_mult=0.0)}
+            paramwise['custom_keys'] = {**own, **paramwise.get('custom_keys', {})}
+            optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
+        return super().build_optim_wrapper(optim_wrapper)
+
+    def measure_ranges(self) -> None:
+        """Measures the ranges that learned scales start from, where there are none."""
+        if self.model.quantization.has_ranges:
+            return
+        config = Calibration(num_images=self.quantize_config.learned_scale.num_images)
+        with preserved_random_state():
+            loader = calibration_dataloader(self, config)
+            batches = count_batches(loader, config)
+            self.logger.info(f'Ranges that training starts from: {batches} batches.')
+            self.model.measure_ranges(itertools.islice(loader, batches))
 
     def _calibrate(self) -> nn.Module:
         with preserved_random_state():

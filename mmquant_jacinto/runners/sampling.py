@@ -1,8 +1,10 @@
 """Images to prepare and to calibrate on, out of a runner's config."""
 
 import copy
+import math
 from typing import Any, Optional
 
+from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -69,6 +71,14 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
             'ann_file, data_prefix and filter_cfg'
         )
     return loader
+
+
+def count_batches(loader: DataLoader, config: Calibration) -> int:
+    """Batches of one pass of calibration, in this process."""
+    if config.iterations is not None:
+        return min(config.iterations, len(loader))
+    step = (loader.batch_size or 1) * get_world_size()
+    return min(math.ceil(config.num_images / step), len(loader))
 
 
 def _default_dataloader(runner: Runner) -> dict:

@@ -1,0 +1,58 @@
+"""Weight scales that lose least: searched once, before anything is quantized."""
+
+import torch
+from torch import Tensor
+
+from .formats import TensorFormat, integer_bounds
+from .weight_grids import WeightGrids
+from .weights import Layer, channel_rows
+
+# Of the step that holds the largest weight. Below a quarter, what is cut off costs
+# more than what is gained at any width.
+FRACTIONS = tuple(1.0 - 0.02 * k for k in range(39))
+POWERS = (1.0, 0.5, 0.25, 0.125)
+
+
+def weight_scales(grids: WeightGrids) -> Tensor:
+    """Steps of all weights as they follow from the weights: (C,), end to end."""
+    return grids.all_steps
+
+
+@torch.no_grad()
+def search_weight_scales(grids: WeightGrids) -> Tensor:
+    """Steps that give the folded weights the least squared error.
+
+    As section 3.1 of Nagel et al., A White Paper on Neural Network Quantization
+    (arXiv 2106.08295). Candidates are fractions of the step that holds the largest
+    weight, for each channel alone where the format is per channel.
+
+    Args:
+        grids (WeightGrids): Computed.
+
+    Returns:
+        Tensor: Of all layers, end to end: (C,).
+    """
+    return torch.cat(
+        [_search(layer, grids.step(name)) for name, layer in grids.layers.items()]
+    )
+
+
+def _search(layer: Layer, step: Tensor) -> Tensor:
+    fmt = layer.spec.format
+    rows = channel_rows(layer, layer.folded()[0])
+    best, least = step, _squared_error(rows, step, fmt)
+    for fraction in POWERS if fmt.power_of_two else FRACTIONS:
+        candidate = step * fraction
+        error = _squared_error(rows, candidate, fmt)
+        better = error < least
+        best = torch.where(better, candidate, best)
+        least = torch.where(better, error, least)
+    return best
+
+
+def _squared_error(rows: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
+    """Of each channel, or of the tensor in each of its channels: (C,)."""
+    column = step[:, None]
+    grid = (rows / column).round_().clamp_(*integer_bounds(fmt)).mul_(column)
+    error = grid.sub_(rows).square_().sum(1)
+    return error if fmt.per_channel else error.sum().expand_as(error)
