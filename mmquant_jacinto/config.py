@@ -1,7 +1,7 @@
 """The ``quantize`` key of a config: its schema, its short forms, its errors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
@@ -13,6 +13,8 @@ OBSERVERS = ('percentile', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SWITCHES = ('learned_scale',)  # sections that True switches on as they are
+# What fake quantizers of others get from the plan.
+FROM_PLAN = ('quant_min', 'quant_max', 'dtype', 'qscheme', 'ch_axis')
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
 Bits = Union[int, Mapping[str, int]]
@@ -98,6 +100,25 @@ class LearnedScale:
 
 
 @dataclass(frozen=True)
+class FakeQuant:
+    """``quantize.weight`` and ``quantize.activation``: fake quantizers of MMRazor.
+
+    Args:
+        fake_quant (dict): Type in a registry, as in
+            ``dict(type='mmrazor.LearnableFakeQuantize')``, and further arguments.
+        observer (dict): The same of what gives it the first scale, as in
+            ``dict(type='mmrazor.LSQObserver')``.
+    """
+
+    fake_quant: Mapping[str, Any]
+    observer: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the plan."""
+        return dict(fake_quant=dict(self.fake_quant), observer=dict(self.observer))
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that ``quantize = dict(...)`` can say.
 
@@ -124,6 +145,9 @@ class QuantizeConfig:
             quantized. Defaults to ``'minmax'``.
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
             parameters of the training (LSQ), see :class:`LearnedScale`.
+        weight (dict, optional): For ``mode='qat'``: fake quantizers of MMRazor for
+            the weights, see :class:`FakeQuant`.
+        activation (dict, optional): The same for the activations.
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
         constrain_weights (bool, optional): None takes the preset's.
@@ -142,6 +166,8 @@ class QuantizeConfig:
     percentile: float = 0.01
     weight_observer: str = 'minmax'
     learned_scale: Optional[LearnedScale] = None
+    weight: Optional[FakeQuant] = None
+    activation: Optional[FakeQuant] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
@@ -161,6 +187,7 @@ class QuantizeConfig:
                 f'quantize.learned_scale is for training, and quantize.mode='
                 f"{self.mode!r} does not train; use mode='qat'"
             )
+        self._check_fake_quants()
         searches = self.observer in SEARCHES and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
@@ -184,6 +211,27 @@ class QuantizeConfig:
             if value not in (None, False, True):
                 raise QuantizeError(
                     f'quantize.{key}={value!r} is not a switch; use True or False'
+                )
+
+    def _check_fake_quants(self) -> None:
+        for kind, given in self.fake_quants.items():
+            key = f'quantize.{kind}.fake_quant'
+            for name in ('fake_quant', 'observer'):
+                _check_registered(f'quantize.{kind}.{name}', getattr(given, name))
+            if self.mode != 'qat':
+                raise QuantizeError(
+                    f'{key} is for training, and quantize.mode={self.mode!r} does not '
+                    "train; use mode='qat'"
+                )
+            if self.learned_scale is not None:
+                raise QuantizeError(
+                    f'{key} and quantize.learned_scale both learn scales; leave one '
+                    'of them away'
+                )
+            if getattr(self.preset, kind).power_of_two:
+                raise QuantizeError(
+                    f'{key} learns any scale, and quantize.target={self.target!r} '
+                    "computes with powers of two; use target='onnxruntime' or another"
                 )
 
     @classmethod
@@ -234,6 +282,17 @@ class QuantizeConfig:
         return bits.get(kind, default)
 
     @property
+    def fake_quants(self) -> dict[str, FakeQuant]:
+        """Dict[str, FakeQuant]: Fake quantizers of MMRazor by kind of tensor."""
+        given = dict(weight=self.weight, activation=self.activation)
+        return {kind: item for kind, item in given.items() if item is not None}
+
+    @property
+    def learns_scales(self) -> bool:
+        """bool: Whether scales are parameters of the training."""
+        return self.learned_scale is not None or bool(self.fake_quants)
+
+    @property
     def preset(self) -> Preset:
         return get_preset(self.target)
 
@@ -260,7 +319,11 @@ class QuantizeConfig:
 
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     nested = dict(
-        calibration=Calibration, freeze=Freeze, learned_scale=LearnedScale
+        calibration=Calibration,
+        freeze=Freeze,
+        learned_scale=LearnedScale,
+        weight=FakeQuant,
+        activation=FakeQuant,
     )
     names = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
@@ -281,6 +344,10 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
                 "module names, such as {'bbox_head.*': 16}"
             )
         arguments[name] = item
+    for item in fields(cls):
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and item.name not in arguments:
+            raise QuantizeError(f'{key} has no {item.name}; give {key}.{item.name}')
     return cls(**arguments)
 
 
@@ -294,6 +361,20 @@ def _widths(key: str, bits: object) -> None:
                 f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
             )
         check_bits(f'{key}.{kind}', value)
+
+
+def _check_registered(key: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not isinstance(value.get('type'), str):
+        raise QuantizeError(
+            f'{key}={value!r} is not a dict with a type; use one of MMRazor, such as '
+            "dict(type='mmrazor.LearnableFakeQuantize')"
+        )
+    for name in FROM_PLAN:
+        if name in value:
+            raise QuantizeError(
+                f'{key}.{name}={value[name]!r} is not to be set: it follows from '
+                'quantize.bits and quantize.target'
+            )
 
 
 def _check_positive(key: str, value: object) -> None:

@@ -38,6 +38,7 @@ class QuantModule(nn.Module):
     """
 
     mode: Optional[str] = None
+    trains = False
     eval_phase = phases.TEST
 
     def __init__(
@@ -56,6 +57,7 @@ class QuantModule(nn.Module):
         self._carrier = (student_of(module),)
         if Quantization.of(self._carrier[0]) is None:
             Quantization(self._carrier[0])
+        self.quantization.trains = self.trains
         # A new module is in training mode, whatever its child is in.
         self.training = module.training
         if dummy_input is not None:

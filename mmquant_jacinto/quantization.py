@@ -16,6 +16,7 @@ from .activations import ActivationQuantizers
 from .calibrate import Correct, Observe
 from .errors import QuantizeError
 from .execute import Behaviour, Executor
+from .fake_quants import FakeQuants
 from .integer import Integer
 from .learned_scales import LearnedWeightScales
 from .plan import Plan
@@ -26,7 +27,7 @@ NAME = 'quantization'
 FLOAT, TRAIN, OBSERVE, CORRECT, TEST = ('float', 'train', 'observe', 'correct', 'test')
 _BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
     FLOAT: lambda state: Behaviour(),
-    TRAIN: Simulate,
+    TRAIN: lambda state: Simulate(state, state.fake_quants),
     OBSERVE: Observe,
     CORRECT: Correct,
     TEST: Integer,
@@ -43,6 +44,8 @@ class Quantization(nn.Module):
         on_other_plan (str): What loading a checkpoint that was made with
             another plan does: ``'adopt'`` it, ``'ignore'`` its quantizer
             state (weights load as usual), or ``'refuse'``.
+        trains (bool): Whether fake quantizers of others, where the plan has some, are
+            built: in training they take the place of our own.
         engine (str, optional): Target whose arithmetic a test computes with, from
             the next :meth:`set_phase` on. None: the plan's own.
     """
@@ -58,6 +61,8 @@ class Quantization(nn.Module):
         self.plan: Optional[Plan] = None
         self.executor: Optional[Executor] = None
         self.on_other_plan = 'adopt'
+        self.trains = False
+        self.fake_quants: Optional[FakeQuants] = None
         self.phase = FLOAT
         self.engine: Optional[str] = None
         root.add_module(NAME, self)
@@ -76,6 +81,12 @@ class Quantization(nn.Module):
     def has_ranges(self) -> bool:
         """bool: Whether anything was calibrated or trained."""
         return self.plan is not None and bool(self.activations.count.any())
+
+    @property
+    def has_scales(self) -> bool:
+        """bool: Whether there is what learned scales start from."""
+        fake_quants = None if self.plan is None else self.fake_quants
+        return self.has_ranges if fake_quants is None else fake_quants.is_ready
 
     def forward(self, x: Any) -> Any:
         """Returns ``x``: a child of ``nn.Sequential`` is called."""
@@ -114,6 +125,8 @@ class Quantization(nn.Module):
         self.learned = (
             LearnedWeightScales(plan.weights).to(device) if plan.is_learned else None
         )
+        builds = self.trains and plan.config.get('fake_quant')
+        self.fake_quants = FakeQuants(plan).to(device) if builds else None
         self._offsets = {}
         channels = 0
         for name, spec in plan.weights.items():
@@ -145,9 +158,16 @@ class Quantization(nn.Module):
         self.phase = phase
         if self.plan is None:
             return
+        self._take_fake_quants()
         self.activations.settle()
         self.activations.refresh()
         self.executor.behaviour = _BEHAVIOURS[phase](self)
+
+    def _take_fake_quants(self) -> None:
+        """Makes what fake quantizers of others learned the engine's own state."""
+        if self.fake_quants is not None:
+            with torch.no_grad():
+                self.fake_quants.write(self.activations, self.weight_scale)
 
     def correction(self, name: str) -> Tensor:
         """What calibration adds to the bias of a layer: (C,)."""
@@ -163,6 +183,7 @@ class Quantization(nn.Module):
     def _save_to_state_dict(
         self, destination: dict, prefix: str, keep_vars: bool
     ) -> None:
+        self._take_fake_quants()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.plan is not None:
             destination[prefix + 'plan'] = self._plan_tensor
@@ -185,6 +206,11 @@ class Quantization(nn.Module):
             self.set_phase(self.phase)
             return
         plan = read_plan(stored)
+        if self.fake_quants is None or plan.to_json() != self.plan.to_json():
+            # Fake quantizers of others that are not there, or other ones.
+            for key in [key for key in mine if key.startswith(f'{prefix}fake_quants.')]:
+                mine.remove(key)
+                del state_dict[key]
         if self.plan is None or plan.to_json() != self.plan.to_json():
             if self.plan is not None and self.on_other_plan == 'refuse':
                 raise QuantizeError(
@@ -208,7 +234,7 @@ class Quantization(nn.Module):
         self.activations.forget_histograms()
         for key in mine:
             name = key[len(prefix) :]
-            if name == 'plan':
+            if name == 'plan' or name.startswith('fake_quants.'):
                 continue
             owner, _, leaf = name.rpartition('.')
             target = getattr(self.get_submodule(owner), leaf)

@@ -247,20 +247,27 @@ class QuantRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Builds the optimizer; learned scales have a learning rate of their own."""
         config = self.quantize_config
-        learned = None if config is None else config.learned_scale
-        if learned is not None and isinstance(optim_wrapper, dict):
+        learns = config is not None and config.learns_scales
+        if learns and isinstance(optim_wrapper, dict):
             paramwise = dict(optim_wrapper.get('paramwise_cfg') or {})
             # A scale that decays would go back to where it started.
-            own = {LEARNED_KEY: dict(lr_mult=learned.lr_mult, decay_mult=0.0)}
+            learned = config.learned_scale
+            lr_mult = 1.0 if learned is None else learned.lr_mult
+            own = {LEARNED_KEY: dict(lr_mult=lr_mult, decay_mult=0.0)}
             paramwise['custom_keys'] = {**own, **paramwise.get('custom_keys', {})}
             optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
         return super().build_optim_wrapper(optim_wrapper)
 
     def measure_ranges(self) -> None:
-        """Measures the ranges that learned scales start from, where there are none."""
-        if self.model.quantization.has_ranges:
+        """Finds what learned scales start from, where they have not started."""
+        if self.model.quantization.has_scales:
             return
-        config = Calibration(num_images=self.quantize_config.learned_scale.num_images)
+        learned = self.quantize_config.learned_scale
+        config = (
+            Calibration(iterations=1)
+            if learned is None
+            else Calibration(num_images=learned.num_images)
+        )
         with preserved_random_state():
             loader = calibration_dataloader(self, config)
             batches = count_batches(loader, config)
