@@ -74,7 +74,9 @@ def _renamed(state_dict: Mapping[str, Any], rename: Rename) -> OrderedDict:
     return renamed
 
 
-def _renamed_items(items: Mapping[str, Any], rename: Rename) -> Iterator[tuple[str, Any]]:
+def _renamed_items(
+    items: Mapping[str, Any], rename: Rename
+) -> Iterator[tuple[str, Any]]:
     for key, value in items.items():
         name = rename(key)
         if name is not None:

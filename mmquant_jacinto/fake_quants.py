@@ -10,7 +10,7 @@ engine's own state.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -162,7 +162,9 @@ class FakeQuantizers(nn.Module):
     def qparams(self, index: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a tensor: one of each, or one for each channel."""
         module = self.modules_[index]
-        scale = module.scale.detach().flatten().clamp(min=torch.finfo(torch.float32).eps)
+        # As LearnableFakeQuantize computes with.
+        least = torch.finfo(torch.float32).eps
+        scale = module.scale.detach().flatten().clamp(min=least)
         return scale, module.zero_point.detach().flatten().to(scale.dtype).round()
 
     @property
@@ -246,8 +248,8 @@ def _registered(key: str, cfg: Mapping[str, Any]) -> type:
     found = MODELS.get(cfg['type'])
     if found is None:
         raise QuantizeError(
-            f'{key}.type={cfg["type"]!r} is in no registry; use a type of MMRazor, such '
-            "as 'mmrazor.LearnableFakeQuantize' with 'mmrazor.LSQObserver' or "
+            f'{key}.type={cfg["type"]!r} is in no registry; use a type of MMRazor, '
+            "such as 'mmrazor.LearnableFakeQuantize' with 'mmrazor.LSQObserver' or "
             "'mmrazor.LSQPerChannelObserver'"
         )
     return found

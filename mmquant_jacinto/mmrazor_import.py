@@ -26,8 +26,8 @@ class _NoTables(dict):
 
     def __missing__(self, backend: str) -> None:
         raise QuantizeError(
-            f"MMRazor's quantizer for {backend!r} needs torch.fx tables that this torch "
-            "does not have; quantize with mmquant_jacinto's `quantize` instead"
+            f"MMRazor's quantizer for {backend!r} needs torch.fx tables that this "
+            "torch does not have; quantize with mmquant_jacinto's `quantize` instead"
         )
 
 
