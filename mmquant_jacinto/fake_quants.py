@@ -76,7 +76,7 @@ class FakeQuantizers(nn.Module):
             )
         arguments = {**_further(observer), **_further(fake_quant)}
         try:
-            self.modules_ = nn.ModuleList(
+            self.quantizers = nn.ModuleList(
                 _build(quantizer_class, observer_class, tensor, per_channel, arguments)
                 for tensor in tensors
             )
@@ -108,7 +108,7 @@ class FakeQuantizers(nn.Module):
             Tensor: Shape and dtype of ``x``.
         """
         index = self.index[name]
-        module = self.modules_[index]
+        module = self.quantizers[index]
         if not self.learns:
             module.enable_observer(self.observing)
             self._ready.add(index)
@@ -136,14 +136,14 @@ class FakeQuantizers(nn.Module):
         fresh = [i for i in range(len(self.tensors)) if i not in self._agreed]
         parts = []
         for index in fresh:
-            module, has = self.modules_[index], float(index in self._ready)
+            module, has = self.quantizers[index], float(index in self._ready)
             state = torch.cat([module.scale.flatten(), module.zero_point.flatten()])
             parts.append(torch.cat([state * has, state.new_tensor([has])]))
         flat = torch.cat(parts)
         dist.all_reduce(flat)
         for index, part in zip(fresh, flat.split([len(part) for part in parts])):
             if part[-1] > 0:
-                module = self.modules_[index]
+                module = self.quantizers[index]
                 scale, zero_point = (part[:-1] / part[-1]).chunk(2)
                 module.scale.copy_(scale.view_as(module.scale))
                 module.zero_point.copy_(zero_point.view_as(module.zero_point).round())
@@ -156,12 +156,12 @@ class FakeQuantizers(nn.Module):
         self._agreed = set(self._ready)
         for index in self._ready:
             if self.learns:
-                self.modules_[index].enable_param_learning()
+                self.quantizers[index].enable_param_learning()
 
     @torch.no_grad()
     def qparams(self, index: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a tensor: one of each, or one for each channel."""
-        module = self.modules_[index]
+        module = self.quantizers[index]
         # As LearnableFakeQuantize computes with.
         least = torch.finfo(torch.float32).eps
         scale = module.scale.detach().flatten().clamp(min=least)

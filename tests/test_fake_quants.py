@@ -40,7 +40,7 @@ def trained(net, images, steps=2, frozen=True, **quantize):
 
 def scales(wrapper, kind):
     part = getattr(wrapper.quantization.fake_quants, kind)
-    return {name: part.modules_[index] for name, index in part.index.items()}
+    return {name: part.quantizers[index] for name, index in part.index.items()}
 
 
 @pytest.mark.parametrize('bits', [4, 8, 16])
@@ -176,7 +176,7 @@ def test_their_learning_rate_is_their_own(tmp_path):
         for group in runner.optim_wrapper.param_groups
         for p in group['params']
     }
-    scale = parameters['quantization.fake_quants.weight.modules_.0.scale']
+    scale = parameters['quantization.fake_quants.weight.quantizers.0.scale']
     other = parameters['backbone.stem.weight']
     ratio = groups[id(scale)]['lr'] / groups[id(other)]['lr']
     assert ratio == pytest.approx(10.0)
@@ -199,7 +199,7 @@ def test_their_learning_rate_is_their_own(tmp_path):
         ),
         (
             dict(weight=dict(WEIGHT, fake_quant=dict(type='mmrazor.Learnable'))),
-            r"quantize\.weight\.fake_quant\.type='mmrazor\.Learnable' is in no registry",
+            r"fake_quant\.type='mmrazor\.Learnable' is in no registry",
         ),
         (
             dict(weight=dict(WEIGHT, fake_quant=dict(LEARNABLE, nonsense=3))),

@@ -12,11 +12,25 @@ from mmquant_jacinto.runners.refusals import refuse_conflicts
 INSTALL = r"pip install 'mmquant_jacinto\[mmrazor\]'"
 
 
+class Nowhere:
+    """Does not find MMRazor, whatever is installed."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == 'mmrazor':
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+        return None
+
+
 @pytest.fixture
-def absent(monkeypatch):
+def forgotten(monkeypatch):
     for name in [name for name in sys.modules if name.partition('.')[0] == 'mmrazor']:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, 'mmrazor', None)
+
+
+@pytest.fixture
+def absent(forgotten, monkeypatch):
+    monkeypatch.setattr(sys, 'meta_path', [Nowhere, *sys.meta_path])
 
 
 def test_its_absence_gives_one_sentence(absent):
@@ -38,10 +52,9 @@ def test_its_absence_is_said_for_fake_quantizers_too(absent, toy_net, images):
         QuantTrainModule(toy_net, images, target='onnxruntime', weight=learned)
 
 
-def test_what_it_lacks_itself_is_named(absent, monkeypatch, tmp_path):
+def test_what_it_lacks_itself_is_named(forgotten, monkeypatch, tmp_path):
     (tmp_path / 'mmrazor').mkdir()
     (tmp_path / 'mmrazor' / '__init__.py').write_text('import not_there_at_all\n')
-    monkeypatch.delitem(sys.modules, 'mmrazor')
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(QuantizeError, match="cannot be imported.*not_there_at_all"):
         require_mmrazor('model.type')

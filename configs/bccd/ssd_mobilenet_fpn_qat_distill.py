@@ -4,29 +4,20 @@
 _base_ = 'ssd_mobilenet_fpn_qat.py'
 work_dir = f'{_base_.work_dir}_distill'
 
-recorders = dict(neck=dict(type='mmrazor.ModuleOutputs', source='neck'))
-distill_losses = dict(loss_neck=dict(type='mmrazor.PKDLoss', loss_weight=1.0))
-loss_forward_mappings = dict(
-    loss_neck=dict(
-        preds_S=dict(from_student=True, recorder='neck'),
-        preds_T=dict(from_student=False, recorder='neck'),
-    )
+# Name of a recorder to the module whose outputs it records, in both detectors.
+sources = dict(neck='neck')
+sources.update(
+    {
+        f'{branch}{level}': f'bbox_head.{branch}_convs.{level}'
+        for branch in ('cls', 'reg')
+        for level in range(_base_.model.neck.num_outs)
+    }
 )
-for name in [
-    f'{branch}_convs.{level}'
-    for branch in ('cls', 'reg')
-    for level in range(_base_.model.neck.num_outs)
-]:
-    key = name.replace('_convs.', '')
-    recorders[key] = dict(type='mmrazor.ModuleOutputs', source=f'bbox_head.{name}')
-    distill_losses[f'loss_{key}'] = dict(
-        type='mmrazor.L2Loss', normalize=False, div_element=True, loss_weight=1.0
-    )
-    loss_forward_mappings[f'loss_{key}'] = dict(
-        s_feature=dict(from_student=True, recorder=key),
-        t_feature=dict(from_student=False, recorder=key),
-    )
-
+recorders = {
+    name: dict(type='mmrazor.ModuleOutputs', source=source)
+    for name, source in sources.items()
+}
+outputs = list(sources)[1:]
 model = dict(
     _delete_=True,
     type='mmrazor.SingleTeacherDistill',
@@ -37,7 +28,27 @@ model = dict(
         type='mmrazor.ConfigurableDistiller',
         student_recorders=recorders,
         teacher_recorders=recorders,
-        distill_losses=distill_losses,
-        loss_forward_mappings=loss_forward_mappings,
+        distill_losses=dict(
+            loss_neck=dict(type='mmrazor.PKDLoss', loss_weight=1.0),
+            **{
+                f'loss_{name}': dict(
+                    type='mmrazor.L2Loss', normalize=False, div_element=True
+                )
+                for name in outputs
+            },
+        ),
+        loss_forward_mappings=dict(
+            loss_neck=dict(
+                preds_S=dict(from_student=True, recorder='neck'),
+                preds_T=dict(from_student=False, recorder='neck'),
+            ),
+            **{
+                f'loss_{name}': dict(
+                    s_feature=dict(from_student=True, recorder=name),
+                    t_feature=dict(from_student=False, recorder=name),
+                )
+                for name in outputs
+            },
+        ),
     ),
 )

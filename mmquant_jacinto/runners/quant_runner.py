@@ -250,11 +250,14 @@ class QuantRunner(Runner):
         learns = config is not None and config.learns_scales
         if learns and isinstance(optim_wrapper, dict):
             paramwise = dict(optim_wrapper.get('paramwise_cfg') or {})
-            # A scale that decays would go back to where it started.
             learned = config.learned_scale
-            lr_mult = 1.0 if learned is None else learned.lr_mult
-            own = {LEARNED_KEY: dict(lr_mult=lr_mult, decay_mult=0.0)}
-            paramwise['custom_keys'] = {**own, **paramwise.get('custom_keys', {})}
+            own = dict(lr_mult=1.0 if learned is None else learned.lr_mult)
+            optimizer = optim_wrapper.get('optimizer')
+            if isinstance(optimizer, dict) and optimizer.get('weight_decay'):
+                # A scale that decays would go back to where it started.
+                own['decay_mult'] = 0.0
+            given = paramwise.get('custom_keys', {})
+            paramwise['custom_keys'] = {LEARNED_KEY: own, **given}
             optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
         return super().build_optim_wrapper(optim_wrapper)
 
