@@ -13,7 +13,6 @@ OBSERVERS = ('percentile', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SWITCHES = ('learned_scale',)  # sections that True switches on as they are
-# What fake quantizers of others get from the plan.
 FROM_PLAN = ('quant_min', 'quant_max', 'dtype', 'qscheme', 'ch_axis')
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
@@ -284,8 +283,8 @@ class QuantizeConfig:
     @property
     def fake_quants(self) -> dict[str, FakeQuant]:
         """Dict[str, FakeQuant]: Fake quantizers of MMRazor by kind of tensor."""
-        given = dict(weight=self.weight, activation=self.activation)
-        return {kind: item for kind, item in given.items() if item is not None}
+        kinds = ('weight', 'activation')
+        return {k: getattr(self, k) for k in kinds if getattr(self, k) is not None}
 
     @property
     def learns_scales(self) -> bool:
@@ -334,6 +333,8 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             )
         if name in SWITCHES and item in (None, False, True):
             item = nested[name]() if item else None
+        elif name in TENSOR_KINDS and item is None:
+            pass
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
@@ -372,8 +373,7 @@ def _check_registered(key: str, value: object) -> None:
     for name in FROM_PLAN:
         if name in value:
             raise QuantizeError(
-                f'{key}.{name}={value[name]!r} is not to be set: it follows from '
-                'quantize.bits and quantize.target'
+                f'{key}.{name}={value[name]!r} follows from quantize.bits; remove it'
             )
 
 
