@@ -127,9 +127,9 @@ class FakeQuantizers(nn.Module):
             return
         if is_distributed():
             self._agree()
-        self._agreed = set(self._ready)
-        for index in self._agreed:
+        for index in self._ready - self._agreed:
             self.ready[index] = 1
+        self._agreed = set(self._ready)
 
     def _agree(self) -> None:
         """Averages first scales and zero points over the processes that have one."""

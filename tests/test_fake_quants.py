@@ -164,7 +164,7 @@ def test_their_learning_rate_is_their_own(tmp_path):
     cfg = qat(tmp_path)
     cfg.train_cfg.max_epochs = 1
     cfg.optim_wrapper.paramwise_cfg = dict(
-        custom_keys={'fake_quants': dict(lr_mult=10.0)}
+        custom_keys={'quantization.fake_quants': dict(lr_mult=10.0)}
     )
     runner = train(cfg)
     parameters = dict(runner.model.module.named_parameters())
