@@ -183,13 +183,14 @@ class FakeQuants(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         given = plan.config['fake_quant']
-        tensors = {
-            WEIGHT: [_of_weight(spec.name, spec.format, spec.channels)
-                     for spec in plan.weights.values()],
-            ACTIVATION: [_of_activation(spec.name, spec.format)
-                         for spec in plan.activations],
-        }
-        for kind, items in tensors.items():
+        weights = [
+            _of_weight(spec.name, spec.format, spec.channels)
+            for spec in plan.weights.values()
+        ]
+        activations = [
+            _of_activation(spec.name, spec.format) for spec in plan.activations
+        ]
+        for kind, items in ((WEIGHT, weights), (ACTIVATION, activations)):
             built = FakeQuantizers(kind, items, **given[kind]) if given[kind] else None
             self.add_module(kind, built)
 
