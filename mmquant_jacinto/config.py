@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
+from .fake_quant_config import FakeQuant, check_fake_quants
 from .formats import SEARCHES, Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
@@ -13,7 +14,6 @@ OBSERVERS = ('percentile', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SWITCHES = ('learned_scale',)  # sections that True switches on as they are
-FROM_PLAN = ('quant_min', 'quant_max', 'dtype', 'qscheme', 'ch_axis')
 TENSOR_KINDS = ('weight', 'activation', 'output')
 
 Bits = Union[int, Mapping[str, int]]
@@ -99,25 +99,6 @@ class LearnedScale:
 
 
 @dataclass(frozen=True)
-class FakeQuant:
-    """``quantize.weight`` and ``quantize.activation``: fake quantizers of MMRazor.
-
-    Args:
-        fake_quant (dict): Type in a registry, as in
-            ``dict(type='mmrazor.LearnableFakeQuantize')``, and further arguments.
-        observer (dict): The same of what gives it the first scale, as in
-            ``dict(type='mmrazor.LSQObserver')``.
-    """
-
-    fake_quant: Mapping[str, Any]
-    observer: Mapping[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for the plan."""
-        return dict(fake_quant=dict(self.fake_quant), observer=dict(self.observer))
-
-
-@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that ``quantize = dict(...)`` can say.
 
@@ -145,7 +126,7 @@ class QuantizeConfig:
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
             parameters of the training (LSQ), see :class:`LearnedScale`.
         weight (dict, optional): For ``mode='qat'``: fake quantizers of MMRazor for
-            the weights, see :class:`FakeQuant`.
+            the weights, see :class:`~mmquant_jacinto.fake_quant_config.FakeQuant`.
         activation (dict, optional): The same for the activations.
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
@@ -186,7 +167,9 @@ class QuantizeConfig:
                 f'quantize.learned_scale is for training, and quantize.mode='
                 f"{self.mode!r} does not train; use mode='qat'"
             )
-        self._check_fake_quants()
+        check_fake_quants(
+            self.fake_quants, self.mode, self.learned_scale, self.target, self.preset
+        )
         searches = self.observer in SEARCHES and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
@@ -210,27 +193,6 @@ class QuantizeConfig:
             if value not in (None, False, True):
                 raise QuantizeError(
                     f'quantize.{key}={value!r} is not a switch; use True or False'
-                )
-
-    def _check_fake_quants(self) -> None:
-        for kind, given in self.fake_quants.items():
-            key = f'quantize.{kind}.fake_quant'
-            for name in ('fake_quant', 'observer'):
-                _check_registered(f'quantize.{kind}.{name}', getattr(given, name))
-            if self.mode != 'qat':
-                raise QuantizeError(
-                    f'{key} is for training, and quantize.mode={self.mode!r} does not '
-                    "train; use mode='qat'"
-                )
-            if self.learned_scale is not None:
-                raise QuantizeError(
-                    f'{key} and quantize.learned_scale both learn scales; leave one '
-                    'of them away'
-                )
-            if getattr(self.preset, kind).power_of_two:
-                raise QuantizeError(
-                    f'{key} learns any scale, and quantize.target={self.target!r} '
-                    "computes with powers of two; use target='onnxruntime' or another"
                 )
 
     @classmethod
@@ -362,19 +324,6 @@ def _widths(key: str, bits: object) -> None:
                 f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
             )
         check_bits(f'{key}.{kind}', value)
-
-
-def _check_registered(key: str, value: object) -> None:
-    if not isinstance(value, Mapping) or not isinstance(value.get('type'), str):
-        raise QuantizeError(
-            f'{key}={value!r} is not a dict with a type; use one of MMRazor, such as '
-            "dict(type='mmrazor.LearnableFakeQuantize')"
-        )
-    for name in FROM_PLAN:
-        if name in value:
-            raise QuantizeError(
-                f'{key}.{name}={value[name]!r} follows from quantize.bits; remove it'
-            )
 
 
 def _check_positive(key: str, value: object) -> None:
