@@ -12,6 +12,7 @@ from .mmdet_wrappers import (
     MMDetQuantTestModule,
     MMDetQuantTrainModule,
 )
+from .mmrazor_import import let_mmrazor_import
 from .prepare import plan_model, quantize_model, unquantize_model
 from .quantization import Quantization
 from .runners import CalibrationLoop, QuantRunner, redirect_runner
@@ -51,3 +52,4 @@ allow_mmengine_checkpoints()
 mend_ssd_head()
 redirect_runner()
 keep_quantizers_when_loading()
+let_mmrazor_import()

@@ -115,7 +115,8 @@ class CallTracker:
                 enter, leave = self.enter_root, self._leave_root
             self.handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(leave, always_call=True),
+                # Hooks of others see what the next module will see.
+                module.register_forward_hook(leave, prepend=True, always_call=True),
             ]
 
     @property

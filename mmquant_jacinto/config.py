@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .errors import QuantizeError, nearest
+from .fake_quant_config import FakeQuant, check_fake_quants
 from .formats import DEPTHWISE, SEARCHES, Preset, check_bits, get_preset
 
 MODES = ('qat', 'ptq')
@@ -268,6 +269,9 @@ class QuantizeConfig:
             channel, none above 256 times as fine as the coarsest; or
             ``'depthwise'``: where a channel reads one channel alone. None takes the
             preset's.
+        weight (dict, optional): For ``mode='qat'``: fake quantizers of MMRazor for
+            the weights, see :class:`~mmquant_jacinto.fake_quant_config.FakeQuant`.
+        activation (dict, optional): The same for the activations.
         constrain_bias (str | bool | None): ``'saturate'``,
             ``'reduce_weight_scale'`` or False. None takes the preset's.
         constrain_weights (bool, optional): None takes the preset's.
@@ -292,6 +296,8 @@ class QuantizeConfig:
     rounding: Rounding = field(default_factory=Rounding)
     learned_scale: Optional[LearnedScale] = None
     per_channel: Union[str, bool, None] = None
+    weight: Optional[FakeQuant] = None
+    activation: Optional[FakeQuant] = None
     constrain_bias: Union[str, bool, None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
@@ -316,6 +322,9 @@ class QuantizeConfig:
                     f'quantize.{key} is for a run that {what}, and quantize.mode='
                     f'{self.mode!r} does not; use mode={mode!r}'
                 )
+        check_fake_quants(
+            self.fake_quants, self.mode, self.learned_scale, self.target, self.preset
+        )
         searches = self.observer in SEARCHES and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
@@ -406,6 +415,17 @@ class QuantizeConfig:
         return isinstance(self.mixed_precision, MixedPrecision)
 
     @property
+    def fake_quants(self) -> dict[str, FakeQuant]:
+        """Dict[str, FakeQuant]: Fake quantizers of MMRazor by kind of tensor."""
+        kinds = ('weight', 'activation')
+        return {k: getattr(self, k) for k in kinds if getattr(self, k) is not None}
+
+    @property
+    def learns_scales(self) -> bool:
+        """bool: Whether scales are parameters of the training."""
+        return self.learned_scale is not None or bool(self.fake_quants)
+
+    @property
     def preset(self) -> Preset:
         return get_preset(self.target)
 
@@ -444,6 +464,8 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         learned_scale=LearnedScale,
         mixed_precision=MixedPrecision,
         rounding=Rounding,
+        weight=FakeQuant,
+        activation=FakeQuant,
     )
     names = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
@@ -458,6 +480,8 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             item = Rounding(item)
         elif name == 'mixed_precision' and (not item or isinstance(item, str)):
             item = item or None
+        elif name in TENSOR_KINDS and item is None:
+            pass
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
@@ -468,6 +492,10 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
                 "module names, such as {'bbox_head.*': 16}"
             )
         arguments[name] = item
+    for item in fields(cls):
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and item.name not in arguments:
+            raise QuantizeError(f'{key} has no {item.name}; give {key}.{item.name}')
     return cls(**arguments)
 
 

@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
+from .distillation import fit_names
 from .quantization import NAME, TEST, Quantization, find_plan
 
 PREFIX = NAME + '.'
@@ -25,7 +26,8 @@ def keep_quantizers_when_loading() -> None:
     """Makes MMEngine's ``load_checkpoint`` keep what a float model has no place for.
 
     It would warn of unexpected keys and drop them. Only the loading of a quantized
-    checkpoint into a float model changes; a second call changes nothing.
+    checkpoint into a float model changes, and of a distillation's into its student
+    or the other way round; a second call changes nothing.
     """
     original = mmengine_checkpoint.load_state_dict
     if getattr(original, 'keeps_quantizers', False):
@@ -35,8 +37,10 @@ def keep_quantizers_when_loading() -> None:
     def load_state_dict(
         module: nn.Module, state_dict: dict, *args: Any, **kwargs: Any
     ) -> None:
-        if isinstance(module, BaseModel) and not _is_quantized(module):
-            state_dict = _keep_quantizers(module, state_dict)
+        if isinstance(module, BaseModel):
+            state_dict = fit_names(state_dict, module)
+            if not _is_quantized(module):
+                state_dict = _keep_quantizers(module, state_dict)
         original(module, state_dict, *args, **kwargs)
 
     load_state_dict.keeps_quantizers = True

@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from .distillation import student_of
 from .quant_module import QuantModule
 from .wrappers import QuantCalibrateModule, QuantTestModule, QuantTrainModule
 
@@ -81,7 +82,8 @@ def wrapper_class(model: nn.Module, phase: str) -> type[QuantModule]:
         phase (str): ``'train'``, ``'calibrate'`` or ``'test'``.
     """
     general, mmdet = _KINDS[phase]
-    names = {base.__module__.partition('.')[0] for base in type(model).__mro__}
+    classes = type(student_of(model)).__mro__
+    names = {base.__module__.partition('.')[0] for base in classes}
     return mmdet if 'mmdet' in names else general
 
 

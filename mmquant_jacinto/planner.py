@@ -155,10 +155,21 @@ class Planner:
             constrain_weights=config.weight_constraint,
             weight_observer=config.weight_observer,
             learned_scale=config.learned_scale is not None,
+            **self._fake_quant(),
         )
         if config.searches_bits:
             settings['mixed_precision'] = config.mixed_precision.to_dict()
         return settings
+
+    def _fake_quant(self) -> dict[str, Any]:
+        given = self.config.fake_quants
+        if not given:
+            return {}
+        kinds = ('weight', 'activation')
+        settings = {
+            kind: given[kind].to_dict() if kind in given else None for kind in kinds
+        }
+        return dict(fake_quant=settings)
 
     def _read_groups(self) -> set[int]:
         """Groups of values that a quantized operation reads."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -56,7 +56,10 @@ def plan_model(
 
 
 def probe_passes(
-    model: nn.Module, dummy_input: Any, training_input: Any = None
+    model: nn.Module,
+    dummy_input: Any,
+    training_input: Any = None,
+    preprocessor: Optional[nn.Module] = None,
 ) -> list[Callable[[], Any]]:
     """The passes that show all of a model's call sites.
 
@@ -67,6 +70,8 @@ def probe_passes(
             MMEngine a batch as its dataloader yields it.
         training_input (Any, optional): A batch to compute the loss on.
             Defaults to ``dummy_input``.
+        preprocessor (nn.Module, optional): Makes a batch what a model of MMEngine
+            takes. Defaults to its own ``data_preprocessor``.
 
     Returns:
         List[Callable]: Each runs the model once.
@@ -79,9 +84,11 @@ def probe_passes(
         return [lambda: model(dummy_input.to(device))]
     if isinstance(model, BaseModel):
         batch = dummy_input if training_input is None else training_input
+        if preprocessor is None:
+            preprocessor = model.data_preprocessor
         return [
-            lambda: _run_batch(model, dummy_input, 'predict'),
-            lambda: _try_loss(model, batch),
+            lambda: _run_batch(model, preprocessor, dummy_input, 'predict'),
+            lambda: _try_loss(model, preprocessor, batch),
         ]
     if isinstance(dummy_input, dict):
         return [lambda: model(**dummy_input)]
@@ -93,16 +100,18 @@ def probe_passes(
     )
 
 
-def _run_batch(model: BaseModel, batch: Any, mode: str) -> None:
+def _run_batch(
+    model: BaseModel, preprocessor: nn.Module, batch: Any, mode: str
+) -> None:
     # A preprocessor may change its batch in place.
-    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    data = preprocessor(copy.deepcopy(batch), False)
     model._run_forward(data, mode=mode)
 
 
-def _try_loss(model: BaseModel, batch: Any) -> None:
+def _try_loss(model: BaseModel, preprocessor: nn.Module, batch: Any) -> None:
     """Reaches, from the ground truth, heads that found nothing to do."""
     try:
-        _run_batch(model, batch, 'loss')
+        _run_batch(model, preprocessor, batch, 'loss')
     except Exception as error:  # noqa: B902 - a batch without ground truth
         print_log(
             'The loss could not be computed on the batch that '

@@ -3,11 +3,11 @@
 from typing import Any, Optional
 
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel
 from torch import Tensor, nn
 
 from . import quantization as phases
 from .config import QuantizeConfig
+from .distillation import check_distillation, student_of
 from .errors import QuantizeError
 from .plan import Plan
 from .prepare import plan_model, probe_passes, quantize_model
@@ -20,7 +20,8 @@ class QuantModule(nn.Module):
 
     ``module`` is the float model with its own names; it carries the
     quantizers as its child ``quantization``, so ``module.state_dict()`` has
-    the float names plus the quantizer state.
+    the float names plus the quantizer state. Of an algorithm of MMRazor it is the
+    student, its ``architecture``, that is quantized and carries them.
 
     Args:
         module (nn.Module): The float model.
@@ -37,6 +38,7 @@ class QuantModule(nn.Module):
     """
 
     mode: Optional[str] = None
+    trains = False
     eval_phase = phases.TEST
 
     def __init__(
@@ -52,10 +54,10 @@ class QuantModule(nn.Module):
             quantize.setdefault('mode', self.mode)
         self.config = config or QuantizeConfig.parse(quantize or True)
         self.module = module
-        # Test-time augmentation wraps the model once more.
-        self._carrier = (module.module if isinstance(module, BaseTTAModel) else module,)
+        self._carrier = (student_of(module),)
         if Quantization.of(self._carrier[0]) is None:
             Quantization(self._carrier[0])
+        self.quantization.trains = self.trains
         # A new module is in training mode, whatever its child is in.
         self.training = module.training
         if dummy_input is not None:
@@ -88,8 +90,10 @@ class QuantModule(nn.Module):
             root,
             self.as_batch(dummy_input),
             None if training_input is None else self.as_batch(training_input),
+            getattr(self.module, 'data_preprocessor', None),
         )
         plan = plan_model(root, passes, self.config)
+        check_distillation(self.module, plan)
         quantize_model(root, plan)
         self._follow_mode()
         print_log(summarize(plan), 'current')

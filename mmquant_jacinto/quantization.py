@@ -18,6 +18,7 @@ from .calibrate import Correct, Observe
 from .config import Calibration
 from .errors import QuantizeError
 from .execute import Behaviour, Executor
+from .fake_quants import FakeQuants
 from .integer import Integer
 from .learned_scales import LearnedWeightScales
 from .plan import Plan
@@ -30,7 +31,7 @@ FLOAT, TRAIN, TEST = 'float', 'train', 'test'
 OBSERVE, PROBE, CORRECT = 'observe', 'probe', 'correct'
 _BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
     FLOAT: lambda state: Behaviour(),
-    TRAIN: Simulate,
+    TRAIN: lambda state: Simulate(state, state.fake_quants),
     OBSERVE: Observe,
     PROBE: Probe,
     CORRECT: Correct,
@@ -48,6 +49,8 @@ class Quantization(nn.Module):
         on_other_plan (str): What loading a checkpoint that was made with
             another plan does: ``'adopt'`` it, ``'ignore'`` its quantizer
             state (weights load as usual), or ``'refuse'``.
+        trains (bool): Whether fake quantizers of others, where the plan has some, are
+            built: in training they take the place of our own.
         engine (str, optional): Target whose arithmetic a test computes with, from
             the next :meth:`set_phase` on. None: the plan's own.
         calibration (Calibration): What calibration measures and corrects.
@@ -64,6 +67,8 @@ class Quantization(nn.Module):
         self.plan: Optional[Plan] = None
         self.executor: Optional[Executor] = None
         self.on_other_plan = 'adopt'
+        self.trains = False
+        self.fake_quants: Optional[FakeQuants] = None
         self.phase = FLOAT
         self.engine: Optional[str] = None
         self.calibration = Calibration()
@@ -83,6 +88,12 @@ class Quantization(nn.Module):
     def has_ranges(self) -> bool:
         """bool: Whether anything was calibrated or trained."""
         return self.plan is not None and bool(self.activations.count.any())
+
+    @property
+    def has_scales(self) -> bool:
+        """bool: Whether there is what learned scales start from."""
+        fake_quants = None if self.plan is None else self.fake_quants
+        return self.has_ranges if fake_quants is None else fake_quants.is_ready
 
     def forward(self, x: Any) -> Any:
         """Returns ``x``: a child of ``nn.Sequential`` is called."""
@@ -122,6 +133,8 @@ class Quantization(nn.Module):
         self.learned = (
             LearnedWeightScales(plan.weights).to(device) if plan.is_learned else None
         )
+        builds = self.trains and plan.config.get('fake_quant')
+        self.fake_quants = FakeQuants(plan).to(device) if builds else None
         self._offsets = {}
         channels = 0
         for name, spec in plan.weights.items():
@@ -164,6 +177,7 @@ class Quantization(nn.Module):
         self.phase = phase
         if self.plan is None:
             return
+        self._take_fake_quants()
         self.activations.settle()
         self.activations.refresh()
         self.note_weight_correction()
@@ -177,6 +191,12 @@ class Quantization(nn.Module):
         parts = self.weight_correction.split(sizes)
         for layer, part in zip(self.layers.values(), parts):
             layer.correction = part if corrected else None
+
+    def _take_fake_quants(self) -> None:
+        """Makes what fake quantizers of others learned the engine's own state."""
+        if self.fake_quants is not None:
+            with torch.no_grad():
+                self.fake_quants.write(self.activations, self.weight_scale)
 
     def correction(self, name: str) -> Tensor:
         """What calibration adds to the bias of a layer: (C,)."""
@@ -196,6 +216,7 @@ class Quantization(nn.Module):
     def _save_to_state_dict(
         self, destination: dict, prefix: str, keep_vars: bool
     ) -> None:
+        self._take_fake_quants()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.plan is not None:
             destination[prefix + 'plan'] = self._plan_tensor
@@ -218,6 +239,11 @@ class Quantization(nn.Module):
             self.set_phase(self.phase)
             return
         plan = read_plan(stored)
+        if self.fake_quants is None or plan.to_json() != self.plan.to_json():
+            # Fake quantizers of others that are not there, or other ones.
+            for key in [key for key in mine if key.startswith(f'{prefix}fake_quants.')]:
+                mine.remove(key)
+                del state_dict[key]
         if self.plan is None or plan.to_json() != self.plan.to_json():
             policy = self.on_other_plan
             if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
@@ -245,7 +271,7 @@ class Quantization(nn.Module):
         self.activations.forget_histograms()
         for key in mine:
             name = key[len(prefix) :]
-            if name == 'plan':
+            if name == 'plan' or name.startswith('fake_quants.'):
                 continue
             owner, _, leaf = name.rpartition('.')
             target = getattr(self.get_submodule(owner), leaf)

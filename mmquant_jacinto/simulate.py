@@ -19,6 +19,7 @@ from .activations import ActivationQuantizers
 from .config import Calibration
 from .equalize import equalize
 from .execute import Behaviour
+from .fake_quants import FakeQuants
 from .kernels import Grid
 from .learned_scales import LearnedWeightScales, learned_weight
 from .ops import Op
@@ -111,11 +112,17 @@ class Simulate(Behaviour):
 
     Args:
         state (State): Of the quantized model.
+        fake_quants (FakeQuants, optional): Of others, in place of our own.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(
+        self, state: State, fake_quants: Optional[FakeQuants] = None
+    ) -> None:
         self.state = state
         self.activations = state.activations
+        self._fake_quants = fake_quants
+        self._weights = None if fake_quants is None else fake_quants.weight
+        self._activations = None if fake_quants is None else fake_quants.activation
         self.grids = WeightGrids(state.plan, state.layers, state.activations)
         # A bias that is made to fit differs from its integers by less than the
         # accumulator's last bit; only one that is cut off has to be simulated.
@@ -143,13 +150,22 @@ class Simulate(Behaviour):
         Ranges that are not known yet have none in the outputs, and on several
         processes each parameter must get a gradient.
         """
-        learned = self.activations.learned
-        if learned is None or not torch.is_grad_enabled():
+        owners = self.activations.learned, self._fake_quants
+        parameters = [
+            parameter
+            for owner in owners
+            for parameter in (() if owner is None else owner.parameters())
+            if parameter.requires_grad
+        ]
+        if not parameters or not torch.is_grad_enabled():
             return None
-        return sum(p.sum() for p in learned.parameters()) * 0.0
+        return sum(parameter.sum() for parameter in parameters) * 0.0
 
     def end(self) -> None:
         self.activations.end_step()
+        for part in (self._weights, self._activations):
+            if part is not None:
+                part.end_step()
 
     def remember(self) -> tuple:
         return self.grids.present(), self.activations.present()
@@ -231,6 +247,10 @@ class Simulate(Behaviour):
     def _quantize(
         self, quantizer: str, x: Tensor, clip: Optional[tuple], in_place: bool = False
     ) -> Tensor:
+        if self._activations is not None:
+            self._activations.observing = self.activations.observing
+            bounded = x if clip is None else x.clamp(*clip)
+            return self._activations.quantize(quantizer, bounded)
         if self.observes:
             self.activations.observe(quantizer, x, clip)
         return self.activations.quantize(quantizer, x, clip, in_place)
@@ -256,6 +276,8 @@ class Simulate(Behaviour):
 
     def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         """Quantized weight, and bias; kept where nothing trains them."""
+        if self._weights is not None:
+            return self._fold(name, layer)
         if torch.is_grad_enabled() and any(
             parameter is not None and parameter.requires_grad
             for parameter in layer.parameters
@@ -272,7 +294,8 @@ class Simulate(Behaviour):
 
     def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         """Quantized weight, and bias with what calibration adds to it."""
-        if layer.norm is not None and self.state.learned is None:
+        ours = self.state.learned is None and self._weights is None
+        if layer.norm is not None and ours:
             return fold_layer(layer, self.grids.folding(name))
         weight, bias = layer.folded()
         weight = self._on_grid(name, layer, weight, self.grids.step(name))
@@ -285,10 +308,16 @@ class Simulate(Behaviour):
     ) -> Tensor:
         """A weight, folded or not, on the grid of these steps: (C,)."""
         fmt, learned = layer.spec.format, self.state.learned
-        if learned is None:
-            return quantize_weight(weight, layer.along_channels(step), fmt)
-        rows = learned_weight(channel_rows(layer, weight), step, learned, name, fmt)
-        weight = from_channel_rows(layer, rows)
+        if self._weights is not None:
+            # Its scale is that of the folded weight.
+            factor = (self.grids.step(name) / step)[:, None]
+            rows = self._weights.quantize(name, channel_rows(layer, weight) * factor)
+            weight = from_channel_rows(layer, rows / factor)
+        elif learned is not None:
+            rows = learned_weight(channel_rows(layer, weight), step, learned, name, fmt)
+            weight = from_channel_rows(layer, rows)
+        else:
+            weight = quantize_weight(weight, layer.along_channels(step), fmt)
         if self._unlearned is not None:
             weight, self._unlearned = weight + self._unlearned, None
         return weight

@@ -48,6 +48,7 @@ class QuantTrainModule(QuantModule):
     """
 
     mode = 'qat'
+    trains = True
 
     def __init__(
         self,
@@ -147,7 +148,10 @@ class QuantTrainModule(QuantModule):
 
     @torch.no_grad()
     def measure_ranges(self, batches: Iterable[Any]) -> None:
-        """Measures ranges in float before the training, for learned scales.
+        """Finds what learned scales start from, before the training.
+
+        Ranges are measured in float; fake quantizers of others see what they will
+        see in training.
 
         Args:
             batches (Iterable): As a dataloader yields them; equally many in each
@@ -155,7 +159,12 @@ class QuantTrainModule(QuantModule):
         """
         training = self.training
         self.module.eval()
-        self.quantization.set_phase(phases.OBSERVE)
+        quantization = self.quantization
+        if quantization.fake_quants is None:
+            quantization.set_phase(phases.OBSERVE)
+        else:
+            quantization.set_phase(phases.TRAIN)
+            quantization.activations.observing = False
         for batch in batches:
             args, call = self.predict_call(batch)
             self.module(*args, **call)

@@ -67,6 +67,9 @@ install --no-deps -r requirements/openmmlab.txt
 say "mmpretrain, mmsegmentation"
 install --no-deps -r requirements/sister_libraries.txt ||
     say "not installed: their tests will be skipped"
+say "mmrazor"
+install --no-deps -r requirements/mmrazor.txt ||
+    say "not installed: its tests will be skipped"
 say "what families of MMDetection's zoo need"
 install --no-deps -r requirements/zoo.txt ||
     say "not installed: the sweep will say which models do not run"

@@ -41,8 +41,8 @@ class QATHook(Hook):
         self.interval = interval
 
     def before_train(self, runner: Runner) -> None:
-        """Measures the ranges that learned scales start from."""
-        if runner.model.config.learned_scale is not None:
+        """Finds what learned scales start from."""
+        if runner.model.config.learns_scales:
             runner.measure_ranges()
 
     def before_train_epoch(self, runner: Runner) -> None:

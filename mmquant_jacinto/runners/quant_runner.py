@@ -19,6 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from ..config import Calibration, QuantizeConfig
+from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
@@ -246,20 +247,27 @@ class QuantRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Builds the optimizer; learned scales have a learning rate of their own."""
         config = self.quantize_config
-        learned = None if config is None else config.learned_scale
-        if learned is not None and isinstance(optim_wrapper, dict):
+        learns = config is not None and config.learns_scales
+        if learns and isinstance(optim_wrapper, dict):
             paramwise = dict(optim_wrapper.get('paramwise_cfg') or {})
             # A scale that decays would go back to where it started.
-            own = {LEARNED_KEY: dict(lr_mult=learned.lr_mult, weight_decay=0.0)}
+            learned = config.learned_scale
+            rate = 1.0 if learned is None else learned.lr_mult
+            own = {LEARNED_KEY: dict(lr_mult=rate, weight_decay=0.0)}
             paramwise['custom_keys'] = {**own, **paramwise.get('custom_keys', {})}
             optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
         return super().build_optim_wrapper(optim_wrapper)
 
     def measure_ranges(self) -> None:
-        """Measures the ranges that learned scales start from, where there are none."""
-        if self.model.quantization.has_ranges:
+        """Finds what learned scales start from, where they have not started."""
+        if self.model.quantization.has_scales:
             return
-        config = Calibration(num_images=self.quantize_config.learned_scale.num_images)
+        learned = self.quantize_config.learned_scale
+        config = (
+            Calibration(iterations=1)
+            if learned is None
+            else Calibration(num_images=learned.num_images)
+        )
         with preserved_random_state():
             loader = calibration_dataloader(self, config)
             batches = count_batches(loader, config)
@@ -323,9 +331,9 @@ class QuantRunner(Runner):
             key[len('module.') :] if key.startswith('module.') else key: value.shape
             for key, value in stored.items()
         }
-        own = {
-            name: p.shape for name, p in self.model.quantization.root.named_parameters()
-        }
+        root = self.model.quantization.root
+        names = fit_names(names, root)
+        own = {name: p.shape for name, p in root.named_parameters()}
         fitting = [name for name in own if names.get(name) == own[name]]
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
         complete = testing or self._resume

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..errors import QuantizeError
+from ..mmrazor_import import mmrazor_types, require_mmrazor
 from ..quantization import NAME
 
 
@@ -43,3 +44,5 @@ def refuse_conflicts(cfg: dict) -> None:
         raise QuantizeError(
             'the model is quantized already; give QuantRunner the float model'
         )
+    for key in mmrazor_types(taken, 'model'):
+        require_mmrazor(key)
