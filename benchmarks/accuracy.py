@@ -272,11 +272,24 @@ def main() -> None:
     os.environ['OMP_NUM_THREADS'] = str(args.threads)
     set_process_defaults()
     failures = [] if args.report_only else execute(setup, runs)
-    report = args.report or folder
-    write_report(settings, collect(setup), report)
-    print(f'The table is in {relative(report / "results_table.md")}.')
+    report(setup, settings, len(data.classes), args.report or folder)
     if failures:
         raise SystemExit('error: not finished:\n' + '\n'.join(failures))
+
+
+def report(
+    setup: Setup, settings: dict[str, Any], num_classes: int, folder: Path
+) -> None:
+    """Write the table, its JSON and its plots, of whatever is finished."""
+    # imported here: matplotlib and MMDetection take longer than --list should
+    from accuracy_intervals import intervals_of
+    from accuracy_plots import draw_all
+
+    results = collect(setup)
+    intervals = intervals_of(setup, results, num_classes)
+    summary = write_report(settings, results, folder, intervals)
+    draw_all(setup, summary, folder)
+    say(f'{len(results)} runs are in {relative(folder / "results_table.md")}')
 
 
 def collect(setup: Setup) -> list[dict[str, Any]]:

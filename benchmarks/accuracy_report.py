@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_rows import ROWS, Row
-from accuracy_runs import ARCHS, METRICS, write_whole
+from accuracy_runs import ARCHS, METRICS, TITLES, write_whole
 
-TITLES = dict(mobilenet='MobileNetV2', regnet='RegNetX-800MF', resnet='ResNet-50')
 # Scores are rounded to less than a bound tells apart.
 DIGITS = 2
+# Of the points lost: architecture and row, metric, low and high.
+Intervals = Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]
 # The table that the seed of this repository is known by.
 HEADLINE = {
     'Float': 'float',
@@ -22,17 +23,21 @@ HEADLINE = {
 }
 
 
-def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(
+    results: Sequence[Mapping[str, Any]], intervals: Intervals | None = None
+) -> list[dict[str, Any]]:
     """Reduce runs to means over their seeds.
 
     Args:
         results: The results of runs: ``arch``, ``row``, ``seed``, ``scores``.
+        intervals: Of the points lost, by architecture and row, then by metric.
 
     Returns:
         For each architecture and row that has results ``arch``, ``row``, ``seeds``
         and for each metric a dict in percent: ``mean``, ``std`` (of a sample; None
         for one seed), ``lost`` against float in points (None without a float
-        result), ``bound`` and whether it is ``met`` (both None where there is none).
+        result), its ``interval`` over images, ``bound`` and whether it is ``met``
+        (each None where there is none).
     """
     summary = []
     for arch in ARCHS:
@@ -46,7 +51,8 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 values = [100 * score[metric] for score in scores]
                 bound = row.bound and row.bound[index]
                 start = 100 * floats[0][metric] if floats else None
-                entry[metric] = reduce(values, start, bound)
+                found = (intervals or {}).get((arch, row.name), {}).get(metric)
+                entry[metric] = dict(reduce(values, start, bound), interval=found)
             summary.append(entry)
     return summary
 
@@ -79,20 +85,25 @@ def reduce(
 
 
 def write_report(
-    settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]], folder: Path
-) -> None:
-    """Write ``results.json`` and ``results_table.md``.
+    settings: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    folder: Path,
+    intervals: Intervals | None = None,
+) -> list[dict[str, Any]]:
+    """Write ``results.json`` and ``results_table.md``, and return the summary.
 
     Args:
         settings: What all runs have in common.
         results: The results of the runs.
         folder: Where the files go.
+        intervals: See :func:`summarize`.
     """
-    summary = summarize(results)
+    summary = summarize(results, intervals)
     content = dict(settings=settings, summary=summary, runs=list(results))
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / 'results.json', json.dumps(content, indent=1) + '\n')
     write_whole(folder / 'results_table.md', table(settings, summary))
+    return summary
 
 
 def table(settings: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> str:
@@ -106,6 +117,8 @@ def table(settings: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> 
         f'{settings["test_images"]} test images at {settings["input_size"]} x '
         f'{settings["input_size"]}; {settings["float_epochs"]} epochs in float, '
         f'{settings["qat_epochs"]} more in QAT. mAP50 · mAP 0.50:0.95 in percent.',
+        'After ±: the standard deviation over seeds; in brackets: the 95 % interval of',
+        'the points lost, from resampled test images.',
         '',
         f'| model | {" | ".join(HEADLINE)} |',
         '| --- ' * (1 + len(HEADLINE)) + '|',
@@ -140,8 +153,10 @@ def table_row(row: Row, entry: Mapping[str, Any]) -> str:
         spread = '' if metric['std'] is None else f' ± {metric["std"]:.{DIGITS}f}'
         cells.append(f'{metric["mean"]:.{DIGITS}f}{spread}')
     for metric in metrics:
-        lost = metric['lost']
-        cells.append('' if lost is None else f'{lost:.{DIGITS}f}')
+        cells.append('' if metric['lost'] is None else f'{metric["lost"]:.{DIGITS}f}')
+        if metric['interval']:
+            low, high = metric['interval']
+            cells[-1] += f' [{low:.{DIGITS}f}, {high:.{DIGITS}f}]'
     if row.bound is None:
         cells += ['', '']
     else:

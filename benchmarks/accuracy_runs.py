@@ -26,10 +26,10 @@ from typing import Any
 from accuracy_rows import KINDS, Row
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHS = ('mobilenet', 'regnet', 'resnet')
+TITLES = dict(mobilenet='MobileNetV2', regnet='RegNetX-800MF', resnet='ResNet-50')
+ARCHS = tuple(TITLES)
 # The keys of the log, and what the results call them.
 METRICS = {'mAP50': 'pascal_voc/mAP', 'mAP': 'coco_style/mAP'}
-DUMP, PREDICTIONS = 'DumpDetResults', 'predictions.pkl'
 
 
 class RunError(Exception):
@@ -149,7 +149,8 @@ class Run:
         base = ROOT / f'configs/bccd/ssd_{self.arch}_fpn{KINDS[self.row.kind]}.py'
         # each run's detections, for intervals over images
         lines = [
-            f'detections = dict(type={DUMP!r}, out_file_path={self.predictions!r})',
+            f'predictions = {relative(self.predictions)!r}',
+            "detections = dict(type='DumpDetResults', out_file_path=predictions)",
             'val_evaluator = [*_base_.val_evaluator, detections]',
             'test_evaluator = val_evaluator',
         ]
@@ -157,9 +158,9 @@ class Run:
         return path
 
     @property
-    def predictions(self) -> str:
-        """Where the detections on the test images go."""
-        return relative(self.folder / PREDICTIONS)
+    def predictions(self) -> Path:
+        """The file with its detections on the test images."""
+        return self.folder / 'predictions.pkl'
 
     def read(self) -> dict[str, Any] | None:
         """Its result; None while it is not finished.
