@@ -70,7 +70,10 @@ class Row:
 
 
 def _low(activation: int, **more: Any) -> dict[str, Any]:
-    """4-bit weights; ONNX Runtime's formats, first and last layers at 8 bits."""
+    """4-bit weights; ONNX Runtime's formats, first and last layers at 8 bits.
+
+    The image is one of 8 bits, whatever the activations have.
+    """
     return dict(
         target='onnxruntime',
         bits=dict(weight=4, activation=activation, output=8),
@@ -148,6 +151,11 @@ ROWS = (
         _eight('jacinto', equalize=True),
         twin=True,
         bound=(0.3, 0.5),
+    ),
+    Row(
+        *('twin_int8_onnxruntime_plain', 'twin, 8 bits onnxruntime, plain', 'ptq'),
+        _eight('onnxruntime', calibration=PLAIN),
+        twin=True,
     ),
     Row(
         'twin_int8_onnxruntime_equalized',

@@ -17,6 +17,8 @@ import accuracy_runs
 from accuracy_rows import ROWS, Row
 from accuracy_runs import ROOT, Run, RunError, Setup
 
+from mmquant_jacinto.config import QuantizeConfig
+
 
 @pytest.fixture(autouse=True)
 def size(monkeypatch):
@@ -77,6 +79,11 @@ def row(name):
 
 def test_names_and_configs_of_rows(setup):
     assert len({row.name for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        if row.kind in ('ptq', 'qat'):
+            assert QuantizeConfig.parse(dict(row.quantize, mode=row.kind))
+        else:
+            assert not row.quantize
     for arch in accuracy_runs.ARCHS:
         for row in ROWS:
             run = Run(setup, arch, row, 0)
@@ -87,8 +94,6 @@ def test_names_and_configs_of_rows(setup):
 def test_config_says_what_the_row_says(setup, name):
     pytest.importorskip('mmdet')
     from mmengine.config import Config
-
-    from mmquant_jacinto.config import QuantizeConfig
 
     run = Run(setup, 'mobilenet', row(name), 5)
     cfg = Config.fromfile(run.write_config())
