@@ -21,19 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accuracy_configs import ROOT, relative, write_whole
 from accuracy_report import write_report
 from accuracy_rows import ROWS, Row
 from accuracy_runs import (
     ARCHS,
-    ROOT,
     Run,
     RunError,
     Setup,
     locked,
     make_twin,
-    relative,
     train_float,
-    write_whole,
 )
 
 sys.path.insert(0, str(ROOT / 'tools'))

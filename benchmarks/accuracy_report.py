@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accuracy_configs import write_whole
 from accuracy_rows import ROWS, Row
-from accuracy_runs import ARCHS, METRICS, TITLES, write_whole
+from accuracy_runs import ARCHS, METRICS, TITLES
 
 # Scores are rounded to less than a bound tells apart.
 DIGITS = 2
 # Of the points lost: architecture and row, metric, low and high.
 Intervals = Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]
+# The rows that losses are counted from.
+BASELINES = ('float', 'float_longer')
 # The table that the seed of this repository is known by.
 HEADLINE = {
     'Float': 'float',
@@ -37,11 +40,12 @@ def summarize(
         and for each metric a dict in percent: ``mean``, ``std`` (of a sample; None
         for one seed), ``lost`` against float in points (None without a float
         result), its ``interval`` over images, ``bound`` and whether it is ``met``
-        (each None where there is none).
+        (each None where there is none). Of QAT also ``lost_longer``: against
+        float trained as long.
     """
     summary = []
     for arch in ARCHS:
-        floats = scores_of(results, arch, 'float')
+        floats, longer = (scores_of(results, arch, name) for name in BASELINES)
         for row in ROWS:
             scores = scores_of(results, arch, row.name)
             if not scores:
@@ -53,6 +57,9 @@ def summarize(
                 start = 100 * floats[0][metric] if floats else None
                 found = (intervals or {}).get((arch, row.name), {}).get(metric)
                 entry[metric] = dict(reduce(values, start, bound), interval=found)
+                if row.kind == 'qat' and longer:
+                    fair = 100 * statistics.fmean(score[metric] for score in longer)
+                    entry[metric]['lost_longer'] = fair - entry[metric]['mean']
             summary.append(entry)
     return summary
 
@@ -130,11 +137,9 @@ def table(settings: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> 
         lines += ['', f'### {TITLES[arch]}', '']
         lines.append('| row | mAP50 | mAP | lost mAP50 | lost mAP | bounds | met |')
         lines.append('| --- | --- | --- | --- | --- | --- | --- |')
-        lines += [
-            table_row(row, found[arch, row.name])
-            for row in ROWS
-            if (arch, row.name) in found
-        ]
+        rows = [row for row in ROWS if (arch, row.name) in found]
+        lines += [table_row(row, found[arch, row.name]) for row in rows]
+        lines += longer_lines([found[arch, row.name] for row in rows])
     return '\n'.join(lines) + '\n'
 
 
@@ -143,6 +148,19 @@ def score_cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ''
     return ' · '.join(f'{entry[metric]["mean"]:.1f}' for metric in METRICS)
+
+
+def longer_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what QAT loses against float trained as long, a sentence."""
+    titles = {row.name: row.title for row in ROWS}
+    parts = []
+    for entry in entries:
+        if 'lost_longer' in entry['mAP']:
+            lost = (f'{entry[metric]["lost_longer"]:.{DIGITS}f}' for metric in METRICS)
+            parts.append(f'{titles[entry["row"]]} {" · ".join(lost)}')
+    if not parts:
+        return []
+    return ['', f'Lost against float that was trained as long: {"; ".join(parts)}.']
 
 
 def table_row(row: Row, entry: Mapping[str, Any]) -> str:
