@@ -198,6 +198,14 @@ def select_runs(
     ]
 
 
+def state_of(run: Run) -> str:
+    """Return what ``--list`` says of a run."""
+    try:
+        return 'finished' if run.read() else ''
+    except RunError:
+        return 'finished or begun with other settings'
+
+
 def execute(setup: Setup, runs: list[Run]) -> list[str]:
     """Make the runs that are not finished; return what failed.
 
@@ -263,7 +271,7 @@ def main() -> None:
     runs = select_runs(setup, archs, rows, args.seeds)
     if args.list:
         for run in runs:
-            print(f'{run.name:55} {"finished" if run.read() else ""}'.rstrip())
+            print(f'{run.name:55} {state_of(run)}'.rstrip())
         return
     check_settings(folder, settings)
     os.environ['INPUT_SIZE'] = str(args.input_size)
@@ -302,14 +310,15 @@ def collect(setup: Setup) -> list[dict[str, Any]]:
                 if path.is_dir()
             )
             for seed in seeds:
-                result = Run(setup, arch, row, seed).read()
+                try:
+                    result = Run(setup, arch, row, seed).read()
+                except RunError as error:
+                    say(f'left out of the table: {error}')
+                    continue
                 if result is not None:
                     results.append(result)
     return results
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except RunError as error:
-        raise SystemExit(f'error: {error}') from None
+    main()

@@ -26,7 +26,8 @@ def bits_title(row: Row) -> str:
     if not row.bits:
         return 'float'
     weight, activation = row.bits['weight'], row.bits['activation']
-    return f'{weight}' if weight == activation else f'W{weight}A{activation}'
+    same = weight == activation and weight >= 8
+    return f'{weight}' if same else f'W{weight}A{activation}'
 
 
 def best_by_bits(
@@ -69,7 +70,7 @@ def draw_bits(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     )
     for axis, metric in zip(axes, METRICS):
         # the places of all widths, in one order, before any line needs them
-        axis.plot(['float', '16', '8', 'W4A8', '4'], [math.nan] * 5)
+        axis.plot(['float', '16', '8', 'W4A8', 'W4A4'], [math.nan] * 5)
         for arch in ARCHS:
             for kind, style in (('ptq', '--o'), ('qat', '-s')):
                 best = best_by_bits(summary, arch, kind, metric)

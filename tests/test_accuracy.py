@@ -199,12 +199,17 @@ def test_checkpoint_that_was_being_written_is_not_taken(setup, called):
     assert [command[0] for command in called] == ['tools/train.py']
 
 
-def test_row_that_was_changed_is_refused(setup, called):
+def test_row_that_was_changed_is_refused(setup, called, monkeypatch):
     old = Row('mine', 'mine', 'ptq', dict(bits=8))
     assert accuracy.execute(setup, [Run(setup, 'mobilenet', old, 0)]) == []
     new = Row('mine', 'mine', 'ptq', dict(bits=4))
     (failure,) = accuracy.execute(setup, [Run(setup, 'mobilenet', new, 0)])
     assert 'other settings' in failure
+    monkeypatch.setattr(accuracy, 'ROWS', (new, row('float')))
+    assert accuracy.execute(setup, [Run(setup, 'mobilenet', row('float'), 0)]) == []
+    # the table of the rest is written all the same
+    assert [result['row'] for result in accuracy.collect(setup)] == ['float']
+    assert 'other settings' in accuracy.state_of(Run(setup, 'mobilenet', new, 0))
 
 
 def test_a_failure_does_not_end_the_others(setup, called, monkeypatch):
