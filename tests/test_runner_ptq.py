@@ -156,6 +156,19 @@ def test_analytic_correction_needs_no_further_pass(float_checkpoint, tmp_path, s
     assert 'Calibration of biases' not in log_of(tmp_path)
 
 
+def test_the_seed_decides_which_images_are_taken(float_checkpoint, tmp_path, seen):
+    taken = []
+    for number, seed in enumerate((3, 4, 3)):
+        seen.clear()
+        quantize = dict(PTQ, calibration=dict(num_images=32, epochs=0))
+        cfg = ptq_config(tmp_path / str(number), float_checkpoint, quantize)
+        cfg.randomness = dict(seed=seed)
+        train(cfg)
+        taken.append([place for _, place in seen if place < NUM_TRAIN][-32:])
+    assert taken[0] == taken[2]
+    assert set(taken[0]) != set(taken[1])
+
+
 def test_iterations_and_num_images_count_the_same(float_checkpoint, tmp_path):
     by_images = calibrate(tmp_path / 'images', float_checkpoint, num_images=32)
     by_iterations = calibrate(tmp_path / 'iterations', float_checkpoint, iterations=2)

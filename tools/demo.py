@@ -16,8 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_data import VOCFolder, compose_digits, read_voc_folder
+from demo_data import compose_digits
 from demo_report import draw_detections, write_table
+from process_settings import set_process_defaults
+from voc_folder import VOCFolder, read_voc_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 BCCD = ROOT.parent / 'shared' / 'data' / 'bccd'
@@ -110,15 +112,7 @@ def set_environment(data: VOCFolder, epochs: int, qat_epochs: int) -> dict[str, 
         DEMO_QAT_EPOCHS=str(qat_epochs),
     )
     os.environ.update(settings)
-    # so that progress is seen as it happens, through a pipe too
-    os.environ['PYTHONUNBUFFERED'] = '1'
-    # Threads that wait for each other by spinning take the cores from whatever
-    # else runs, the workers that load images first of all.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    # glibc gives the memory of a step back and takes it anew, page by page, in the
-    # next: a quarter of the time of float training too.
-    os.environ.setdefault('MALLOC_TRIM_THRESHOLD_', str(2**62))
-    os.environ.setdefault('MALLOC_MMAP_MAX_', '0')
+    set_process_defaults()
     print('The configs of the demo read these settings from the environment:')
     for name, value in settings.items():
         print(f'  export {name}={shlex.quote(value)}')

@@ -50,7 +50,8 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
 
     By default the training images, seen through the pipeline of validation
     (or test): what is calibrated is what will be deployed. Images come in one
-    random order, the same in each pass.
+    random order, the same in each pass: that of ``randomness.seed``, of 0 where the
+    config has none. So the seed also decides which ``num_images`` of them are taken.
 
     Raises:
         QuantizeError: If there is no pipeline to see the images through, or
@@ -64,7 +65,8 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
         if config.dataloader is None
         else 'quantize.calibration.dataloader'
     )
-    loader = runner.build_dataloader(given, seed=0)
+    seed = (runner.cfg.get('randomness') or {}).get('seed') or 0
+    loader = runner.build_dataloader(given, seed=seed)
     if len(loader.dataset) == 0:
         raise QuantizeError(
             f'the calibration set is empty: {key} has no images; check its '

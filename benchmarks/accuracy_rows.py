@@ -1,0 +1,168 @@
+"""The rows of the results table, as data: a method more is an entry more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# What a run of each kind is: the ending of the config it starts from.
+KINDS = {
+    'test': '',  # the float checkpoint, tested
+    'train': '_qat',  # the float checkpoint, trained on as in QAT
+    'ptq': '_ptq',
+    'qat': '_qat',
+}
+# The images and the pass that calibration takes; which images, the seed decides.
+CALIBRATION = dict(num_images=128)
+PLAIN = dict(CALIBRATION, epochs=0)  # ranges only
+# Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
+# arXiv 1902.08153, and AdaRound, 2004.10568).
+EDGES_AT_8 = {'backbone.conv1': 8, 'bbox_head.*': 8}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the results table.
+
+    Args:
+        name: Its folder, and what ``--rows`` selects.
+        title: What the table calls it.
+        kind: One of :data:`KINDS`.
+        quantize: The ``quantize`` of the config, without ``mode``.
+        epochs: Epochs of a training; None for those of the whole table.
+        lr: Its learning rate; None for that of the config.
+        options: More keys of the config, merged into it. In a string ``{float}``
+            becomes the path of the float checkpoint, ``{config}`` that of its
+            config: a teacher's, for example.
+        twin: Starts from the hostile twin of the float checkpoint.
+        bound: The points of mAP50 and of mAP that may be lost against float.
+    """
+
+    name: str
+    title: str
+    kind: str
+    quantize: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    lr: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    twin: bool = False
+    bound: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f'{self.name}: kind={self.kind!r} is none of {KINDS}')
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has epochs, which an interrupted run goes on with."""
+        return self.kind in ('train', 'qat')
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Widths of weights and activations; empty in float."""
+        if self.kind in ('test', 'train'):
+            return {}
+        bits = self.quantize.get('bits', 8)
+        if isinstance(bits, Mapping):
+            return {kind: bits.get(kind, 8) for kind in ('weight', 'activation')}
+        return dict(weight=bits, activation=bits)
+
+
+def _low(activation: int, **more: Any) -> dict[str, Any]:
+    """4-bit weights; ONNX Runtime's formats, first and last layers at 8 bits.
+
+    The image is one of 8 bits, whatever the activations have.
+    """
+    return dict(
+        target='onnxruntime',
+        bits=dict(weight=4, activation=activation, output=8),
+        overrides=EDGES_AT_8,
+        calibration=CALIBRATION,
+        **more,
+    )
+
+
+def _eight(target: str, **more: Any) -> dict[str, Any]:
+    return dict(dict(target=target, bits=8, calibration=CALIBRATION), **more)
+
+
+ROWS = (
+    Row('float', 'float', 'test'),
+    Row('float_longer', 'float, trained as long as QAT', 'train'),
+    Row(
+        *('int16_jacinto_ptq', '16 bits jacinto, calibrated', 'ptq'),
+        dict(target='jacinto', bits=16, calibration=CALIBRATION),
+        bound=(0.05, 0.1),
+    ),
+    Row(
+        *('int16_jacinto_qat', '16 bits jacinto, QAT', 'qat'),
+        dict(target='jacinto', bits=16),
+        bound=(0.05, 0.1),
+    ),
+    Row(
+        *('int8_jacinto_plain', '8 bits jacinto, plain ranges', 'ptq'),
+        _eight('jacinto', calibration=PLAIN),
+    ),
+    Row(
+        *('int8_jacinto_ptq', '8 bits jacinto, calibrated', 'ptq'),
+        _eight('jacinto'),
+        bound=(0.3, 0.5),
+    ),
+    Row(
+        *('int8_jacinto_qat', '8 bits jacinto, QAT', 'qat'),
+        dict(target='jacinto', bits=8),
+        bound=(0.1, 0.2),
+    ),
+    Row(
+        *('int8_onnxruntime_plain', '8 bits onnxruntime, plain ranges', 'ptq'),
+        _eight('onnxruntime', calibration=PLAIN),
+        bound=(0.1, 0.2),
+    ),
+    Row(
+        *('int8_onnxruntime_ptq', '8 bits onnxruntime, calibrated', 'ptq'),
+        _eight('onnxruntime'),
+        bound=(0.1, 0.2),
+    ),
+    Row(
+        *('int8_onnxruntime_qat', '8 bits onnxruntime, QAT', 'qat'),
+        dict(target='onnxruntime', bits=8),
+    ),
+    Row(
+        *('w4a8_plain', 'W4A8, plain ranges', 'ptq'),
+        dict(_low(8), calibration=PLAIN),
+    ),
+    Row('w4a8_ptq', 'W4A8, calibrated', 'ptq', _low(8), bound=(0.5, 1.0)),
+    Row('w4a8_qat', 'W4A8, QAT', 'qat', _low(8), bound=(0.2, 0.5)),
+    Row(
+        *('w4a4_plain', 'W4A4, plain ranges', 'ptq'),
+        dict(_low(4), calibration=PLAIN),
+    ),
+    Row('w4a4_ptq', 'W4A4, calibrated', 'ptq', _low(4), bound=(1.5, 2.5)),
+    Row('w4a4_qat', 'W4A4, QAT', 'qat', _low(4), bound=(0.5, 1.0)),
+    Row('twin', 'hostile twin, float', 'test', twin=True),
+    Row(
+        *('twin_int8_jacinto_plain', 'twin, 8 bits jacinto, plain ranges', 'ptq'),
+        _eight('jacinto', calibration=PLAIN),
+        twin=True,
+    ),
+    Row(
+        *('twin_int8_jacinto_equalized', 'twin, 8 bits jacinto, equalized', 'ptq'),
+        _eight('jacinto', equalize=True),
+        twin=True,
+        bound=(0.3, 0.5),
+    ),
+    Row(
+        *('twin_int8_onnxruntime_plain', 'twin, 8 bits onnxruntime, plain', 'ptq'),
+        _eight('onnxruntime', calibration=PLAIN),
+        twin=True,
+    ),
+    Row(
+        'twin_int8_onnxruntime_equalized',
+        'twin, 8 bits onnxruntime, equalized',
+        'ptq',
+        _eight('onnxruntime', equalize=True),
+        twin=True,
+        bound=(0.3, 0.5),
+    ),
+)
