@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 Quantized = Callable[[Tensor], 'list[Tensor]']
-ONNX_OPSET = 21  # the first with 4-bit integers
+# The first of torch's exporter; NNCF writes an invalid file of 21.
+ONNX_OPSET = 18
+ONNX_OPSET_INT4 = 21
 
 
 def singles(images: Tensor) -> list[Tensor]:
@@ -31,16 +33,16 @@ def modules_of(network: nn.Module, images: Tensor) -> nn.Module:
     return torch.export.export(network, (images[:1],)).module()
 
 
-def onnx_file(network: nn.Module, images: Tensor, folder: Path) -> Path:
+def onnx_file(network: nn.Module, images: Tensor, folder: Path, opset: int) -> Path:
     """The float network as an ONNX file."""
-    path = folder / 'float.onnx'
+    path = folder / f'float_{opset}.onnx'
     if not path.is_file():
         torch.onnx.export(
             network,
             (images[:1],),
             str(path),
             input_names=['images'],
-            opset_version=ONNX_OPSET,
+            opset_version=opset,
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -69,17 +71,20 @@ def onnx_session(model: Any) -> Quantized:
 
 
 def nncf_options(
-    bits: tuple[int, int] | None = None, accurate: bool = False, mixed: bool = False
+    bits: tuple[int, int] | None = None,
+    mixed: bool = False,
+    full_range: bool = False,
+    fast: bool = True,
 ) -> dict[str, Any]:
     """Keywords of ``nncf.quantize``.
 
     Args:
-        bits (Tuple[int, int], optional): Of weights and of activations. None: what the
-            library does by default, 8 and 8.
-        accurate (bool): Layer after layer bias correction, in place of the fast one,
-            and all 8 bits for weights (the library keeps the first layer's to 7,
-            against overflow on processors without VNNI).
+        bits (Tuple[int, int], optional): Of weights and of activations, for the only
+            device that it gives less than 8. None: 8 and 8.
         mixed (bool): Asymmetric activations.
+        full_range (bool): All 8 bits for the first layer's weights too, which it keeps
+            to 7 against overflow on processors without VNNI.
+        fast (bool): Its fast bias correction; else the one layer after layer.
     """
     import nncf
     from nncf.quantization.advanced_parameters import (
@@ -89,17 +94,17 @@ def nncf_options(
     )
 
     advanced = AdvancedQuantizationParameters()
-    if accurate:
+    options = dict(fast_bias_correction=fast, advanced_parameters=advanced)
+    if mixed:
+        options['preset'] = nncf.QuantizationPreset.MIXED
+    if full_range:
         advanced.overflow_fix = OverflowFix.DISABLE
     if bits is not None:
-        advanced.weights_quantization_params = QuantizationParameters(num_bits=bits[0])
-        advanced.activations_quantization_params = QuantizationParameters(
-            num_bits=bits[1]
-        )
-    preset = nncf.QuantizationPreset.MIXED if mixed else None
-    return dict(
-        preset=preset, fast_bias_correction=not accurate, advanced_parameters=advanced
-    )
+        options['target_device'] = nncf.TargetDevice.NPU
+        weight, activation = (QuantizationParameters(num_bits=n) for n in bits)
+        advanced.weights_quantization_params = weight
+        advanced.activations_quantization_params = activation
+    return options
 
 
 def nncf_torch(
@@ -139,7 +144,7 @@ def nncf_onnx(
 
     samples = [{'images': image.numpy()} for image in singles(images)]
     quantized = nncf.quantize(
-        onnx.load(onnx_file(network, images, folder)),
+        onnx.load(onnx_file(network, images, folder, ONNX_OPSET)),
         nncf.Dataset(samples),
         subset_size=len(images),
         **nncf_options(**options),
@@ -267,7 +272,8 @@ def onnxruntime_static(
 
     prepared = folder / 'prepared.onnx'
     quantized = folder / f'onnxruntime_{weight}_{method}.onnx'
-    quant_pre_process(str(onnx_file(network, images, folder)), str(prepared))
+    opset = ONNX_OPSET_INT4 if weight == 'QInt4' else ONNX_OPSET
+    quant_pre_process(str(onnx_file(network, images, folder, opset)), str(prepared))
     ort.quantize_static(
         str(prepared),
         str(quantized),
@@ -281,49 +287,34 @@ def onnxruntime_static(
     return onnx_session(quantized)
 
 
+NNCF_BEST = dict(mixed=True, full_range=True)
+W4A8, W4A4 = (4, 8), (4, 4)
 # (library, variant, bits of weights and activations): function and keywords.
 PEERS: dict[tuple[str, str, str], tuple[Callable[..., Quantized], dict[str, Any]]] = {
-    ('nncf', 'torch', 'W8A8'): (nncf_torch, {}),
-    ('nncf', 'torch, mixed', 'W8A8'): (nncf_torch, dict(mixed=True)),
-    ('nncf', 'torch, accurate', 'W8A8'): (
-        nncf_torch,
-        dict(accurate=True, mixed=True),
-    ),
-    ('nncf', 'torch.export, accurate', 'W8A8'): (
-        nncf_fx,
-        dict(accurate=True, mixed=True),
-    ),
-    ('nncf', 'ONNX', 'W8A8'): (nncf_onnx, {}),
-    ('nncf', 'ONNX, accurate', 'W8A8'): (nncf_onnx, dict(accurate=True, mixed=True)),
+    ('nncf', 'torch, default', 'W8A8'): (nncf_torch, {}),
+    ('nncf', 'torch, mixed', 'W8A8'): (nncf_torch, NNCF_BEST),
+    ('nncf', 'torch.export, mixed', 'W8A8'): (nncf_fx, NNCF_BEST),
+    ('nncf', 'torch.export, accurate', 'W8A8'): (nncf_fx, dict(NNCF_BEST, fast=False)),
+    ('nncf', 'ONNX, mixed', 'W8A8'): (nncf_onnx, NNCF_BEST),
+    ('nncf', 'ONNX, accurate', 'W8A8'): (nncf_onnx, dict(NNCF_BEST, fast=False)),
+    ('nncf', 'torch, mixed', 'W4A8'): (nncf_torch, dict(NNCF_BEST, bits=W4A8)),
+    ('nncf', 'torch, mixed', 'W4A4'): (nncf_torch, dict(NNCF_BEST, bits=W4A4)),
     ('modelopt', 'max', 'W8A8'): (modelopt, {}),
     ('modelopt', 'mse', 'W8A8'): (modelopt, dict(algorithm='mse')),
     ('modelopt', 'smoothquant', 'W8A8'): (
         modelopt,
         dict(config='INT8_SMOOTHQUANT_CFG'),
     ),
+    ('modelopt', 'max', 'W4A8'): (modelopt, dict(bits=W4A8)),
+    ('modelopt', 'mse', 'W4A8'): (modelopt, dict(bits=W4A8, algorithm='mse')),
+    ('modelopt', 'AWQ, FP8', 'W4A8'): (modelopt, dict(config='W4A8_AWQ_BETA_CFG')),
+    ('modelopt', 'max', 'W4A4'): (modelopt, dict(bits=W4A4)),
+    ('modelopt', 'mse', 'W4A4'): (modelopt, dict(bits=W4A4, algorithm='mse')),
     ('torch FX', 'x86', 'W8A8'): (fx, {}),
     ('torch FX', 'onednn', 'W8A8'): (fx, dict(backend='onednn')),
     ('torchao', 'pt2e, x86', 'W8A8'): (pt2e, {}),
+    ('torchao', 'pt2e, x86', 'W4A8'): (pt2e, dict(bits=W4A8)),
+    ('torchao', 'pt2e, x86', 'W4A4'): (pt2e, dict(bits=W4A4)),
     ('onnxruntime', 'MinMax', 'W8A8'): (onnxruntime_static, {}),
-    ('nncf', 'torch, mixed', 'W4A8'): (nncf_torch, dict(bits=(4, 8), mixed=True)),
-    ('nncf', 'torch, accurate', 'W4A8'): (
-        nncf_torch,
-        dict(bits=(4, 8), accurate=True, mixed=True),
-    ),
-    ('modelopt', 'max', 'W4A8'): (modelopt, dict(bits=(4, 8))),
-    ('modelopt', 'mse', 'W4A8'): (modelopt, dict(bits=(4, 8), algorithm='mse')),
-    ('modelopt', 'W4A8_AWQ_BETA', 'W4A8'): (
-        modelopt,
-        dict(config='W4A8_AWQ_BETA_CFG'),
-    ),
-    ('torchao', 'pt2e, x86', 'W4A8'): (pt2e, dict(bits=(4, 8))),
     ('onnxruntime', 'MinMax', 'W4A8'): (onnxruntime_static, dict(weight='QInt4')),
-    ('nncf', 'torch, mixed', 'W4A4'): (nncf_torch, dict(bits=(4, 4), mixed=True)),
-    ('nncf', 'torch, accurate', 'W4A4'): (
-        nncf_torch,
-        dict(bits=(4, 4), accurate=True, mixed=True),
-    ),
-    ('modelopt', 'max', 'W4A4'): (modelopt, dict(bits=(4, 4))),
-    ('modelopt', 'mse', 'W4A4'): (modelopt, dict(bits=(4, 4), algorithm='mse')),
-    ('torchao', 'pt2e, x86', 'W4A4'): (pt2e, dict(bits=(4, 4))),
 }

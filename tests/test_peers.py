@@ -11,6 +11,7 @@ import torch
 pytest.importorskip('mmdet')
 import cv2  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -59,11 +60,12 @@ def workspace(tmp_path_factory):
         annotate(root, lambda index: [(0, 5, 5, 30, 40)])
         cfg = peers.read_config(CONFIG, NUM_IMAGES, root / 'work')
         torch.manual_seed(0)
-        detector = peers.MODELS.build(cfg.model).eval()
+        init_default_scope('mmdet')
+        detector = MODELS.build(cfg.model).eval()
         detector.init_weights()
         for name, parameter in detector.bbox_head.named_parameters():
             if name.endswith('weight'):
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=0.02)
         checkpoint = root / 'float.pth'
         torch.save(dict(state_dict=detector.state_dict()), checkpoint)
         test = detector_scores.DetectorTest(cfg, detector)
@@ -90,7 +92,7 @@ def test_score_is_that_of_the_runner(workspace):
     plain.update(work_dir=str(root / 'runner'), load_from=str(checkpoint))
     plain.test_dataloader.batch_size = 1
     assert Runner.from_cfg(plain).test() == metrics
-    assert metrics['coco_style/mAP'] > 0.05
+    assert metrics['coco_style/mAP'] > 0.1
 
     network = detector_scores.FloatNetwork(detector)
     with detector_scores.in_place(detector, network) as placed:
