@@ -56,8 +56,8 @@ def in_place(detector: nn.Module, network: Network | None) -> Iterator[nn.Module
 
     Args:
         detector (nn.Module): A single-stage detector.
-        network (Callable, optional): Called on one image at a time, (1, C, H, W).
-            None: the detector's own.
+        network (Callable, optional): Called on one image at a time, (1, C, H, W);
+            has no module of the detector in it. None: the detector's own.
 
     Yields:
         nn.Module: The detector.

@@ -53,6 +53,7 @@ W4A8 = dict(weight=4, activation=8)
 OUR_VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ('default', 'W8A8'): dict(bits=8),
     ('mse', 'W8A8'): dict(bits=8, observer='mse'),
+    ('minmax', 'W8A8'): dict(bits=8, observer='minmax'),
     ('default', 'W4A8'): dict(bits=W4A8),
     ('mse', 'W4A8'): dict(bits=W4A8, observer='mse'),
     ('default', 'W4A4'): dict(bits=4),
@@ -244,7 +245,7 @@ def main() -> None:
         content = json.loads(args.json.read_text())
     content['versions'] = versions()
     result = content['models'].setdefault(name, {'rows': {}})
-    result['float'] = comparison.float_scores
+    result['float'] = {k: round(v, 3) for k, v in comparison.float_scores.items()}
     result['input'] = list(comparison.images.shape[-2:])
     result['calibration images'] = len(comparison.images)
     result['test images'] = len(comparison.test.batches)
