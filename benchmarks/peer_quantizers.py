@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Quantized = Callable[[Tensor], 'list[Tensor]']
-# The first of torch's exporter; NNCF writes an invalid file of 21.
+# The first of torch's exporter; ONNX Runtime refuses what NNCF makes of 21.
 ONNX_OPSET = 18
 ONNX_OPSET_INT4 = 21
 
@@ -307,6 +307,7 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[..., Quantized], dict[str, Any]
     ),
     ('modelopt', 'max', 'W4A8'): (modelopt, dict(bits=W4A8)),
     ('modelopt', 'mse', 'W4A8'): (modelopt, dict(bits=W4A8, algorithm='mse')),
+    # Its search emulates FP8, which takes a CPU more than a quarter of an hour.
     ('modelopt', 'AWQ, FP8', 'W4A8'): (modelopt, dict(config='W4A8_AWQ_BETA_CFG')),
     ('modelopt', 'max', 'W4A4'): (modelopt, dict(bits=W4A4)),
     ('modelopt', 'mse', 'W4A4'): (modelopt, dict(bits=W4A4, algorithm='mse')),
