@@ -1,12 +1,13 @@
 READY := .venv/.ready
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint peers clean
 
 help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
 	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
 	@echo 'make test    run the tests'
 	@echo 'make lint    run the linter'
+	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth'
 	@echo 'make clean   remove caches and build output; .venv and work_dirs stay'
 	@echo
 	@echo 'The first three set up .venv when it is not there. PYTHON=/path/to/python picks'
@@ -22,10 +23,17 @@ test: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check .
 
+# The other libraries have an environment of their own.
+peers:
+	VENV=.venv-peers PEERS=1 PYTHON='$(PYTHON)' bash tools/setup_env.sh
+	.venv-peers/bin/python benchmarks/peers.py \
+		$(or $(CONFIG),configs/bccd/ssd_mobilenet_fpn.py) '$(CHECKPOINT)' \
+		--json benchmarks/results/peers.json
+
 SETUP := tools/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
 
 $(READY): $(SETUP) mmquant_jacinto/csrc/kernels.c
-	PYTHON='$(PYTHON)' bash tools/setup_env.sh
+	VENV=.venv PEERS= PYTHON='$(PYTHON)' bash tools/setup_env.sh
 	@touch $@
 
 clean:

@@ -2,11 +2,14 @@
 # Fills .venv with what the demo, the tests and the linter need.
 # It may be interrupted and run again: pip passes over what is there already.
 #
+#   VENV            another folder than .venv
+#   PEERS           not empty: also the libraries that benchmarks/peers.py compares
 #   PYTHON          the interpreter to build on (3.9 to 3.12)
 #   PIP_FIND_LINKS  folders with ready wheels (mmcv, a CPU build of torch), as for
 #                   any pip command
 set -euo pipefail
 cd "$(dirname "$0")/.."
+VENV=${VENV:-.venv}
 
 # mmcv 2.1.0 cannot be built on Python 3.13: its setup.py reads names back from
 # locals() after exec().
@@ -23,9 +26,9 @@ find_python() {
     return 1
 }
 
-if [ ! -x .venv/bin/pip ]; then
+if [ ! -x "$VENV"/bin/pip ]; then
     python=$(find_python)
-    "$python" -m venv .venv
+    "$python" -m venv "$VENV"
 fi
 
 say() {
@@ -33,12 +36,12 @@ say() {
 }
 
 install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+    "$VENV"/bin/python -m pip install --quiet --disable-pip-version-check "$@"
 }
 
 # An mmcv compiled for another torch installs without complaint and fails here.
 mmcv_works() {
-    .venv/bin/python -c 'import mmcv.ops' 2>/dev/null
+    "$VENV"/bin/python -c 'import mmcv.ops' 2>/dev/null
 }
 
 install_mmcv_wheel() {
@@ -55,7 +58,7 @@ compile_mmcv() {
     MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)} \
         install --no-deps --no-binary mmcv --no-build-isolation --no-cache-dir \
         --force-reinstall -r requirements/mmcv.txt
-    .venv/bin/python -c 'import mmcv.ops'
+    "$VENV"/bin/python -c 'import mmcv.ops'
 }
 
 say "PyTorch"
@@ -75,6 +78,10 @@ install --no-deps -r requirements/zoo.txt ||
     say "not installed: the sweep will say which models do not run"
 say "mmcv"
 mmcv_works || install_mmcv_wheel || compile_mmcv
+if [ -n "${PEERS:-}" ]; then
+    say "the libraries to compare with"
+    install -r requirements/torch.txt -r requirements/peers.txt
+fi
 say "mmquant_jacinto"
 install --no-deps --no-build-isolation --editable .
 say "done"
