@@ -15,6 +15,9 @@ KINDS = {
 }
 # The images and the pass that calibration takes; which images, the seed decides.
 CALIBRATION = dict(num_images=128)
+SEQUENTIAL = dict(CALIBRATION, bias_correction='sequential')
+# Four bits have to be learned: a tenth of the float learning rate, not a hundredth.
+LOW_LR = 1.5e-4
 PLAIN = dict(CALIBRATION, epochs=0)  # ranges only
 # Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
 # arXiv 1902.08153, and AdaRound, 2004.10568).
@@ -133,13 +136,40 @@ ROWS = (
         dict(_low(8), calibration=PLAIN),
     ),
     Row('w4a8_ptq', 'W4A8, calibrated', 'ptq', _low(8), bound=(0.5, 1.0)),
+    Row(
+        *('w4a8_descent', 'W4A8, calibrated, coordinate descent', 'ptq'),
+        dict(_low(8), calibration=SEQUENTIAL, rounding='coordinate_descent'),
+        bound=(0.5, 1.0),
+    ),
     Row('w4a8_qat', 'W4A8, QAT', 'qat', _low(8), bound=(0.2, 0.5)),
+    Row(
+        *('w4a8_lsq', 'W4A8, QAT, learned scales', 'qat'),
+        _low(8, observer='mse', learned_scale=True),
+        lr=LOW_LR,
+        bound=(0.2, 0.5),
+    ),
     Row(
         *('w4a4_plain', 'W4A4, plain ranges', 'ptq'),
         dict(_low(4), calibration=PLAIN),
     ),
     Row('w4a4_ptq', 'W4A4, calibrated', 'ptq', _low(4), bound=(1.5, 2.5)),
+    Row(
+        *('w4a4_mse', 'W4A4, calibrated, mse ranges', 'ptq'),
+        _low(4, observer='mse'),
+        bound=(1.5, 2.5),
+    ),
+    Row(
+        *('w4a4_descent', 'W4A4, mse ranges, coordinate descent', 'ptq'),
+        _low(4, observer='mse', rounding='coordinate_descent'),
+        bound=(1.5, 2.5),
+    ),
     Row('w4a4_qat', 'W4A4, QAT', 'qat', _low(4), bound=(0.5, 1.0)),
+    Row(
+        *('w4a4_lsq', 'W4A4, QAT, learned scales', 'qat'),
+        _low(4, observer='mse', learned_scale=True),
+        lr=LOW_LR,
+        bound=(0.5, 1.0),
+    ),
     Row('twin', 'hostile twin, float', 'test', twin=True),
     Row(
         *('twin_int8_jacinto_plain', 'twin, 8 bits jacinto, plain ranges', 'ptq'),

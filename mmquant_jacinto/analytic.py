@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ops
 from .observers import is_distributed
 from .plan import Step
-from .simulate import State
+from .simulate import State, compute_grids
 from .weight_grids import WeightGrids
 from .weights import Layer, channel_rows, to_integers
 
@@ -51,7 +51,7 @@ def mean_inputs(
     # Mean over images first: all that follows is linear.
     if step.kind == ops.LINEAR:
         x = x.reshape(-1, x.shape[-1]).mean(0, keepdim=True)
-    elif step.kind != ops.DEFORM_CONV and x.dim() == weight.dim():
+    elif x.dim() == weight.dim():
         x = x.mean(0, keepdim=True)
     one = torch.zeros_like(one).requires_grad_()
     args, kwargs = ops.replace_operands(args, kwargs, x, one, None)
@@ -95,7 +95,7 @@ class MeanInputs:
             Tensor: All layers' channels end to end, float32.
         """
         grids = WeightGrids(state.plan, state.layers, state.activations)
-        grids.compute(state.bias_correction)
+        compute_grids(grids, state)
         shifts, counts = [], []
         for name, layer in state.layers.items():
             if name in self._sums:

@@ -115,7 +115,8 @@ class Observe(Behaviour):
         out = func(*args, **kwargs)
         if step.kind in ops.WEIGHTED and step.weight is not None:
             layer = self.state.layers[step.weight]
-            if self.state.calibration.is_analytic:
+            # Where a deformable convolution reads depends on the image.
+            if self.state.calibration.is_analytic and step.kind != ops.DEFORM_CONV:
                 inputs = mean_inputs(layer, step, func, args, kwargs)
                 self.inputs.add(step.weight, inputs)
             if step.norm is None:

@@ -35,7 +35,8 @@ class Calibration:
             devkit; ``'sequential'``: one after the other, each to the float mean
             behind those that are corrected; ``'analytic'``: what the rounded weights
             make of the mean input is subtracted, without a further pass (see
-            :mod:`~mmquant_jacinto.analytic`); False: none. Defaults to
+            :mod:`~mmquant_jacinto.analytic`; not for deformable convolutions); False:
+            none. Defaults to
             ``'iterative'``.
         weights (bool): Whether the same passes also correct the weights of each
             channel by the ratio of its output's standard deviations in float and

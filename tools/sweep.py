@@ -200,7 +200,8 @@ def read_rows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if args.json and args.json.exists():
         reports = json.loads(args.json.read_text())
     else:
-        paths = sorted(args.work_dir.glob('*.json'))
+        # Of configs, which are in folders: see `result_path`.
+        paths = sorted(args.work_dir.glob('*__*.json'))
         paths = [path for path in paths if not path.name.endswith('.export.json')]
         reports = [json.loads(path.read_text()) for path in paths]
     return {report['config']: report for report in reports}

@@ -19,10 +19,9 @@ from command_line import (
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.registry import HOOKS, METRICS
-from torch import nn
+from mmengine.runner import Runner
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.quant_module import QuantModule
 
 
 def parse_args() -> argparse.Namespace:
@@ -149,7 +148,7 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
     run.test(runner)
 
 
-def set_engine(model: nn.Module, target: str) -> None:
+def set_engine(runner: Runner, target: str) -> None:
     """Let a quantized model compute as the engine of an exported file does."""
     from mmquant_jacinto.export.targets import TARGETS, engine_name
 
@@ -157,11 +156,13 @@ def set_engine(model: nn.Module, target: str) -> None:
         raise QuantizeError(
             f'--target {target!r} is unknown; valid: ' + ', '.join(TARGETS)
         )
-    if not isinstance(model, QuantModule):
+    if getattr(runner, 'quantize_config', None) is None:
         raise QuantizeError(
             '--target is for quantized checkpoints, and this config has no `quantize`'
         )
-    model.quantization.engine = engine_name(target, model.config.target)
+    runner.wrap_for_test()
+    quantization = runner.model.quantization
+    quantization.engine = engine_name(target, runner.quantize_config.target)
 
 
 def main() -> None:
@@ -179,7 +180,7 @@ def main() -> None:
         enable_tta(cfg)
     runner = build_runner(cfg)
     if args.target is not None:
-        set_engine(runner.model, args.target)
+        set_engine(runner, args.target)
     if args.out is not None:
         runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
     runner.test()

@@ -214,15 +214,16 @@ class QuantRunner(Runner):
 
     def val(self) -> dict:
         """Validates a quantized checkpoint."""
-        self._wrap_for_test()
+        self.wrap_for_test()
         return super().val()
 
     def test(self) -> dict:
         """Tests a quantized checkpoint."""
-        self._wrap_for_test()
+        self.wrap_for_test()
         return super().test()
 
-    def _wrap_for_test(self) -> None:
+    def wrap_for_test(self) -> None:
+        """Wraps the float model for a test, unless it is wrapped already."""
         if self.quantize_config is not None and not isinstance(self.model, QuantModule):
             self._wrap('test')
             self.model.eval()
