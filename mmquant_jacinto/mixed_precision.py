@@ -19,7 +19,7 @@ import torch
 from mmengine.fileio import get_text
 
 from .bit_budget import spend
-from .config import MixedPrecision
+from .config_sections import MixedPrecision
 from .errors import QuantizeError
 from .plan import Plan
 from .quantization import PROBE, Quantization

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .activations import ActivationQuantizers
 from .calibrate import Correct, Observe
-from .config import Calibration
+from .config_sections import Calibration
 from .errors import QuantizeError
 from .execute import Behaviour, Executor
 from .fake_quants import FakeQuants

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .config import Rounding
+from .config_sections import Rounding
 from .execute import Behaviour
 from .layer_rows import (
     Collected,

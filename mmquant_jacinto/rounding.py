@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import Rounding
+from .config_sections import Rounding
 from .formats import TensorFormat, integer_bounds
 
 # Of AdaRound's rectified sigmoid, sections 3.2 and 5 of the paper.

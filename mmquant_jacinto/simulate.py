@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .activations import ActivationQuantizers
-from .config import Calibration
+from .config_sections import Calibration
 from .equalize import equalize
 from .execute import Behaviour
 from .fake_quants import FakeQuants

@@ -191,7 +191,7 @@ class QuantCalibrateModule(QuantModule):
     Widths that ``mixed_precision`` leaves open are chosen before, by
     :meth:`search_bits`. Evaluation computes on integers. What is corrected, and how,
     is said by ``calibration=dict(...)``, see
-    :class:`~mmquant_jacinto.config.Calibration`.
+    :class:`~mmquant_jacinto.config_sections.Calibration`.
 
     Args:
         module (nn.Module): The float model.

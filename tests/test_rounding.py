@@ -19,7 +19,7 @@ from mmquant_jacinto import (
     QuantTestModule,
     reconstruct,
 )
-from mmquant_jacinto.config import Rounding
+from mmquant_jacinto.config_sections import Rounding
 from mmquant_jacinto.formats import PRESETS, integer_bounds
 from mmquant_jacinto.layer_rows import (
     Collected,

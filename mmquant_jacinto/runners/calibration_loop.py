@@ -14,7 +14,7 @@ from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config import Calibration, Rounding
+from ..config_sections import Calibration, Rounding
 from ..errors import QuantizeError
 from ..mixed_precision import FILE, BitSearch
 from .checkpoint_files import write_whole

@@ -18,7 +18,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..config import Calibration, QuantizeConfig
+from ..config import QuantizeConfig
+from ..config_sections import Calibration
 from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook

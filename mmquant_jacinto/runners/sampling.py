@@ -8,7 +8,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..config import Calibration
+from ..config_sections import Calibration
 from ..errors import QuantizeError
 
 ATTEMPTS = 8
