@@ -149,6 +149,12 @@ class FakeQuantizers(nn.Module):
                 module.zero_point.copy_(zero_point.view_as(module.zero_point).round())
                 module.enable_param_learning()
                 self._ready.add(index)
+                # What the observers saw is of this process alone, and has served.
+                reset = getattr(
+                    module.activation_post_process, 'reset_min_max_vals', None
+                )
+                if reset is not None:
+                    reset()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

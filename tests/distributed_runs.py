@@ -5,6 +5,7 @@ Usage: distributed_runs.py FOLDER FLOAT_CHECKPOINT FOLDER_OF_OTHERS
 Leaves, for each run, what the process ended with in FOLDER/RUN_rankN.pth.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -17,6 +18,18 @@ import mmquant_jacinto  # noqa: F401
 
 PTQ = dict(mode='ptq', bits=8)
 QAT = dict(mode='qat', bits=8)
+FAKE_QUANTS = dict(
+    QAT,
+    target='onnxruntime',
+    weight=dict(
+        fake_quant=dict(type='mmrazor.LearnableFakeQuantize'),
+        observer=dict(type='mmrazor.LSQPerChannelObserver'),
+    ),
+    activation=dict(
+        fake_quant=dict(type='mmrazor.LearnableFakeQuantize'),
+        observer=dict(type='mmrazor.LSQObserver'),
+    ),
+)
 WORLD_BATCH = 16
 
 
@@ -77,6 +90,8 @@ def run_all(folder, float_checkpoint, launcher):
         runs.train(f'ptq_{name}', ptq, load_from=load_from)
     budget = dict(average_bits=6.0, num_images=20)
     runs.train('ptq_mixed', dict(PTQ, mixed_precision=budget), load_from=load_from)
+    if importlib.util.find_spec('mmrazor') is not None:
+        runs.train('qat_fake_quants', FAKE_QUANTS, load_from=load_from)
     runs.train('qat', QAT, load_from=load_from)
     runs.train('qat_minmax', dict(QAT, observer='minmax'), load_from=load_from)
     # Goes on from what the run above left after its second epoch.

@@ -122,6 +122,13 @@ def two(one, tmp_path_factory):
     return Results(folder, 2)
 
 
+def test_fake_quantizers_of_mmrazor_are_the_same_in_all_processes(two):
+    pytest.importorskip('mmrazor')
+    first, second = two.of('qat_fake_quants')
+    assert any('fake_quants' in key for key in first)
+    assert not differences(first, second)
+
+
 @pytest.mark.parametrize('name', RUNS)
 def test_all_processes_end_with_the_same_model(name, two):
     first, second = two.of(name)
