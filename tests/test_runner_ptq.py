@@ -146,6 +146,22 @@ def test_each_pass_sees_the_same_batches(epochs, float_checkpoint, tmp_path, see
     assert places == first * (1 + epochs)
 
 
+def test_step_of_the_correction_halves_with_each_pass(
+    float_checkpoint, tmp_path, monkeypatch
+):
+    rates = []
+    step = QuantCalibrateModule.calibrate_step
+
+    def noted_step(self, batch, reference, lr):
+        if reference is not None:
+            rates.append(lr)
+        return step(self, batch, reference, lr)
+
+    monkeypatch.setattr(QuantCalibrateModule, 'calibrate_step', noted_step)
+    calibrate(tmp_path, float_checkpoint, iterations=2, epochs=3, lr=0.4)
+    assert rates == [0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
+
+
 def test_analytic_correction_needs_no_further_pass(float_checkpoint, tmp_path, seen):
     state = calibrate(
         tmp_path, float_checkpoint, num_images=32, bias_correction='analytic'
