@@ -202,24 +202,19 @@ def _patches(
     """Patches of a convolution, its arguments behind the operands as it takes them."""
     dims = weight.dim() - 2
     kernel = list(weight.shape[2:])
-    stride, dilation = _each(stride, dims), _each(dilation, dims)
+    stride, dilation = ops.per_axis(stride, dims), ops.per_axis(dilation, dims)
     if padding == 'same':
         totals = [d * (k - 1) for d, k in zip(dilation, kernel)]
         pads = [(total // 2, total - total // 2) for total in totals]
     else:
-        pads = [(p, p) for p in _each(0 if padding == 'valid' else padding, dims)]
+        padding = 0 if padding == 'valid' else padding
+        pads = [(p, p) for p in ops.per_axis(padding, dims)]
     x = F.pad(x, [end for pair in reversed(pads) for end in pair])
     if dims == 1:
         x, kernel = x.unsqueeze(2), [1, *kernel]
         stride, dilation = [1, *stride], [1, *dilation]
     columns = F.unfold(x, kernel, dilation, 0, stride)
     return columns.transpose(1, 2).unflatten(2, (groups, -1)).flatten(0, 1)
-
-
-def _each(value: Any, dims: int) -> list[int]:
-    """One value for each dimension of space."""
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
-    return values * dims if len(values) < dims else values
 
 
 def _gather(rows: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class LearnedWeightScales(nn.Module):
 
 
 class _LearnedQuantize(torch.autograd.Function):
-    """Fake quantization that knows what its step and its offset are worth."""
+    """Fake quantization that knows what its step and its zero point are worth."""
 
     @staticmethod
     def forward(

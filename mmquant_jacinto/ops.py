@@ -277,6 +277,12 @@ def replace_inputs(
     return head + tuple(out), kwargs
 
 
+def per_axis(value: Any, dims: int) -> list[int]:
+    """One value for each dimension of space, of an argument that may be one for all."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return [int(v) for v in (values * dims if len(values) == 1 else values)]
+
+
 def layer_operands(
     args: tuple, kwargs: dict
 ) -> tuple[Tensor, Tensor, Optional[Tensor]]:

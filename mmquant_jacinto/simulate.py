@@ -25,7 +25,7 @@ from .learned_scales import LearnedWeightScales, learned_weight
 from .ops import Op
 from .plan import Plan, Step
 from .weight_grids import WeightGrids
-from .weight_search import search_weight_scales, weight_scales
+from .weight_search import search_weight_scales
 from .weights import (
     Layer,
     channel_rows,
@@ -103,8 +103,8 @@ def condition_once(state: State) -> None:
     if (searches or state.learned is not None) and not state.weight_scale.any():
         grids = WeightGrids(state.plan, state.layers, state.activations)
         compute_grids(grids, state)
-        fix = search_weight_scales if searches else weight_scales
-        state.weight_scale.copy_(fix(grids))
+        found = search_weight_scales(grids) if searches else grids.all_steps
+        state.weight_scale.copy_(found)
 
 
 class Simulate(Behaviour):

@@ -9,13 +9,8 @@ from .weights import Layer, channel_rows
 
 # Of the step that holds the largest weight. Below a quarter, what is cut off costs
 # more than what is gained at any width.
-FRACTIONS = tuple(1.0 - 0.02 * k for k in range(39))
-POWERS = (1.0, 0.5, 0.25, 0.125)
-
-
-def weight_scales(grids: WeightGrids) -> Tensor:
-    """Steps of all weights as they follow from the weights: (C,), end to end."""
-    return grids.all_steps
+FRACTIONS = tuple(1.0 - 0.02 * k for k in range(1, 39))
+POWERS = (0.5, 0.25, 0.125)
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from ..ops import per_axis
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
     axis_of,
-    per_axis,
     translates,
 )
 

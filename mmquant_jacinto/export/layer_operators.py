@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..ops import per_axis
 from .translation import (
     axis_of,
-    per_axis,
     translates,
 )
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops import per_axis
 from .translation import (
     TO_THE_END,
     axis_of,
     cut,
-    per_axis,
     translates,
 )
 

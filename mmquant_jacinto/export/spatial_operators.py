@@ -6,10 +6,10 @@ from typing import Callable
 
 import numpy as np
 
+from ..ops import per_axis
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
-    per_axis,
     translates,
 )
 

@@ -84,11 +84,6 @@ class SiteWriter:
         return self.node('Reshape', x, self.ints(list(shape)))
 
 
-def per_axis(value: Any, dims: int) -> list[int]:
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
-    return [int(v) for v in (values * dims if len(values) == 1 else values)]
-
-
 def axis_of(dim: int, rank: int) -> int:
     return dim + rank if dim < 0 else dim
 
