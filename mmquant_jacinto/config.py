@@ -22,7 +22,7 @@ OBSERVERS = ('percentile', 'moving_average', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SWITCHES = ('learned_scale',)  # sections that True switches on as they are
-TENSOR_KINDS = ('weight', 'activation', 'output')
+TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
 
 Bits = Union[int, Mapping[str, int]]
 
@@ -35,7 +35,10 @@ class QuantizeConfig:
         mode (str): ``'qat'`` trains with fake quantization, ``'ptq'``
             calibrates a float checkpoint. Defaults to ``'qat'``.
         bits (int | dict): Width of all tensors, or by kind, as in
-            ``dict(weight=4, activation=8, output=16)``. Defaults to 8.
+            ``dict(weight=4, activation=8, output=16)``; ``sum``: of what an addition
+            reads and gives, wider than ``activation`` where layers are to multiply
+            narrower ones than residual branches carry. Defaults to 8; ``sum`` and
+            ``output`` to ``activation``.
         target (str): Preset of numeric formats, a key of
             :data:`~mmquant_jacinto.formats.PRESETS`. Defaults to
             ``'jacinto'``.
@@ -197,9 +200,15 @@ class QuantizeConfig:
         """Width of ``kind`` in a number or in a dict of numbers by kind."""
         if not isinstance(bits, Mapping):
             return bits
-        if kind == 'output':
-            return bits.get('output', bits.get('activation', default))
+        if kind in ('sum', 'output'):
+            return bits.get(kind, bits.get('activation', default))
         return bits.get(kind, default)
+
+    @property
+    def widens_sums(self) -> bool:
+        """bool: Whether additions have a width of their own somewhere."""
+        given = (self.bits, *self.overrides.values())
+        return any(isinstance(bits, Mapping) and 'sum' in bits for bits in given)
 
     @property
     def searches_bits(self) -> bool:
@@ -272,7 +281,7 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             item = Rounding(item)
         elif name == 'mixed_precision' and (not item or isinstance(item, str)):
             item = item or None
-        elif name in TENSOR_KINDS and item is None:
+        elif name in ('weight', 'activation') and item is None:
             pass
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):

@@ -13,7 +13,7 @@ from .errors import QuantizeError
 from .formats import TensorFormat
 
 PLAN_VERSION = 1
-INPUT, ACTIVATION, OUTPUT = 'input', 'activation', 'output'
+INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 
 Clip = tuple[Optional[float], Optional[float]]
 
@@ -25,7 +25,8 @@ class ActivationSpec:
     Args:
         name (str): Name of the first tensor that it quantizes.
         kind (str): ``'input'`` (enters a region from outside),
-            ``'activation'`` or ``'output'`` (leaves the last region).
+            ``'activation'``, ``'sum'`` (an addition reads or gives it) or
+            ``'output'`` (leaves the last region).
         format (TensorFormat): Its numeric format.
         positive (bool): Whether the tensor is known to have no negative
             elements, because it is clamped at zero.
@@ -82,7 +83,8 @@ class Step:
         norm (str, optional): Batch normalization that the chain folds.
         clip (Clip, optional): Real bounds that the chain clamps to.
         entries (Tuple[Tuple[int, str]]): Operands that no quantized
-            operation made, and the quantizers that they get here.
+            operation made, or one that made them wider than they are
+            multiplied, and the quantizers that they get here.
         weight_format (TensorFormat, optional): Of a weight that the model
             computes anew in each pass; its grid follows from it.
     """

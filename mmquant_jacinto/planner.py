@@ -4,46 +4,20 @@ A pure function of a recorded graph and the numeric settings. It decides and doe
 nothing; what it decides is a :class:`~mmquant_jacinto.plan.Plan`.
 """
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Optional
 
 from . import ops
+from .activation_specs import ActivationSpecs
 from .channel_pairs import find_pairs
 from .config import QuantizeConfig
 from .dataflow import Chain, Dataflow
-from .errors import QuantizeError, nearest
+from .errors import QuantizeError
 from .formats import DEPTHWISE, TensorFormat
 from .graph import Graph, Site
-from .plan import (
-    ACTIVATION,
-    INPUT,
-    OUTPUT,
-    ActivationSpec,
-    Plan,
-    Step,
-    WeightSpec,
-)
-
-
-class _Overrides:
-    """``quantize.overrides``, with a record of what each pattern matched."""
-
-    def __init__(self, patterns: Mapping[str, Any]) -> None:
-        self.patterns = patterns
-        self.unused: set[str] = set(patterns)
-
-    def find(self, module: str) -> Any:
-        """The value of the last pattern that matches; None if none does."""
-        found = None
-        for pattern, value in self.patterns.items():
-            if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(
-                module, pattern + '.*'
-            ):
-                self.unused.discard(pattern)
-                found = value
-        return found
+from .overrides import Overrides
+from .plan import Plan, Step, WeightSpec
 
 
 class Planner:
@@ -53,7 +27,7 @@ class Planner:
         self.graph = graph
         self.config = config
         self.preset = config.preset
-        self.overrides = _Overrides(config.overrides)
+        self.overrides = Overrides(config.overrides)
         self.flow = flow = Dataflow(graph)
         self.active, self.chains = flow.active, flow.chains
         self.groups, self.raw = flow.groups, flow.raw
@@ -62,18 +36,12 @@ class Planner:
         self.in_float: dict[str, str] = {}
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
-        quantizers = self._quantizers()
+        quantizers = ActivationSpecs(self.flow, self.config, self.overrides)
         weight_specs = self._weights(weights)
         steps: dict[str, Step] = {}
         for site in self.active:
             steps.update(self._steps(site, quantizers))
-        if self.overrides.unused:
-            pattern = sorted(self.overrides.unused)[0]
-            modules = {site.module for site in self.active}
-            raise QuantizeError(
-                f'quantize.overrides has the pattern {pattern!r}, which '
-                'matches no module; ' + nearest(pattern, sorted(modules))
-            )
+        self.overrides.check_used(self.active)
         if not weight_specs:
             raise QuantizeError(
                 'this model has nothing to quantize: no convolution or '
@@ -81,10 +49,9 @@ class Planner:
             )
         inputs: dict[str, dict[int, str]] = {}
         for value, entries in self.graph.region_inputs.items():
-            spec = quantizers.get(self.groups.find(value))
+            spec = quantizers.of(value)
             for call, leaf in entries if spec is not None else ():
                 inputs.setdefault(call, {})[leaf] = spec.name
-        unique = {spec.name: spec for spec in quantizers.values()}
         for name, function in self.graph.unused.items():
             reason = (
                 f'no layer multiplies by it; {function} reads it'
@@ -95,7 +62,7 @@ class Planner:
         return Plan(
             config=self._settings(),
             regions=tuple(self.graph.regions),
-            activations=tuple(unique.values()),
+            activations=quantizers.unique(),
             weights=weight_specs,
             steps=steps,
             inputs=inputs,
@@ -171,91 +138,6 @@ class Planner:
         }
         return dict(fake_quant=settings)
 
-    def _read_groups(self) -> set[int]:
-        """Groups of values that a quantized operation reads."""
-        return {
-            self.groups.find(value)
-            for chain in self.chains.values()
-            if not self._is_off(chain.head)
-            for value in chain.head.inputs
-            if value is not None
-        }
-
-    def _is_off(self, site: Site) -> bool:
-        return self.overrides.find(site.module) is False
-
-    def _activation_bits(self, chain: Chain) -> Any:
-        """Override for the chain's result: the last of its modules' own."""
-        found = [self.overrides.find(site.module) for site in chain.sites]
-        return next((bits for bits in reversed(found) if bits is not None), None)
-
-    def _enters(self, site: Site, index: int) -> bool:
-        """Whether an operand has to be quantized where it is read."""
-        reads_integers = site.kind in (*ops.WEIGHTED, ops.MATMUL) or (
-            site.computed_weight
-        )
-        if not reads_integers or self._is_off(site):
-            return False
-        value = site.inputs[index]
-        return value is None or value in self.raw
-
-    def _group(self, site: Site, index: int) -> Any:
-        """Key of an operand's quantizer; constants have each their own."""
-        value = site.inputs[index]
-        return (site.name, index) if value is None else self.groups.find(value)
-
-    def _quantizers(self) -> dict[Any, ActivationSpec]:
-        """Group of values to its quantizer, in order of first use."""
-        read = self._read_groups()
-        leaving = {self.groups.find(value) for value in self.graph.region_outputs}
-        quantizers: dict[Any, ActivationSpec] = {}
-
-        def add(group: Any, name: str, kind: str, bits: Any, positive: bool) -> None:
-            if group in leaving and group not in read:
-                kind = OUTPUT
-            width = self.config.widths(
-                kind,
-                self.config.bits if bits is None else bits,
-                self.config.bits_of(kind),
-            )
-            known = quantizers.get(group)
-            if known is not None:
-                width = max(width, known.format.bits)
-                name, kind = known.name, known.kind
-                positive = positive and known.positive
-            quantizers[group] = ActivationSpec(
-                name, kind, self.preset.activation.with_bits(width), positive
-            )
-
-        for value, entries in self.graph.region_inputs.items():
-            call, leaf = entries[0]
-            if self.groups.find(value) in read:
-                add(
-                    self.groups.find(value),
-                    f'{call}/input' + (f'#{leaf}' if leaf else ''),
-                    INPUT,
-                    None,
-                    False,
-                )
-        for site in self.active:
-            chain = self.chains.get(site.name)
-            if chain is None:
-                continue
-            bits = self._activation_bits(chain)
-            for index in range(len(site.inputs)):
-                if self._enters(site, index):
-                    name = f'{site.name}:input' + (f'{index}' if index else '')
-                    add(self._group(site, index), name, ACTIVATION, bits or None, False)
-            clip = chain.clip
-            positive = clip is not None and clip[0] is not None and clip[0] >= 0
-            for index, value in enumerate(chain.tail.outputs):
-                off = bits is False and self.groups.find(value) not in read
-                if value not in self.raw and not off:
-                    name = site.name + (f':{index}' if index else '')
-                    group = self.groups.find(value)
-                    add(group, name, ACTIVATION, bits or None, positive)
-        return quantizers
-
     def _weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSpec]:
         for chain in self.chains.values():
             if chain.head.weight is not None:
@@ -265,7 +147,7 @@ class Planner:
         for chain in self.chains.values():
             site = chain.head
             if site.weight is None:
-                if site.computed_weight and self._is_off(site):
+                if site.computed_weight and self.overrides.is_off(site):
                     self.in_float[site.name] = 'quantize.overrides'
                 continue
             bits = self.overrides.find(site.module)
@@ -314,11 +196,9 @@ class Planner:
             parts.append(chain.norm)
         return '+'.join(parts)
 
-    def _steps(
-        self, site: Site, quantizers: Mapping[Any, ActivationSpec]
-    ) -> dict[str, Step]:
+    def _steps(self, site: Site, quantizers: ActivationSpecs) -> dict[str, Step]:
         def name_of(value: Optional[int]) -> Optional[str]:
-            spec = None if value is None else quantizers.get(self.groups.find(value))
+            spec = quantizers.of(value)
             return None if spec is None else spec.name
 
         if site.kind in (ops.PASS, ops.CAT):
@@ -330,11 +210,7 @@ class Planner:
                     site.kind, inputs, site.name, True, name_of(site.outputs[0])
                 )
             }
-        entries = tuple(
-            (index, quantizers[self._group(site, index)].name)
-            for index in range(len(site.inputs))
-            if self._enters(site, index)
-        )
+        entries = quantizers.entries(site)
         inputs = tuple(
             dict(entries).get(index, name_of(value))
             for index, value in enumerate(site.inputs)
@@ -343,11 +219,13 @@ class Planner:
         if chain is None:
             return {}
         weight = None
-        if site.weight is not None and not self._is_off(site):
+        if site.weight is not None and not self.overrides.is_off(site):
             weight = self._weight_name(chain)
         weight_format = None
         if site.computed_weight and site.kind in ops.WEIGHTED:
-            weight_format = None if self._is_off(site) else self._weight_format(site)
+            weight_format = (
+                None if self.overrides.is_off(site) else self._weight_format(site)
+            )
             if weight_format and site.kind == ops.CONV_TRANSPOSE:
                 weight_format = replace(weight_format, per_channel=False)
         tail = chain.tail.outputs[0]
