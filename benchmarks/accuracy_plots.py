@@ -16,7 +16,7 @@ from matplotlib import pyplot
 
 # Of these rows a checkpoint and a training are drawn.
 NOISE_OF = ('int8_jacinto_ptq', 'int8_onnxruntime_ptq', 'w4a4_ptq')
-LOSS_OF = ('float_longer', 'int8_jacinto_qat', 'w4a4_qat')
+LOSS_OF = ('float_longer', 'int8_jacinto_qat', 'w4a4_lsq')
 COLORS = dict(zip(ARCHS, ('tab:blue', 'tab:orange', 'tab:green')))
 SMOOTHED = 5  # log entries that a point of a loss curve is the mean of
 
@@ -50,7 +50,10 @@ def best_by_bits(
     ]
     entries.sort(key=lambda item: -sum(item[0].bits.values()) if item[0].bits else -99)
     for row, values in entries:
-        if row.kind not in (kind, 'test'):
+        if row.kind not in (kind, 'test') and not (row.kind, kind) == (
+            'distill',
+            'qat',
+        ):
             continue
         title = bits_title(row)
         if title not in best or values['mean'] > best[title]['mean']:

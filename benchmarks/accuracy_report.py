@@ -16,8 +16,10 @@ from accuracy_runs import ARCHS, METRICS, TITLES
 DIGITS = 2
 # Of the points lost: architecture and row, metric, low and high.
 Intervals = Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]
-# The rows that losses are counted from.
-BASELINES = ('float', 'float_longer')
+TABLE_HEAD = (
+    '| row | mAP50 | mAP | lost mAP50 | lost mAP | bounds | met |',
+    '| --- | --- | --- | --- | --- | --- | --- |',
+)
 # The table that the seed of this repository is known by.
 HEADLINE = {
     'Float': 'float',
@@ -41,11 +43,16 @@ def summarize(
         for one seed), ``lost`` against float in points (None without a float
         result), its ``interval`` over images, ``bound`` and whether it is ``met``
         (each None where there is none). Of QAT also ``lost_longer``: against
-        float trained as long.
+        float trained as long, where that was done.
     """
     summary = []
     for arch in ARCHS:
-        floats, longer = (scores_of(results, arch, name) for name in BASELINES)
+        floats = scores_of(results, arch, 'float')
+        longer = {
+            row.epochs: scores_of(results, arch, row.name)
+            for row in ROWS
+            if row.kind == 'train'
+        }
         for row in ROWS:
             scores = scores_of(results, arch, row.name)
             if not scores:
@@ -57,9 +64,10 @@ def summarize(
                 start = 100 * floats[0][metric] if floats else None
                 found = (intervals or {}).get((arch, row.name), {}).get(metric)
                 entry[metric] = dict(reduce(values, start, bound), interval=found)
-                if row.kind == 'qat' and longer:
-                    fair = 100 * statistics.fmean(score[metric] for score in longer)
-                    entry[metric]['lost_longer'] = fair - entry[metric]['mean']
+                fair = longer.get(row.epochs)
+                if row.kind in ('qat', 'distill') and fair:
+                    mean = 100 * statistics.fmean(score[metric] for score in fair)
+                    entry[metric]['lost_longer'] = mean - entry[metric]['mean']
             summary.append(entry)
     return summary
 
@@ -135,11 +143,16 @@ def table(settings: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> 
         lines.append(f'| SSD-FPN {TITLES[arch]} | {" | ".join(cells)} |')
     for arch in archs:
         lines += ['', f'### {TITLES[arch]}', '']
-        lines.append('| row | mAP50 | mAP | lost mAP50 | lost mAP | bounds | met |')
-        lines.append('| --- | --- | --- | --- | --- | --- | --- |')
+        lines += TABLE_HEAD
         rows = [row for row in ROWS if (arch, row.name) in found]
-        lines += [table_row(row, found[arch, row.name]) for row in rows]
-        lines += longer_lines([found[arch, row.name] for row in rows])
+        main = [row for row in rows if not row.ablation]
+        lines += [table_row(row, found[arch, row.name]) for row in main]
+        lines += longer_lines([found[arch, row.name] for row in main])
+        switches = [row for row in rows if row.ablation]
+        if switches:
+            lines += ['', 'Other switches of calibration:', '']
+            lines += TABLE_HEAD
+            lines += [table_row(row, found[arch, row.name]) for row in switches]
     return '\n'.join(lines) + '\n'
 
 

@@ -12,16 +12,22 @@ KINDS = {
     'train': '_qat',  # the float checkpoint, trained on as in QAT
     'ptq': '_ptq',
     'qat': '_qat',
+    'distill': '_qat_distill',  # QAT, taught by the float checkpoint
 }
+TRAINED = ('train', 'qat', 'distill')
 # The images and the pass that calibration takes; which images, the seed decides.
 CALIBRATION = dict(num_images=128)
 SEQUENTIAL = dict(CALIBRATION, bias_correction='sequential')
-# Four bits have to be learned: a tenth of the float learning rate, not a hundredth.
-LOW_LR = 1.5e-4
+ANALYTIC = dict(CALIBRATION, bias_correction='analytic')
 PLAIN = dict(CALIBRATION, epochs=0)  # ranges only
+# Four bits have to be learned: a fifth of the float learning rate, not a hundredth.
+LEARNED = dict(lr=3e-4, epochs=12)
+TAUGHT = dict(options=dict(model=dict(teacher_ckpt='{float}')))
 # Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
 # arXiv 1902.08153, and AdaRound, 2004.10568).
 EDGES_AT_8 = {'backbone.conv1': 8, 'bbox_head.*': 8}
+# What the last layers read, too.
+HEAD_INPUTS_AT_8 = {'neck.fpn_convs.*': dict(activation=8)}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Row:
             becomes the path of the float checkpoint, ``{config}`` that of its
             config: a teacher's, for example.
         twin: Starts from the hostile twin of the float checkpoint.
+        ablation: Is not in the table but below it: what one switch changes.
         bound: The points of mAP50 and of mAP that may be lost against float.
     """
 
@@ -50,6 +57,7 @@ class Row:
     lr: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     twin: bool = False
+    ablation: bool = False
     bound: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -59,7 +67,7 @@ class Row:
     @property
     def is_trained(self) -> bool:
         """Whether it has epochs, which an interrupted run goes on with."""
-        return self.kind in ('train', 'qat')
+        return self.kind in TRAINED
 
     @property
     def bits(self) -> dict[str, int]:
@@ -72,18 +80,32 @@ class Row:
         return dict(weight=bits, activation=bits)
 
 
-def _low(activation: int, **more: Any) -> dict[str, Any]:
-    """4-bit weights; ONNX Runtime's formats, first and last layers at 8 bits.
+def _low(activation: int, weight: int = 4, **more: Any) -> dict[str, Any]:
+    """Few bits; ONNX Runtime's formats, first and last layers at 8.
 
-    The image is one of 8 bits, whatever the activations have.
+    The image is one of 8 bits, whatever the activations have. As in the literature,
+    4-bit activations are those that layers multiply: sums of residual branches, which
+    no layer multiplies as they are, keep 8 bits.
     """
+    bits = dict(weight=weight, activation=activation, output=8)
+    overrides = EDGES_AT_8
+    if activation < 8:
+        bits['sum'] = 8
+        overrides = {**EDGES_AT_8, **HEAD_INPUTS_AT_8}
     return dict(
-        target='onnxruntime',
-        bits=dict(weight=4, activation=activation, output=8),
-        overrides=EDGES_AT_8,
-        calibration=CALIBRATION,
+        dict(
+            target='onnxruntime',
+            bits=bits,
+            overrides=overrides,
+            calibration=CALIBRATION,
+        ),
         **more,
     )
+
+
+def _switch(name: str, title: str, quantize: Mapping[str, Any]) -> Row:
+    """What one switch of a calibration changes."""
+    return Row(name, title, 'ptq', quantize, ablation=True)
 
 
 def _eight(target: str, **more: Any) -> dict[str, Any]:
@@ -93,6 +115,10 @@ def _eight(target: str, **more: Any) -> dict[str, Any]:
 ROWS = (
     Row('float', 'float', 'test'),
     Row('float_longer', 'float, trained as long as QAT', 'train'),
+    Row(
+        *('float_longest', 'float, trained as long as QAT of W4A4', 'train'),
+        **LEARNED,
+    ),
     Row(
         *('int16_jacinto_ptq', '16 bits jacinto, calibrated', 'ptq'),
         dict(target='jacinto', bits=16, calibration=CALIBRATION),
@@ -133,42 +159,57 @@ ROWS = (
     ),
     Row(
         *('w4a8_plain', 'W4A8, plain ranges', 'ptq'),
-        dict(_low(8), calibration=PLAIN),
+        _low(8, calibration=PLAIN),
     ),
     Row('w4a8_ptq', 'W4A8, calibrated', 'ptq', _low(8), bound=(0.5, 1.0)),
     Row(
         *('w4a8_descent', 'W4A8, calibrated, coordinate descent', 'ptq'),
-        dict(_low(8), calibration=SEQUENTIAL, rounding='coordinate_descent'),
+        _low(8, calibration=SEQUENTIAL, rounding='coordinate_descent'),
         bound=(0.5, 1.0),
     ),
-    Row('w4a8_qat', 'W4A8, QAT', 'qat', _low(8), bound=(0.2, 0.5)),
     Row(
         *('w4a8_lsq', 'W4A8, QAT, learned scales', 'qat'),
         _low(8, observer='mse', learned_scale=True),
-        lr=LOW_LR,
+        lr=1.5e-4,
+        bound=(0.2, 0.5),
+    ),
+    Row(
+        *('w4a8_distill', 'W4A8, QAT, learned scales, distilled', 'distill'),
+        _low(8, observer='mse', learned_scale=True),
+        lr=1.5e-4,
+        **TAUGHT,
         bound=(0.2, 0.5),
     ),
     Row(
         *('w4a4_plain', 'W4A4, plain ranges', 'ptq'),
-        dict(_low(4), calibration=PLAIN),
+        _low(4, observer='percentile', calibration=PLAIN),
     ),
-    Row('w4a4_ptq', 'W4A4, calibrated', 'ptq', _low(4), bound=(1.5, 2.5)),
     Row(
-        *('w4a4_mse', 'W4A4, calibrated, mse ranges', 'ptq'),
+        *('w4a4_ptq', 'W4A4, calibrated', 'ptq'),
         _low(4, observer='mse'),
         bound=(1.5, 2.5),
     ),
     Row(
-        *('w4a4_descent', 'W4A4, mse ranges, coordinate descent', 'ptq'),
-        _low(4, observer='mse', rounding='coordinate_descent'),
-        bound=(1.5, 2.5),
-    ),
-    Row('w4a4_qat', 'W4A4, QAT', 'qat', _low(4), bound=(0.5, 1.0)),
-    Row(
         *('w4a4_lsq', 'W4A4, QAT, learned scales', 'qat'),
         _low(4, observer='mse', learned_scale=True),
-        lr=LOW_LR,
+        **LEARNED,
         bound=(0.5, 1.0),
+    ),
+    Row(
+        *('w4a4_distill', 'W4A4, QAT, learned scales, distilled', 'distill'),
+        _low(4, observer='mse', learned_scale=True),
+        **LEARNED,
+        **TAUGHT,
+        bound=(0.5, 1.0),
+    ),
+    Row('w3a8_ptq', 'W3A8, calibrated', 'ptq', _low(8, 3)),
+    Row(
+        *('mixed3_ptq', '3 bits on average, A8, calibrated', 'ptq'),
+        _low(
+            8,
+            3,
+            mixed_precision=dict(average_bits=3, candidates=(2, 3, 4, 5, 6, 8)),
+        ),
     ),
     Row('twin', 'hostile twin, float', 'test', twin=True),
     Row(
@@ -194,5 +235,54 @@ ROWS = (
         _eight('onnxruntime', equalize=True),
         twin=True,
         bound=(0.3, 0.5),
+    ),
+    _switch(
+        'int8_jacinto_depthwise',
+        '8 bits jacinto, scales of each channel in depthwise layers',
+        _eight('jacinto', per_channel='depthwise'),
+    ),
+    _switch(
+        'w4a8_sequential',
+        'W4A8, sequential correction',
+        _low(8, calibration=SEQUENTIAL),
+    ),
+    _switch(
+        'w4a8_analytic', 'W4A8, analytic correction', _low(8, calibration=ANALYTIC)
+    ),
+    _switch('w4a8_equalize', 'W4A8, calibrated, equalized', _low(8, equalize=True)),
+    _switch(
+        'w4a8_weight_mse',
+        'W4A8, weight scales of least error, ranges only',
+        _low(8, weight_observer='mse', calibration=PLAIN),
+    ),
+    _switch(
+        'w4a4_mse_plain',
+        'W4A4, mse ranges only',
+        _low(4, observer='mse', calibration=PLAIN),
+    ),
+    _switch(
+        'w4a4_all_tensors',
+        'W4A4, calibrated, sums and inputs of the head at 4 bits too',
+        _low(
+            4,
+            observer='mse',
+            overrides=EDGES_AT_8,
+            bits=dict(weight=4, activation=4, output=8),
+        ),
+    ),
+    _switch(
+        'w4a4_sequential',
+        'W4A4, sequential correction',
+        _low(4, observer='mse', calibration=SEQUENTIAL),
+    ),
+    _switch(
+        'w4a4_equalize',
+        'W4A4, calibrated, equalized',
+        _low(4, observer='mse', equalize=True),
+    ),
+    _switch(
+        'w4a4_descent',
+        'W4A4, coordinate descent, sequential',
+        _low(4, observer='mse', rounding='coordinate_descent', calibration=SEQUENTIAL),
     ),
 )

@@ -109,9 +109,10 @@ class Run:
         """What its row and its seed make of the config."""
         row = self.row
         options: dict[str, Any] = dict(randomness=dict(seed=self.seed))
-        if row.kind in ('ptq', 'qat'):
+        if row.kind in ('ptq', 'qat', 'distill'):
+            mode = 'ptq' if row.kind == 'ptq' else 'qat'
             # an int may not become a dict where dicts are merged
-            options['quantize'] = dict(_delete_=True, mode=row.kind, **row.quantize)
+            options['quantize'] = dict(_delete_=True, mode=mode, **row.quantize)
         elif row.kind == 'train':
             options['quantize'] = False
         if row.is_trained:
@@ -139,7 +140,11 @@ class Run:
         )
         paths = dict(load_from=relative(self.start), work_dir=relative(self.folder))
         own = fill(self.own_options(), places)
-        return merged(merged(self.setup.data_options, paths), own)
+        data = dict(self.setup.data_options)
+        if self.row.kind == 'distill' and 'model' in data:
+            # the algorithm's model is two detectors
+            data['model'] = dict.fromkeys(('architecture', 'teacher'), data['model'])
+        return merged(merged(data, paths), own)
 
     def write_config(self) -> Path:
         """Write the config of this run and return where."""

@@ -78,8 +78,9 @@ def row(name):
 def test_names_and_configs_of_rows(setup):
     assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
-        if row.kind in ('ptq', 'qat'):
-            assert QuantizeConfig.parse(dict(row.quantize, mode=row.kind))
+        if row.kind in ('ptq', 'qat', 'distill'):
+            mode = 'ptq' if row.kind == 'ptq' else 'qat'
+            assert QuantizeConfig.parse(dict(row.quantize, mode=mode))
         else:
             assert not row.quantize
     for arch in accuracy_runs.ARCHS:

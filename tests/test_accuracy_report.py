@@ -19,7 +19,7 @@ RESULTS = [
             [dict(mAP50=0.796, mAP=0.39), dict(mAP50=0.8, mAP=0.395)]
         )
     ),
-    dict(arch='resnet', row='w4a4_qat', seed=2, scores=dict(mAP50=0.7, mAP=0.3)),
+    dict(arch='resnet', row='w4a4_lsq', seed=2, scores=dict(mAP50=0.7, mAP=0.3)),
 ]
 
 
