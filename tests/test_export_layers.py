@@ -38,6 +38,22 @@ def test_large_bias_leaves_room_for_the_sum():
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize('bits', [4, 6])
+def test_sums_that_layers_read_narrower(bits):
+    def forward(net, x):
+        x = net.one(x).relu()
+        x = x + net.two(x)
+        return net.four(x + net.three(x))
+
+    layers = {name: nn.Conv2d(8, 8, 3, padding=1) for name in ('two', 'three', 'four')}
+    net = Forward(forward, one=nn.Conv2d(3, 8, 3), **layers)
+    x = torch.randn(1, 3, 10, 10)
+    widths = dict(weight=bits, activation=bits, sum=8)
+    exported, expected, found = compare(net, x, torch.randn(1, 3, 10, 10), bits=widths)
+    assert torch.equal(found, expected)
+    assert len(expected.unique()) > 4
+
+
 def deformable(groups, modulated):
     ops = pytest.importorskip('mmcv.ops')
     kind = ops.ModulatedDeformConv2d if modulated else ops.DeformConv2d

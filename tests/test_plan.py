@@ -196,6 +196,75 @@ def test_outputs_have_bits_of_their_own(image):
     assert {spec.format.bits for spec in plan.weights.values()} == {4}
 
 
+def residual_net():
+    """Two blocks: what the first one's addition gives, two layers and the next read."""
+
+    def forward(net, x):
+        x = F.relu(net.one(x))
+        x = x + net.two(x)
+        return net.head(x + net.four(F.relu(net.three(x))) + net.five(x))
+
+    names = ('two', 'three', 'four', 'five', 'head')
+    return Forward(forward, one=conv(), **{name: conv(8) for name in names})
+
+
+SUMS = dict(bits=dict(weight=4, activation=4, sum=8))
+
+
+def test_sums_have_bits_of_their_own_and_layers_multiply_narrow_ones(image):
+    plan = make_plan(residual_net(), image, **SUMS)
+    widths = {name: spec.format.bits for name, spec in activations(plan).items()}
+    assert widths == {
+        '/input': 8,
+        'one/conv2d': 8,
+        'two/conv2d': 8,
+        '/add': 8,
+        'three/conv2d': 4,
+        'four/conv2d': 8,
+        '/add#1': 8,
+        'five/conv2d': 8,
+        '/add#2': 8,
+        'head/conv2d': 4,
+        'one/conv2d:4bits': 4,
+        '/add:4bits': 4,
+        '/add#2:4bits': 4,
+    }
+    entries = {name: step.entries for name, step in plan.steps.items() if step.entries}
+    assert entries == {
+        'two/conv2d': ((0, 'one/conv2d:4bits'),),
+        'three/conv2d': ((0, '/add:4bits'),),
+        'five/conv2d': ((0, '/add:4bits'),),
+        'head/conv2d': ((0, '/add#2:4bits'),),
+    }
+    assert plan.steps['two/conv2d'].inputs == ('one/conv2d:4bits',)
+    assert plan.steps['/add'].inputs == ('one/conv2d', 'two/conv2d')
+    # What is known of the sign of the wide one holds for the narrow one.
+    positive = {name for name, spec in activations(plan).items() if spec.positive}
+    assert positive == {'one/conv2d', 'one/conv2d:4bits', 'three/conv2d'}
+
+
+def test_layers_of_other_widths_read_sums_in_theirs(image):
+    overrides = {'five': 6, 'three': False, 'two': dict(activation=8)}
+    plan = make_plan(residual_net(), image, overrides=overrides, **SUMS)
+    entries = {name: step.entries for name, step in plan.steps.items() if step.entries}
+    assert entries == {
+        'five/conv2d': ((0, '/add:6bits'),),
+        'head/conv2d': ((0, '/add#2:4bits'),),
+    }
+
+
+def test_sums_as_wide_as_activations_change_nothing(image):
+    narrow, same = (
+        make_plan(residual_net(), image, bits=dict(weight=4, activation=8, **more))
+        for more in ({}, dict(sum=8))
+    )
+    assert narrow.steps == same.steps
+    formats = [
+        {spec.name: spec.format for spec in plan.activations} for plan in (narrow, same)
+    ]
+    assert formats[0] == formats[1]
+
+
 def test_tensor_that_another_region_reads_is_no_output(image):
     plan = make_plan(ToyDetector(), image)
     kinds = {spec.name: spec.kind for spec in plan.activations}
