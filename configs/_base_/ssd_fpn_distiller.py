@@ -3,8 +3,12 @@
 
 # Name of a recorder to the module whose outputs it records, in both detectors.
 num_levels = 5
-outputs = [f'{kind}_convs.{i}' for kind in ('cls', 'reg') for i in range(num_levels)]
-sources = {'neck': 'neck', **{name: f'bbox_head.{name}' for name in outputs}}
+outputs = {
+    f'{kind}{i}': f'bbox_head.{kind}_convs.{i}'
+    for kind in ('cls', 'reg')
+    for i in range(num_levels)
+}
+sources = dict(neck='neck', **outputs)
 recorders = {
     name: dict(type='mmrazor.ModuleOutputs', source=source)
     for name, source in sources.items()

@@ -80,6 +80,8 @@ class QuantRunner(Runner):
         try:
             return super().build_model(model)
         except KeyError as error:
+            if 'registry' not in str(error):
+                raise
             raise QuantizeError(
                 f'{error.args[0]} If an upstream config imports it: the '
                 'custom_imports of a config replaces that of its _base_, so '
