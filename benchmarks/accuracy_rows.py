@@ -202,12 +202,16 @@ ROWS = (
         **TAUGHT,
         bound=(0.5, 1.0),
     ),
-    Row('w3a8_ptq', 'W3A8, calibrated', 'ptq', _low(8, 3)),
+    Row(
+        *('w3a8_ptq', 'W3A8, calibrated', 'ptq'),
+        _low(8, 3, calibration=SEQUENTIAL),
+    ),
     Row(
         *('mixed3_ptq', '3 bits on average, A8, calibrated', 'ptq'),
         _low(
             8,
             3,
+            calibration=SEQUENTIAL,
             mixed_precision=dict(average_bits=3, candidates=(2, 3, 4, 5, 6, 8)),
         ),
     ),
