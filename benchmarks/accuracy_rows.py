@@ -20,8 +20,11 @@ CALIBRATION = dict(num_images=128)
 SEQUENTIAL = dict(CALIBRATION, bias_correction='sequential')
 ANALYTIC = dict(CALIBRATION, bias_correction='analytic')
 PLAIN = dict(CALIBRATION, epochs=0)  # ranges only
-# Four bits have to be learned: a fifth of the float learning rate, not a hundredth.
-LEARNED = dict(lr=3e-4, epochs=12)
+# Four bits have to be learned, at more than the hundredth of the float learning rate
+# that is enough for 8, but with the statistics of batch normalization as they are:
+# with those of batches of 4 images W4A4 ends a point of mAP lower.
+LEARNED = dict(lr=1e-4, epochs=8)
+FROZEN_BN = dict(freeze=dict(bn=0))
 TAUGHT = dict(options=dict(model=dict(teacher_ckpt='{float}')))
 # Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
 # arXiv 1902.08153, and AdaRound, 2004.10568).
@@ -116,10 +119,6 @@ ROWS = (
     Row('float', 'float', 'test'),
     Row('float_longer', 'float, trained as long as QAT', 'train'),
     Row(
-        *('float_longest', 'float, trained as long as QAT of W4A4', 'train'),
-        **LEARNED,
-    ),
-    Row(
         *('int16_jacinto_ptq', '16 bits jacinto, calibrated', 'ptq'),
         dict(target='jacinto', bits=16, calibration=CALIBRATION),
         bound=(0.05, 0.1),
@@ -191,13 +190,13 @@ ROWS = (
     ),
     Row(
         *('w4a4_lsq', 'W4A4, QAT, learned scales', 'qat'),
-        _low(4, observer='mse', learned_scale=True),
+        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         **LEARNED,
         bound=(0.5, 1.0),
     ),
     Row(
         *('w4a4_distill', 'W4A4, QAT, learned scales, distilled', 'distill'),
-        _low(4, observer='mse', learned_scale=True),
+        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         **LEARNED,
         **TAUGHT,
         bound=(0.5, 1.0),
