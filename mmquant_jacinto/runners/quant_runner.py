@@ -20,7 +20,6 @@ from torch import nn
 
 from ..config import QuantizeConfig
 from ..config_sections import Calibration
-from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
@@ -36,7 +35,11 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
-from .refusals import refuse_conflicts, refuse_synchronized_norms
+from .refusals import (
+    refuse_checkpoint,
+    refuse_conflicts,
+    refuse_synchronized_norms,
+)
 from .sampling import calibration_dataloader, count_batches, first_batch
 
 # Part of the name of each learned scale; longer than a key that a user would write
@@ -331,39 +334,11 @@ class QuantRunner(Runner):
 
     def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
         stored = checkpoint.get('state_dict', checkpoint)
-        names = {
-            key[len('module.') :] if key.startswith('module.') else key: value.shape
-            for key, value in stored.items()
-        }
-        root = self.model.quantization.root
-        names = fit_names(names, root)
-        own = {name: p.shape for name, p in root.named_parameters()}
-        fitting = [name for name in own if names.get(name) == own[name]]
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
-        complete = testing or self._resume
-        if not fitting or (complete and len(fitting) < len(own)):
-            raise QuantizeError(
-                f'{filename} is a checkpoint of another model: '
-                f'{len(fitting)} of {len(own)} parameters have the name and '
-                'shape of this one'
-            )
-        plan = find_plan(stored)
-        if plan is None and testing:
-            raise QuantizeError(
-                f'{filename} is a float checkpoint without quantization '
-                'ranges; calibrate it first (tools/train.py CONFIG '
-                f'--cfg-options quantize.mode=ptq load_from={filename}) or '
-                'train it (quantize.mode=qat), and test the checkpoint '
-                'that gives'
-            )
-        if plan is None and self._resume:
-            raise QuantizeError(
-                f'{filename} is a float checkpoint, which a quantized run '
-                'cannot resume; start from its weights with resume=False '
-                f'load_from={filename}'
-            )
+        root = self.model.quantization.root
+        refuse_checkpoint(filename, stored, root, testing, self._resume)
         if testing:
-            self._note_other_settings(plan.config)
+            self._note_other_settings(find_plan(stored).config)
 
     def _note_other_settings(self, stored: dict[str, Any]) -> None:
         config = self.quantize_config

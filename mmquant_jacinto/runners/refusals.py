@@ -1,10 +1,13 @@
 """What cannot be combined with quantization, said before anything is built or run."""
 
-from torch import nn
+from collections.abc import Mapping
 
+from torch import Tensor, nn
+
+from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..mmrazor_import import mmrazor_types, require_mmrazor
-from ..quantization import NAME
+from ..quantization import NAME, find_plan
 
 
 def refuse_synchronized_norms(model: nn.Module) -> None:
@@ -46,3 +49,54 @@ def refuse_conflicts(cfg: dict) -> None:
         )
     for key in mmrazor_types(taken, 'model'):
         require_mmrazor(key)
+
+
+def refuse_checkpoint(
+    filename: str,
+    stored: Mapping[str, Tensor],
+    root: nn.Module,
+    testing: bool,
+    resuming: bool,
+) -> None:
+    """Refuses a checkpoint that a quantized run cannot start from.
+
+    Args:
+        filename (str): What the user calls it.
+        stored (Mapping[str, Tensor]): Its parameters and buffers.
+        root (nn.Module): The quantized model.
+        testing (bool): Whether the run only validates or tests.
+        resuming (bool): Whether the run goes on where the checkpoint was saved.
+
+    Raises:
+        QuantizeError: If it is of another model; to be resumed or tested, also if
+            it is a float one.
+    """
+    names = {
+        key[len('module.') :] if key.startswith('module.') else key: value.shape
+        for key, value in stored.items()
+    }
+    names = fit_names(names, root)
+    own = {name: p.shape for name, p in root.named_parameters()}
+    fitting = [name for name in own if names.get(name) == own[name]]
+    complete = testing or resuming
+    if not fitting or (complete and len(fitting) < len(own)):
+        raise QuantizeError(
+            f'{filename} is a checkpoint of another model: '
+            f'{len(fitting)} of {len(own)} parameters have the name and '
+            'shape of this one'
+        )
+    if find_plan(stored) is not None or not complete:
+        return
+    if testing:
+        raise QuantizeError(
+            f'{filename} is a float checkpoint without quantization '
+            'ranges; calibrate it first (tools/train.py CONFIG '
+            f'--cfg-options quantize.mode=ptq load_from={filename}) or '
+            'train it (quantize.mode=qat), and test the checkpoint '
+            'that gives'
+        )
+    raise QuantizeError(
+        f'{filename} is a float checkpoint, which a quantized run '
+        'cannot resume; start from its weights with resume=False '
+        f'load_from={filename}'
+    )
