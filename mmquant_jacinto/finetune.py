@@ -225,23 +225,24 @@ class Finetuning:
             self._place_biases()
             self.run(self.student, batch)
             loss = output_loss(self.student.collected.take(), reference)
-        found: Sequence[Tensor | None] = [None] * len(parameters)
+        flat = torch.zeros(
+            2 + sum(p.numel() for p in parameters), device=parameters[0].device
+        )
         if loss is not None and loss.requires_grad:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        values = [parameters[0].new_tensor([loss is not None], dtype=torch.float32)]
-        values.append(values[0] * 0 if loss is None else loss.detach()[None])
-        values += [
-            torch.zeros_like(p).flatten() if grad is None else grad.flatten()
-            for p, grad in zip(parameters, found)
-        ]
-        flat = torch.cat(values)
+            grads = [
+                torch.zeros_like(p).flatten() if grad is None else grad.flatten()
+                for p, grad in zip(parameters, found)
+            ]
+            flat = torch.cat([torch.ones_like(flat[:1]), loss.detach()[None], *grads])
         if is_distributed():
             dist.all_reduce(flat)
         count, loss_sum = flat[:2].tolist()
         if not count:
             raise QuantizeError(
                 'quantize.finetune has nothing to compare: no output of the network '
-                'has the same shape in float and quantized; leave it away'
+                'has a gradient, and the same shape in float and quantized; leave it '
+                'away'
             )
         if not math.isfinite(loss_sum):
             raise QuantizeError(

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmengine.model import BaseModel
 from torch import nn
 from toy_models import Forward, ToyNet, make_plan, randomize_norms
 from toy_runner import log_of, make_config, train
@@ -156,17 +157,55 @@ def test_outputs_of_the_teacher_are_held_where_there_is_room(held, monkeypatch):
     assert len(runs) == (2 if held else 6)
 
 
-def test_rows_of_a_packed_weight_and_decoding_in_place():
-    batches = [torch.randn(2, 5, 8) for _ in range(4)]
-    net = Forward(
-        lambda net, x: net.attention(x, x, x)[0].mul_(2),
+class Decoding(BaseModel):
+    """A model of MMEngine that changes its network's outputs in place."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs, mode='tensor'):
+        out = self.net(inputs)
+        with torch.no_grad():
+            return out.mul_(2)
+
+
+def attention():
+    return Forward(
+        lambda net, x: net.attention(x, x, x)[0],
         attention=nn.MultiheadAttention(8, 2, batch_first=True),
     )
+
+
+def test_rows_of_a_packed_weight_are_trained_together():
+    torch.manual_seed(0)
+    net, batches = attention(), [torch.randn(2, 5, 8) for _ in range(4)]
     reference = copy.deepcopy(net).eval()
     model = calibrate(net, batches, dict(iterations=20, lr=0.02))
     before = noise_to_signal(model, reference, batches)
     model.finetune(batches)
     assert noise_to_signal(model, reference, batches) < before
+
+
+def test_decoding_takes_no_part():
+    tensors = images(2)
+    batches = [dict(inputs=x) for x in tensors]
+    net = toy()
+    reference = copy.deepcopy(net)
+    model = QuantCalibrateModule(
+        Decoding(net).eval(),
+        batches[0],
+        target='onnxruntime',
+        bits=BITS,
+        finetune=dict(iterations=40, lr=0.05),
+    ).train()
+    for batch in batches:
+        model.calibrate_step(batch, None, 0.0)
+    losses = model.finetune(batches)
+    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad():
+        found, expected = model.eval()(**batches[0]), 2 * reference(tensors[0])
+    assert (found - expected).square().sum() < 0.1 * expected.square().sum()
 
 
 def test_a_loss_that_is_not_finite_stops_with_an_error():
