@@ -63,14 +63,15 @@ def readable_images() -> Iterator[None]:
 
 @LOOPS.register_module()
 class CalibrationLoop(BaseLoop):
-    """Calibrates a float model; no optimizer step.
+    """Calibrates a float model.
 
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
     biases, and weights if asked to (none, where biases follow from what was
     measured). In between, ``quantize.mixed_precision`` chooses the weights' widths
     (with a backward pass on each of some images), and leaves them in
-    ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded.
+    ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded. Last,
+    ``quantize.finetune`` trains what there is, without labels.
     Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
     for ``quantize.mode='ptq'``. Several processes share the images, and end with the
     same state.
