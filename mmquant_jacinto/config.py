@@ -6,6 +6,7 @@ from typing import Any, Optional, Union
 
 from .config_sections import (
     Calibration,
+    Finetune,
     Freeze,
     LearnedScale,
     MixedPrecision,
@@ -21,7 +22,7 @@ SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'pt
 OBSERVERS = ('percentile', 'moving_average', 'minmax', *SEARCHES)
 WEIGHT_OBSERVERS = ('minmax', 'mse')
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
-SWITCHES = ('learned_scale',)  # sections that True switches on as they are
+SWITCHES = ('learned_scale', 'finetune')  # sections that True switches on as they are
 TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
 
 Bits = Union[int, Mapping[str, int]]
@@ -60,6 +61,9 @@ class QuantizeConfig:
             or all of :class:`Rounding`. Defaults to ``'nearest'``.
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
             parameters of the training (LSQ), see :class:`LearnedScale`.
+        finetune (bool | dict, optional): For ``mode='ptq'``: whether weights, biases
+            and scales are trained for the float model's outputs once all else is
+            calibrated, see :class:`Finetune`.
         per_channel (str | bool | None): One scale of the weights for each output
             channel, none above 256 times as fine as the coarsest; or
             ``'depthwise'``: where a channel reads one channel alone. None takes the
@@ -90,6 +94,7 @@ class QuantizeConfig:
     weight_observer: str = 'minmax'
     rounding: Rounding = field(default_factory=Rounding)
     learned_scale: Optional[LearnedScale] = None
+    finetune: Optional[Finetune] = None
     per_channel: Union[str, bool, None] = None
     weight: Optional[FakeQuant] = None
     activation: Optional[FakeQuant] = None
@@ -110,6 +115,7 @@ class QuantizeConfig:
         check_choice('weight_observer', self.weight_observer, WEIGHT_OBSERVERS)
         for key, given, mode, what in (
             ('learned_scale', self.learned_scale is not None, 'qat', 'trains'),
+            ('finetune', self.finetune is not None, 'ptq', 'calibrates'),
             ('rounding', self.rounding.method != 'nearest', 'ptq', 'calibrates'),
         ):
             if given and self.mode != mode:
@@ -223,8 +229,9 @@ class QuantizeConfig:
 
     @property
     def learns_scales(self) -> bool:
-        """bool: Whether scales are parameters of the training."""
-        return self.learned_scale is not None or bool(self.fake_quants)
+        """bool: Whether scales are parameters of a training."""
+        own = self.learned_scale is not None or self.finetune is not None
+        return own or bool(self.fake_quants)
 
     @property
     def preset(self) -> Preset:
@@ -261,6 +268,7 @@ class QuantizeConfig:
 def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     nested = dict(
         calibration=Calibration,
+        finetune=Finetune,
         freeze=Freeze,
         learned_scale=LearnedScale,
         mixed_precision=MixedPrecision,

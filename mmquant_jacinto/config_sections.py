@@ -193,6 +193,31 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """``quantize.finetune``: training without labels at the end of a calibration.
+
+    See :mod:`~mmquant_jacinto.finetune`.
+
+    Args:
+        iterations (int): Batches that are trained on, in each process; those of the
+            calibration, again and again. Defaults to 300.
+        lr (float): Learning rate of Adam, for weights in units of a step of their
+            grid; falls to zero as a cosine. Defaults to 0.005.
+        lr_mult (float): That of the logarithms of scales, in units of ``lr``. Defaults
+            to 1.
+    """
+
+    iterations: int = 300
+    lr: float = 0.005
+    lr_mult: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_count('finetune.iterations', self.iterations, 1)
+        check_positive('finetune.lr', self.lr)
+        check_positive('finetune.lr_mult', self.lr_mult)
+
+
+@dataclass(frozen=True)
 class MixedPrecision:
     """``quantize.mixed_precision``: a width for each weight, within a budget.
 

@@ -3,6 +3,7 @@
 from typing import Any, Optional
 
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from . import quantization as phases
@@ -146,6 +147,15 @@ class QuantModule(nn.Module):
         if isinstance(data, dict):
             return (), {**data, 'mode': 'predict'}
         return tuple(data), {'mode': 'predict'}
+
+    def arguments(self, batch: Any) -> tuple[tuple, dict]:
+        """Positional and keyword arguments of the model for a batch."""
+        batch = self.as_batch(batch)
+        if isinstance(batch, Tensor):
+            return (batch,), {}
+        if isinstance(self.module, BaseModel):
+            return self.predict_call(batch)
+        return ((), batch) if isinstance(batch, dict) else (tuple(batch), {})
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """MMEngine's training step of the model."""

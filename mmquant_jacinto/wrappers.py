@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from . import quantization as phases
 from .analytic import MeanInputs
 from .errors import QuantizeError
 from .execute import Behaviour
+from .finetune import FinetunedModule
 from .host_memory import keep_freed_memory
 from .layer_rows import Enough
 from .mixed_precision import BitSearch, BitTable
@@ -180,7 +181,7 @@ class QuantTrainModule(QuantModule):
 
 
 @MODEL_WRAPPERS.register_module()
-class QuantCalibrateModule(QuantModule):
+class QuantCalibrateModule(FinetunedModule):
     """Post-training calibration: ranges and bias correction.
 
     In training mode each forward call runs the model twice on its batch, in
@@ -250,6 +251,7 @@ class QuantCalibrateModule(QuantModule):
             Dict[str, Tensor]: Moments of each layer's output per channel, see
             :func:`~mmquant_jacinto.calibrate.channel_moments`.
         """
+        self.keep_float_weights()
         behaviour = self._behaviour(phases.OBSERVE)
         with torch.no_grad():
             self.module(*args, **kwargs)
@@ -303,7 +305,7 @@ class QuantCalibrateModule(QuantModule):
             self.quantization.executor.behaviour = behaviour
             for batch in batches:
                 # A preprocessor may change its batch in place.
-                args, call = self._arguments(copy.deepcopy(batch))
+                args, call = self.arguments(copy.deepcopy(batch))
                 with suppress(Enough):
                     self.module(*args, **call)
 
@@ -336,7 +338,7 @@ class QuantCalibrateModule(QuantModule):
                 'average_bits=...), and call search_bits once'
             )
         for batch in batches:
-            args, kwargs = self._arguments(copy.deepcopy(batch))
+            args, kwargs = self.arguments(copy.deepcopy(batch))
             self.observe(*args, **kwargs)
         search = BitSearch(self.quantization, self.config.mixed_precision)
         first = get_rank() * len(batches)
@@ -354,17 +356,8 @@ class QuantCalibrateModule(QuantModule):
             batch (Any): See :meth:`search_bits`.
             seed (int): Another one for each batch of each process.
         """
-        args, kwargs = self._arguments(batch)
+        args, kwargs = self.arguments(batch)
         search.probe(lambda: self.module(*args, **kwargs), seed)
-
-    def _arguments(self, batch: Any) -> tuple[tuple, dict]:
-        """Positional and keyword arguments of the model for a batch."""
-        batch = self.as_batch(batch)
-        if isinstance(batch, Tensor):
-            return (batch,), {}
-        if isinstance(self.module, BaseModel):
-            return self.predict_call(batch)
-        return ((), batch) if isinstance(batch, dict) else (tuple(batch), {})
 
     def calibrate_step(
         self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float
@@ -381,7 +374,7 @@ class QuantCalibrateModule(QuantModule):
             Dict[str, Tensor]: What :meth:`observe` returns in the pass that
             measures, nothing in one that corrects.
         """
-        args, kwargs = self._arguments(batch)
+        args, kwargs = self.arguments(batch)
         if reference is None:
             return self.observe(*args, **kwargs)
         self.correct(reference, lr, *args, **kwargs)

@@ -81,6 +81,8 @@ def run_all(folder, float_checkpoint, launcher):
         rounding = dict(method=method, iterations=20)
         ptq = dict(PTQ, rounding=rounding, target='onnxruntime')
         runs.train(f'ptq_{method}', ptq, load_from=load_from)
+    ptq = dict(PTQ, bits=4, target='onnxruntime', finetune=dict(iterations=8))
+    runs.train('ptq_finetune', ptq, load_from=load_from)
     runs.train('qat_learned', dict(QAT, learned_scale=True), load_from=load_from)
     for name, calibration in (
         ('analytic', dict(bias_correction='analytic')),

@@ -34,6 +34,7 @@ RUNS = [
     'ptq_sequential',
     'ptq_adaround',
     'ptq_coordinate_descent',
+    'ptq_finetune',
     'qat_learned',
     'ptq_moving_average',
     'ptq_minmax',
@@ -57,6 +58,8 @@ RUNS = [
 # What one process sees at once, two see in halves, and each layer after layer.
 ROUNDED = ['ptq_adaround', 'ptq_coordinate_descent']
 BY_LAYER = [*ROUNDED, 'ptq_sequential']
+# Gradients of losses that are relative to the outputs of each half.
+BY_GRADIENTS = ['ptq_finetune']
 
 
 class Results:
@@ -142,7 +145,12 @@ def test_training_ends_as_the_plain_one(name, two):
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in RUNS if name.startswith('ptq') and name not in BY_LAYER]
+    'name',
+    [
+        name
+        for name in RUNS
+        if name.startswith('ptq') and name not in (*BY_LAYER, *BY_GRADIENTS)
+    ],
 )
 def test_calibration_gives_the_state_of_one_process(name, one, two):
     (alone,), (together, _) = one.of(name), two.of(name)
@@ -175,6 +183,14 @@ def test_rounding_on_two_processes_is_nearly_that_of_one(name, one, two):
     for name in ('backbone.stem.weight', 'backbone.conv.weight', 'head.weight'):
         difference = (alone[name] - together[name]).norm()
         assert difference < 0.05 * alone[name].norm()
+
+
+def test_fine_tuning_on_two_processes_is_nearly_that_of_one(one, two):
+    (alone,), (together, _) = one.of('ptq_finetune'), two.of('ptq_finetune')
+    (plain,) = one.of('ptq')
+    for name in ('backbone.stem.weight', 'backbone.conv.weight', 'head.weight'):
+        moved = (alone[name] - plain[name]).norm()
+        assert 0 < (alone[name] - together[name]).norm() < 0.5 * moved
 
 
 def test_mixed_precision_chooses_as_one_process(one, two):

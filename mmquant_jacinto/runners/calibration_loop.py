@@ -14,7 +14,7 @@ from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config_sections import Calibration, Rounding
+from ..config_sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
 from ..mixed_precision import FILE, BitSearch
 from .checkpoint_files import write_whole
@@ -63,14 +63,15 @@ def readable_images() -> Iterator[None]:
 
 @LOOPS.register_module()
 class CalibrationLoop(BaseLoop):
-    """Calibrates a float model; no optimizer step.
+    """Calibrates a float model.
 
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
     biases, and weights if asked to (none, where biases follow from what was
     measured). In between, ``quantize.mixed_precision`` chooses the weights' widths
     (with a backward pass on each of some images), and leaves them in
-    ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded.
+    ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded. Last,
+    ``quantize.finetune`` trains what there is, without labels.
     Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
     for ``quantize.mode='ptq'``. Several processes share the images, and end with the
     same state.
@@ -160,6 +161,8 @@ class CalibrationLoop(BaseLoop):
             lr = self.config.lr * 0.5**epoch
             self._pass(f'{what}, pass {epoch + 1}', references, lr)
         model.correct_analytically()
+        if runner.quantize_config.finetune is not None:
+            self._finetune(runner.quantize_config.finetune)
         self._epoch = 1
         runner.visualizer.add_scalars(
             model.quantization.activations.scalars(), step=self._iter
@@ -175,6 +178,14 @@ class CalibrationLoop(BaseLoop):
             f'batches of {self.dataloader.batch_size or 1} images'
         )
         self.runner.model.round_weights(_First(self.dataloader, batches))
+
+    def _finetune(self, options: Finetune) -> None:
+        """Trains all that there is for the float model's outputs."""
+        self.runner.logger.info(
+            f'Fine-tuning: {options.iterations} iterations over {self.batches} batches '
+            f'of {self.dataloader.batch_size or 1} images'
+        )
+        self.runner.model.finetune(_First(self.dataloader, self.batches))
 
     def _search_bits(self) -> None:
         """Chooses the widths of weights, on one image at a time."""

@@ -1,0 +1,360 @@
+"""Fine-tune: all weights, biases and scales together, for the float model's outputs.
+
+As in QFT (Finkelstein et al., arXiv 2212.02634), which trains all degrees of freedom of
+a quantized network end to end, on a few unlabelled images: the student is the
+fake-quantized model with learned scales, its batch normalization folded; the teacher is
+the same model in float, with the weights that it had before anything was calibrated.
+What is brought together is what leaves the network; what decodes it takes no part.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.func import functional_call
+
+from . import ops
+from .config_sections import Finetune
+from .errors import QuantizeError
+from .execute import Behaviour
+from .observers import is_distributed
+from .ops import Op
+from .plan import Plan, Step
+from .quant_module import QuantModule
+from .sensitivity import output_quantizers
+from .simulate import Simulate, State
+from .weights import channel_rows
+
+REPORTS = 10  # lines in the log
+# Elements of the teacher's outputs that are held, to be seen again.
+MAX_HELD = 2**26
+# What a pass gave: each output's quantizer, and the tensor.
+Outputs = list[tuple[str, Tensor]]
+
+
+class _Collected:
+    """What leaves the network, in the order in which it does."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.names = output_quantizers(plan)
+        self.outputs: Outputs = []
+
+    def add(self, step: Step, x: Any) -> Any:
+        """Keeps an output; what goes on has no graph: decoding may do what it likes."""
+        is_output = step.last and step.output in self.names
+        if not is_output or not isinstance(x, Tensor) or not x.numel():
+            return x
+        self.outputs.append((step.output, x))
+        return x.detach().clone()
+
+    def take(self) -> Outputs:
+        """What was kept, since last taken."""
+        outputs, self.outputs = self.outputs, []
+        return outputs
+
+
+class Teacher(Behaviour):
+    """Runs in float, and keeps what leaves the network.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.collected = _Collected(state.plan)
+
+    def begin(self) -> None:
+        self.collected.take()
+
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        out = func(*args, **kwargs)
+        return out if step.kind in (ops.PASS, ops.CAT) else self.after_norm(step, out)
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        return self.collected.add(step, x)
+
+
+class Student(Simulate):
+    """Runs fake-quantized on known ranges, and keeps what leaves the network.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    observes = False  # ranges are where the scales started
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.collected = _Collected(state.plan)
+
+    def begin(self) -> None:
+        super().begin()
+        self.collected.take()
+
+    def end(self) -> None:
+        """No step of a training: nothing is measured or counted."""
+
+    def _emit(self, step: Step, x: Any) -> Any:
+        return self.collected.add(step, super()._emit(step, x))
+
+
+def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """Outputs of two passes that belong together.
+
+    The k-th tensor of a quantizer in one pass belongs to the k-th in the other. Tensors
+    of another shape, for boxes that the model itself proposes, are left out.
+    """
+    waiting: dict[str, list[Tensor]] = {}
+    for name, x in reference:
+        waiting.setdefault(name, []).append(x)
+    pairs = []
+    for name, x in outputs:
+        known = waiting.get(name)
+        expected = known.pop(0) if known else None
+        if expected is not None and expected.shape == x.shape:
+            pairs.append((x, expected))
+    return pairs
+
+
+def output_loss(outputs: Outputs, reference: Outputs) -> Tensor | None:
+    """Squared error over squared reference, mean over the outputs.
+
+    Args:
+        outputs (Outputs): Of the student, with a graph.
+        reference (Outputs): Of the teacher.
+
+    Returns:
+        Tensor, optional: Zero-dimensional; None where no outputs belong together.
+    """
+    losses = []
+    for x, expected in paired(outputs, reference):
+        expected = expected.detach().float()
+        size = expected.square().sum().clamp(min=torch.finfo(expected.dtype).tiny)
+        losses.append((x.float() - expected).square().sum() / size)
+    return torch.stack(losses).mean() if losses else None
+
+
+def _cycle(batches: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """Batches, and which ones they are, again and again."""
+    while True:
+        for index, batch in enumerate(batches):
+            yield batch, index
+
+
+class Finetuning:
+    """Trains what a calibrated model has, for the outputs of the float one.
+
+    Args:
+        state (State): Of the quantized model, with ranges and learned scales.
+        run (Callable): Runs the model with a behaviour on a batch; with the float
+            weights, where the behaviour is the teacher.
+        options (Finetune): See ``quantize.finetune``.
+    """
+
+    def __init__(
+        self, state: State, run: Callable[[Behaviour, Any], None], options: Finetune
+    ) -> None:
+        self.state = state
+        self.run = run
+        self.options = options
+        self._held: dict[int, Outputs] = {}
+        self.teacher, self.student = Teacher(state), Student(state)
+        with torch.no_grad():
+            self.student.begin()
+
+    def train(self, batches: Iterable[Any]) -> list[float]:
+        """Trains on as many batches as there are iterations.
+
+        Args:
+            batches (Iterable): Gives the same batches each time.
+
+        Returns:
+            List[float]: The loss of each iteration, mean of all processes.
+
+        Raises:
+            QuantizeError: If the loss is not finite, or no output can be compared.
+        """
+        total = self.options.iterations
+        every = math.ceil(total / REPORTS)
+        history: list[float] = []
+        with self._leaves() as (optimizer, parameters):
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+            for batch, index in itertools.islice(_cycle(batches), total):
+                reference = self._reference(batch, index)
+                history.append(self._descend(batch, reference, parameters))
+                optimizer.step()
+                schedule.step()
+                done = len(history)
+                if done % every == 0 or done == total:
+                    recent = history[-every:]
+                    print_log(
+                        f'Fine-tuning: iteration {done} of {total}, '
+                        f'loss {sum(recent) / len(recent):.5f}',
+                        'current',
+                    )
+        return history
+
+    @torch.no_grad()
+    def _reference(self, batch: Any, index: int) -> Outputs:
+        """What the teacher gives for a batch; held where there is room for it."""
+        if index in self._held:
+            return self._held[index]
+        self.run(self.teacher, batch)
+        outputs = self.teacher.collected.take()
+        known = (*self._held.values(), outputs)
+        if sum(x.numel() for part in known for _, x in part) <= MAX_HELD:
+            self._held[index] = outputs
+        return outputs
+
+    def _descend(
+        self, batch: Any, reference: Outputs, parameters: list[Tensor]
+    ) -> float:
+        """Gives the parameters their gradients, means of all processes."""
+        with torch.enable_grad():
+            self._place_biases()
+            self.run(self.student, batch)
+            loss = output_loss(self.student.collected.take(), reference)
+        flat = torch.zeros(
+            2 + sum(p.numel() for p in parameters), device=parameters[0].device
+        )
+        if loss is not None and loss.requires_grad:
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            grads = [
+                torch.zeros_like(p).flatten() if grad is None else grad.flatten()
+                for p, grad in zip(parameters, found)
+            ]
+            flat = torch.cat([torch.ones_like(flat[:1]), loss.detach()[None], *grads])
+        if is_distributed():
+            dist.all_reduce(flat)
+        count, loss_sum = flat[:2].tolist()
+        if not count:
+            raise QuantizeError(
+                'quantize.finetune has nothing to compare: no output of the network '
+                'has a gradient, and the same shape in float and quantized; leave it '
+                'away'
+            )
+        if not math.isfinite(loss_sum):
+            raise QuantizeError(
+                'the loss of quantize.finetune is NaN or infinite; use a lower '
+                f'quantize.finetune.lr than {self.options.lr:g}, and check that the '
+                'float model gives finite outputs'
+            )
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, grad in zip(parameters, (flat[2:] / count).split(sizes)):
+            parameter.grad = grad.view_as(parameter)
+        return loss_sum / count
+
+    def _place_biases(self) -> None:
+        self.state.bias_correction = self._known + self._unit * self._moves
+
+    @contextmanager
+    def _leaves(self) -> Iterator[tuple[torch.optim.Optimizer, list[Tensor]]]:
+        """The optimizer of all that is trained; the state has it afterwards."""
+        state, lr = self.state, self.options.lr
+        weights, units = self._weights()
+        required = [weight.requires_grad for weight in weights]
+        self._known, self._unit = state.bias_correction, self._bias_unit()
+        self._moves = torch.zeros_like(self._known, requires_grad=True)
+        scales = [*state.learned.parameters(), *state.activations.learned.parameters()]
+        groups = [
+            dict(params=[weight], lr=lr * unit) for weight, unit in zip(weights, units)
+        ]
+        groups.append(dict(params=[self._moves], lr=lr))
+        groups.append(dict(params=scales, lr=lr * self.options.lr_mult))
+        for weight in weights:
+            weight.requires_grad_(True)
+        try:
+            yield torch.optim.Adam(groups), [*weights, self._moves, *scales]
+        finally:
+            state.bias_correction = self._known
+            with torch.no_grad():
+                self._known += self._unit * self._moves
+            for parameter in (*weights, *scales):
+                parameter.grad = None
+            for weight, needed in zip(weights, required):
+                weight.requires_grad_(needed)
+
+    def _weights(self) -> tuple[list[Tensor], list[float]]:
+        """Weights, each once, and a typical step of each one's grid."""
+        found: dict[str, Tensor] = {}
+        units: dict[str, float] = {}
+        for name, layer in self.state.layers.items():
+            key = layer.spec.weight
+            # Rows of one parameter have grids of their own.
+            if key not in found:
+                found[key] = self.state.root.get_parameter(key)
+                units[key] = self.student.grids.live_step(name).abs().median().item()
+        return list(found.values()), list(units.values())
+
+    def _bias_unit(self) -> Tensor:
+        """What a step of all weights of a channel at once adds up to: (C,).
+
+        As signs vary, with the square root of their number.
+        """
+        parts = []
+        for name, layer in self.state.layers.items():
+            count = channel_rows(layer, layer.weight)[0].numel()
+            parts.append(self.student.grids.step(name) * count**0.5)
+        return torch.cat(parts)
+
+
+class FinetunedModule(QuantModule):
+    """A model that can be fine-tuned for what it gave in float."""
+
+    _float_weights: Mapping[str, Tensor] | None = None
+
+    def keep_float_weights(self) -> None:
+        """Keeps the weights, if they are asked for, before anything changes them."""
+        if self.config.finetune is not None and self._float_weights is None:
+            self._float_weights = {
+                name: parameter.detach().clone()
+                for name, parameter in self.module.named_parameters()
+            }
+
+    def finetune(self, batches: Sequence[Any]) -> list[float]:
+        """Trains weights, biases and scales: ``quantize.finetune``.
+
+        The last step of a calibration; see :class:`Finetuning`.
+
+        Args:
+            batches (Sequence): Gives the same batches of a dataloader each time it
+                is iterated over; equally many in each process.
+
+        Returns:
+            List[float]: The loss of each iteration.
+
+        Raises:
+            QuantizeError: If ``quantize.finetune`` is not set, if nothing is calibrated
+                yet, if no output can be compared, or if the loss is not finite.
+        """
+        options = self.config.finetune
+        if options is None or self._float_weights is None or not len(batches):
+            raise QuantizeError(
+                'finetune() trains a calibrated model with learned scales; set '
+                'finetune=True, calibrate on some batches before, and give it some'
+            )
+
+        def run(behaviour: Behaviour, batch: Any) -> None:
+            self.quantization.executor.behaviour = behaviour
+            # A preprocessor may change its batch in place.
+            args, call = self.arguments(copy.deepcopy(batch))
+            if isinstance(behaviour, Teacher):
+                functional_call(self.module, self._float_weights, args, call)
+            else:
+                self.module(*args, **call)
+
+        history = Finetuning(self.quantization, run, options).train(batches)
+        # What the former phase computed is of the former weights.
+        self.quantization.set_phase(self.quantization.phase)
+        return history
