@@ -48,9 +48,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--archs', nargs='+', default=ARCHS, choices=ARCHS)
     parser.add_argument('--targets', nargs='+', default=list(PRESETS), choices=PRESETS)
-    parser.add_argument(
-        '--observers', nargs='+', default=OBSERVERS, choices=OBSERVERS
-    )
+    parser.add_argument('--observers', nargs='+', default=OBSERVERS, choices=OBSERVERS)
     parser.add_argument(
         '--runs',
         type=Path,
