@@ -164,8 +164,18 @@ ROWS = (
     ),
     Row('w4a8_ptq', 'W4A8, calibrated', 'ptq', _low(8), bound=(0.5, 1.0)),
     Row(
-        *('w4a8_descent', 'W4A8, calibrated, coordinate descent', 'ptq'),
-        _low(8, calibration=SEQUENTIAL, rounding='coordinate_descent'),
+        *('w4a8_descent', 'W4A8, percentiles, coordinate descent', 'ptq'),
+        _low(
+            8,
+            observer='percentile',
+            calibration=SEQUENTIAL,
+            rounding='coordinate_descent',
+        ),
+        bound=(0.5, 1.0),
+    ),
+    Row(
+        *('w4a8_finetune', 'W4A8, calibrated, fine-tuned without labels', 'ptq'),
+        _low(8, finetune=True),
         bound=(0.5, 1.0),
     ),
     Row(
@@ -188,6 +198,11 @@ ROWS = (
     Row(
         *('w4a4_ptq', 'W4A4, calibrated', 'ptq'),
         _low(4, observer='mse'),
+        bound=(1.5, 2.5),
+    ),
+    Row(
+        *('w4a4_finetune', 'W4A4, calibrated, fine-tuned without labels', 'ptq'),
+        _low(4, observer='mse', finetune=True),
         bound=(1.5, 2.5),
     ),
     Row(

@@ -78,7 +78,8 @@ class Preset:
             first step (see ``weights.constrain_weights``).
         equalize (bool): Rescale channels between layers, once, at the first
             step (see ``equalize``).
-        observer (str): How ranges are measured, see ``observers``.
+        observer (str): How ranges are measured, see ``observers``; which one, by
+            ``benchmarks/default_observers.py``.
     """
 
     weight: TensorFormat
@@ -87,7 +88,7 @@ class Preset:
     constrain_bias: Optional[str] = 'reduce_weight_scale'
     constrain_weights: bool = False
     equalize: bool = False
-    observer: str = 'percentile'
+    observer: str = 'moving_average'
 
 
 _PER_CHANNEL = TensorFormat(per_channel=True, narrow_range=True)
@@ -102,6 +103,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         bias_bits=None,
         constrain_weights=True,
+        observer='percentile',
     ),
     # AM62A, AM68A, AM69A, TDA4AL, TDA4VH (MMAv2).
     'tidl': Preset(weight=_PER_CHANNEL, activation=_AFFINE),
