@@ -97,7 +97,7 @@ class Integer(Behaviour):
         tensors = ops.tensor_inputs(op, args, kwargs)
         if step.kind == ops.PASS:
             return self._carry(tensors[0], func(*args, **kwargs))
-        integers = [_integers_of(x) for x in tensors]
+        integers = [integers_of(x) for x in tensors]
         if step.kind == ops.CAT:
             return self._cat(step, func(*args, **kwargs), integers)
         if self._grid(step.output) is not None and all(
@@ -363,8 +363,8 @@ def _tag_of(x: Tensor) -> Optional[tuple[Grid, Optional[Tensor]]]:
     return None if known is None or known[2] != _version(x) else known[:2]
 
 
-def _integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
-    """Grid and integers that a tensor carries."""
+def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
+    """Grid and integers, less the zero point, that a tensor carries."""
     known = _tag_of(x)
     if known is None:
         return None

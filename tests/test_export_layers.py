@@ -10,7 +10,11 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.session import Session, integer_layers  # noqa: E402
+from mmquant_jacinto.export.session import (  # noqa: E402
+    Session,
+    integer_layers,
+    kernels,
+)
 
 
 def compare(net, x, y, **quantize):
@@ -104,3 +108,32 @@ def test_operators_that_newer_opsets_call_otherwise(bits):
     assert exported.model.opset_import[0].version == (21 if bits == 16 else 17)
     (scale,) = exported.scales.values()
     assert (expected - found).abs().max() <= 1.01 * scale
+
+
+OPERANDS = {
+    'sum': lambda x, table: x + table,
+    'sum that turns it': lambda x, table: table.expand(2, 9, 9).transpose(1, 2) + x,
+    'product': lambda x, table: x * table,
+    'matmul': lambda x, table: torch.matmul(table, x),
+}
+
+
+@pytest.mark.parametrize('name', OPERANDS)
+def test_operands_that_no_image_changes_are_integers(name):
+    net = Forward(
+        lambda net, x: net.two(OPERANDS[name](net.one(x), net.one(net.table))),
+        one=nn.Linear(9, 9, bias=False),
+        two=nn.Linear(9, 4),
+    )
+    # With these ranges a step of a sum is two of its operands: half of all sums are
+    # ties, which the kernel rounds with the zero point in, and that is odd.
+    table = torch.linspace(-127 / 128, 1, 81).view(9, 9)
+    net.table = nn.Parameter(table)
+    with torch.no_grad():
+        net.one.weight.copy_(torch.eye(9))
+    x, y = table.expand(2, 9, 9), torch.rand(2, 9, 9) * 2 - 1
+    exported, expected, found = compare(net, x, y, observer='minmax')
+    assert torch.equal(found, expected)
+    integers, layers = integer_layers(exported.model)
+    assert integers == layers >= 2
+    assert not {'Add', 'Mul', 'MatMul'} & set(kernels(exported.model))

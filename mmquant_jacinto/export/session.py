@@ -156,11 +156,11 @@ def saturates() -> bool:
     return bool((out != 255).any())
 
 
-def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
-    """How many layers ONNX Runtime runs in integers, and how many there are.
+def kernels(model: onnx.ModelProto) -> collections.Counter:
+    """How many nodes of each operator ONNX Runtime's optimized graph has.
 
     Args:
-        model (onnx.ModelProto): An exported model; its optimized graph is counted.
+        model (onnx.ModelProto): An exported model.
     """
     ort = require('onnxruntime')
     options = ort.SessionOptions()
@@ -171,7 +171,16 @@ def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
             model.SerializeToString(), options, providers=['CPUExecutionProvider']
         )
         optimized = onnx.load(options.optimized_model_filepath)
-    counts = collections.Counter(node.op_type for node in optimized.graph.node)
+    return collections.Counter(node.op_type for node in optimized.graph.node)
+
+
+def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
+    """How many layers ONNX Runtime runs in integers, and how many there are.
+
+    Args:
+        model (onnx.ModelProto): An exported model; its optimized graph is counted.
+    """
+    counts = kernels(model)
     integers = sum(counts[kind] for kind in _INTEGER_KERNELS)
     return integers, integers + sum(counts[kind] for kind in _FLOAT_KERNELS)
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..execute import Behaviour
+from ..integer import integers_of
 from ..kernels import Bounds, Grid
 from ..ops import OPS
 from ..simulate import State
@@ -150,12 +151,26 @@ class Trace(TorchFunctionMode):
         """Whether a tensor follows from the graph's inputs."""
         return self.tag(x) != (None, None)
 
-    def operand(self, x: Tensor) -> str | None:
-        """Name of an operand; a parameter gets a constant of its name."""
+    def operand(self, x: Tensor, site: str) -> str | None:
+        """Name of an operand of a site; a parameter gets a constant of its name.
+
+        What no image changes but a quantizer has put on a grid is stored as the
+        integers it is computed with: an engine has integer kernels for those alone.
+        """
         name = self.name_of(x)
-        if name is None and id(x) in self.parameters:
+        if name is not None:
+            return name
+        if id(x) in self.parameters:
             return self.writer.constant(x, self.parameters[id(x)])
-        return name
+        known = integers_of(x)
+        if known is None or form_of(self.target, self.state.plan) == CLIP:
+            return None
+        grid, integers = known
+        storage = activation_storage(self.target, grid)
+        stored = self.writer.integers(
+            integers.cpu().numpy() + storage.zero_point, storage, f'{site}:constant:int'
+        )
+        return self.writer.dequantize(stored, grid, storage, f'{site}:constant')
 
     # --- regions
 

@@ -47,8 +47,8 @@ class SiteWriter:
         writer (GraphWriter): The graph.
         name (str): Of the call site.
         out (Any): What the call returned.
-        name_of (Callable): Tensor to the name it has in the graph, None for a
-            constant.
+        name_of (Callable): Tensor and call site to the name the tensor has in the
+            graph, None for a constant.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class SiteWriter:
         if isinstance(x, str):
             return x
         if isinstance(x, Tensor):
-            return self.name_of(x) or self.writer.constant(x, f'{self.name}:constant')
+            name = self.name_of(x, self.name)
+            return name or self.writer.constant(x, f'{self.name}:constant')
         dtype = self.out.dtype if like is None else like.dtype
         return self.writer.constant(torch.tensor(x, dtype=dtype))
 
