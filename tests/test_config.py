@@ -24,6 +24,15 @@ def test_defaults_are_those_of_the_jacinto_flow():
     assert config.weight_constraint is True
 
 
+@pytest.mark.parametrize('target', ['tidl', 'onnxruntime', 'openvino', 'tensorrt'])
+@pytest.mark.parametrize('mode', ['qat', 'ptq'])
+def test_other_presets_average_extremes_unless_told(target, mode):
+    config = QuantizeConfig(target=target, mode=mode)
+    assert config.observer_name == 'moving_average'
+    told = QuantizeConfig(target=target, mode=mode, observer='percentile')
+    assert told.observer_name == 'percentile'
+
+
 def test_full_form_reaches_every_level():
     config = QuantizeConfig.parse(
         dict(
