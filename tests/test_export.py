@@ -167,6 +167,10 @@ UNARY = {
     'bilinear': lambda x: F.interpolate(x, scale_factor=2, mode='bilinear'),
     'global_pool': lambda x: x * F.adaptive_avg_pool2d(x, 1).sigmoid(),
     'mean': lambda x: x + x.mean((2, 3), keepdim=True),
+    'std': lambda x: x * x.std((2, 3), keepdim=True),
+    'var': lambda x: x + x.var(1, unbiased=False).unsqueeze(1) + x.var(True),
+    'max': lambda x: x - x.max(1, keepdim=True)[0] + torch.max(x, x.max()),
+    'min': lambda x: x - x.min(dim=-1, keepdim=True).values + torch.min(x, x.flip(3)),
     'group_norm': lambda x: F.group_norm(x, 2),
     'chunk': lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
     'stack': lambda x: torch.stack([x, x], 2).flatten(1, 2)[:, :8],
@@ -194,7 +198,7 @@ def test_operators(name):
     x = torch.randn(1, 3, 10, 10) * 3
     exported = export(net, x)
     expected, found = results(net, exported, torch.randn(1, 3, 10, 10) * 3)
-    if name in ('tanh', 'bilinear'):
+    if name in ('tanh', 'bilinear', 'std', 'var', 'max', 'min'):
         # Float kernels, whose last bit differs.
         (scale,) = exported.scales.values()
         assert (expected - found).abs().max() <= 1.01 * scale

@@ -130,10 +130,12 @@ def test_export_column(monkeypatch):
         dict(config='a/a.py', export=dict(reason='no such operator')),
         dict(config='b/b.py', export={**compared, 'skipped': ['roi_head']}),
         dict(config='c/c.py'),
+        dict(config='d/d.py', export={**compared, 'first': None}),
     ]
     text = '\n'.join(_exports(reports))
     assert '- `a/a.py`: no such operator' in text
     assert '50 % of 8 elements, the largest difference 2 steps' in text
+    assert '- `d/d.py`: 50 % of 8 elements, all quantized tensors are equal' in text
     assert '- `b/b.py`: 1 of 4' in text
     assert '- `roi_head`: b' in text
     assert 'c/c' not in text

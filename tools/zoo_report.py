@@ -233,14 +233,23 @@ def _equal(export: Any) -> str:
     return f'{math.floor(export["equal"] * 1e5) / 1e3:g} %'
 
 
+def _parting(export: dict[str, Any]) -> str:
+    """Where a file and its model part, and how far."""
+    if export['first'] is None:
+        return 'all quantized tensors are equal: only what follows the last differs'
+    return (
+        f'the largest difference {export["largest"]:.3g} steps; they part first in '
+        f'`{export["first"]}`'
+    )
+
+
 def _exports(reports: list[dict[str, Any]]) -> list[str]:
     """What the export column says in short, at length."""
     exports = {
         report['config']: report['export'] for report in reports if 'export' in report
     }
     differing = {
-        name: f'{_equal(item)} of {item["elements"]} elements, the largest difference '
-        f'{item["largest"]:.3g} steps; they part first in `{item["first"]}`'
+        name: f'{_equal(item)} of {item["elements"]} elements, {_parting(item)}'
         for name, item in exports.items()
         if item.get('equal', 1) < 1
     }

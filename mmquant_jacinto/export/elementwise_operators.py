@@ -320,6 +320,43 @@ for _name, _op in {
     TRANSLATIONS[_name] = _reduce(_op)
 
 
+def _extreme(pair: str, reduction: str, index: str) -> Callable:
+    def translate(site, x, dim=None, keepdim=False):
+        if isinstance(dim, Tensor):
+            return site.node(pair, x, dim)
+        if dim is None:
+            return site.node(reduction, x, axes=list(range(x.dim())), keepdims=0)
+        axis, keepdims = axis_of(dim, x.dim()), int(keepdim)
+        values = site.node(reduction, x, axes=[axis], keepdims=keepdims)
+        return [values, site.node(index, x, axis=axis, keepdims=keepdims)]
+
+    return translate
+
+
+TRANSLATIONS['max'] = _extreme('Max', 'ReduceMax', 'ArgMax')
+TRANSLATIONS['min'] = _extreme('Min', 'ReduceMin', 'ArgMin')
+
+
+@translates('var')
+def _var(site, x, dim=None, unbiased=True, keepdim=False, *, correction=None):
+    if isinstance(dim, bool):
+        # ``x.var(unbiased)``, of all elements.
+        dim, unbiased = None, dim
+    dims = range(x.dim()) if dim is None else per_axis(dim, 1)
+    axes = [axis_of(d, x.dim()) for d in dims]
+    offsets = site.node('Sub', x, site.node('ReduceMean', x, axes=axes, keepdims=1))
+    squares = site.node('Mul', offsets, offsets)
+    total = site.node('ReduceSum', squares, site.ints(axes), keepdims=int(keepdim))
+    lost = int(unbiased) if correction is None else correction
+    count = math.prod(x.shape[axis] for axis in axes) - lost
+    return site.node('Div', total, float(count))
+
+
+@translates('std')
+def _std(site, x, *args, **kwargs):
+    return site.node('Sqrt', _var(site, x, *args, **kwargs))
+
+
 @translates('scaled_dot_product_attention')
 def _attention(
     site,
