@@ -117,17 +117,25 @@ def _eight(target: str, **more: Any) -> dict[str, Any]:
     return dict(dict(target=target, bits=8, calibration=CALIBRATION), **more)
 
 
+def _sixteen(**more: Any) -> dict[str, Any]:
+    """16 bits; steps are fine enough for the whole range.
+
+    Percentiles would cut off the highest scores, and with them their order.
+    """
+    return dict(target='jacinto', bits=16, observer='minmax', **more)
+
+
 ROWS = (
     Row('float', 'float', 'test'),
     Row('float_longer', 'float, trained as long as QAT', 'train'),
     Row(
         *('int16_jacinto_ptq', '16 bits jacinto, calibrated', 'ptq'),
-        dict(target='jacinto', bits=16, calibration=CALIBRATION),
+        _sixteen(calibration=CALIBRATION),
         bound=(0.05, 0.1),
     ),
     Row(
         *('int16_jacinto_qat', '16 bits jacinto, QAT', 'qat'),
-        dict(target='jacinto', bits=16, **LIVE_BN),
+        _sixteen(**LIVE_BN),
         bound=(0.05, 0.1),
     ),
     Row(
