@@ -9,6 +9,7 @@ from toy_models import Forward, calibrated
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
+from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.session import (  # noqa: E402
     Session,
@@ -94,6 +95,14 @@ def test_deformable_convolution(groups, modulated):
     assert kinds.count('DeformConv') == 1
     integers, layers = integer_layers(exported.model)
     assert integers == layers == 3 + modulated
+
+
+def test_offsets_of_a_finer_level_are_refused():
+    net = deformable(1, True)
+    net.conv.stride = (2, 2)  # as in DyHead, whose offsets come from another level
+    x = torch.randn(1, 3, 12, 12)
+    with pytest.raises(QuantizeError, match='offsets of another size'):
+        compare(net, x, x)
 
 
 @pytest.mark.parametrize('bits', [8, 16])

@@ -79,6 +79,9 @@ def _deform_conv(
     deform_groups=1,
     *_,  # how mmcv cuts the batch
 ):
+    if offset.shape[2:] != site.out.shape[2:]:
+        # mmcv reads the first of them; ONNX has no such thing.
+        raise NotImplementedError('offsets of another size than the output')
     site.writer.needs_wide_opset = True
     return site.node(
         'DeformConv',

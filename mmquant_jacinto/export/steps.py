@@ -151,8 +151,8 @@ class Writing(Integer):
         if linear_in_space:
             source = self._flatten(step, x, name, given)
         args, kwargs = ops.replace_operands(args, kwargs, source, weight, bias)
-        site = SiteWriter(trace.writer, step.chain, out, trace.operand)
         if linear_in_space:
+            site = SiteWriter(trace.writer, step.chain, out, trace.operand)
             result = site.node('Gemm', source, weight, bias, transB=1)
             if grid is not None:
                 flat = out.reshape(-1, out.shape[-1])
@@ -161,7 +161,7 @@ class Writing(Integer):
             return
         shaped = _Operand(weight, self.state.layers[step.weight].weight)
         args = (args[0], shaped, *args[2:])
-        trace.name(out, TRANSLATIONS[op.name](site, *args, **kwargs))
+        trace.write(op.name, step.chain, args, kwargs, out)
 
     def _write_computed_layer(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
