@@ -73,7 +73,7 @@ def draw_bits(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     )
     for axis, metric in zip(axes, METRICS):
         # the places of all widths, in one order, before any line needs them
-        axis.plot(['float', '16', '8', 'W4A8', 'W4A4'], [math.nan] * 5)
+        axis.plot(['float', '16', '8', 'W4A8', 'W3A8', 'W4A4'], [math.nan] * 6)
         for arch in ARCHS:
             for kind, style in (('ptq', '--o'), ('qat', '-s')):
                 best = best_by_bits(summary, arch, kind, metric)
