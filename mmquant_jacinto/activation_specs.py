@@ -88,13 +88,6 @@ class ActivationSpecs:
         found = [self.overrides.find(site.module) for site in chain.sites]
         return next((bits for bits in reversed(found) if bits is not None), None)
 
-    def _width(self, kind: str, bits: Any) -> int:
-        return self.config.widths(
-            kind,
-            self.config.bits if bits is None else bits,
-            self.config.bits_of(kind),
-        )
-
     def _multiplies(self, site: Site) -> bool:
         """Whether a site multiplies integers."""
         multiplies = site.kind in (*ops.WEIGHTED, ops.MATMUL) or site.computed_weight
@@ -115,7 +108,7 @@ class ActivationSpecs:
             kind = OUTPUT
         elif key in self._sums:
             kind = SUM
-        width = self._width(kind, bits)
+        width = self.config.bits_of(kind, bits)
         known = self._specs.get(key)
         if known is not None:
             width = max(width, known.format.bits)
@@ -157,7 +150,7 @@ class ActivationSpecs:
             chain = self.flow.chains.get(site.name)
             if chain is None or not self._multiplies(site):
                 continue
-            width = self._width(ACTIVATION, self._bits(chain))
+            width = self.config.bits_of(ACTIVATION, self._bits(chain) or None)
             for index in range(len(site.inputs)):
                 wide = self._specs.get(self._key(site, index))
                 if wide is None or wide.kind != SUM or wide.format.bits <= width:

@@ -198,9 +198,10 @@ class QuantizeConfig:
             )
         return _build(cls, 'quantize', value)
 
-    def bits_of(self, kind: str) -> int:
-        """Width asked for tensors of ``kind``, before any override."""
-        return self.widths(kind, self.bits)
+    def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
+        """Width asked for tensors of ``kind``, where a module may override it."""
+        width = self.widths(kind, self.bits)
+        return width if override is None else self.widths(kind, override, width)
 
     def widths(self, kind: str, bits: Bits, default: int = 8) -> int:
         """Width of ``kind`` in a number or in a dict of numbers by kind."""
@@ -229,9 +230,13 @@ class QuantizeConfig:
 
     @property
     def learns_scales(self) -> bool:
-        """bool: Whether scales are parameters of a training."""
-        own = self.learned_scale is not None or self.finetune is not None
-        return own or bool(self.fake_quants)
+        """bool: Whether scales, ours or those of others, are trained."""
+        return self.learns_own_scales or bool(self.fake_quants)
+
+    @property
+    def learns_own_scales(self) -> bool:
+        """bool: Whether our scales are parameters, in QAT or in fine-tuning."""
+        return self.learned_scale is not None or self.finetune is not None
 
     @property
     def preset(self) -> Preset:

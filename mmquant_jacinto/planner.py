@@ -121,7 +121,7 @@ class Planner:
             bias_bits=config.preset.bias_bits,
             constrain_weights=config.weight_constraint,
             weight_observer=config.weight_observer,
-            learned_scale=config.learned_scale is not None,
+            learned_scale=config.learns_own_scales,
             **self._fake_quant(),
         )
         if config.searches_bits:
@@ -170,11 +170,7 @@ class Planner:
     def _weight_format(self, site: Site, shape: tuple[int, ...] = ()) -> TensorFormat:
         """Format of a weight; of one that is computed the shape is not known."""
         bits = self.overrides.find(site.module)
-        width = self.config.widths(
-            'weight',
-            self.config.bits if bits is None else bits,
-            self.config.bits_of('weight'),
-        )
+        width = self.config.bits_of('weight', bits)
         per_channel = self.config.channel_scales
         if per_channel == DEPTHWISE:
             # (out, in / groups, ...): each output channel reads one input channel.

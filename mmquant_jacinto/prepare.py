@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Callable, Optional
 
 import torch
@@ -49,8 +48,6 @@ def plan_model(
     graph = record(model, passes, is_region)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plan = make_plan(graph, config, shapes)
-    if config.finetune is not None:
-        plan = replace(plan, config={**plan.config, 'learned_scale': True})
     if config.searches_bits:
         check_budget(plan, weight_elements(plan, shapes), config.mixed_precision)
     elif config.mixed_precision:

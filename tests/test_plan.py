@@ -253,6 +253,17 @@ def test_layers_of_other_widths_read_sums_in_theirs(image):
     }
 
 
+def test_layer_whose_result_stays_in_float_reads_sums_as_any_other(image):
+    def forward(net, x):
+        x = net.one(x)
+        return net.act(net.two(x + net.three(x)))
+
+    layers = dict(one=conv(), two=conv(8), three=conv(8), act=nn.ReLU())
+    plan = make_plan(Forward(forward, **layers), image, overrides={'act': False}, **SUMS)
+    assert plan.steps['two/conv2d'].entries == ((0, '/add:4bits'),)
+    assert activations(plan)['/add:4bits'].format.bits == 4
+
+
 def test_sums_as_wide_as_activations_change_nothing(image):
     narrow, same = (
         make_plan(residual_net(), image, bits=dict(weight=4, activation=8, **more))

@@ -146,12 +146,8 @@ class Writing(Integer):
             return
         given, grid = grid_of(x), grid_of(out)
         weight, bias = self._operands(step, given, grid)
-        linear_in_space = step.kind == ops.LINEAR and x.dim() > 2
-        source: Any = x
-        if linear_in_space:
+        if step.kind == ops.LINEAR and x.dim() > 2:
             source = self._flatten(step, x, name, given)
-        args, kwargs = ops.replace_operands(args, kwargs, source, weight, bias)
-        if linear_in_space:
             site = SiteWriter(trace.writer, step.chain, out, trace.operand)
             result = site.node('Gemm', source, weight, bias, transB=1)
             if grid is not None:
@@ -160,7 +156,7 @@ class Writing(Integer):
             trace.name(out, site.reshape(result, out.shape))
             return
         shaped = _Operand(weight, self.state.layers[step.weight].weight)
-        args = (args[0], shaped, *args[2:])
+        args, kwargs = ops.replace_operands(args, kwargs, x, shaped, bias)
         trace.write(op.name, step.chain, args, kwargs, out)
 
     def _write_computed_layer(
@@ -197,10 +193,9 @@ class Writing(Integer):
                 _BIAS,
                 f'{step.chain}:bias',
             )
-        args, kwargs = ops.replace_operands(args, kwargs, x, weight, offset)
-        args = (x, _Operand(name, weight), *args[2:])
-        site = SiteWriter(writer, step.chain, out, trace.operand)
-        trace.name(out, TRANSLATIONS[op.name](site, *args, **kwargs))
+        shaped = _Operand(name, weight)
+        args, kwargs = ops.replace_operands(args, kwargs, x, shaped, offset)
+        trace.write(op.name, step.chain, args, kwargs, out)
 
     def _flatten(self, step: Step, x: Tensor, name: str, given: Grid | None) -> str:
         site = SiteWriter(self.trace.writer, step.chain, x, self.trace.operand)
