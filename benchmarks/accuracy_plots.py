@@ -31,14 +31,14 @@ def bits_title(row: Row) -> str:
 
 
 def best_by_bits(
-    summary: Sequence[Mapping[str, Any]], arch: str, kind: str, metric: str
+    summary: Sequence[Mapping[str, Any]], arch: str, mode: str, metric: str
 ) -> dict[str, Mapping[str, float]]:
     """Return the best row of each width, from wide to narrow.
 
     Args:
         summary: From ``accuracy_report.summarize``.
         arch: The architecture.
-        kind: The kind of the rows; the float test is with each of them.
+        mode: That of the rows; the float test is with each of them.
         metric: What they are compared by.
     """
     rows = {row.name: row for row in ROWS if not row.twin}
@@ -50,10 +50,7 @@ def best_by_bits(
     ]
     entries.sort(key=lambda item: -sum(item[0].bits.values()) if item[0].bits else -99)
     for row, values in entries:
-        if row.kind not in (kind, 'test') and not (row.kind, kind) == (
-            'distill',
-            'qat',
-        ):
+        if row.kind != 'test' and row.mode != mode:
             continue
         title = bits_title(row)
         if title not in best or values['mean'] > best[title]['mean']:
@@ -75,8 +72,8 @@ def draw_bits(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
         # the places of all widths, in one order, before any line needs them
         axis.plot(['float', '16', '8', 'W4A8', 'W3A8', 'W4A4'], [math.nan] * 6)
         for arch in ARCHS:
-            for kind, style in (('ptq', '--o'), ('qat', '-s')):
-                best = best_by_bits(summary, arch, kind, metric)
+            for mode, style in (('ptq', '--o'), ('qat', '-s')):
+                best = best_by_bits(summary, arch, mode, metric)
                 if len(best) > 1:
                     axis.errorbar(
                         list(best),
@@ -86,7 +83,7 @@ def draw_bits(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
                         color=COLORS[arch],
                         capsize=3,
                         markersize=4,
-                        label=f'{TITLES[arch]} {kind.upper()}',
+                        label=f'{TITLES[arch]} {mode.upper()}',
                     )
         axis.set_title(f'{metric} in percent')
         axis.set_xlabel('bits')

@@ -65,7 +65,7 @@ def summarize(
                 found = (intervals or {}).get((arch, row.name), {}).get(metric)
                 entry[metric] = dict(reduce(values, start, bound), interval=found)
                 fair = longer.get(row.epochs)
-                if row.kind in ('qat', 'distill') and fair:
+                if row.mode == 'qat' and fair:
                     mean = 100 * statistics.fmean(score[metric] for score in fair)
                     entry[metric]['lost_longer'] = mean - entry[metric]['mean']
             summary.append(entry)

@@ -14,7 +14,6 @@ KINDS = {
     'qat': '_qat',
     'distill': '_qat_distill',  # QAT, taught by the float checkpoint
 }
-TRAINED = ('train', 'qat', 'distill')
 # The images and the pass that calibration takes; which images, the seed decides.
 CALIBRATION = dict(num_images=128)
 SEQUENTIAL = dict(CALIBRATION, bias_correction='sequential')
@@ -72,12 +71,19 @@ class Row:
     @property
     def is_trained(self) -> bool:
         """Whether it has epochs, which an interrupted run goes on with."""
-        return self.kind in TRAINED
+        return self.kind == 'train' or self.mode == 'qat'
+
+    @property
+    def mode(self) -> str | None:
+        """The ``quantize.mode`` of its config; None in float."""
+        if self.kind in ('test', 'train'):
+            return None
+        return 'ptq' if self.kind == 'ptq' else 'qat'
 
     @property
     def bits(self) -> dict[str, int]:
         """Widths of weights and activations; empty in float."""
-        if self.kind in ('test', 'train'):
+        if self.mode is None:
             return {}
         bits = self.quantize.get('bits', 8)
         if isinstance(bits, Mapping):

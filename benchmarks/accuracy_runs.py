@@ -109,10 +109,9 @@ class Run:
         """What its row and its seed make of the config."""
         row = self.row
         options: dict[str, Any] = dict(randomness=dict(seed=self.seed))
-        if row.kind in ('ptq', 'qat', 'distill'):
-            mode = 'ptq' if row.kind == 'ptq' else 'qat'
+        if row.mode is not None:
             # an int may not become a dict where dicts are merged
-            options['quantize'] = dict(_delete_=True, mode=mode, **row.quantize)
+            options['quantize'] = dict(_delete_=True, mode=row.mode, **row.quantize)
         elif row.kind == 'train':
             options['quantize'] = False
         if row.is_trained:

@@ -79,8 +79,8 @@ def test_names_and_configs_of_rows(setup):
     assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
         if row.kind in ('ptq', 'qat', 'distill'):
-            mode = 'ptq' if row.kind == 'ptq' else 'qat'
-            assert QuantizeConfig.parse(dict(row.quantize, mode=mode))
+            assert row.mode == ('ptq' if row.kind == 'ptq' else 'qat')
+            assert QuantizeConfig.parse(dict(row.quantize, mode=row.mode))
         else:
             assert not row.quantize
     for arch in accuracy_runs.ARCHS:

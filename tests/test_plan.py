@@ -259,7 +259,8 @@ def test_layer_whose_result_stays_in_float_reads_sums_as_any_other(image):
         return net.act(net.two(x + net.three(x)))
 
     layers = dict(one=conv(), two=conv(8), three=conv(8), act=nn.ReLU())
-    plan = make_plan(Forward(forward, **layers), image, overrides={'act': False}, **SUMS)
+    net, overrides = Forward(forward, **layers), {'act': False}
+    plan = make_plan(net, image, overrides=overrides, **SUMS)
     assert plan.steps['two/conv2d'].entries == ((0, '/add:4bits'),)
     assert activations(plan)['/add:4bits'].format.bits == 4
 

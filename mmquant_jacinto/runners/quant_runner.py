@@ -24,7 +24,6 @@ from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
 from ..quant_module import QuantModule
-from ..quantization import find_plan
 from ..untouched import preserved_random_state
 from .calibration_loop import CalibrationLoop
 from .checkpoint_files import (
@@ -35,11 +34,7 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
-from .refusals import (
-    refuse_checkpoint,
-    refuse_conflicts,
-    refuse_synchronized_norms,
-)
+from .refusals import checked_plan, refuse_conflicts, refuse_synchronized_norms
 from .sampling import calibration_dataloader, count_batches, first_batch
 
 # Part of the name of each learned scale; longer than a key that a user would write
@@ -336,9 +331,9 @@ class QuantRunner(Runner):
         stored = checkpoint.get('state_dict', checkpoint)
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
         root = self.model.quantization.root
-        refuse_checkpoint(filename, stored, root, testing, self._resume)
+        plan = checked_plan(filename, stored, root, testing, self._resume)
         if testing:
-            self._note_other_settings(find_plan(stored).config)
+            self._note_other_settings(plan.config)
 
     def _note_other_settings(self, stored: dict[str, Any]) -> None:
         config = self.quantize_config

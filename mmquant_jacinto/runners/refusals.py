@@ -1,12 +1,14 @@
 """What cannot be combined with quantization, said before anything is built or run."""
 
 from collections.abc import Mapping
+from typing import Optional
 
 from torch import Tensor, nn
 
 from ..distillation import fit_names
 from ..errors import QuantizeError
 from ..mmrazor_import import mmrazor_types, require_mmrazor
+from ..plan import Plan
 from ..quantization import NAME, find_plan
 
 
@@ -51,14 +53,14 @@ def refuse_conflicts(cfg: dict) -> None:
         require_mmrazor(key)
 
 
-def refuse_checkpoint(
+def checked_plan(
     filename: str,
     stored: Mapping[str, Tensor],
     root: nn.Module,
     testing: bool,
     resuming: bool,
-) -> None:
-    """Refuses a checkpoint that a quantized run cannot start from.
+) -> Optional[Plan]:
+    """The plan in a checkpoint; refuses one that a quantized run cannot start from.
 
     Args:
         filename (str): What the user calls it.
@@ -66,6 +68,9 @@ def refuse_checkpoint(
         root (nn.Module): The quantized model.
         testing (bool): Whether the run only validates or tests.
         resuming (bool): Whether the run goes on where the checkpoint was saved.
+
+    Returns:
+        Plan, optional: None of a float checkpoint.
 
     Raises:
         QuantizeError: If it is of another model; to be resumed or tested, also if
@@ -85,8 +90,9 @@ def refuse_checkpoint(
             f'{len(fitting)} of {len(own)} parameters have the name and '
             'shape of this one'
         )
-    if find_plan(stored) is not None or not complete:
-        return
+    plan = find_plan(stored)
+    if plan is not None or not complete:
+        return plan
     if testing:
         raise QuantizeError(
             f'{filename} is a float checkpoint without quantization '
