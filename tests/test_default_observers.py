@@ -8,13 +8,10 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
-from test_peers import CONFIG, NUM_IMAGES, SIZE, annotate, set_statistics  # noqa: E402
+from mini_bccd import random_detector  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
 import default_observers  # noqa: E402
-import peers  # noqa: E402
-from detector_scores import DetectorTest  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -22,16 +19,7 @@ def runs(tmp_path_factory):
     """Photographs of noise, and a folder as ``accuracy.py`` leaves it."""
     root = tmp_path_factory.mktemp('observers')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('BCCD_ROOT', str(root))
-        patch.setenv('INPUT_SIZE', str(SIZE))
-        annotate(root, lambda index: [(0, 5, 5, 30, 40)])
-        cfg = peers.read_config(CONFIG, NUM_IMAGES, root / 'work')
-        torch.manual_seed(0)
-        init_default_scope('mmdet')
-        detector = MODELS.build(cfg.model).eval()
-        detector.init_weights()
-        test = DetectorTest(cfg, detector)
-        set_statistics(detector, torch.cat([b['inputs'] for b in test.batches]))
+        _, detector, _ = random_detector(root, patch)
         checkpoint = default_observers.checkpoint_of(root, 'mobilenet')
         checkpoint.parent.mkdir(parents=True)
         torch.save(dict(state_dict=detector.state_dict()), checkpoint)

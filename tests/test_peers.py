@@ -10,55 +10,21 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
-import cv2  # noqa: E402
+from mini_bccd import (  # noqa: E402
+    CONFIG,
+    NUM_IMAGES,
+    SIZE,
+    annotate,
+    random_detector,
+)
 from mmengine.config import Config  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / 'configs' / 'bccd' / 'ssd_mobilenet_fpn.py'
-CLASSES = ('RBC', 'WBC', 'Platelets')
-NUM_IMAGES = 3
-SIZE = 64
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import detector_scores  # noqa: E402
 import peers  # noqa: E402
-
-
-def annotate(root, boxes_of):
-    """Writes images and boxes (label, x1, y1, x2, y2) in VOC layout."""
-    folder = root / 'VOC2007'
-    for name in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for index in range(NUM_IMAGES):
-        coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        image = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / 'JPEGImages' / f'{index}.jpg'), image)
-        objects = ''.join(
-            f'<object><name>{CLASSES[label]}</name><difficult>0</difficult><bndbox>'
-            f'<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>'
-            '</bndbox></object>'
-            for label, x1, y1, x2, y2 in boxes_of(index)
-        )
-        (folder / 'Annotations' / f'{index}.xml').write_text(
-            f'<annotation><size><width>{SIZE}</width><height>{SIZE}</height>'
-            f'<depth>3</depth></size>{objects}</annotation>'
-        )
-    names = '\n'.join(map(str, range(NUM_IMAGES))) + '\n'
-    for split in ('train', 'val'):
-        (folder / 'ImageSets' / 'Main' / f'{split}.txt').write_text(names)
-
-
-def set_statistics(detector, images):
-    """Gives normalizations the statistics of the images."""
-    norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        detector.train().extract_feat(images)
-    detector.eval()
 
 
 @pytest.fixture(scope='module')
@@ -66,19 +32,7 @@ def workspace(tmp_path_factory):
     """A random detector's checkpoint, and images that hold what it finds in them."""
     root = tmp_path_factory.mktemp('peers')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('BCCD_ROOT', str(root))
-        patch.setenv('INPUT_SIZE', str(SIZE))
-        annotate(root, lambda index: [(0, 5, 5, 30, 40)])
-        cfg = peers.read_config(CONFIG, NUM_IMAGES, root / 'work')
-        torch.manual_seed(0)
-        init_default_scope('mmdet')
-        detector = MODELS.build(cfg.model).eval()
-        detector.init_weights()
-        for name, parameter in detector.bbox_head.named_parameters():
-            if name.endswith('weight'):
-                torch.nn.init.normal_(parameter, std=0.02)
-        test = detector_scores.DetectorTest(cfg, detector)
-        set_statistics(detector, torch.cat([b['inputs'] for b in test.batches]))
+        cfg, detector, test = random_detector(root, patch, head_std=0.02)
         checkpoint = root / 'float.pth'
         torch.save(dict(state_dict=detector.state_dict()), checkpoint)
         found = {}
