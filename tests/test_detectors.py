@@ -5,14 +5,13 @@ Set ``MMQUANT_ALL_DETECTORS=1`` to run all of those that the README promises.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 mmdet = pytest.importorskip('mmdet')
 from mini_coco import NUM_IMAGES, compose  # noqa: E402
+from run_tools import run_lines  # noqa: E402
 from toy_runner import load, log_of, scalars  # noqa: E402
 
 from mmquant_jacinto.quantization import find_plan  # noqa: E402
@@ -21,7 +20,6 @@ TESTS = Path(__file__).parent
 OUR_TOOLS = TESTS.parent / 'tools'
 MIM = Path(mmdet.__file__).parent / '.mim'
 UPSTREAM_TOOLS = MIM / 'tools'
-TIMEOUT = 600
 
 # What makes two iterations on four small images of an upstream schedule.
 SHORT = {
@@ -121,23 +119,7 @@ class Workspace:
 
     def run(self, *lines):
         """Runs lines of [tool, arguments, options] and returns what they print."""
-        argv = []
-        for tool, arguments, options in lines:
-            argv.append([str(tool), *map(str, arguments)])
-            if options:
-                argv[-1].append('--cfg-options')
-                argv[-1] += [f'{key}={value}' for key, value in options.items()]
-        done = subprocess.run(
-            [sys.executable, str(TESTS / 'run_tools.py'), json.dumps(argv)],
-            cwd=self.root,
-            env={**os.environ, 'OMP_NUM_THREADS': '2'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        assert done.returncode == 0, done.stdout[-8000:]
-        return done.stdout
+        return run_lines(self.root, *lines)
 
     def detections(self, split):
         return json.loads((self.root / f'{split}.bbox.json').read_text())

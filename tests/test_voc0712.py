@@ -4,9 +4,6 @@ On images in the devkit's layout; the path is that of the results on BCCD.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +12,13 @@ pytest.importorskip('mmdet')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 from mini_voc import compose  # noqa: E402
+from run_tools import run_lines  # noqa: E402
 
 from mmquant_jacinto.quantization import find_plan  # noqa: E402
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / 'configs' / 'jacinto_ai'
 TOOLS = TESTS.parent / 'tools'
-TIMEOUT = 900
 
 # Two iterations of a small batch in place of days, and nothing downloaded.
 SHORT = {
@@ -42,36 +39,22 @@ def runs(tmp_path_factory):
     """Where the commands ran, as a user runs them one after the other."""
     root = tmp_path_factory.mktemp('voc0712')
     compose(root / 'data' / 'VOCdevkit')
-    options = ['--cfg-options', *(f'{key}={value}' for key, value in SHORT.items())]
-
-    def config(variant):
-        return str(CONFIGS / f'ssd_mobilenet_fpn{variant}.py')
-
-    def command(tool, variant, *arguments, load_from=None):
-        more = [] if load_from is None else [f'load_from={load_from}']
-        tool = str(TOOLS / f'{tool}.py')
-        return [tool, config(variant), *arguments, *options, *more]
-
+    configs = {
+        variant: CONFIGS / f'ssd_mobilenet_fpn{variant}.py'
+        for variant in ('', '_ptq', '_qat')
+    }
     work_dir = 'work_dirs/jacinto_ai/ssd_mobilenet_fpn'
-    start, qat = f'{work_dir}/epoch_1.pth', f'{work_dir}_qat/epoch_1.pth'
-    commands = [
-        command('train', ''),
-        command('train', '_ptq', load_from=start),
-        command('train', '_qat', load_from=start),
-        command('test', '_qat', qat, '--work-dir', 'tested'),
-        [str(TOOLS / 'export.py'), config('_qat'), qat, '-o', 'model.onnx']
-        + ['--verify', '1', *options],
-    ]
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get('PYTHONPATH', '')])
-    result = subprocess.run(
-        [sys.executable, str(TESTS / 'run_tools.py'), json.dumps(commands)],
-        cwd=root,
-        env=dict(os.environ, PYTHONPATH=path),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
+    qat = f'{work_dir}_qat/epoch_1.pth'
+    start = {**SHORT, 'load_from': f'{work_dir}/epoch_1.pth'}
+    train, test, export = (TOOLS / f'{n}.py' for n in ('train', 'test', 'export'))
+    run_lines(
+        root,
+        (train, [configs['']], SHORT),
+        (train, [configs['_ptq']], start),
+        (train, [configs['_qat']], start),
+        (test, [configs['_qat'], qat, '--work-dir', 'tested'], SHORT),
+        (export, [configs['_qat'], qat, '-o', 'model.onnx', '--verify', 1], SHORT),
     )
-    assert result.returncode == 0, result.stderr[-3000:]
     return root
 
 
