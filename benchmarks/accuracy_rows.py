@@ -232,15 +232,17 @@ ROWS = (
         **TAUGHT,
         bound=(0.5, 1.0),
     ),
+    # Both of the same size: no layer is exempt.
     Row(
-        *('w3a8_ptq', 'W3A8, calibrated', 'ptq'),
-        _low(8, 3, calibration=SEQUENTIAL),
+        *('w3a8_ptq', 'W3A8 in all layers, calibrated', 'ptq'),
+        _low(8, 3, overrides={}, calibration=SEQUENTIAL),
     ),
     Row(
         *('mixed3_ptq', '3 bits on average, A8, calibrated', 'ptq'),
         _low(
             8,
             3,
+            overrides={},
             calibration=SEQUENTIAL,
             mixed_precision=dict(average_bits=3, candidates=(2, 3, 4, 5, 6, 8)),
         ),
@@ -269,6 +271,11 @@ ROWS = (
         _eight('onnxruntime', equalize=True),
         twin=True,
         bound=(0.3, 0.5),
+    ),
+    _switch(
+        'int8_onnxruntime_minmax',
+        '8 bits onnxruntime, calibrated, extremes of all images',
+        _eight('onnxruntime', observer='minmax'),
     ),
     _switch(
         'int8_jacinto_depthwise',

@@ -12,11 +12,13 @@ engine's affair: see :mod:`~mmquant_jacinto.arithmetic`.
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from . import ops
 from .arithmetic import engine_of
+from .deform_samples import Taps, sample
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
@@ -198,14 +200,14 @@ class Integer(Behaviour):
                 layer = self._computed_layer(step, args, kwargs, first, grid)
             else:
                 return None
-            args, kwargs = ops.replace_operands(
-                args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
-            )
-            total = func(*args, **kwargs)
-            # What is sampled between pixels is no integer.
-            if step.kind != ops.DEFORM_CONV:
-                total = _exact(total)
-            steps = self.engine.scale(total, layer.multiplier, first, grid)
+            if step.kind == ops.DEFORM_CONV:
+                total = self._convolve_samples(layer, x, first, *args[3:])
+            else:
+                args, kwargs = ops.replace_operands(
+                    args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
+                )
+                total = func(*args, **kwargs)
+            steps = self.engine.scale(_exact(total), layer.multiplier, first, grid)
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
@@ -229,6 +231,21 @@ class Integer(Behaviour):
         else:
             return None
         return self._requantize(grid, steps, step.clip)
+
+    def _convolve_samples(
+        self,
+        layer: IntegerLayer,
+        x: Tensor,
+        given: Grid,
+        offset: Tensor,
+        mask: Optional[Tensor],
+        *geometry: Any,
+    ) -> Tensor:
+        """Sums of a deformable convolution, over samples on its input's grid."""
+        taps = Taps.of(layer.weight.shape[2:], geometry)
+        samples = sample(x, offset, mask, taps, given).to(layer.weight.dtype)
+        weight = layer.weight.flatten(1)[..., None, None]
+        return F.conv2d(samples, weight, layer.bias, groups=geometry[3])
 
     def _compute_real(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict

@@ -4,6 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
+from mmquant_jacinto.deform_samples import Taps, sample
+from mmquant_jacinto.kernels import Grid
+
 ops = pytest.importorskip('mmcv.ops')
 
 
@@ -60,6 +63,50 @@ def test_all_parameters_of_a_deformable_convolution_train(kind, image):
     calibrated(net, image, 'train')
     net(image).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+GEOMETRIES = [
+    dict(stride=1, padding=1, dilation=1),
+    dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+]
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+def test_samples_are_what_mmcv_multiplies(geometry, modulated):
+    x = torch.randint(-20, 21, (2, 4, 9, 8)).float()
+    weight = torch.randn(6, 2, 3, 2)
+    taps = Taps.of((3, 2), (*geometry.values(), 2, 2))
+    height, width = taps.size(9, 8)
+    offset = 3 * torch.randn(2, 2 * 2 * 6, height, width)
+    mask = torch.rand(2, 2 * 6, height, width) if modulated else None
+    grid = Grid(0.1, -20, 20, 64, 'half_even')
+    found = sample(x, offset, mask, taps, grid)
+    assert torch.equal(found, found.round())
+    pad = torch.nn.modules.utils._pair
+    shape = [pad(value) for value in geometry.values()]
+    if modulated:
+        expected = ops.modulated_deform_conv2d(
+            x, offset, mask, weight, None, *shape, 2, 2
+        )
+    else:
+        expected = ops.deform_conv2d(x, offset, weight, *shape, 2, 2)
+    total = F.conv2d(found, weight.flatten(1)[..., None, None], groups=2)
+    # Half a step for each of the samples.
+    bound = 0.5 * weight.abs().sum((1, 2, 3)).view(-1, 1, 1)
+    assert total.shape == expected.shape
+    assert ((total - expected).abs() <= bound + 1e-3).all()
+    assert (total - expected).std() < 0.5 * bound.mean()
+
+
+def test_the_first_of_more_offsets_count():
+    x = torch.randint(-20, 21, (2, 4, 8, 8)).float()
+    taps = Taps.of((3, 3), (2, 1, 1, 1, 1))
+    offset, mask = torch.randn(2, 18, 8, 8), torch.rand(2, 9, 8, 8)
+    found = sample(x, offset, mask, taps, Grid(1.0, -20, 20, 64, 'half_even'))
+    weight = torch.eye(36).view(36, 4, 3, 3)
+    expected = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 2, 1)
+    assert (found - expected).abs().max() <= 0.5 + 1e-4
 
 
 def test_without_a_quantized_model_nothing_changes(image):

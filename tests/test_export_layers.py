@@ -87,22 +87,18 @@ def test_deformable_convolution(groups, modulated):
     net = deformable(groups, modulated)
     x = torch.randn(2, 3, 12, 12)
     exported, expected, found = compare(net, x, torch.randn(2, 3, 12, 12))
-    # What lies between pixels is summed up in float, in an order of the engine's.
-    (scale,) = exported.scales.values()
-    assert (expected - found).abs().max() <= 1.01 * scale
-    assert (expected == found).float().mean() > 0.99
-    kinds = [node.op_type for node in exported.model.graph.node]
-    assert kinds.count('DeformConv') == 1
+    assert torch.equal(expected, found)
+    assert len(expected.unique()) > 16
     integers, layers = integer_layers(exported.model)
-    assert integers == layers == 3 + modulated
+    assert integers == layers == 4 + modulated
 
 
-def test_offsets_of_a_finer_level_are_refused():
+def test_offsets_of_a_finer_level():
     net = deformable(1, True)
     net.conv.stride = (2, 2)  # as in DyHead, whose offsets come from another level
-    x = torch.randn(1, 3, 12, 12)
-    with pytest.raises(QuantizeError, match='offsets of another size'):
-        compare(net, x, x)
+    x = torch.randn(2, 3, 12, 12)
+    _, expected, found = compare(net, x, torch.randn(2, 3, 12, 12))
+    assert torch.equal(expected, found)
 
 
 @pytest.mark.parametrize('bits', [8, 16])

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .. import ops
+from ..deform_samples import Taps
 from ..exact_functions import narrow
 from ..integer import Integer, grid_of
 from ..kernels import Grid
@@ -17,6 +18,7 @@ from ..ops import Op
 from ..plan import Step
 from ..simulate import State, computed_weight
 from ..weights import quantize_bias, to_integers
+from .deform_operators import write_samples
 from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
@@ -155,9 +157,48 @@ class Writing(Integer):
                 result = trace.emit(step.chain, result, flat, grid, step.clip)
             trace.name(out, site.reshape(result, out.shape))
             return
+        if self._samples(step, given, grid):
+            self._write_deformable(step, args, weight, bias, out)
+            return
         shaped = _Operand(weight, self.state.layers[step.weight].weight)
         args, kwargs = ops.replace_operands(args, kwargs, x, shaped, bias)
         trace.write(op.name, step.chain, args, kwargs, out)
+
+    def _samples(self, step: Step, given: Grid | None, grid: Grid | None) -> bool:
+        """Whether a layer is computed on samples of its input's grid."""
+        return (
+            step.kind == ops.DEFORM_CONV
+            and given is not None
+            and grid is not None
+            and (step.weight is not None or step.norm is None)
+            and form_of(self.trace.target, self.state.plan) != CLIP
+        )
+
+    def _write_deformable(
+        self, step: Step, args: tuple, weight: str, bias: str | None, out: Tensor
+    ) -> None:
+        """A deformable convolution: samples, and a convolution of 1 x 1 over them."""
+        trace, writer = self.trace, self.trace.writer
+        x, shape, _, offset, mask, *geometry = args
+        operands = [item for item in (x, offset, mask) if item is not None]
+        reason = next((r for r in (trace.tag(item)[1] for item in operands) if r), None)
+        if reason is not None:
+            trace.lose(out, reason)
+            return
+        given = grid_of(x)
+        source, _ = writer.quantized[trace.name_of(x)]
+        storage = activation_storage(trace.target, given)
+        taps = Taps.of(shape.shape[2:], geometry)
+        site = SiteWriter(writer, step.chain, out, trace.operand)
+        samples = write_samples(site, source, given, storage, x, offset, mask, taps)
+        trace.name(
+            out,
+            site.node(
+                *('Conv', samples, weight, bias),
+                kernel_shape=[1, 1],
+                group=geometry[3],
+            ),
+        )
 
     def _write_computed_layer(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
@@ -173,6 +214,8 @@ class Writing(Integer):
         storage = weight_storage(trace.target, step.weight_format.bits)
         axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
         integers = to_integers(weight.float(), size, step.weight_format)
+        if self._samples(step, given, grid):
+            integers = integers.flatten(1)[..., None, None]
         size = size.flatten() if axis is not None else size.flatten()[0]
         name = self._dequantized(
             integers.cpu().numpy(),
@@ -193,6 +236,9 @@ class Writing(Integer):
                 _BIAS,
                 f'{step.chain}:bias',
             )
+        if self._samples(step, given, grid):
+            self._write_deformable(step, args, name, offset, out)
+            return
         shaped = _Operand(name, weight)
         args, kwargs = ops.replace_operands(args, kwargs, x, shaped, offset)
         trace.write(op.name, step.chain, args, kwargs, out)
@@ -215,6 +261,8 @@ class Writing(Integer):
         scale = self.fallback.grids.step(step.weight)
         layer = self.state.layers[step.weight]
         integers = self.integer_weight(step.weight)
+        if self._samples(step, given, grid):
+            integers = integers.flatten(1)[..., None, None]
         if spec.format.per_channel:
             steps, axis = scale.cpu().numpy(), spec.axis
         else:
