@@ -184,7 +184,19 @@ UNARY = {
     'roll': lambda x: torch.roll(x, (1, 2), (2, 3)),
     'difference': lambda x: x - x.flip(3),
     'written_in_place': lambda x: x.add_(x.flip(2)),
+    'written_slice': lambda x: written(x, (Ellipsis, slice(2, 5)), x[..., :3] + 1),
+    'written_block': lambda x: written(x, (slice(None), slice(1, 3), -2), x[0, 0, 0]),
+    'written_whole': lambda x: written(x, slice(None), x.flip(1)),
+    'written_number': lambda x: written(x, (0, 1), 2.5),
+    'written_mask': lambda x: written(x, x > 1, 0),
+    'cummax': lambda x: x.cummax(2)[0] + x.flip(3).cummax(3)[0],
 }
+
+
+def written(x, index, value):
+    x = x * 1.5
+    x[index] = value
+    return x
 
 
 @pytest.mark.parametrize('name', UNARY)

@@ -41,7 +41,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 # What these return follows from shapes and numbers alone.
 _CONSTANTS = frozenset(
     'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
-    'empty_like size'.split()
+    'empty_like size shape_as_tensor'.split()
 )
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
@@ -283,7 +283,10 @@ class Trace(TorchFunctionMode):
                 self.lose(x, reason)
             return
         for x, name in zip(leaves, [names] if isinstance(names, str) else names):
-            self.name(x, name)
+            if name is None:
+                self.lose(x, f'the exporter lacks this result of {op!r} {_origin(site)}')
+            else:
+                self.name(x, name)
 
     def _translate(
         self, op: str, site: str, args: tuple, kwargs: dict, out: Any
