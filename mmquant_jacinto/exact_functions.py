@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import Grid
+from .sampling import grid_sample
 
 # So many squares of 8-bit integers add up exactly in float32.
 EXACT_SQUARES = 257
 MANTISSA = 24  # bits of float32
+RESIZES = ('interpolate', 'upsample')
 # How far an engine's float32 exponential may be off, relative.
 _EXP_ERROR = 4e-7
 _MOST_BITS, _LEAST_BITS = 18, 10
@@ -81,7 +84,22 @@ def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> boo
     if name == 'softmax':
         dim = args[0] if args else kwargs.get('dim')
         return len(args) < 2 and dim is not None and kwargs.get('dtype') is None
-    return name == 'masked_softmax' or (given is not None and name in EXACT_FUNCTIONS)
+    if name == 'masked_softmax':
+        return True
+    if given is None:
+        return False
+    if name == 'grid_sample':
+        options = dict(zip(('mode', 'padding_mode'), args[1:]), **kwargs)
+        grid = args[0] if args else kwargs['grid']
+        return (
+            grid.shape[-1] == 2
+            and options.get('mode', 'bilinear') == 'bilinear'
+            and options.get('padding_mode', 'zeros') == 'zeros'
+        )
+    if name in RESIZES:
+        mode = args[2] if len(args) > 2 else kwargs.get('mode', 'nearest')
+        return mode == 'bilinear'
+    return name in EXACT_FUNCTIONS
 
 
 def narrow(grid: Grid | None) -> Grid | None:
@@ -194,6 +212,11 @@ def layer_norm(
     return out if bias is None else out + bias
 
 
+def resize(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
+    """``F.interpolate`` of integers; exact where their weights are dyadic."""
+    return F.interpolate(x, *args, **kwargs).mul_(given.scale)
+
+
 # Called as ``function(x, grid, *the call's other arguments)``: integers less the zero
 # point, float32, and their grid; or real numbers and None. They return real numbers,
 # float32. :func:`is_exact` says which calls they take.
@@ -202,4 +225,6 @@ EXACT_FUNCTIONS: Mapping[str, Callable] = {
     'masked_softmax': masked_softmax,
     'group_norm': group_norm,
     'layer_norm': layer_norm,
+    'grid_sample': grid_sample,
+    **dict.fromkeys(RESIZES, resize),
 }

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from . import ops
 from .arithmetic import engine_of
-from .deform_samples import Taps, sample
+from .sampling import Taps, sample
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
@@ -217,9 +217,6 @@ class Integer(Behaviour):
             ((second, y),) = rest
             total = func(x.double(), y.double())
             steps = self.engine.sum_products(total, first, second, grid)
-        elif step.kind == ops.AVERAGE:
-            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
-            steps = func(*args, **kwargs) * (first.scale / grid.scale)
         elif op.name == 'mul' and len(rest) == 1:
             ((second, y),) = rest
             steps = self.engine.multiply(x, y, first, second, grid)
@@ -228,6 +225,9 @@ class Integer(Behaviour):
         elif self._is_exact(op, first, grid, args, kwargs):
             real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
             steps = real.div_(grid.scale)
+        elif step.kind == ops.AVERAGE:
+            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
+            steps = func(*args, **kwargs) * (first.scale / grid.scale)
         else:
             return None
         return self._requantize(grid, steps, step.clip)

@@ -248,7 +248,10 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     return [first]
 
 
-_ONE_INPUT = ('layer_norm', 'group_norm', 'instance_norm', 'prelu', 'masked_softmax')
+_ONE_INPUT = (
+    *('layer_norm', 'group_norm', 'instance_norm', 'prelu', 'masked_softmax'),
+    'grid_sample',  # the other says where
+)
 
 
 def replace_inputs(

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
-from mmquant_jacinto.deform_samples import Taps, sample
+from mmquant_jacinto.sampling import Taps, sample
 from mmquant_jacinto.kernels import Grid
 
 ops = pytest.importorskip('mmcv.ops')

@@ -19,10 +19,13 @@ from ..exact_functions import (
     EXACT_SQUARES,
     MANTISSA,
     REAL_EXP,
+    RESIZES,
     rounded_exp,
     unit_of,
 )
 from ..kernels import Grid
+from .sampling_operators import grid_sample
+from .spatial_operators import write_resize
 from .translation import SiteWriter, axis_of
 
 
@@ -179,10 +182,19 @@ def _layer_norm(
     return out if bias is None else site.node('Add', out, bias)
 
 
+def _resize(
+    site: SiteWriter, x: str, given: Grid, like: Tensor, *args: Any, **kwargs: Any
+) -> str:
+    resized = write_resize(site, x, like.shape[2:], *args, **kwargs)
+    return site.node('Mul', resized, given.scale)
+
+
 # ``write(site, name, grid, example of x, *the call's other arguments)``.
 EXACT_OPERATORS: Mapping[str, Callable] = {
     'softmax': _softmax,
     'masked_softmax': _masked_softmax,
     'group_norm': _group_norm,
     'layer_norm': _layer_norm,
+    'grid_sample': grid_sample,
+    **dict.fromkeys(RESIZES, _resize),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import numpy as np
 
@@ -90,16 +91,29 @@ for _dims in (1, 2, 3):
 
 
 @translates('interpolate', 'upsample')
-def _interpolate(
-    site,
-    x,
-    size=None,
-    scale_factor=None,
-    mode='nearest',
-    align_corners=None,
-    recompute_scale_factor=None,
-    antialias=False,
-):
+def _interpolate(site, x, *args, **kwargs):
+    return write_resize(site, x, x.shape[2:], *args, **kwargs)
+
+
+def write_resize(
+    site: SiteWriter,
+    x: Any,
+    source: Sequence[int],
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = 'nearest',
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> str:
+    """A resizing to the size of ``site.out``.
+
+    Args:
+        site (SiteWriter): Where it is called.
+        x (Any): What is resized, or its name.
+        source (Sequence[int]): The size that it has.
+        size (Any): Of the call, as all that follow.
+    """
     if antialias:
         raise NotImplementedError('antialias')
     if mode == 'nearest':
@@ -118,7 +132,7 @@ def _interpolate(
             options['cubic_coeff_a'] = -0.75
     kind = 'nearest' if mode.startswith('nearest') else 'linear'
     kind = 'cubic' if mode == 'bicubic' else kind
-    source, target = x.shape[2:], site.out.shape[2:]
+    target = site.out.shape[2:]
     if all(t % s == 0 for s, t in zip(source, target)):
         scales = [1.0, 1.0, *(float(t // s) for s, t in zip(source, target))]
         scales = site.writer.constant(np.asarray(scales, np.float32), 'scales')

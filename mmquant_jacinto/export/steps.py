@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .. import ops
-from ..deform_samples import Taps
+from ..sampling import Taps
 from ..exact_functions import narrow
 from ..integer import Integer, grid_of
 from ..kernels import Grid
@@ -18,7 +18,7 @@ from ..ops import Op
 from ..plan import Step
 from ..simulate import State, computed_weight
 from ..weights import quantize_bias, to_integers
-from .deform_operators import write_samples
+from .sampling_operators import write_samples
 from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
@@ -54,6 +54,8 @@ class Writing(Integer):
             if grid is not None:
                 named = self._once(quantizer, name, out, grid)
             trace.name(out, named)
+        elif trace.is_fixed(x):
+            trace.fix(out)
         return out
 
     def _once(self, quantizer: str, name: str, out: Tensor, grid: Grid) -> str:
@@ -186,11 +188,11 @@ class Writing(Integer):
             trace.lose(out, reason)
             return
         given = grid_of(x)
-        source, _ = writer.quantized[trace.name_of(x)]
         storage = activation_storage(trace.target, given)
+        steps = self._in_steps(step, trace.name_of(x), given)
         taps = Taps.of(shape.shape[2:], geometry)
         site = SiteWriter(writer, step.chain, out, trace.operand)
-        samples = write_samples(site, source, given, storage, x, offset, mask, taps)
+        samples = write_samples(site, steps, given, storage, x, offset, mask, taps)
         trace.name(
             out,
             site.node(
@@ -311,12 +313,17 @@ class Writing(Integer):
         site = SiteWriter(writer, step.chain, out, trace.operand)
         given = narrow(grid_of(x))
         if given is not None:
-            source, _ = writer.quantized[name]
-            storage = activation_storage(trace.target, given)
-            unit = given._replace(scale=1.0)
-            name = writer.dequantize(source, unit, storage, f'{step.chain}:steps')
+            name = self._in_steps(step, name, given)
         write = EXACT_OPERATORS[op.name]
         trace.name(out, write(site, name, given, x, *args[1:], **kwargs))
+
+    def _in_steps(self, step: Step, name: str, given: Grid) -> str:
+        """A quantized value in steps of its grid."""
+        writer = self.trace.writer
+        source, _ = writer.quantized[name]
+        storage = activation_storage(self.trace.target, given)
+        unit = given._replace(scale=1.0)
+        return writer.dequantize(source, unit, storage, f'{step.chain}:steps')
 
     def _dequantized(
         self,

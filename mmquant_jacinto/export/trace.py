@@ -41,7 +41,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 # What these return follows from shapes and numbers alone.
 _CONSTANTS = frozenset(
     'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
-    'empty_like size shape_as_tensor'.split()
+    'empty_like size shape_as_tensor zeros ones full arange linspace'.split()
 )
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
@@ -55,6 +55,7 @@ class RegionCall:
     Args:
         region (str): Name of the module.
         inputs (List[str]): What it read, by name in the graph.
+        is_fixed (bool): Whether no image changes what it read.
         output (Any): What it returned.
         names (List[str | None]): Of the leaves of the output.
         reasons (List[str | None]): Why a leaf has no name.
@@ -62,7 +63,8 @@ class RegionCall:
 
     region: str
     inputs: list[str]
-    output: Any
+    is_fixed: bool = False
+    output: Any = None
     names: list[str | None] = field(default_factory=list)
     reasons: list[str | None] = field(default_factory=list)
 
@@ -91,7 +93,7 @@ class Trace(TorchFunctionMode):
         self.skipped: list[str] = []
         self.parameters = {id(p): name for name, p in root.named_parameters()}
         self.tracker = state.executor.tracker
-        self._open: list[RegionCall | None] = []  # the region that runs
+        self._open: list[RegionCall] = []  # the region that runs
         self.pauses = 0
 
     @contextmanager
@@ -151,6 +153,15 @@ class Trace(TorchFunctionMode):
         """Whether a tensor follows from the graph's inputs."""
         return self.tag(x) != (None, None)
 
+    def fix(self, x: Any) -> None:
+        """No image changes the tensors in this."""
+        for leaf in tree_flatten(x)[0]:
+            if isinstance(leaf, Tensor):
+                setattr(leaf, TAG, (self, None, None))
+
+    def is_fixed(self, x: Tensor) -> bool:
+        return id(x) in self.parameters or getattr(x, TAG, None) == (self, None, None)
+
     def operand(self, x: Tensor, site: str) -> str | None:
         """Name of an operand of a site; a parameter gets a constant of its name.
 
@@ -177,14 +188,15 @@ class Trace(TorchFunctionMode):
     def _enter_region(self, name: str, args: tuple, kwargs: dict) -> None:
         if self._open or self.pauses:
             return
-        leaves = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        leaves = _tensors(args, kwargs)
         inputs = [self.name_of(x) for x in leaves if self.name_of(x)]
-        if inputs:
-            self._open.append(RegionCall(name, inputs, None))
-        else:
-            self.skipped.append(name)
-            self._open.append(None)
+        # Of constants alone, it is a constant itself.
+        is_fixed = bool(leaves) and all(map(self.is_fixed, leaves))
+        self._open.append(RegionCall(name, inputs, is_fixed))
+        if not inputs:
             self.pauses += 1
+            if not is_fixed:
+                self.skipped.append(name)
         self._open_module = self.root.get_submodule(name)
 
     def _leave_module(
@@ -210,11 +222,14 @@ class Trace(TorchFunctionMode):
     def _leave_region(self, output: Any) -> None:
         call = self._open.pop()
         leaves = tree_flatten(output)[0]
-        if call is None:
+        if not call.inputs:
             self.pauses -= 1
+            if call.is_fixed:
+                self.fix(output)
+                return
             for x in leaves:
                 if isinstance(x, Tensor):
-                    self.lose(x, f'{self.skipped[-1]} is not in the graph')
+                    self.lose(x, f'{call.region} is not in the graph')
             return
         for x in leaves:
             name, reason = self.tag(x)
@@ -255,15 +270,18 @@ class Trace(TorchFunctionMode):
         if self.pauses:
             return func(*args, **kwargs)
         # An operation in place gives its operand another name.
-        before = {id(x): self.tag(x) for x in _tensors(args, kwargs)}
+        before = [(self.knows(x), self.is_fixed(x)) for x in _tensors(args, kwargs)]
         out = func(*args, **kwargs)
-        if any(tag != (None, None) for tag in before.values()):
-            op = OPS.get(func)
-            name = op.name if op else func.__name__.strip('_')
+        op = OPS.get(func)
+        name = op.name if op else func.__name__.strip('_')
+        if any(known for known, _ in before):
             if name in _CONSTANTS:
-                return out
-            site = self.tracker.frame.node.name + '/' + name
-            self.write(name, site, args, kwargs, out)
+                self.fix(out)
+            else:
+                site = self.tracker.frame.node.name + '/' + name
+                self.write(name, site, args, kwargs, out)
+        elif all(fixed for _, fixed in before) and (before or name in _CONSTANTS):
+            self.fix(out)
         return out
 
     def write(self, op: str, site: str, args: tuple, kwargs: dict, out: Any) -> None:

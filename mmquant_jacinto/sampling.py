@@ -1,10 +1,9 @@
-"""Samples of a deformable convolution, on the grid of what it reads.
+"""Sampling: values between pixels, in an order of adding that every engine can have.
 
-A value between four pixels is no integer, and a sum of such values depends on the
-order of adding. Rounded to the grid of the input, as an engine's resizing does, they
-are integers again: what is left is a convolution of 1 x 1 over them, exact like any
-other. The exported graph has the same operations
-(:mod:`~mmquant_jacinto.export.deform_operators`).
+What a kernel interpolates depends on the order in which it multiplies and adds, and
+one tie that is rounded differently spreads through the layers behind it. Here it is
+elementary operations, each rounded once; the exported graph has the same
+(:mod:`~mmquant_jacinto.export.sampling_operators`).
 """
 
 from __future__ import annotations
@@ -76,7 +75,10 @@ class Taps(NamedTuple):
 def sample(
     x: Tensor, offset: Tensor, mask: Tensor | None, taps: Taps, grid: Grid
 ) -> Tensor:
-    """What a deformable convolution multiplies, in integers.
+    """What a deformable convolution multiplies, on the grid of its input.
+
+    A value between pixels is no integer; rounded to the input's grid, as a resizing
+    does, it is one again, and what is left is a convolution of 1 x 1, exact as any.
 
     Args:
         x (Tensor): Integers less the zero point, float32: (N, C, H, W).
@@ -95,32 +97,77 @@ def sample(
     size = taps.size(height, width)
     parts = batch * taps.groups  # images and their groups of channels
     offset = _first(offset, batch, (parts, taps.count, 2, *size))
-    # Rows of what the channels of a group have at a pixel.
-    pixels = x.reshape(parts, channels // taps.groups, -1).transpose(1, 2)
-    pixels = pixels.reshape(parts * height * width, -1)
-    first = torch.arange(parts, device=x.device).view(-1, 1, 1, 1) * height * width
-    below, right = (
-        offset[:, :, axis] + base.to(x.device)
+    rows, columns = (
+        (offset[:, :, axis] + base.to(x.device)).flatten(1)
         for axis, base in enumerate(taps.positions(height, width))
     )
-    top, left = below.floor(), right.floor()
-    down, across = below - top, right - left
+    pixels = x.reshape(parts, channels // taps.groups, height, width)
+    samples = interpolate(pixels, rows, columns)
+    if mask is not None:
+        samples = samples * _first(mask, batch, (parts, samples.shape[1], 1))
+    samples = samples.round_().clamp_(grid.low, grid.high)
+    samples = samples.view(batch, taps.groups, taps.count, *size, -1)
+    return samples.permute(0, 1, 5, 2, 3, 4).reshape(batch, -1, *size)
+
+
+def grid_sample(
+    x: Tensor,
+    given: Grid,
+    grid: Tensor,
+    mode: str = 'bilinear',
+    padding_mode: str = 'zeros',
+    align_corners: bool | None = None,
+) -> Tensor:
+    """``F.grid_sample`` of integers, bilinear, with zeros outside.
+
+    Args:
+        x (Tensor): Integers less the zero point, float32: (N, C, H, W).
+        given (Grid): Of ``x``.
+        grid (Tensor): Columns and rows, from -1 to 1: (N, H', W', 2).
+        mode (str): ``'bilinear'``.
+        padding_mode (str): ``'zeros'``.
+        align_corners (bool, optional): Whether 1 is the last pixel or its far edge.
+
+    Returns:
+        Tensor: Real numbers, float32: (N, C, H', W').
+    """
+    places = []
+    for axis in (0, 1):
+        place = grid[..., axis].float().flatten(1) + 1.0
+        size = x.shape[3 - axis]
+        scaled = place * (size - 1) if align_corners else place * size - 1.0
+        places.append(scaled * 0.5)
+    out = interpolate(x, places[1], places[0]) * given.scale
+    return out.transpose(1, 2).reshape(*x.shape[:2], *grid.shape[1:3])
+
+
+def interpolate(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Bilinear interpolation; outside there are zeros.
+
+    Args:
+        x (Tensor): (N, C, H, W).
+        rows (Tensor): Where to, in pixels: (N, P).
+        columns (Tensor): The same.
+
+    Returns:
+        Tensor: (N, P, C).
+    """
+    parts, channels, height, width = x.shape
+    # Rows of what the channels have at a pixel.
+    pixels = x.flatten(2).transpose(1, 2).reshape(-1, channels)
+    first = torch.arange(parts, device=x.device)[:, None] * height * width
+    top, left = rows.floor(), columns.floor()
+    down, across = rows - top, columns - left
     total = None
     for row, column in CORNERS:
         share = (down if row else 1 - down) * (across if column else 1 - across)
         y, x_ = top + row, left + column
         at_y, at_x = y.clamp(0, height - 1), x_.clamp(0, width - 1)
-        # Outside there are zeros.
         share = share * ((at_y == y) & (at_x == x_)).float()
         index = first + at_y.long() * width + at_x.long()
-        term = pixels[index.flatten()] * share.reshape(-1, 1)
+        term = pixels[index.flatten()].view(parts, -1, channels) * share[..., None]
         total = term if total is None else total + term
-    if mask is not None:
-        mask = _first(mask, batch, (parts, taps.count, *size))
-        total = total * mask.reshape(-1, 1)
-    total = total.round_().clamp_(grid.low, grid.high)
-    samples = total.view(batch, taps.groups, taps.count, *size, -1)
-    return samples.permute(0, 1, 5, 2, 3, 4).reshape(batch, -1, *size)
+    return total
 
 
 def _first(x: Tensor, batch: int, shape: Sequence[int]) -> Tensor:
