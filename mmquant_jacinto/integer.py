@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from . import ops
 from .arithmetic import engine_of
+from .computed_weights import computed_layer, folds_norm, quantize_computed_weight
 from .sampling import Taps, sample
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .execute import Behaviour
@@ -28,8 +29,6 @@ from .simulate import (
     Simulate,
     State,
     compute_grids,
-    computed_weight,
-    quantize_computed_weight,
 )
 from .weights import quantize_bias, to_integers
 
@@ -72,6 +71,8 @@ class Integer(Behaviour):
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
         self._autocast: list[torch.autocast] = []
+        # Chains whose normalization is part of a weight that the model computes.
+        self._folded: set[str] = set()
 
     def begin(self) -> None:
         grids = self.fallback.grids
@@ -93,7 +94,7 @@ class Integer(Behaviour):
     def call(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
-        if step.follows and (step.weight or not step.norm):
+        if step.follows and (self.is_folded(step) or not step.norm):
             # The head of the chain has done it.
             return args[0] if args else kwargs['input']
         tensors = ops.tensor_inputs(op, args, kwargs)
@@ -111,6 +112,7 @@ class Integer(Behaviour):
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
+            self._folded.discard(step.chain)
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
@@ -120,12 +122,16 @@ class Integer(Behaviour):
         return out if incomplete else self._emit(step, out)
 
     def folds(self, step: Step, norm: nn.Module) -> bool:
-        return step.weight is not None
+        return self.is_folded(step)
+
+    def is_folded(self, step: Step) -> bool:
+        """Whether weights have the normalization of a step's chain in them."""
+        return step.weight is not None or step.chain in self._folded
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         # Alone, it is the head of its chain; behind a layer that stays in float
         # it is a follower that had to run.
-        if step.weight is None and (step.last or not step.follows):
+        if not self.is_folded(step) and (step.last or not step.follows):
             return self._emit(step, x)
         return x
 
@@ -196,9 +202,11 @@ class Integer(Behaviour):
         if step.kind in ops.WEIGHTED:
             if step.weight is not None:
                 layer = self.layer_of(step, first, grid)
-            elif step.weight_format is not None and step.norm is None:
+            elif step.weight_format is not None:
                 layer = self._computed_layer(step, args, kwargs, first, grid)
             else:
+                layer = None
+            if layer is None:
                 return None
             if step.kind == ops.DEFORM_CONV:
                 total = self._convolve_samples(layer, x, first, *args[3:])
@@ -325,21 +333,23 @@ class Integer(Behaviour):
         )
         return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
 
-    @torch.no_grad()
     def _computed_layer(
         self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
-    ) -> IntegerLayer:
-        """A layer whose weight the model has just computed."""
-        weight, size, bias = computed_weight(step, args, kwargs)
-        integers = to_integers(weight.float(), size, step.weight_format).double()
-        # One for each channel, or one for all.
-        size = size.flatten()
-        if bias is not None:
-            bias = quantize_bias(bias.double(), size.double() * given.scale, None)
+    ) -> Optional[IntegerLayer]:
+        """A layer whose weight the model has just computed, if it can be one."""
+        norm = self.norm_of(step)
+        if not folds_norm(step.weight_format, norm):
+            return None
+        self._folded.add(step.chain)
+        integers, size, bias = computed_layer(step, args, kwargs, given, norm)
         multiplier = self.engine.multiplier(size, given, grid)
         if step.kind != ops.LINEAR:
-            multiplier = multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+            multiplier = multiplier.view((-1,) + (1,) * (integers.dim() - 2))
         return IntegerLayer(integers, bias, multiplier)
+
+    def norm_of(self, step: Step) -> Optional[nn.Module]:
+        """The batch normalization in a step's chain."""
+        return step.norm and self.state.executor.root.get_submodule(step.norm)
 
 
 def grid_of(x: Any) -> Optional[Grid]:

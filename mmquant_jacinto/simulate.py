@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .activations import ActivationQuantizers
+from .computed_weights import quantize_computed_weight
 from .config_sections import Calibration
 from .equalize import equalize
 from .execute import Behaviour
@@ -328,22 +329,3 @@ class Simulate(Behaviour):
             width = self.state.plan.bias_width(name)
             change = quantize_bias(bias, unit, width).mul_(unit).sub_(bias)
         return bias + change
-
-
-def computed_weight(
-    step: Step, args: tuple, kwargs: dict
-) -> tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Weight, step of its grid and bias of a call that computes its weight."""
-    _, weight, bias = ops.layer_operands(args, kwargs)
-    axis = 1 if step.kind == ops.CONV_TRANSPOSE else 0
-    return weight, step_of(weight.float(), axis, step.weight_format), bias
-
-
-def quantize_computed_weight(
-    step: Step, args: tuple, kwargs: dict
-) -> tuple[tuple, dict]:
-    """The call of a layer, on its computed weight put on a grid."""
-    weight, size, bias = computed_weight(step, args, kwargs)
-    quantized = quantize_weight(weight.float(), size, step.weight_format)
-    x = ops.layer_operands(args, kwargs)[0]
-    return ops.replace_operands(args, kwargs, x, quantized.to(weight.dtype), bias)

@@ -122,9 +122,7 @@ class Layer:
 
     def fold_factor(self) -> Tensor:
         """Factor per output channel that the normalization puts on it."""
-        norm = self.norm
-        factor = torch.rsqrt(norm.running_var + norm.eps)
-        return factor if norm.weight is None else factor * norm.weight
+        return norm_factor(self.norm)
 
     def along_channels(self, values: Tensor) -> Tensor:
         """Shapes one value per output channel to multiply the weight."""
@@ -153,6 +151,12 @@ class Layer:
         if norm.bias is not None:
             bias = bias + norm.bias
         return self.weight * self.along_channels(factor), bias
+
+
+def norm_factor(norm: nn.Module) -> Tensor:
+    """Factor per channel of a batch normalization with frozen statistics: (C,)."""
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    return factor if norm.weight is None else factor * norm.weight
 
 
 def channel_rows(layer: Layer, values: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .. import ops
+from ..computed_weights import computed_layer
 from ..sampling import Taps
 from ..exact_functions import narrow
 from ..integer import Integer, grid_of
 from ..kernels import Grid
 from ..ops import Op
 from ..plan import Step
-from ..simulate import State, computed_weight
-from ..weights import quantize_bias, to_integers
+from ..simulate import State
 from .sampling_operators import write_samples
 from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
@@ -74,7 +74,7 @@ class Writing(Integer):
         tags = {id(x): trace.tag(x) for x in tensors}
         with trace.paused():
             out = super().call(step, op, func, args, kwargs)
-        if step.follows and (step.weight or not step.norm):
+        if step.follows and (self.is_folded(step) or not step.norm):
             return out
         if not any(trace.knows(x) for x in tensors):
             return out
@@ -96,7 +96,8 @@ class Writing(Integer):
             trace.write(op.name, step.chain, args, kwargs, out)
         else:
             self._carry_name(tensors[0], out)
-        if step.kind == ops.PASS or step.last or step.weight or not step.norm:
+        is_whole = step.last or self.is_folded(step) or not step.norm
+        if step.kind == ops.PASS or is_whole:
             self._finish(step, out)
         return out
 
@@ -207,33 +208,29 @@ class Writing(Integer):
     ) -> None:
         """A layer whose weight the model computes from its parameters."""
         trace, writer = self.trace, self.trace.writer
-        x = ops.layer_operands(args, kwargs)[0]
-        weight, size, bias = computed_weight(step, args, kwargs)
+        x, weight, _ = ops.layer_operands(args, kwargs)
         if trace.knows(weight):
             trace.lose(out, f'{step.chain} computes its weight from the image')
             return
         given, grid = grid_of(x), grid_of(out)
-        storage = weight_storage(trace.target, step.weight_format.bits)
-        axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
-        integers = to_integers(weight.float(), size, step.weight_format)
+        unit = None if grid is None else given
+        norm = self.norm_of(step) if self.is_folded(step) else None
+        integers, size, bias = computed_layer(step, args, kwargs, unit, norm)
         if self._samples(step, given, grid):
             integers = integers.flatten(1)[..., None, None]
-        size = size.flatten() if axis is not None else size.flatten()[0]
+        axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
+        size = (size[0] if axis is None else size).cpu()
+        storage = weight_storage(trace.target, step.weight_format.bits)
         name = self._dequantized(
-            integers.cpu().numpy(),
-            size.cpu().numpy(),
-            axis,
-            storage,
-            f'{step.chain}:weight',
+            integers.cpu().numpy(), size.numpy(), axis, storage, f'{step.chain}:weight'
         )
         offset = None
-        if bias is not None and (given is None or grid is None or step.norm):
-            offset = writer.constant(bias.detach(), f'{step.chain}:bias')
+        if bias is not None and unit is None:
+            offset = writer.constant(bias, f'{step.chain}:bias')
         elif bias is not None:
-            unit = size.double() * given.scale
             offset = self._dequantized(
-                quantize_bias(bias.double(), unit, None).cpu().numpy(),
-                (size.float() * given.scale).cpu().numpy(),
+                bias.cpu().numpy(),
+                (size.float() * given.scale).numpy(),
                 None if axis is None else 0,
                 _BIAS,
                 f'{step.chain}:bias',

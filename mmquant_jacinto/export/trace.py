@@ -45,6 +45,7 @@ _CONSTANTS = frozenset(
 )
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
+_SECOND_STAGE = 'roi_head.'  # of MMDetection's two-stage detectors: behind proposals
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
 
 
@@ -235,6 +236,10 @@ class Trace(TorchFunctionMode):
             name, reason = self.tag(x)
             call.names.append(name)
             call.reasons.append(reason)
+        if call.region.startswith(_SECOND_STAGE) and not any(call.names):
+            # It begins with what ONNX has no function for, as others do outside.
+            self.skipped.append(call.region)
+            return
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
         self.calls.append(call)
