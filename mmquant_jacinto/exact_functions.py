@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import Grid
-from .sampling import grid_sample
+from .ops import per_axis
+from .sampling import are_dyadic, grid_sample, interpolate, mesh, resize_places
 
 # So many squares of 8-bit integers add up exactly in float32.
 EXACT_SQUARES = 257
@@ -98,7 +99,12 @@ def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> boo
         )
     if name in RESIZES:
         mode = args[2] if len(args) > 2 else kwargs.get('mode', 'nearest')
-        return mode == 'bilinear'
+        antialias = args[5] if len(args) > 5 else kwargs.get('antialias')
+        return mode == 'bilinear' and not antialias
+    if name == 'avg_pool2d':
+        # Divided by a power of two, a sum is exact by itself.
+        area = average_area(*args, **kwargs)
+        return area is not None and bool(area & (area - 1))
     return name in EXACT_FUNCTIONS
 
 
@@ -212,9 +218,46 @@ def layer_norm(
     return out if bias is None else out + bias
 
 
-def resize(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
-    """``F.interpolate`` of integers; exact where their weights are dyadic."""
-    return F.interpolate(x, *args, **kwargs).mul_(given.scale)
+def resize(
+    x: Tensor,
+    given: Grid,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = 'bilinear',
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    """``F.interpolate`` of integers, bilinear."""
+    given_options = scale_factor, mode, align_corners, recompute_scale_factor
+    out = F.interpolate(x, size, *given_options)
+    places = resize_places(
+        x.shape[2:], out.shape[2:], scale_factor, align_corners, recompute_scale_factor
+    )
+    if not are_dyadic(places):
+        rows, columns = (item.to(x.device) for item in mesh(places, len(x)))
+        out = interpolate(x, rows, columns).transpose(1, 2).reshape(out.shape)
+    return out * given.scale
+
+
+def average_area(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> int | None:
+    """Elements that ``F.avg_pool2d`` adds up; None where it is not always so many."""
+    rows, columns = per_axis(kernel_size, 2)
+    varies = ceil_mode or (any(per_axis(padding, 2)) and not count_include_pad)
+    return None if varies or divisor_override is not None else rows * columns
+
+
+def average_pool(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
+    """``F.avg_pool2d`` of integers: exact sums, scaled once."""
+    area = average_area(*args, **kwargs)
+    return F.avg_pool2d(x, *args, **kwargs).mul_(area).round_().mul_(given.scale / area)
 
 
 # Called as ``function(x, grid, *the call's other arguments)``: integers less the zero
@@ -226,5 +269,6 @@ EXACT_FUNCTIONS: Mapping[str, Callable] = {
     'group_norm': group_norm,
     'layer_norm': layer_norm,
     'grid_sample': grid_sample,
+    'avg_pool2d': average_pool,
     **dict.fromkeys(RESIZES, resize),
 }

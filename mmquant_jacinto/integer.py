@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_flatten
 from . import ops
 from .arithmetic import engine_of
 from .computed_weights import computed_layer, folds_norm, quantize_computed_weight
-from .sampling import Taps, sample
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
 from .plan import Step
+from .sampling import Taps, sample
 from .simulate import (
     Simulate,
     State,

@@ -9,7 +9,7 @@ elementary operations, each rounded once; the exported graph has the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,6 +139,61 @@ def grid_sample(
         places.append(scaled * 0.5)
     out = interpolate(x, places[1], places[0]) * given.scale
     return out.transpose(1, 2).reshape(*x.shape[:2], *grid.shape[1:3])
+
+
+def resize_scales(
+    source: Sequence[int],
+    target: Sequence[int],
+    scale_factor: Any = None,
+    recompute_scale_factor: bool | None = None,
+) -> list[float]:
+    """How many pixels ``F.interpolate`` makes of one, along each axis.
+
+    The call's factor where it has one: where that does not divide the size, it is not
+    the ratio of the sizes.
+    """
+    if scale_factor is None or recompute_scale_factor:
+        return [t / s for s, t in zip(source, target)]
+    if isinstance(scale_factor, (tuple, list)):
+        return [float(scale) for scale in scale_factor]
+    return [float(scale_factor)] * len(source)
+
+
+def resize_places(
+    source: Sequence[int],
+    target: Sequence[int],
+    scale_factor: Any = None,
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+) -> list[Tensor]:
+    """Where ``F.interpolate`` reads, in pixels, along each axis: (target,), float32.
+
+    Args:
+        source (Sequence[int]): Size of its input.
+        target (Sequence[int]): Size of its output.
+        scale_factor (Any): Of the call, as all that follow.
+    """
+    scales = resize_scales(source, target, scale_factor, recompute_scale_factor)
+    places = []
+    for size, count, scale in zip(source, target, scales):
+        index = torch.arange(count, dtype=torch.float64)
+        if align_corners:
+            place = index * ((size - 1) / max(count - 1, 1))
+        else:
+            place = (index + 0.5) / scale - 0.5
+        places.append(place.clamp_(0, size - 1).float())
+    return places
+
+
+def are_dyadic(places: Sequence[Tensor]) -> bool:
+    """Whether 8-bit integers are interpolated there exactly, in any order."""
+    return all(torch.equal(place * 16, (place * 16).round()) for place in places)
+
+
+def mesh(places: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all points: (parts, P) each."""
+    rows, columns = torch.meshgrid(*places, indexing='ij')
+    return rows.flatten().expand(parts, -1), columns.flatten().expand(parts, -1)
 
 
 def interpolate(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -35,7 +35,6 @@ from .weights import (
     from_channel_rows,
     quantize_bias,
     quantize_weight,
-    step_of,
 )
 
 
@@ -116,9 +115,7 @@ class Simulate(Behaviour):
         fake_quants (FakeQuants, optional): Of others, in place of our own.
     """
 
-    def __init__(
-        self, state: State, fake_quants: Optional[FakeQuants] = None
-    ) -> None:
+    def __init__(self, state: State, fake_quants: Optional[FakeQuants] = None) -> None:
         self.state = state
         self.activations = state.activations
         self._fake_quants = fake_quants
@@ -304,9 +301,7 @@ class Simulate(Behaviour):
         # A copy, as with a bias: what is kept does not change with the buffer.
         return weight, correction.clone() if bias is None else bias + correction
 
-    def _on_grid(
-        self, name: str, layer: Layer, weight: Tensor, step: Tensor
-    ) -> Tensor:
+    def _on_grid(self, name: str, layer: Layer, weight: Tensor, step: Tensor) -> Tensor:
         """A weight, folded or not, on the grid of these steps: (C,)."""
         fmt, learned = layer.spec.format, self.state.learned
         if self._weights is not None:

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
-from mmquant_jacinto.sampling import Taps, sample
 from mmquant_jacinto.kernels import Grid
+from mmquant_jacinto.sampling import Taps, sample
 
 ops = pytest.importorskip('mmcv.ops')
 

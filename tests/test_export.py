@@ -166,6 +166,16 @@ UNARY = {
     'nearest_odd': lambda x: F.interpolate(x, size=(13, 11)),
     'bilinear': lambda x: F.interpolate(x, scale_factor=2, mode='bilinear'),
     'bilinear_odd': lambda x: F.interpolate(x, (13, 11), mode='bilinear'),
+    'bilinear_corners': lambda x: F.interpolate(
+        x, (13, 11), mode='bilinear', align_corners=True
+    ),
+    'bilinear_to_one': lambda x: F.interpolate(x, (1, 7), mode='bilinear'),
+    'bilinear_part': lambda x: F.interpolate(
+        x[..., 1:], scale_factor=0.5, mode='bilinear'
+    ),
+    'nearest_part': lambda x: F.interpolate(x[..., 1:], scale_factor=0.5),
+    'avg_pool_odd': lambda x: F.avg_pool2d(x, (3, 5), 2, 1),
+    'avg_pool_edges': lambda x: F.avg_pool2d(x, 2, 2, 1, count_include_pad=False),
     'grid_sample': lambda x: F.grid_sample(
         x, x.permute(0, 2, 3, 1)[..., :2], align_corners=False
     ),

@@ -9,7 +9,6 @@ from toy_models import Forward, calibrated
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
-from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.session import (  # noqa: E402
     Session,

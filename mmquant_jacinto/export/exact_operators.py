@@ -20,12 +20,14 @@ from ..exact_functions import (
     MANTISSA,
     REAL_EXP,
     RESIZES,
+    average_area,
     rounded_exp,
     unit_of,
 )
 from ..kernels import Grid
-from .sampling_operators import grid_sample
-from .spatial_operators import write_resize
+from ..sampling import are_dyadic, mesh, resize_places
+from .sampling_operators import grid_sample, interpolate
+from .spatial_operators import write_average_pool, write_resize
 from .translation import SiteWriter, axis_of
 
 
@@ -183,10 +185,36 @@ def _layer_norm(
 
 
 def _resize(
+    site: SiteWriter,
+    x: str,
+    given: Grid,
+    like: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = 'bilinear',
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> str:
+    source, target = like.shape[2:], site.out.shape[2:]
+    options = scale_factor, align_corners, recompute_scale_factor
+    places = resize_places(source, target, *options)
+    if are_dyadic(places):
+        out = write_resize(site, x, source, size, scale_factor, mode, *options[1:])
+        return site.node('Mul', out, given.scale)
+    rows, columns = mesh(places, len(like))
+    out = interpolate(site, x, like.shape, site.value(rows), site.value(columns))
+    out = site.node('Transpose', out, perm=[0, 2, 1])
+    return site.node('Mul', site.reshape(out, site.out.shape), given.scale)
+
+
+def _average_pool(
     site: SiteWriter, x: str, given: Grid, like: Tensor, *args: Any, **kwargs: Any
 ) -> str:
-    resized = write_resize(site, x, like.shape[2:], *args, **kwargs)
-    return site.node('Mul', resized, given.scale)
+    area = average_area(*args, **kwargs)
+    mean = write_average_pool(site, x, *args, **kwargs)
+    total = site.node('Round', site.node('Mul', mean, float(area)))
+    return site.node('Mul', total, given.scale / area)
 
 
 # ``write(site, name, grid, example of x, *the call's other arguments)``.
@@ -196,5 +224,6 @@ EXACT_OPERATORS: Mapping[str, Callable] = {
     'group_norm': _group_norm,
     'layer_norm': _layer_norm,
     'grid_sample': grid_sample,
+    'avg_pool2d': _average_pool,
     **dict.fromkeys(RESIZES, _resize),
 }

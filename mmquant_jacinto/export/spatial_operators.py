@@ -8,6 +8,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ..ops import per_axis
+from ..sampling import resize_scales
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
@@ -43,17 +44,17 @@ def _pooled_dims(site: SiteWriter) -> int:
     return out.dim() - 2
 
 
-@translates('avg_pool1d', 'avg_pool2d', 'avg_pool3d')
-def _avg_pool(
-    site,
-    x,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
+def write_average_pool(
+    site: SiteWriter,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> str:
+    """``F.avg_pool2d`` and its kin; ``x`` may be a name."""
     if divisor_override is not None:
         raise NotImplementedError('divisor_override')
     dims = _pooled_dims(site)
@@ -66,6 +67,11 @@ def _avg_pool(
         ceil_mode=int(ceil_mode),
         count_include_pad=int(count_include_pad),
     )
+
+
+TRANSLATIONS.update(
+    dict.fromkeys(('avg_pool1d', 'avg_pool2d', 'avg_pool3d'), write_average_pool)
+)
 
 
 def _adaptive(kind: str) -> Callable:
@@ -126,15 +132,17 @@ def write_resize(
             nearest_mode='round_prefer_ceil',
         )
     else:
-        way = 'align_corners' if align_corners else 'pytorch_half_pixel'
+        way = 'align_corners' if align_corners else 'half_pixel'
         options = dict(coordinate_transformation_mode=way)
         if mode == 'bicubic':
             options['cubic_coeff_a'] = -0.75
     kind = 'nearest' if mode.startswith('nearest') else 'linear'
     kind = 'cubic' if mode == 'bicubic' else kind
     target = site.out.shape[2:]
-    if all(t % s == 0 for s, t in zip(source, target)):
-        scales = [1.0, 1.0, *(float(t // s) for s, t in zip(source, target))]
+    scales = resize_scales(source, target, scale_factor, recompute_scale_factor)
+    # Other factors leave the size to an engine's rounding.
+    if all((16 * scale).is_integer() for scale in scales):
+        scales = [1.0, 1.0, *scales]
         scales = site.writer.constant(np.asarray(scales, np.float32), 'scales')
         return site.node('Resize', x, None, scales, mode=kind, **options)
     sizes = site.ints(list(site.out.shape))

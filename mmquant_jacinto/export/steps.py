@@ -11,16 +11,16 @@ from torch.utils._pytree import tree_flatten
 
 from .. import ops
 from ..computed_weights import computed_layer
-from ..sampling import Taps
 from ..exact_functions import narrow
 from ..integer import Integer, grid_of
 from ..kernels import Grid
 from ..ops import Op
 from ..plan import Step
+from ..sampling import Taps
 from ..simulate import State
-from .sampling_operators import write_samples
 from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
+from .sampling_operators import write_samples
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
 from .trace import TAG, Trace
 from .translation import SiteWriter

@@ -307,7 +307,8 @@ class Trace(TorchFunctionMode):
             return
         for x, name in zip(leaves, [names] if isinstance(names, str) else names):
             if name is None:
-                self.lose(x, f'the exporter lacks this result of {op!r} {_origin(site)}')
+                lacks = f'the exporter lacks this result of {op!r}'
+                self.lose(x, f'{lacks} {_origin(site)}')
             else:
                 self.name(x, name)
 
