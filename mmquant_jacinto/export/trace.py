@@ -46,7 +46,15 @@ _CONSTANTS = frozenset(
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
 _SECOND_STAGE = 'roi_head.'  # of MMDetection's two-stage detectors: behind proposals
+_SELECTIONS = frozenset('nonzero sort argsort unique masked_select getitem'.split())
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
+
+
+class _Selection(str):
+    """Why a tensor has no name: as many elements are left as an image happens to have.
+
+    What follows is behind decoding, which a file leaves to its user.
+    """
 
 
 @dataclass
@@ -240,6 +248,10 @@ class Trace(TorchFunctionMode):
             # It begins with what ONNX has no function for, as others do outside.
             self.skipped.append(call.region)
             return
+        reasons = [reason for reason in call.reasons if reason is not None]
+        if reasons and all(isinstance(reason, _Selection) for reason in reasons):
+            self.skipped.append(call.region)
+            return
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
         self.calls.append(call)
@@ -318,8 +330,10 @@ class Trace(TorchFunctionMode):
         translate = TRANSLATIONS.get(op)
         if op == 'get' and isinstance(out, Tensor) and out.shape == args[0].shape:
             return self.name_of(args[0]), None
+        # Between regions, what chooses elements chooses detections.
+        kind = _Selection if op in _SELECTIONS and not self._open else str
         if translate is None:
-            return None, f'the exporter lacks the function {op!r} {_origin(site)}'
+            return None, kind(f'the exporter lacks the function {op!r} {_origin(site)}')
         kwargs = {
             {'axis': 'dim', 'keepdims': 'keepdim', 'input': 'x', 'self': 'x'}.get(
                 key, key
@@ -332,7 +346,7 @@ class Trace(TorchFunctionMode):
             return translate(writer, *args, **kwargs), None
         except _UNFIT as error:
             del self.writer.nodes[count:]
-            return None, (
+            return None, kind(
                 f'the exporter lacks the function {op!r} with these arguments '
                 f'({error}) {_origin(site)}'
             )
