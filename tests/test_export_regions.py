@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
-from toy_models import ToyBackbone, ToyHead, calibrated
 from torch import nn
+from toy_models import ToyBackbone, ToyHead, calibrated
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
