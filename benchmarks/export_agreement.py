@@ -57,7 +57,14 @@ MODELS_COMPARED = {
     ),
     'nas_fpn': ('nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco.py', (256, 256)),
     'tood': ('tood/tood_r50_fpn_1x_coco.py', (256, 320)),
+    'dcn': ('dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', (256, 320)),
+    'dyhead': ('dyhead/atss_r50_fpn_dyhead_1x_coco.py', (256, 320)),
     'detr': ('detr/detr_r50_8xb2-150e_coco.py', (256, 320)),
+    'dab_detr': ('dab_detr/dab-detr_r50_8xb2-50e_coco.py', (256, 320)),
+    'deformable_detr': (
+        'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+        (256, 320),
+    ),
     'pvt': ('pvt/retinanet_pvt-t_fpn_1x_coco.py', (256, 256)),
     'swin': ('swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py', (256, 256)),
 }

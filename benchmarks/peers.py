@@ -25,6 +25,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,10 @@ OUR_VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ('mse', 'W8A8'): dict(bits=8, observer='mse'),
     ('minmax', 'W8A8'): dict(bits=8, observer='minmax'),
     ('default', 'W4A8'): dict(bits=W4A8),
-    ('mse', 'W4A8'): dict(bits=W4A8, observer='mse'),
+    ('finetuned', 'W4A8'): dict(bits=W4A8, finetune=True),
     ('default', 'W4A4'): dict(bits=4),
     ('mse', 'W4A4'): dict(bits=4, observer='mse'),
+    ('finetuned', 'W4A4'): dict(bits=4, observer='mse', finetune=True),
 }
 TARGET = 'onnxruntime'  # scales as they come, weights per channel: as the peers have
 
@@ -218,14 +220,14 @@ def table(name: str, result: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that are installed."""
-    found = {}
+def versions(known: Mapping[str, str]) -> dict[str, str]:
+    """Versions of the libraries, as installed or as earlier rows were made with."""
+    found = dict(known)
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = 'not installed'
+            found.setdefault(name, 'not installed')
     return found
 
 
@@ -243,7 +245,7 @@ def main() -> None:
     content: dict[str, Any] = {'models': {}}
     if args.json and args.json.is_file():
         content = json.loads(args.json.read_text())
-    content['versions'] = versions()
+    content['versions'] = versions(content.get('versions', {}))
     result = content['models'].setdefault(name, {'rows': {}})
     result['float'] = {k: round(v, 3) for k, v in comparison.float_scores.items()}
     result['input'] = list(comparison.images.shape[-2:])
