@@ -323,15 +323,15 @@ class Integer(Behaviour):
         integers, bias = self.integer_weight(name), self.integer_bias(name, given)
         scale = self.fallback.grids.step(name)
         multiplier = self.engine.multiplier(scale, given, grid)
-        if step.kind != ops.LINEAR:
-            multiplier = multiplier.view((-1,) + (1,) * (integers.dim() - 2))
         axis = self.state.plan.weights[name].axis
         dtype = (
             torch.float32
             if _largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
             else torch.float64
         )
-        return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+        return IntegerLayer(
+            integers.to(dtype), bias.to(dtype), _shaped(multiplier, integers)
+        )
 
     def _computed_layer(
         self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
@@ -343,13 +343,16 @@ class Integer(Behaviour):
         self._folded.add(step.chain)
         integers, size, bias = computed_layer(step, args, kwargs, given, norm)
         multiplier = self.engine.multiplier(size, given, grid)
-        if step.kind != ops.LINEAR:
-            multiplier = multiplier.view((-1,) + (1,) * (integers.dim() - 2))
-        return IntegerLayer(integers, bias, multiplier)
+        return IntegerLayer(integers, bias, _shaped(multiplier, integers))
 
     def norm_of(self, step: Step) -> Optional[nn.Module]:
         """The batch normalization in a step's chain."""
         return step.norm and self.state.executor.root.get_submodule(step.norm)
+
+
+def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:
+    """One number per output channel, to multiply what a weight gives."""
+    return multiplier.view((-1,) + (1,) * (weight.dim() - 2))
 
 
 def grid_of(x: Any) -> Optional[Grid]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import QuantizeError
-from .trace import RegionCall, Trace
+from .region_calls import RegionCall
+from .trace import Trace
 
 
 def encode(output: Any, names: Iterator[str | None]) -> Any:

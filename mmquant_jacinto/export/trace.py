@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
@@ -29,12 +28,8 @@ from ..ops import OPS
 from ..simulate import State
 from .graph_writer import GraphWriter
 from .operators import TRANSLATIONS
-from .targets import (
-    CLIP,
-    Target,
-    activation_storage,
-    form_of,
-)
+from .region_calls import RegionCall, missing_function
+from .targets import CLIP, Target, activation_storage, form_of
 from .translation import SiteWriter
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -45,37 +40,7 @@ _CONSTANTS = frozenset(
 )
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
-_SECOND_STAGE = 'roi_head.'  # of MMDetection's two-stage detectors: behind proposals
-_SELECTIONS = frozenset('nonzero sort argsort unique masked_select getitem'.split())
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
-
-
-class _Selection(str):
-    """Why a tensor has no name: as many elements are left as an image happens to have.
-
-    What follows is behind decoding, which a file leaves to its user.
-    """
-
-
-@dataclass
-class RegionCall:
-    """One run of a region that the graph contains.
-
-    Args:
-        region (str): Name of the module.
-        inputs (List[str]): What it read, by name in the graph.
-        is_fixed (bool): Whether no image changes what it read.
-        output (Any): What it returned.
-        names (List[str | None]): Of the leaves of the output.
-        reasons (List[str | None]): Why a leaf has no name.
-    """
-
-    region: str
-    inputs: list[str]
-    is_fixed: bool = False
-    output: Any = None
-    names: list[str | None] = field(default_factory=list)
-    reasons: list[str | None] = field(default_factory=list)
 
 
 class Trace(TorchFunctionMode):
@@ -244,12 +209,7 @@ class Trace(TorchFunctionMode):
             name, reason = self.tag(x)
             call.names.append(name)
             call.reasons.append(reason)
-        if call.region.startswith(_SECOND_STAGE) and not any(call.names):
-            # It begins with what ONNX has no function for, as others do outside.
-            self.skipped.append(call.region)
-            return
-        reasons = [reason for reason in call.reasons if reason is not None]
-        if reasons and all(isinstance(reason, _Selection) for reason in reasons):
+        if call.is_left_out:
             self.skipped.append(call.region)
             return
         # What comes behind may write into it.
@@ -330,10 +290,8 @@ class Trace(TorchFunctionMode):
         translate = TRANSLATIONS.get(op)
         if op == 'get' and isinstance(out, Tensor) and out.shape == args[0].shape:
             return self.name_of(args[0]), None
-        # Between regions, what chooses elements chooses detections.
-        kind = _Selection if op in _SELECTIONS and not self._open else str
         if translate is None:
-            return None, kind(f'the exporter lacks the function {op!r} {_origin(site)}')
+            return None, self._missing(op, '', site)
         kwargs = {
             {'axis': 'dim', 'keepdims': 'keepdim', 'input': 'x', 'self': 'x'}.get(
                 key, key
@@ -346,10 +304,11 @@ class Trace(TorchFunctionMode):
             return translate(writer, *args, **kwargs), None
         except _UNFIT as error:
             del self.writer.nodes[count:]
-            return None, kind(
-                f'the exporter lacks the function {op!r} with these arguments '
-                f'({error}) {_origin(site)}'
-            )
+            return None, self._missing(op, f' with these arguments ({error})', site)
+
+    def _missing(self, op: str, what: str, site: str) -> str:
+        reason = f'the exporter lacks the function {op!r}{what} {_origin(site)}'
+        return missing_function(op, not self._open, reason)
 
     # --- quantized tensors
 
