@@ -37,7 +37,8 @@ class Exported:
         model (onnx.ModelProto): Checked, with metadata.
         layout (List[dict]): See :mod:`~mmquant_jacinto.export.layout`.
         scales (Dict[str, float | None]): Of the grids of the outputs.
-        values (Dict[str, Tensor]): What the quantized tensors in the graph were.
+        values (Dict[str, Tensor]): What the quantized tensors in the graph were, if
+            they were to be kept.
         skipped (List[str]): Modules that could not be part of it.
         target (Target): What it is for.
         form (str): ``'qdq'`` or ``'clip'``.
@@ -95,6 +96,7 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     postprocess: bool = False,
     dynamic: bool = False,
+    keep_values: bool = False,
 ) -> Exported:
     """Exports a quantized model to integer ONNX.
 
@@ -109,6 +111,8 @@ def export_onnx(
         postprocess (bool): Add decoding and NMS, for a dense head of MMDetection:
             outputs ``boxes``, ``scores`` and ``labels``. Defaults to False.
         dynamic (bool): Leave batch, height and width free. Defaults to False.
+        keep_values (bool): Keep what each quantized tensor was, to compare with.
+            Defaults to False.
 
     Returns:
         Exported: With the ONNX model, not yet written or verified.
@@ -126,7 +130,7 @@ def export_onnx(
     chosen = choose_target(target, quantization.plan)
     set_engine(root, chosen)
     given = Example.of(root, example)
-    trace = Trace(root, quantization, chosen)
+    trace = Trace(root, quantization, chosen, keep_values)
     with trace.running(Writing(quantization, trace)):
         trace.add_input(given.images, INPUT_NAME)
         given.run()

@@ -50,6 +50,7 @@ class Trace(TorchFunctionMode):
         root (nn.Module): The quantized model.
         state (State): Its quantization.
         target (Target): What the file is for.
+        keeps_values (bool): Whether :attr:`values` is filled.
 
     Attributes:
         writer (GraphWriter): The graph so far.
@@ -58,8 +59,11 @@ class Trace(TorchFunctionMode):
         skipped (List[str]): Regions that read nothing the graph knows.
     """
 
-    def __init__(self, root: nn.Module, state: State, target: Target) -> None:
+    def __init__(
+        self, root: nn.Module, state: State, target: Target, keeps_values: bool
+    ) -> None:
         super().__init__()
+        self._keeps_values = keeps_values
         self.root, self.state, self.target = root, state, target
         self.writer = GraphWriter()
         self.values: dict[str, Tensor] = {}
@@ -335,8 +339,7 @@ class Trace(TorchFunctionMode):
             result = writer.node(
                 'Clip', [name, *(writer.constant(b, 'range') for b in bounds)], site
             )
-            self.values[result] = x.clone()  # the model may write into it
-            return result
+            return self._keep(result, x)
         storage = activation_storage(self.target, grid)
         implied = (
             low <= storage.low - storage.zero_point
@@ -361,8 +364,12 @@ class Trace(TorchFunctionMode):
                 f'{site}:clip',
             )
         result = writer.dequantize(integers, grid, storage, f'{site}:out')
-        self.values[result] = x.clone()  # the model may write into it
-        return result
+        return self._keep(result, x)
+
+    def _keep(self, name: str, x: Tensor) -> str:
+        if self._keeps_values:
+            self.values[name] = x.clone()  # the model may write into it
+        return name
 
 
 def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:

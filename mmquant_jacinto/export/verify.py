@@ -228,7 +228,7 @@ def first_difference(exported: Exported, model: nn.Module, example: Any) -> str 
     Returns:
         str, optional: None where they are equal on this example.
     """
-    again = export_onnx(model, example, exported.target.name)
+    again = export_onnx(model, example, exported.target.name, keep_values=True)
     proto = onnx.ModelProto()
     proto.CopyFrom(again.model)
     there = {item.name for item in proto.graph.output}
