@@ -27,6 +27,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -220,7 +221,7 @@ def table(name: str, result: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def versions(known: Mapping[str, str]) -> dict[str, str]:
+def versions(known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Versions of the libraries, as installed or as earlier rows were made with."""
     found = dict(known)
     for name in PACKAGES:
