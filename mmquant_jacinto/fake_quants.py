@@ -116,9 +116,18 @@ class FakeQuantizers(nn.Module):
             with torch.no_grad():
                 module.enable_static_estimate()
                 module(x.detach().float())
-            module.enable_param_learning()
-            self._ready.add(index)
+            self._start_learning(index)
         return module(x.float()).to(x.dtype)
+
+    def _start_learning(self, index: int) -> None:
+        module = self.quantizers[index]
+        module.enable_param_learning()
+        self._ready.add(index)
+        # What the observer saw has served, is of this process alone, and has a shape
+        # that a copy made before (EMA) has not.
+        reset = getattr(module.activation_post_process, 'reset_min_max_vals', None)
+        if reset is not None:
+            reset()
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -147,14 +156,7 @@ class FakeQuantizers(nn.Module):
                 scale, zero_point = (part[:-1] / part[-1]).chunk(2)
                 module.scale.copy_(scale.view_as(module.scale))
                 module.zero_point.copy_(zero_point.view_as(module.zero_point).round())
-                module.enable_param_learning()
-                self._ready.add(index)
-                # What the observers saw is of this process alone, and has served.
-                reset = getattr(
-                    module.activation_post_process, 'reset_min_max_vals', None
-                )
-                if reset is not None:
-                    reset()
+                self._start_learning(index)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
+from toy_distiller import distilling_model
 from toy_runner import make_config, train
 
 import mmquant_jacinto  # noqa: F401
@@ -94,6 +95,15 @@ def run_all(folder, float_checkpoint, launcher):
     runs.train('ptq_mixed', dict(PTQ, mixed_precision=budget), load_from=load_from)
     if importlib.util.find_spec('mmrazor') is not None:
         runs.train('qat_fake_quants', FAKE_QUANTS, load_from=load_from)
+        averaged = [dict(type='EMAHook')]
+        runs.train(
+            'qat_fake_quants_averaged',
+            FAKE_QUANTS,
+            load_from=load_from,
+            custom_hooks=averaged,
+        )
+        taught = dict(model=dict(distilling_model(load_from), _delete_=True))
+        runs.train('qat_distilled', QAT, load_from=load_from, **taught)
     runs.train('qat', QAT, load_from=load_from)
     runs.train('qat_minmax', dict(QAT, observer='minmax'), load_from=load_from)
     # Goes on from what the run above left after its second epoch.

@@ -1,15 +1,13 @@
 """A float teacher distils into a student that our engine quantizes."""
 
-import copy
-
 import pytest
 import torch
 import toy_runner
-from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
-from toy_runner import DigitsClassifier, differences, make_config, state_of, train
+from toy_distiller import distilling_model
+from toy_runner import differences, make_config, state_of, train
 
 import mmquant_jacinto  # noqa: F401 - lets MMRazor be imported
 from mmquant_jacinto import QuantizeError, QuantTrainModule
@@ -18,27 +16,6 @@ pytest.importorskip('mmrazor.models', reason='MMRazor is not installed')
 
 FLOAT_EPOCHS = 2
 QAT = dict(mode='qat', bits=8, target='onnxruntime')
-
-
-@MODELS.register_module()
-class PackDigits(BaseDataPreprocessor):
-    """Gives the batch the signature that MMRazor's algorithms have."""
-
-    def forward(self, data, training=False):
-        if 'data_samples' not in data:
-            truth = dict(labels=data['labels'], place=data['place'])
-            data = dict(inputs=data['inputs'], data_samples=truth)
-        return super().forward(data, training)
-
-
-@MODELS.register_module()
-class DigitsStudent(DigitsClassifier):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.data_preprocessor = PackDigits()
-
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        return super().forward(inputs, **(data_samples or {}), mode=mode)
 
 
 def student_config(work_dir, quantize=None, **changes):
@@ -51,44 +28,7 @@ def distilling_config(
     work_dir, teacher_ckpt, quantize=QAT, source='backbone', **changes
 ):
     cfg = make_config(work_dir, quantize, **changes)
-    recorders = dict(
-        feature=dict(type='mmrazor.ModuleOutputs', source=source),
-        scores=dict(type='mmrazor.ModuleOutputs', source='head'),
-    )
-
-    def sides(recorder, student, teacher):
-        return {
-            student: dict(from_student=True, recorder=recorder),
-            teacher: dict(from_student=False, recorder=recorder),
-        }
-
-    cfg.model = dict(
-        type='mmrazor.SingleTeacherDistill',
-        architecture=dict(type='DigitsStudent'),
-        teacher=dict(type='DigitsStudent'),
-        teacher_ckpt=teacher_ckpt,
-        distiller=dict(
-            type='mmrazor.ConfigurableDistiller',
-            student_recorders=recorders,
-            teacher_recorders=copy.deepcopy(recorders),
-            connectors=dict(
-                align=dict(
-                    type='mmrazor.ConvModuleConnector', in_channel=8, out_channel=8
-                )
-            ),
-            distill_losses=dict(
-                loss_feature=dict(
-                    type='mmrazor.L2Loss', normalize=False, div_element=True
-                ),
-                loss_scores=dict(type='mmrazor.KLDivergence', tau=2.0),
-            ),
-            loss_forward_mappings=dict(
-                loss_feature=sides('feature', 's_feature', 't_feature'),
-                loss_scores=sides('scores', 'preds_S', 'preds_T'),
-            ),
-        ),
-    )
-    cfg.model.distiller.loss_forward_mappings.loss_feature.s_feature.connector = 'align'
+    cfg.model = distilling_model(teacher_ckpt, source)
     return cfg
 
 

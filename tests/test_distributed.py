@@ -125,11 +125,30 @@ def two(one, tmp_path_factory):
     return Results(folder, 2)
 
 
-def test_fake_quantizers_of_mmrazor_are_the_same_in_all_processes(two):
+@pytest.mark.parametrize('name', ['qat_fake_quants', 'qat_fake_quants_averaged'])
+def test_fake_quantizers_of_mmrazor_are_the_same_in_all_processes(name, two):
     pytest.importorskip('mmrazor')
-    first, second = two.of('qat_fake_quants')
+    first, second = two.of(name)
     assert any('fake_quants' in key for key in first)
     assert not differences(first, second)
+
+
+def test_distilled_student_is_the_same_in_all_processes(one, two):
+    pytest.importorskip('mmrazor.models', reason='MMRazor is not installed')
+    first, second = two.of('qat_distilled')
+    assert 'architecture.quantization.plan' in first
+    assert not differences(first, second)
+    teacher = torch.load(one.folder / 'float' / 'epoch_6.pth', weights_only=False)
+    kept = {
+        key[len('teacher.') :]: value
+        for key, value in first.items()
+        if key.startswith('teacher.')
+    }
+    assert not differences(kept, teacher['state_dict'])
+    changed = differences(
+        {key: first[f'architecture.{key}'] for key in kept}, teacher['state_dict']
+    )
+    assert 'backbone.stem.weight' in changed
 
 
 @pytest.mark.parametrize('name', RUNS)
