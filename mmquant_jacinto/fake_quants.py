@@ -60,6 +60,7 @@ class FakeQuantizers(nn.Module):
         super().__init__()
         self.tensors = tuple(tensors)
         self.index = {tensor.name: i for i, tensor in enumerate(tensors)}
+        self.observer_type = observer['type']
         key = f'quantize.{kind}'
         for item in mmrazor_types([fake_quant, observer], key):
             require_mmrazor(item)
@@ -176,6 +177,11 @@ class FakeQuantizers(nn.Module):
         return scale, module.zero_point.detach().flatten().to(scale.dtype).round()
 
     @property
+    def grows(self) -> bool:
+        """bool: Whether the first step gives a buffer another shape, for good."""
+        return not self.learns and any(not item.numel() for item in self.buffers())
+
+    @property
     def is_ready(self) -> set[int]:
         """Set[int]: The tensors that have a scale."""
         return self._ready
@@ -206,6 +212,22 @@ class FakeQuants(nn.Module):
     def is_ready(self) -> bool:
         """bool: Whether each kind of tensors has first scales."""
         return all(part.is_ready for part in self.children())
+
+    def check_averaged(self) -> None:
+        """Checks that an average of the model can be kept.
+
+        Raises:
+            QuantizeError: If the first step changes shapes: a copy made before cannot
+                follow.
+        """
+        for kind, part in self.named_children():
+            if part.grows:
+                raise QuantizeError(
+                    f'quantize.{kind}.observer.type={part.observer_type!r} has no '
+                    'shape before the first step, so EMAHook cannot average it; take '
+                    "fake_quant=dict(type='mmrazor.LearnableFakeQuantize'), or leave "
+                    'EMAHook out'
+                )
 
     def write(self, activations: ActivationQuantizers, weight_scale: Tensor) -> None:
         """Makes the scales the engine's own.

@@ -147,6 +147,19 @@ def test_torchs_own_follow_the_ranges(toy_net, images):
     assert grid.scale == pytest.approx(float(reach) / 255, rel=1e-4)
 
 
+def test_what_no_average_can_follow_is_refused(tmp_path):
+    theirs = dict(
+        fake_quant=dict(type='mmrazor.FakeQuantize'),
+        observer=dict(type='mmrazor.PerChannelMinMaxObserver'),
+    )
+    cfg = make_config(tmp_path, dict(mode='qat', target='onnxruntime', weight=theirs))
+    cfg.train_cfg.max_epochs = 1
+    train(cfg)
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    with pytest.raises(QuantizeError, match=r'quantize\.weight\.observer.*EMAHook'):
+        train(cfg)
+
+
 def qat(work_dir, **changes):
     return make_config(work_dir, dict(BOTH, mode='qat', bits=4), **changes)
 

@@ -7,6 +7,7 @@ from mmengine.dist import all_reduce_params, is_distributed
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 DATA_BATCH = Optional[Union[dict, tuple, list]]
@@ -42,6 +43,9 @@ class QATHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Finds what learned scales start from."""
+        fake_quants = runner.model.quantization.fake_quants
+        if fake_quants is not None and _averaged(runner):
+            fake_quants.check_averaged()
         if runner.model.config.learns_scales:
             runner.measure_ranges()
 
@@ -98,10 +102,9 @@ class QATHook(Hook):
     def _share_statistics(self, runner: Runner) -> None:
         if not is_distributed():
             return
-        averaged = [h.ema_model for h in runner.hooks if isinstance(h, EMAHook)]
         statistics = [
             buffer
-            for model in (runner.model, *averaged)
+            for model in (runner.model, *_averaged(runner))
             for module in model.modules()
             if isinstance(module, _BatchNorm)
             for buffer in (module.running_mean, module.running_var)
@@ -130,3 +133,7 @@ class QATHook(Hook):
                 'Quantization: NaN or infinity was left out of the ranges of '
                 + ', '.join(rejected)
             )
+
+
+def _averaged(runner: Runner) -> list[nn.Module]:
+    return [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
