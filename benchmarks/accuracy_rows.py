@@ -48,6 +48,7 @@ class Row:
         options: More keys of the config, merged into it. In a string ``{float}``
             becomes the path of the float checkpoint, ``{config}`` that of its
             config: a teacher's, for example.
+        after: The row whose checkpoint, of the same seed, it starts from.
         twin: Starts from the hostile twin of the float checkpoint.
         ablation: Is not in the table but below it: what one switch changes.
         bound: The points of mAP50 and of mAP that may be lost against float.
@@ -60,6 +61,7 @@ class Row:
     epochs: int | None = None
     lr: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    after: str | None = None
     twin: bool = False
     ablation: bool = False
     bound: tuple[float, float] | None = None
@@ -226,6 +228,13 @@ ROWS = (
         bound=(0.5, 1.0),
     ),
     Row(
+        *('w4a4_finetune_lsq', 'W4A4, QAT after the fine-tuned calibration', 'qat'),
+        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
+        lr=LEARNED['lr'],
+        after='w4a4_finetune',
+        bound=(0.5, 1.0),
+    ),
+    Row(
         *('w4a4_distill', 'W4A4, QAT, learned scales, distilled', 'distill'),
         _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         **LEARNED,
@@ -327,3 +336,4 @@ ROWS = (
         _low(4, observer='mse', rounding='coordinate_descent', calibration=SEQUENTIAL),
     ),
 )
+ROWS_BY_NAME = {row.name: row for row in ROWS}

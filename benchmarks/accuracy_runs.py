@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_configs import ROOT, fill, merged, relative, write_config, write_whole
-from accuracy_rows import KINDS, Row
+from accuracy_rows import KINDS, ROWS_BY_NAME, Row
 
 TITLES = dict(mobilenet='MobileNetV2', regnet='RegNetX-800MF', resnet='ResNet-50')
 ARCHS = tuple(TITLES)
@@ -92,8 +92,17 @@ class Run:
         return (self.row.epochs or self.setup.qat_epochs) if self.row.is_trained else 1
 
     @property
+    def before(self) -> Run | None:
+        """The run whose checkpoint it starts from."""
+        if self.row.after is None:
+            return None
+        return Run(self.setup, self.arch, ROWS_BY_NAME[self.row.after], self.seed)
+
+    @property
     def start(self) -> Path:
         """The checkpoint it starts from."""
+        if self.before is not None:
+            return self.before.checkpoint
         if self.row.twin:
             return self.setup.twin_checkpoint(self.arch)
         return self.setup.float_checkpoint(self.arch)
@@ -128,6 +137,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What its result depends on, beside the float checkpoint and the data."""
         settings = dict(kind=self.row.kind, twin=self.row.twin, **self.own_options())
+        if self.before is not None:
+            settings['before'] = self.before.settings()
         # as it is once it was written and read
         return json.loads(json.dumps(settings))
 
@@ -190,6 +201,7 @@ class Run:
             settings=self.settings(),
             **more,
         )
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / 'run.json', json.dumps(record, indent=1) + '\n')
 
     def execute(self, lock: int) -> dict[str, Any]:
@@ -202,18 +214,13 @@ class Run:
             RunError: If one of its commands fails.
         """
         start = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / 'run.json').is_file():
             self.write()
-        config = self.write_config()
-        log = self.folder.with_suffix('.log')
-        scores = None
-        if self.row.kind != 'test' and not is_saved(self.checkpoint):
-            command = ['tools/train.py', relative(config)]
-            if self.row.is_trained:
-                command.append('--resume')
-            call(command, log, lock)
-            scores = read_validation(self.folder, self.epochs)
+        if self.before is not None:
+            # Removed, where that run is finished; it is made again as it was.
+            self.before.make_checkpoint(lock)
+        scores = self.make_checkpoint(lock)
+        config, log = self.folder.with_suffix('.py'), self.folder.with_suffix('.log')
         if scores is None:
             # either a float checkpoint, or one whose validation was interrupted
             test = self.folder / 'test'
@@ -228,7 +235,28 @@ class Run:
         self.write(scores=scores, seconds=seconds)
         if not self.setup.keep:
             self.remove_checkpoints()
+            if self.before is not None:
+                self.before.remove_checkpoints()
         return self.read()
+
+    def make_checkpoint(self, lock: int) -> dict[str, float] | None:
+        """Write its config and train or calibrate, unless that is done.
+
+        Returns:
+            The scores that the training ended with, if it did so just now.
+
+        Raises:
+            RunError: If the training fails.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.write_config()
+        if self.row.kind == 'test' or is_saved(self.checkpoint):
+            return None
+        command = ['tools/train.py', relative(config)]
+        if self.row.is_trained:
+            command.append('--resume')
+        call(command, self.folder.with_suffix('.log'), lock)
+        return read_validation(self.folder, self.epochs)
 
     def remove_checkpoints(self) -> None:
         """Remove what nothing needs any more; logs and predictions stay.

@@ -180,6 +180,27 @@ def test_a_second_command_makes_only_what_is_left(setup, called):
     assert called == []
 
 
+def test_row_that_starts_from_another_rows_checkpoint(setup, called):
+    names = ['w4a4_finetune', 'w4a4_finetune_lsq']
+    runs = accuracy.select_runs(setup, ['mobilenet'], [row(n) for n in names], [0, 1])
+    assert accuracy.execute(setup, runs) == []
+    trained = [command[1] for command in called]
+    # The second seed's calibration was removed when it was finished.
+    assert [Path(path).parts[-2:] for path in trained[1:]] == [
+        ('w4a4_finetune', 'seed_0.py'),
+        ('w4a4_finetune_lsq', 'seed_0.py'),
+        ('w4a4_finetune', 'seed_1.py'),
+        ('w4a4_finetune', 'seed_1.py'),
+        ('w4a4_finetune_lsq', 'seed_1.py'),
+    ]
+    start = accuracy_runs.relative(runs[0].checkpoint)
+    assert f'load_from = {start!r}' in (ROOT / trained[2]).read_text()
+    assert runs[1].settings()['before'] == runs[0].settings()
+    assert len(accuracy.collect(setup)) == 4
+    left = [run.checkpoint.exists() for run in runs]
+    assert left == [True, True, False, False]
+
+
 def test_killed_between_the_last_checkpoint_and_its_scores(setup, called):
     run = Run(setup, 'mobilenet', row('int8_jacinto_qat'), 0)
     leave_training(run.folder, epochs=2, step=1)
