@@ -22,15 +22,13 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.func import functional_call
 
-from . import ops
 from .config_sections import Finetune
 from .errors import QuantizeError
 from .execute import Behaviour
 from .observers import is_distributed
-from .ops import Op
-from .plan import Plan, Step
+from .outputs import FloatOutputs, Outputs
+from .plan import Step
 from .quant_module import QuantModule
-from .sensitivity import output_quantizers
 from .simulate import Simulate, State
 from .weights import channel_rows
 
@@ -38,51 +36,7 @@ REPORTS = 10  # lines in the log
 # Elements of the teacher's outputs that are held, to be seen again.
 MAX_HELD = 2**26
 # What a pass gave: each output's quantizer, and the tensor.
-Outputs = list[tuple[str, Tensor]]
-
-
-class _Collected:
-    """What leaves the network, in the order in which it does."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.names = output_quantizers(plan)
-        self.outputs: Outputs = []
-
-    def add(self, step: Step, x: Any) -> Any:
-        """Keeps an output; what goes on has no graph: decoding may do what it likes."""
-        is_output = step.last and step.output in self.names
-        if not is_output or not isinstance(x, Tensor) or not x.numel():
-            return x
-        self.outputs.append((step.output, x))
-        return x.detach().clone()
-
-    def take(self) -> Outputs:
-        """What was kept, since last taken."""
-        outputs, self.outputs = self.outputs, []
-        return outputs
-
-
-class Teacher(Behaviour):
-    """Runs in float, and keeps what leaves the network.
-
-    Args:
-        state (State): Of the quantized model.
-    """
-
-    def __init__(self, state: State) -> None:
-        self.collected = _Collected(state.plan)
-
-    def begin(self) -> None:
-        self.collected.take()
-
-    def call(
-        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
-    ) -> Any:
-        out = func(*args, **kwargs)
-        return out if step.kind in (ops.PASS, ops.CAT) else self.after_norm(step, out)
-
-    def after_norm(self, step: Step, x: Tensor) -> Tensor:
-        return self.collected.add(step, x)
+Kept = list[tuple[str, Tensor]]
 
 
 class Student(Simulate):
@@ -96,20 +50,20 @@ class Student(Simulate):
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
-        self.collected = _Collected(state.plan)
+        self.outputs = Outputs(state.plan)
 
     def begin(self) -> None:
         super().begin()
-        self.collected.take()
+        self.outputs.take()
 
     def end(self) -> None:
         """No step of a training: nothing is measured or counted."""
 
     def _emit(self, step: Step, x: Any) -> Any:
-        return self.collected.add(step, super()._emit(step, x))
+        return self.outputs.add(step, super()._emit(step, x))
 
 
-def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
+def paired(outputs: Kept, reference: Kept) -> list[tuple[Tensor, Tensor]]:
     """Outputs of two passes that belong together.
 
     The k-th tensor of a quantizer in one pass belongs to the k-th in the other. Tensors
@@ -127,12 +81,12 @@ def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def output_loss(outputs: Outputs, reference: Outputs) -> Tensor | None:
+def output_loss(outputs: Kept, reference: Kept) -> Tensor | None:
     """Squared error over squared reference, mean over the outputs.
 
     Args:
-        outputs (Outputs): Of the student, with a graph.
-        reference (Outputs): Of the teacher.
+        outputs (Kept): Of the student, with a graph.
+        reference (Kept): Of the teacher.
 
     Returns:
         Tensor, optional: Zero-dimensional; None where no outputs belong together.
@@ -168,8 +122,8 @@ class Finetuning:
         self.state = state
         self.run = run
         self.options = options
-        self._held: dict[int, Outputs] = {}
-        self.teacher, self.student = Teacher(state), Student(state)
+        self._held: dict[int, Kept] = {}
+        self.teacher, self.student = FloatOutputs(state), Student(state)
         with torch.no_grad():
             self.student.begin()
 
@@ -206,25 +160,25 @@ class Finetuning:
         return history
 
     @torch.no_grad()
-    def _reference(self, batch: Any, index: int) -> Outputs:
+    def _reference(self, batch: Any, index: int) -> Kept:
         """What the teacher gives for a batch; held where there is room for it."""
         if index in self._held:
             return self._held[index]
         self.run(self.teacher, batch)
-        outputs = self.teacher.collected.take()
+        outputs = self.teacher.outputs.take()
         known = (*self._held.values(), outputs)
         if sum(x.numel() for part in known for _, x in part) <= MAX_HELD:
             self._held[index] = outputs
         return outputs
 
     def _descend(
-        self, batch: Any, reference: Outputs, parameters: list[Tensor]
+        self, batch: Any, reference: Kept, parameters: list[Tensor]
     ) -> float:
         """Gives the parameters their gradients, means of all processes."""
         with torch.enable_grad():
             self._place_biases()
             self.run(self.student, batch)
-            loss = output_loss(self.student.collected.take(), reference)
+            loss = output_loss(self.student.outputs.take(), reference)
         flat = torch.zeros(
             2 + sum(p.numel() for p in parameters), device=parameters[0].device
         )
@@ -349,7 +303,7 @@ class FinetunedModule(QuantModule):
             self.quantization.executor.behaviour = behaviour
             # A preprocessor may change its batch in place.
             args, call = self.arguments(copy.deepcopy(batch))
-            if isinstance(behaviour, Teacher):
+            if isinstance(behaviour, FloatOutputs):
                 functional_call(self.module, self._float_weights, args, call)
             else:
                 self.module(*args, **call)

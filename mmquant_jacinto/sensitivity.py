@@ -21,36 +21,35 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from .execute import Behaviour
 from .observers import is_distributed
 from .ops import Op
-from .plan import OUTPUT, Plan, Step
+from .outputs import FloatOutputs
+from .plan import Step
 from .simulate import State
 from .weight_grids import WeightGrids
 from .weights import Layer, quantize_weight
 
 
-class Probe(Behaviour):
+class Probe(FloatOutputs):
     """Runs in float, and projects what leaves the network on random directions.
 
     Weights of layers stand in as leaves of the autograd graph of their own, so
-    frozen and packed parameters have gradients too. What is projected leaves the
-    network without a graph: decoding may do with it what it likes.
+    frozen and packed parameters have gradients too.
 
     Args:
         state (State): Of the quantized model.
     """
 
     def __init__(self, state: State) -> None:
+        super().__init__(state)
         self.state = state
-        self.outputs = output_quantizers(state.plan)
         self.generator: torch.Generator | None = None
         self._leaves: dict[str, Tensor] = {}
-        self._projections: list[Tensor] = []
         self._is_replay = False
 
     def begin(self) -> None:
-        self._leaves, self._projections = {}, []
+        super().begin()
+        self._leaves = {}
 
     @contextmanager
     def replay(self, memory: Any) -> Iterator[None]:
@@ -68,11 +67,10 @@ class Probe(Behaviour):
             args, kwargs = ops.replace_operands(
                 args, kwargs, x, self._leaf(step.weight), bias
             )
-        out = func(*args, **kwargs)
-        return out if step.kind in (ops.PASS, ops.CAT) else self._project(step, out)
+        return super().call(step, op, func, args, kwargs)
 
-    def after_norm(self, step: Step, x: Tensor) -> Tensor:
-        return self._project(step, x)
+    def after_norm(self, step: Step, x: Any) -> Any:
+        return x if self._is_replay else super().after_norm(step, x)
 
     def _leaf(self, name: str) -> Tensor:
         leaf = self._leaves.get(name)
@@ -81,44 +79,23 @@ class Probe(Behaviour):
             self._leaves[name] = leaf
         return leaf
 
-    def _project(self, step: Step, x: Any) -> Any:
-        if (
-            not step.last
-            or step.output not in self.outputs
-            or self._is_replay
-            or not isinstance(x, Tensor)
-            or not x.numel()
-        ):
-            return x
+    def _project(self, x: Tensor) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=self.generator)
         # Outputs count with their share of noise, whatever their unit.
         size = x.detach().norm().clamp(min=torch.finfo(x.dtype).tiny)
-        self._projections.append((x * direction).sum() / size)
-        return x.detach().clone()
+        return (x * direction).sum() / size
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradient of the projections of the last pass, by weight quantizer."""
-        total = [item for item in self._projections if item.requires_grad]
-        leaves, self._leaves, self._projections = self._leaves, {}, []
+        projections = [self._project(x) for _, x in self.outputs.take()]
+        total = [item for item in projections if item.requires_grad]
+        leaves, self._leaves = self._leaves, {}
         if not total:
             return {}
         found = torch.autograd.grad(
             torch.stack(total).sum(), list(leaves.values()), allow_unused=True
         )
         return {name: grad for name, grad in zip(leaves, found) if grad is not None}
-
-
-def output_quantizers(plan: Plan) -> set[str]:
-    """Quantizers of what leaves the network: of what no quantized call reads.
-
-    Heads that end in a call that is not quantized (``sigmoid``) have no output
-    quantizer; what is read by nothing else stands for it.
-    """
-    found = {spec.name for spec in plan.activations if spec.kind == OUTPUT}
-    if found:
-        return found
-    read = {name for step in plan.steps.values() for name in step.inputs}
-    return {step.output for step in plan.steps.values() if step.output} - read
 
 
 class Sensitivity:

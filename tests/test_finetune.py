@@ -16,6 +16,7 @@ from mmquant_jacinto import (
     QuantizeError,
     QuantTestModule,
     finetune,
+    outputs,
 )
 from mmquant_jacinto.finetune import output_loss, paired
 
@@ -148,9 +149,9 @@ def test_the_teacher_has_the_weights_from_before_the_calibration(monkeypatch):
 def test_outputs_of_the_teacher_are_held_where_there_is_room(held, monkeypatch):
     monkeypatch.setattr(finetune, 'MAX_HELD', held)
     runs = []
-    begin = finetune.Teacher.begin
+    begin = outputs.FloatOutputs.begin
     monkeypatch.setattr(
-        finetune.Teacher, 'begin', lambda self: (runs.append(1), begin(self))
+        outputs.FloatOutputs, 'begin', lambda self: (runs.append(1), begin(self))
     )
     batches = images(2)
     calibrate(toy(), batches, dict(iterations=6)).finetune(batches)
@@ -220,7 +221,7 @@ def test_nothing_to_compare_or_to_train_on_is_an_error(monkeypatch):
     model = calibrate(toy(), batches)
     with pytest.raises(QuantizeError, match='calibrate on some batches before'):
         model.finetune([])
-    monkeypatch.setattr(finetune, 'output_quantizers', lambda plan: set())
+    monkeypatch.setattr(outputs, 'output_quantizers', lambda plan: set())
     with pytest.raises(QuantizeError, match='quantize.finetune has nothing to compare'):
         model.finetune(batches)
     plain = QuantCalibrateModule(toy(), batches[0], bits=8).train()

@@ -1,0 +1,74 @@
+"""Outputs: what leaves a network, as its plan knows it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from torch import Tensor
+
+from . import ops
+from .execute import Behaviour
+from .ops import Op
+from .plan import OUTPUT, Plan, Step
+from .simulate import State
+
+
+def output_quantizers(plan: Plan) -> set[str]:
+    """Quantizers of what leaves the network: of what no quantized call reads.
+
+    Heads that end in a call that is not quantized (``sigmoid``) have no output
+    quantizer; what is read by nothing else stands for it.
+    """
+    found = {spec.name for spec in plan.activations if spec.kind == OUTPUT}
+    if found:
+        return found
+    read = {name for step in plan.steps.values() for name in step.inputs}
+    return {step.output for step in plan.steps.values() if step.output} - read
+
+
+class Outputs:
+    """What leaves the network, in the order in which it does.
+
+    Args:
+        plan (Plan): Of the network.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.names = output_quantizers(plan)
+        self.kept: list[tuple[str, Tensor]] = []
+
+    def add(self, step: Step, x: Any) -> Any:
+        """Keeps an output; what goes on has no graph: decoding may do what it likes."""
+        is_output = step.last and step.output in self.names
+        if not is_output or not isinstance(x, Tensor) or not x.numel():
+            return x
+        self.kept.append((step.output, x))
+        return x.detach().clone()
+
+    def take(self) -> list[tuple[str, Tensor]]:
+        """Quantizer and tensor of what was kept, since last taken."""
+        kept, self.kept = self.kept, []
+        return kept
+
+
+class FloatOutputs(Behaviour):
+    """Runs in float, and keeps what leaves the network.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.outputs = Outputs(state.plan)
+
+    def begin(self) -> None:
+        self.outputs.take()
+
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        out = func(*args, **kwargs)
+        return out if step.kind in (ops.PASS, ops.CAT) else self.after_norm(step, out)
+
+    def after_norm(self, step: Step, x: Any) -> Any:
+        return self.outputs.add(step, x)
