@@ -376,9 +376,12 @@ def test_verification_counts_and_names_what_parts(toy_net, images):
     assert not report.holds()
 
 
-def test_bisection_names_the_first_tensor(toy_net, images, monkeypatch):
+@pytest.mark.parametrize('at_a_time', [2**26, 1000])
+def test_bisection_names_the_first_tensor(toy_net, images, monkeypatch, at_a_time):
     from mmquant_jacinto import arithmetic
+    from mmquant_jacinto.export import verify
 
+    monkeypatch.setattr(verify, 'MAX_COMPARED', at_a_time)
     exported = export(toy_net, images)
     assert first_difference(exported, toy_net, images) is None
     monkeypatch.setattr(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ from .targets import CLIP, SIGNED
 MIN_EQUAL = 0.999
 # Of the outputs, in dB, where the file rounds otherwise than the model.
 MIN_SIGNAL_TO_NOISE = 20.0
+# Elements of inner tensors that are compared at a time.
+MAX_COMPARED = 2**26
 
 
 @dataclass
@@ -141,7 +143,6 @@ def verify(
     Returns:
         Report: Per output, and the scores of both.
     """
-    session = Session(exported.model)
     reports = {name: OutputReport(name) for name in exported.scales}
     report = Report(
         list(reports.values()),
@@ -149,6 +150,32 @@ def verify(
         is_wide=_is_wide(exported, model),
     )
     evaluators = [make_evaluator(), make_evaluator()] if make_evaluator else []
+    parting = _compare(exported, model, examples, report, evaluators)
+    if evaluators:
+        scores = [evaluator.evaluate(report.images) for evaluator in evaluators]
+        report.scores = {
+            name: (float(value), float(scores[1][name]))
+            for name, value in scores[0].items()
+        }
+    if parting is not None and report.rounds:
+        report.first = first_difference(exported, model, parting)
+    return report
+
+
+def _compare(
+    exported: Exported,
+    model: nn.Module,
+    examples: Iterable[Any],
+    report: Report,
+    evaluators: list[Evaluator],
+) -> Any:
+    """Fills a report in.
+
+    Returns:
+        Any: The first example whose outputs differ; None where there is none.
+    """
+    session = Session(exported.model)
+    reports = {item.name: item for item in report.outputs}
     regions = RegionOutputs(model, exported.layout)
     parting: Any = None
     for example in examples:
@@ -171,15 +198,7 @@ def verify(
                 others = given.run()
             for evaluator, results in zip(evaluators, (predictions, others)):
                 evaluator.process(copy.deepcopy(results), example)
-    if evaluators:
-        scores = [evaluator.evaluate(report.images) for evaluator in evaluators]
-        report.scores = {
-            name: (float(value), float(scores[1][name]))
-            for name, value in scores[0].items()
-        }
-    if parting is not None and report.rounds:
-        report.first = first_difference(exported, model, parting)
-    return report
+    return parting
 
 
 def _rounds_alike(exported: Exported, model: nn.Module) -> bool:
@@ -223,25 +242,44 @@ def _add_quantization(
 def first_difference(exported: Exported, model: nn.Module, example: Any) -> str | None:
     """Name of the first quantized tensor in which file and model part.
 
-    All of them become outputs of the file, which is compared from the image on.
+    They become outputs of the file, some at a time, from the image on.
 
     Returns:
         str, optional: None where they are equal on this example.
     """
     again = export_onnx(model, example, exported.target.name, keep_values=True)
+    images = Example.of(model, example).images
+    names = [name for node in again.model.graph.node for name in node.output]
+    for part in _parts([name for name in names if name in again.values], again.values):
+        found = Session(_with_outputs(again.model, part))(images)
+        for name in part:
+            if not torch.equal(again.values[name].cpu(), found[name]):
+                return name
+    return None
+
+
+def _parts(names: list[str], values: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names in turn, as many at a time as memory holds the tensors of."""
+    part: list[str] = []
+    elements = 0
+    for name in names:
+        part.append(name)
+        elements += values[name].numel()
+        if elements > MAX_COMPARED:
+            yield part
+            part, elements = [], 0
+    if part:
+        yield part
+
+
+def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy that returns more tensors."""
     proto = onnx.ModelProto()
-    proto.CopyFrom(again.model)
+    proto.CopyFrom(model)
     there = {item.name for item in proto.graph.output}
     proto.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in again.values
+        for name in names
         if name not in there
     )
-    found = Session(proto)(Example.of(model, example).images)
-    order = [name for node in proto.graph.node for name in node.output]
-    for name in order:
-        if name in again.values and not torch.equal(
-            again.values[name].cpu(), found[name]
-        ):
-            return name
-    return None
+    return proto
