@@ -23,6 +23,7 @@ from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .execute import Behaviour
 from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
+from .ordering import StableOrder
 from .plan import Step
 from .sampling import Taps, sample
 from .simulate import (
@@ -71,6 +72,7 @@ class Integer(Behaviour):
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
         self._autocast: list[torch.autocast] = []
+        self._order: Optional[StableOrder] = None
         # Chains whose normalization is part of a weight that the model computes.
         self._folded: set[str] = set()
 
@@ -78,6 +80,14 @@ class Integer(Behaviour):
         grids = self.fallback.grids
         if not grids.is_computed:
             compute_grids(grids, self.state)
+        if self.engine.has_exact_functions and self._order is None:
+            self._order = StableOrder()
+            self._order.__enter__()
+
+    def end(self) -> None:
+        order, self._order = self._order, None
+        if order is not None:
+            order.__exit__(None, None, None)
 
     def enter_region(self) -> None:
         # Half precision cannot hold the accumulators.

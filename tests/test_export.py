@@ -206,6 +206,9 @@ UNARY = {
     'written_whole': lambda x: written(x, slice(None), x.flip(1)),
     'written_number': lambda x: written(x, (0, 1), 2.5),
     'written_mask': lambda x: written(x, x > 1, 0),
+    'topk': lambda x: (
+        x.flatten(2).gather(2, x.round().flatten(2).topk(50, 2)[1]).unsqueeze(3)
+    ),
     'cummax': lambda x: x.cummax(2)[0] + x.flip(3).cummax(3)[0],
 }
 

@@ -68,6 +68,17 @@ def test_module_that_reads_parameters_alone_is_a_constant(moves):
     assert torch.equal(found['last'], expected)
 
 
+def test_equal_scores_are_chosen_in_the_files_order():
+    def between(net, feature, scores):
+        best = (scores * 4).round()[:, 0].flatten(1).topk(10)[1]
+        rows = feature.flatten(2).gather(2, best[:, None].expand(-1, 8, -1))
+        return net.last(rows.unsqueeze(3))
+
+    net = Detector(between, last=nn.Conv2d(8, 4, 1))
+    _, expected, found = compared(net)
+    assert torch.equal(found['last'], expected)
+
+
 class Masks(nn.Module):
     """Reads a feature of the network, and kernels of chosen detections."""
 

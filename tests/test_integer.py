@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from reference import ROUND, convolve, power_of_two, to_grid
 from torch import nn
+from torch.overrides import _get_current_function_mode
 from toy_models import Forward, calibrated, randomize_norms
 
 from mmquant_jacinto import integer
@@ -458,3 +459,26 @@ def test_autocast_does_not_touch_integers(toy_net, images, dtype):
     with torch.autocast('cpu', dtype=dtype):
         (out,) = run(toy_net, images)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+def test_a_pass_that_is_broken_off_leaves_no_mode_behind(error):
+    def forward(net, x):
+        x = net.conv(x)
+        if net.fails:
+            raise error
+        return x
+
+    net = Forward(forward, conv=nn.Conv2d(3, 4, 1))
+    net.fails = False
+    x = torch.randn(1, 3, 4, 4)
+    calibrated(net, x, target='onnxruntime')
+    expected = net(x)
+    assert _get_current_function_mode() is None
+    net.fails = True
+    with pytest.raises(error):
+        net(x)
+    net.fails = False
+    # A keyboard interrupt runs no hooks; the next pass sets right what it left.
+    assert torch.equal(net(x), expected)
+    assert _get_current_function_mode() is None

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..errors import QuantizeError
+from ..ordering import StableOrder
 from .from_config import fit_pipeline, innermost_dataset
 from .packages import require
 from .session import Session, in_place_of_modules
@@ -68,7 +69,8 @@ class FileRun:
             Dict[str, float]: The metrics.
         """
         runner.register_hook(_ThroughputHook(), priority='LOWEST')
-        with in_place_of_modules(runner.model, self.session):
+        # As the checkpoint's test has it.
+        with in_place_of_modules(runner.model, self.session), StableOrder():
             return runner.test()
 
 
