@@ -253,10 +253,10 @@ def _exports(reports: list[dict[str, Any]]) -> list[str]:
         for name, item in exports.items()
         if item.get('equal', 1) < 1
     }
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, dict[str, None]] = {}
     for name, item in exports.items():
         for part in item.get('skipped', []):
-            parts.setdefault(part, []).append(name.partition('/')[0])
+            parts.setdefault(part, {})[name.partition('/')[0]] = None
     in_float = {
         name: f'{item["layers"] - item["integer_layers"]} of {item["layers"]}'
         for name, item in exports.items()

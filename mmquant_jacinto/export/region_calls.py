@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_SECOND_STAGE = 'roi_head.'  # of MMDetection's two-stage detectors: behind proposals
+_SECOND_STAGE = '.roi_head.'  # of MMDetection's two-stage detectors: behind proposals
 # What chooses elements; between regions, it chooses detections.
 _SELECTIONS = frozenset('nonzero sort argsort unique masked_select getitem'.split())
 
@@ -52,7 +52,7 @@ class RegionCall:
     @property
     def is_left_out(self) -> bool:
         """bool: Whether it is behind the choice of proposals or detections."""
-        if self.region.startswith(_SECOND_STAGE) and not any(self.names):
+        if _SECOND_STAGE in f'.{self.region}' and not any(self.names):
             # It begins with what ONNX has no function for, as others do outside.
             return True
         reasons = [reason for reason in self.reasons if reason is not None]

@@ -174,7 +174,7 @@ class Trace(TorchFunctionMode):
         if not inputs:
             self.pauses += 1
             if not is_fixed:
-                self.skipped.append(name)
+                self._skip(name)
         self._open_module = self.root.get_submodule(name)
 
     def _leave_module(
@@ -214,11 +214,15 @@ class Trace(TorchFunctionMode):
             call.names.append(name)
             call.reasons.append(reason)
         if call.is_left_out:
-            self.skipped.append(call.region)
+            self._skip(call.region)
             return
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
         self.calls.append(call)
+
+    def _skip(self, region: str) -> None:
+        if region not in self.skipped:
+            self.skipped.append(region)
 
     def _copy(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
