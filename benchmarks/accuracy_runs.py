@@ -216,7 +216,8 @@ class Run:
         start = time.monotonic()
         if not (self.folder / 'run.json').is_file():
             self.write()
-        if self.before is not None:
+        if self.before is not None and not is_saved(self.checkpoint):
+            self.before.read()  # of the settings that the row now has, or an error
             # Removed, where that run is finished; it is made again as it was.
             self.before.make_checkpoint(lock)
         scores = self.make_checkpoint(lock)

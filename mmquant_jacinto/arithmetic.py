@@ -28,10 +28,13 @@ class FixedPoint:
             says. None: as the format says.
         has_exact_functions (bool): Whether softmax and normalizations are those of
             :mod:`~mmquant_jacinto.exact_functions`.
+        rounds_samples (bool): Whether what a deformable convolution samples is put
+            on the grid of its input, see :mod:`~mmquant_jacinto.sampling`.
     """
 
     rounding: str | None = None
     has_exact_functions = False
+    rounds_samples = False
 
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         """From the accumulator of a layer to steps of its output: (C,), float32.
@@ -100,6 +103,7 @@ class QdqEngine(FixedPoint):
     """
 
     rounding = HALF_EVEN
+    rounds_samples = True
 
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         if _is_wide(given, grid):

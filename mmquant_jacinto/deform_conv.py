@@ -14,6 +14,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import ops
 
+# Stride, padding, dilation, groups, deformable groups, where a call leaves them out.
+_GEOMETRY = (1, 0, 1, 1, 1)
 _APPLY: dict[str, Callable] = {}  # 'v1', 'v2': what mmcv computes
 
 
@@ -40,6 +42,7 @@ def deform_conv2d(
     Returns:
         Tensor: (N, out, H', W').
     """
+    geometry = (*geometry, *_GEOMETRY[len(geometry) :])
     if has_torch_function((x,)):
         return handle_torch_function(
             deform_conv2d, (x,), x, weight, bias, offset, mask, *geometry

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .kernels import Grid
 from .ops import per_axis
-from .sampling import are_dyadic, grid_sample, interpolate, mesh, resize_places
+from .sampling import Resize, grid_sample, interpolate, mesh
 
 # So many squares of 8-bit integers add up exactly in float32.
 EXACT_SQUARES = 257
@@ -98,9 +98,8 @@ def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> boo
             and options.get('padding_mode', 'zeros') == 'zeros'
         )
     if name in RESIZES:
-        mode = args[2] if len(args) > 2 else kwargs.get('mode', 'nearest')
-        antialias = args[5] if len(args) > 5 else kwargs.get('antialias')
-        return mode == 'bilinear' and not antialias
+        call = Resize(*args, **kwargs)
+        return call.mode == 'bilinear' and not call.antialias
     if name == 'avg_pool2d':
         # Divided by a power of two, a sum is exact by itself.
         area = average_area(*args, **kwargs)
@@ -218,26 +217,16 @@ def layer_norm(
     return out if bias is None else out + bias
 
 
-def resize(
-    x: Tensor,
-    given: Grid,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = 'bilinear',
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
-) -> Tensor:
+def resize(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
     """``F.interpolate`` of integers, bilinear."""
-    given_options = scale_factor, mode, align_corners, recompute_scale_factor
-    out = F.interpolate(x, size, *given_options)
-    places = resize_places(
-        x.shape[2:], out.shape[2:], scale_factor, align_corners, recompute_scale_factor
-    )
-    if not are_dyadic(places):
-        rows, columns = (item.to(x.device) for item in mesh(places, len(x)))
-        out = interpolate(x, rows, columns).transpose(1, 2).reshape(out.shape)
-    return out * given.scale
+    call = Resize(*args, **kwargs)
+    source = x.shape[2:]
+    target = call.target(source)
+    if call.is_dyadic(source, target):
+        return F.interpolate(x, *call[:-1]).mul_(given.scale)
+    rows, columns = (item.to(x.device) for item in mesh(call.places(source, target), 1))
+    out = interpolate(x, rows.expand(len(x), -1), columns.expand(len(x), -1))
+    return out.transpose(1, 2).reshape(*x.shape[:2], *target).mul_(given.scale)
 
 
 def average_area(

@@ -39,6 +39,9 @@ class Behaviour:
     def end(self) -> None:
         """A pass of the root module ends."""
 
+    def discard(self) -> None:
+        """Another behaviour takes its place, maybe in a pass that was broken off."""
+
     def enter_region(self) -> None:
         """A region starts."""
 

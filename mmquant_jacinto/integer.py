@@ -89,6 +89,9 @@ class Integer(Behaviour):
         if order is not None:
             order.__exit__(None, None, None)
 
+    def discard(self) -> None:
+        self.end()
+
     def enter_region(self) -> None:
         # Half precision cannot hold the accumulators.
         device = self.activations.low.device.type
@@ -218,14 +221,17 @@ class Integer(Behaviour):
                 layer = None
             if layer is None:
                 return None
-            if step.kind == ops.DEFORM_CONV:
+            is_deformable = step.kind == ops.DEFORM_CONV
+            if is_deformable and self.engine.rounds_samples:
                 total = self._convolve_samples(layer, x, first, *args[3:])
             else:
                 args, kwargs = ops.replace_operands(
                     args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
                 )
                 total = func(*args, **kwargs)
-            steps = self.engine.scale(_exact(total), layer.multiplier, first, grid)
+            if not is_deformable or self.engine.rounds_samples:
+                total = _exact(total)
+            steps = self.engine.scale(total, layer.multiplier, first, grid)
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None

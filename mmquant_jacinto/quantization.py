@@ -181,6 +181,7 @@ class Quantization(nn.Module):
         self.activations.settle()
         self.activations.refresh()
         self.note_weight_correction()
+        self.executor.behaviour.discard()
         self.executor.behaviour = _BEHAVIOURS[phase](self)
 
     def note_weight_correction(self) -> None:

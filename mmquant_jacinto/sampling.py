@@ -8,13 +8,14 @@ elementary operations, each rounded once; the exported graph has the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .kernels import Grid
+from .kernels import Grid, round_tensor
 from .ops import per_axis
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # of the four pixels: below, right
@@ -96,7 +97,7 @@ def sample(
     batch, channels, height, width = x.shape
     size = taps.size(height, width)
     parts = batch * taps.groups  # images and their groups of channels
-    offset = _first(offset, batch, (parts, taps.count, 2, *size))
+    offset = _first(offset, taps.groups, (taps.count, 2, *size))
     rows, columns = (
         (offset[:, :, axis] + base.to(x.device)).flatten(1)
         for axis, base in enumerate(taps.positions(height, width))
@@ -104,10 +105,12 @@ def sample(
     pixels = x.reshape(parts, channels // taps.groups, height, width)
     samples = interpolate(pixels, rows, columns)
     if mask is not None:
-        samples = samples * _first(mask, batch, (parts, samples.shape[1], 1))
-    samples = samples.round_().clamp_(grid.low, grid.high)
-    samples = samples.view(batch, taps.groups, taps.count, *size, -1)
-    return samples.permute(0, 1, 5, 2, 3, 4).reshape(batch, -1, *size)
+        samples = samples * _first(mask, taps.groups, (samples.shape[1], 1))
+    samples = round_tensor(samples, grid.rounding).clamp_(grid.low, grid.high)
+    share = channels // taps.groups
+    samples = samples.view(batch, taps.groups, taps.count, *size, share)
+    samples = samples.permute(0, 1, 5, 2, 3, 4)
+    return samples.reshape(batch, channels * taps.count, *size)
 
 
 def grid_sample(
@@ -141,53 +144,67 @@ def grid_sample(
     return out.transpose(1, 2).reshape(*x.shape[:2], *grid.shape[1:3])
 
 
-def resize_scales(
-    source: Sequence[int],
-    target: Sequence[int],
-    scale_factor: Any = None,
-    recompute_scale_factor: bool | None = None,
-) -> list[float]:
-    """How many pixels ``F.interpolate`` makes of one, along each axis.
+class Resize(NamedTuple):
+    """The arguments of ``F.interpolate`` behind its input."""
 
-    The call's factor where it has one: where that does not divide the size, it is not
-    the ratio of the sizes.
-    """
-    if scale_factor is None or recompute_scale_factor:
-        return [t / s for s, t in zip(source, target)]
-    if isinstance(scale_factor, (tuple, list)):
-        return [float(scale) for scale in scale_factor]
-    return [float(scale_factor)] * len(source)
+    size: Any = None
+    scale_factor: Any = None
+    mode: str = 'nearest'
+    align_corners: bool | None = None
+    recompute_scale_factor: bool | None = None
+    antialias: bool = False
 
+    def target(self, source: Sequence[int]) -> list[int]:
+        """Size of its output, from that of its input."""
+        if self.size is None:
+            factors = self._factors(len(source))
+            return [math.floor(s * factor) for s, factor in zip(source, factors)]
+        if isinstance(self.size, (tuple, list)):
+            return [int(size) for size in self.size]
+        return [int(self.size)] * len(source)
 
-def resize_places(
-    source: Sequence[int],
-    target: Sequence[int],
-    scale_factor: Any = None,
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-) -> list[Tensor]:
-    """Where ``F.interpolate`` reads, in pixels, along each axis: (target,), float32.
+    def is_dyadic(self, source: Sequence[int], target: Sequence[int]) -> bool:
+        """Whether any kernel interpolates 8-bit integers exactly.
 
-    Args:
-        source (Sequence[int]): Size of its input.
-        target (Sequence[int]): Size of its output.
-        scale_factor (Any): Of the call, as all that follow.
-    """
-    scales = resize_scales(source, target, scale_factor, recompute_scale_factor)
-    places = []
-    for size, count, scale in zip(source, target, scales):
-        index = torch.arange(count, dtype=torch.float64)
-        if align_corners:
-            place = index * ((size - 1) / max(count - 1, 1))
-        else:
-            place = (index + 0.5) / scale - 0.5
-        places.append(place.clamp_(0, size - 1).float())
-    return places
+        Kernels divide by the scale, so it is not enough that the places are round.
+        """
+        if self.align_corners:
+            steps = ((s - 1) / max(t - 1, 1) for s, t in zip(source, target))
+            return all((16 * step).is_integer() for step in steps)
+        scales = self.scales(source, target)
+        return all(math.log2(scale).is_integer() for scale in scales)
 
+    def scales(self, source: Sequence[int], target: Sequence[int]) -> list[float]:
+        """How many pixels it makes of one, along each axis.
 
-def are_dyadic(places: Sequence[Tensor]) -> bool:
-    """Whether 8-bit integers are interpolated there exactly, in any order."""
-    return all(torch.equal(place * 16, (place * 16).round()) for place in places)
+        The call's factor where it has one: where that does not divide the size, it is
+        not the ratio of the sizes.
+
+        Args:
+            source (Sequence[int]): Size of its input.
+            target (Sequence[int]): Size of its output.
+        """
+        if self.scale_factor is None or self.recompute_scale_factor:
+            return [t / s for s, t in zip(source, target)]
+        return self._factors(len(source))
+
+    def _factors(self, dims: int) -> list[float]:
+        if isinstance(self.scale_factor, (tuple, list)):
+            return [float(factor) for factor in self.scale_factor]
+        return [float(self.scale_factor)] * dims
+
+    def places(self, source: Sequence[int], target: Sequence[int]) -> list[Tensor]:
+        """Where it reads, in pixels, along each axis: (target,), float32."""
+        places = []
+        scales = self.scales(source, target)
+        for size, count, scale in zip(source, target, scales):
+            index = torch.arange(count, dtype=torch.float64)
+            if self.align_corners:
+                place = index * ((size - 1) / max(count - 1, 1))
+            else:
+                place = (index + 0.5) / scale - 0.5
+            places.append(place.clamp_(0, size - 1).float())
+        return places
 
 
 def mesh(places: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
@@ -219,13 +236,16 @@ def interpolate(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         y, x_ = top + row, left + column
         at_y, at_x = y.clamp(0, height - 1), x_.clamp(0, width - 1)
         share = share * ((at_y == y) & (at_x == x_)).float()
-        index = first + at_y.long() * width + at_x.long()
-        term = pixels[index.flatten()].view(parts, -1, channels) * share[..., None]
+        # Once more, for places that are no numbers.
+        at_y, at_x = at_y.long().clamp_(0, height - 1), at_x.long().clamp_(0, width - 1)
+        index = first + at_y * width + at_x
+        found = pixels[index.flatten()].view(parts, rows.shape[1], channels)
+        term = found * share[..., None]
         total = term if total is None else total + term
     return total
 
 
-def _first(x: Tensor, batch: int, shape: Sequence[int]) -> Tensor:
-    """The first elements of each image, in another shape, float32."""
-    count = torch.Size(shape).numel() // batch
-    return x.float().reshape(batch, -1)[:, :count].reshape(shape)
+def _first(x: Tensor, groups: int, shape: Sequence[int]) -> Tensor:
+    """The first elements of each image, float32: (N * groups, *shape)."""
+    count = groups * math.prod(shape)
+    return x.float().flatten(1)[:, :count].reshape(len(x) * groups, *shape)

@@ -99,6 +99,33 @@ def test_samples_are_what_mmcv_multiplies(geometry, modulated):
     assert (total - expected).std() < 0.5 * bound.mean()
 
 
+def test_arguments_that_are_left_out(image):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+            self.offsets = nn.Conv2d(4, 18, 3, padding=1)
+
+        def forward(self, x):
+            return ops.deform_conv2d(x, self.offsets(x), self.weight, 1, 1)
+
+    net = Bare()
+    expected = net(image)
+    calibrated(net, image, 'test', target='onnxruntime', bits=16, observer='minmax')
+    assert (net(image) - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize('batch', [0, 2])
+def test_places_that_are_no_numbers_and_empty_batches(batch):
+    x = torch.randint(-20, 21, (batch, 4, 8, 8)).float()
+    taps = Taps.of((3, 3), (1, 1, 1, 1, 2))
+    offset = torch.randn(batch, 36, 8, 8)
+    offset[:, :, 0, 0] = torch.nan
+    found = sample(x, offset, None, taps, Grid(1.0, -20, 20, 64, 'half_even'))
+    assert found.shape == (batch, 36, 8, 8)
+    assert found[..., 1:, 1:].isfinite().all()
+
+
 def test_the_first_of_more_offsets_count():
     x = torch.randint(-20, 21, (2, 4, 8, 8)).float()
     taps = Taps.of((3, 3), (2, 1, 1, 1, 1))

@@ -205,7 +205,8 @@ UNARY = {
     'written_block': lambda x: written(x, (slice(None), slice(1, 3), -2), x[0, 0, 0]),
     'written_whole': lambda x: written(x, slice(None), x.flip(1)),
     'written_number': lambda x: written(x, (0, 1), 2.5),
-    'written_mask': lambda x: written(x, x > 1, 0),
+    'written_mask': lambda x: written(x, x > 1, torch.tensor(1)),
+    'written_nothing': lambda x: written(x, (slice(None), slice(5, 2)), 3.0),
     'topk': lambda x: (
         x.flatten(2).gather(2, x.round().flatten(2).topk(50, 2)[1]).unsqueeze(3)
     ),
@@ -316,6 +317,58 @@ def test_weight_that_the_model_computes(preset, normalized):
         assert (expected - found).abs().max() <= 1.01 * scale
     else:
         assert torch.equal(expected, found)
+
+
+FROM_THE_IMAGE = {
+    'affine_grid': lambda x: F.grid_sample(
+        x,
+        F.affine_grid(x.mean((2, 3))[:, :6].view(1, 2, 3), x.shape, False),
+        align_corners=False,
+    ),
+    'weight': lambda x: F.group_norm(x, 2, x.mean((0, 2, 3))),
+    'bias': lambda x: F.conv2d(x, torch.ones(8, 8, 1, 1), x.mean((0, 2, 3))),
+    'full': lambda x: x * torch.full((1, 8, 1, 1), x.mean()),
+    'slice': lambda x: written(x, (0, slice(None, x.mean((0, 2, 3)).argmax())), 0.0),
+}
+
+
+@pytest.mark.parametrize('name', FROM_THE_IMAGE)
+def test_what_follows_from_the_image_is_no_constant(name):
+    function = FROM_THE_IMAGE[name]
+    net = Forward(
+        lambda net, x: net.two(function(net.one(x))),
+        one=nn.Conv2d(3, 8, 1),
+        two=nn.Conv2d(8, 4, 1),
+    )
+    with pytest.raises(QuantizeError):
+        export(net, torch.randn(1, 3, 10, 10))
+
+
+def test_constant_that_is_sampled_where_the_image_says():
+    ramp = torch.linspace(-2, 2, 10).expand(1, 8, 10, 10)
+
+    def forward(net, x):
+        places = net.one(x).permute(0, 2, 3, 1)[..., :2]
+        return net.two(F.grid_sample(ramp * 1.0, places, align_corners=False))
+
+    net = Forward(forward, one=nn.Conv2d(3, 8, 1), two=nn.Conv2d(8, 4, 1))
+    exported = export(net, torch.randn(1, 3, 10, 10))
+    expected, found = results(net, exported, torch.randn(1, 3, 10, 10))
+    (scale,) = exported.scales.values()
+    assert (expected - found).abs().max() <= 1.01 * scale
+
+
+@pytest.mark.parametrize('sizes', [(35, 40), (30, 16), (15, 4), (1, 3)])
+def test_resizing_between_any_sizes(sizes):
+    source, target = sizes
+    net = Forward(
+        lambda net, x: F.interpolate(net.one(x), (target, target), mode='bilinear'),
+        one=nn.Conv2d(3, 8, 1),
+    )
+    x = torch.randn(1, 3, source, source)
+    exported = export(net, x, target='jacinto')
+    expected, found = results(net, exported, torch.randn(1, 3, source, source))
+    assert torch.equal(expected, found)
 
 
 # --- other targets

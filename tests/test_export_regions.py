@@ -11,6 +11,7 @@ pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
+from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.session import Session  # noqa: E402
 
@@ -105,9 +106,21 @@ def test_what_follows_chosen_detections_is_left_out(choose):
         return net.masks(feature, kernels), scores
 
     net = Detector(between, masks=Masks())
-    exported, (_, scores), found = compared(net)
+    exported, (masks, scores), found = compared(net)
     assert exported.skipped == ['masks']
     assert torch.equal(found['head.1'], scores)
+    # What they read is there too.
+    assert found['backbone.1'].shape == masks.shape[:1] + (8, 4, 4)
+
+
+def test_indices_that_no_image_changes_choose_nothing():
+    def between(net, feature, scores):
+        rows = torch.arange(4)
+        kernels = feature[:, :, rows, rows].mean(2).view(1, 8, 1, 1)
+        return net.masks(feature, kernels)
+
+    with pytest.raises(QuantizeError, match='indexing by several tensors'):
+        compared(Detector(between, masks=Masks()))
 
 
 class Extractor(nn.Module):

@@ -25,7 +25,7 @@ from ..exact_functions import (
     unit_of,
 )
 from ..kernels import Grid
-from ..sampling import are_dyadic, mesh, resize_places
+from ..sampling import Resize, mesh
 from .sampling_operators import grid_sample, interpolate
 from .spatial_operators import write_average_pool, write_resize
 from .translation import SiteWriter, axis_of
@@ -185,24 +185,13 @@ def _layer_norm(
 
 
 def _resize(
-    site: SiteWriter,
-    x: str,
-    given: Grid,
-    like: Tensor,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = 'bilinear',
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
+    site: SiteWriter, x: str, given: Grid, like: Tensor, *args: Any, **kwargs: Any
 ) -> str:
+    call = Resize(*args, **kwargs)
     source, target = like.shape[2:], site.out.shape[2:]
-    options = scale_factor, align_corners, recompute_scale_factor
-    places = resize_places(source, target, *options)
-    if are_dyadic(places):
-        out = write_resize(site, x, source, size, scale_factor, mode, *options[1:])
-        return site.node('Mul', out, given.scale)
-    rows, columns = mesh(places, len(like))
+    if call.is_dyadic(source, target):
+        return site.node('Mul', write_resize(site, x, source, call), given.scale)
+    rows, columns = mesh(call.places(source, target), len(like))
     out = interpolate(site, x, like.shape, site.value(rows), site.value(columns))
     out = site.node('Transpose', out, perm=[0, 2, 1])
     return site.node('Mul', site.reshape(out, site.out.shape), given.scale)

@@ -95,7 +95,8 @@ def choose_outputs(trace: Trace) -> tuple[dict[str, tuple[str, Tensor]], list[di
     leaving = []
     for call in trace.calls:
         leaf = not read.intersection(filter(None, call.names))
-        if leaf or (trace.skipped and call.region == 'neck'):
+        needed = not trace.needed.isdisjoint(filter(None, call.names))
+        if leaf or needed or (trace.skipped and call.region == 'neck'):
             leaving.append(call)
     outputs: dict[str, tuple[str, Tensor]] = {}
     layout = []

@@ -17,15 +17,15 @@ class Selection(str):
     """
 
 
-def missing_function(op: str, between_regions: bool, reason: str) -> str:
+def missing_function(op: str, chooses: bool, reason: str) -> str:
     """The reason that a function the exporter lacks gives what it returns.
 
     Args:
         op (str): The function.
-        between_regions (bool): Whether no region runs.
+        chooses (bool): Whether the call may choose detections of an image.
         reason (str): What to tell.
     """
-    is_selection = between_regions and op in _SELECTIONS
+    is_selection = chooses and op in _SELECTIONS
     return Selection(reason) if is_selection else reason
 
 
@@ -52,8 +52,10 @@ class RegionCall:
     @property
     def is_left_out(self) -> bool:
         """bool: Whether it is behind the choice of proposals or detections."""
-        if _SECOND_STAGE in f'.{self.region}' and not any(self.names):
-            # It begins with what ONNX has no function for, as others do outside.
-            return True
         reasons = [reason for reason in self.reasons if reason is not None]
-        return bool(reasons) and all(isinstance(item, Selection) for item in reasons)
+        if any(self.names) or not reasons:
+            return False
+        # A second stage begins with what ONNX has no function for, if not outside.
+        return _SECOND_STAGE in f'.{self.region}' or all(
+            isinstance(item, Selection) for item in reasons
+        )

@@ -155,19 +155,24 @@ def _topk(site, x, k, dim=-1, largest=True, sorted=True):
     )
 
 
-def _items(x: Tensor, index: Any) -> list:
+def _items(site: SiteWriter, x: Tensor, index: Any) -> list:
     """What an index says of each axis, an ellipsis written out."""
     items = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in [item for item in items if not isinstance(item, Tensor)]:
         at = next(i for i, item in enumerate(items) if item is Ellipsis)
         used = sum(item is not None for item in items) - 1
         items[at : at + 1] = [slice(None)] * (x.dim() - used)
+    for item in items:
+        bounds = (item.start, item.stop, item.step) if isinstance(item, slice) else ()
+        for bound in bounds:
+            if isinstance(bound, Tensor) and site.name_of(bound, site.name):
+                raise NotImplementedError('a slice that ends where the image says')
     return items
 
 
 @translates('getitem')
 def _getitem(site, x, index):
-    items = _items(x, index)
+    items = _items(site, x, index)
     axes, starts, ends, steps = [], [], [], []
     indexed: dict[int, Tensor] = {}
     axis = 0
@@ -206,13 +211,16 @@ def _getitem(site, x, index):
 
 @translates('setitem')
 def _setitem(site, x, index, value):
+    name = site.value(value, like=x)
+    if isinstance(value, Tensor) and value.dtype != x.dtype:
+        name = site.cast(name, x.dtype)
     if isinstance(index, Tensor) and index.dtype == torch.bool:
         if isinstance(value, Tensor) and value.numel() > 1:
             raise NotImplementedError('several values where a mask is set')
         mask = site.reshape(index, (*index.shape, *[1] * (x.dim() - index.dim())))
-        return site.node('Where', mask, site.value(value, like=x), x)
+        return site.node('Where', mask, name, x)
     region, shape = [], []
-    for axis, item in enumerate(_items(x, index)):
+    for axis, item in enumerate(_items(site, x, index)):
         if isinstance(item, int):
             start = axis_of(item, x.shape[axis])
             region.append((start, start + 1))
@@ -222,12 +230,9 @@ def _setitem(site, x, index, value):
         start, end, step = item.indices(x.shape[axis])
         if step != 1:
             raise NotImplementedError('writing to every other element')
-        region.append((start, end))
-        shape.append(end - start)
+        region.append((start, max(start, end)))
+        shape.append(max(0, end - start))
     rest = x.shape[len(region) :]
-    name = site.value(value, like=x)
-    if isinstance(value, Tensor) and value.dtype != x.dtype:
-        name = site.cast(name, x.dtype)
     name = site.node('Expand', name, site.ints([*shape, *rest]))
     name = site.reshape(name, [*(end - start for start, end in region), *rest])
     return _replace(site, site.value(x), x.shape, region, name)

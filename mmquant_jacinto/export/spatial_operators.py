@@ -8,7 +8,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ..ops import per_axis
-from ..sampling import resize_scales
+from ..sampling import Resize
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
@@ -98,30 +98,21 @@ for _dims in (1, 2, 3):
 
 @translates('interpolate', 'upsample')
 def _interpolate(site, x, *args, **kwargs):
-    return write_resize(site, x, x.shape[2:], *args, **kwargs)
+    return write_resize(site, x, x.shape[2:], Resize(*args, **kwargs))
 
 
-def write_resize(
-    site: SiteWriter,
-    x: Any,
-    source: Sequence[int],
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = 'nearest',
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
-) -> str:
+def write_resize(site: SiteWriter, x: Any, source: Sequence[int], call: Resize) -> str:
     """A resizing to the size of ``site.out``.
 
     Args:
         site (SiteWriter): Where it is called.
         x (Any): What is resized, or its name.
         source (Sequence[int]): The size that it has.
-        size (Any): Of the call, as all that follow.
+        call (Resize): How.
     """
-    if antialias:
+    if call.antialias:
         raise NotImplementedError('antialias')
+    mode = call.mode
     if mode == 'nearest':
         options = dict(
             coordinate_transformation_mode='asymmetric', nearest_mode='floor'
@@ -132,14 +123,14 @@ def write_resize(
             nearest_mode='round_prefer_ceil',
         )
     else:
-        way = 'align_corners' if align_corners else 'half_pixel'
+        way = 'align_corners' if call.align_corners else 'half_pixel'
         options = dict(coordinate_transformation_mode=way)
         if mode == 'bicubic':
             options['cubic_coeff_a'] = -0.75
     kind = 'nearest' if mode.startswith('nearest') else 'linear'
     kind = 'cubic' if mode == 'bicubic' else kind
     target = site.out.shape[2:]
-    scales = resize_scales(source, target, scale_factor, recompute_scale_factor)
+    scales = call.scales(source, target)
     # Other factors leave the size to an engine's rounding.
     if all((16 * scale).is_integer() for scale in scales):
         scales = [1.0, 1.0, *scales]

@@ -22,7 +22,7 @@ from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
 from .sampling_operators import write_samples
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
-from .trace import TAG, Trace
+from .trace import TAG, Trace, all_tensors
 from .translation import SiteWriter
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
@@ -76,7 +76,8 @@ class Writing(Integer):
             out = super().call(step, op, func, args, kwargs)
         if step.follows and (self.is_folded(step) or not step.norm):
             return out
-        if not any(trace.knows(x) for x in tensors):
+        given = all_tensors(args, kwargs)
+        if not any(trace.knows(x) for x in given):
             return out
         if isinstance(out, Tensor) and any(out is x for x in tensors):
             # Computed in place: the operand keeps its name for the nodes below.
@@ -84,6 +85,8 @@ class Writing(Integer):
                 setattr(x, TAG, (trace, *tags[id(x)]))
         if step.kind in ops.WEIGHTED and op.name not in TRANSLATIONS:
             trace.lose(out, f'ONNX has no {op.name}, which {step.chain} calls')
+        elif self._reads_lost(step, op, args, kwargs, out):
+            return out
         elif step.kind in ops.WEIGHTED and step.weight is not None:
             self._write_layer(step, op, args, kwargs, out)
         elif step.kind in ops.WEIGHTED and step.weight_format is not None:
@@ -100,6 +103,27 @@ class Writing(Integer):
         if step.kind == ops.PASS or is_whole:
             self._finish(step, out)
         return out
+
+    def _reads_lost(
+        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
+    ) -> bool:
+        """Whether an operand is not in the graph, or cannot be one; says so."""
+        trace = self.trace
+        reasons = (trace.tag(x)[1] for x in all_tensors(args, kwargs))
+        reason = next((item for item in reasons if item), None)
+        if reason is None and step.kind in ops.WEIGHTED:
+            bias = ops.layer_operands(args, kwargs)[2]
+            if bias is not None and trace.knows(bias):
+                reason = f'{step.chain} computes its bias from the image'
+        if reason is None and op.name in ('group_norm', 'layer_norm'):
+            if any(trace.knows(x) for x in all_tensors(args[1:], kwargs)):
+                reason = f'{step.chain} computes its weight or bias from the image'
+        if reason is None:
+            return False
+        for leaf in tree_flatten(out)[0]:
+            if isinstance(leaf, Tensor):
+                trace.lose(leaf, reason)
+        return True
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         trace = self.trace
@@ -145,13 +169,10 @@ class Writing(Integer):
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
     ) -> None:
         trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
-        name, reason = trace.tag(x)
-        if reason is not None:
-            trace.lose(out, reason)
-            return
         given, grid = grid_of(x), grid_of(out)
         weight, bias = self._operands(step, given, grid)
         if step.kind == ops.LINEAR and x.dim() > 2:
+            name = trace.operand(x, step.chain)
             source = self._flatten(step, x, name, given)
             site = SiteWriter(trace.writer, step.chain, out, trace.operand)
             result = site.node('Gemm', source, weight, bias, transB=1)
@@ -171,10 +192,10 @@ class Writing(Integer):
         """Whether a layer is computed on samples of its input's grid."""
         return (
             step.kind == ops.DEFORM_CONV
+            and self.engine.rounds_samples
             and given is not None
             and grid is not None
-            and (step.weight is not None or step.norm is None)
-            and form_of(self.trace.target, self.state.plan) != CLIP
+            and (self.is_folded(step) or step.norm is None)
         )
 
     def _write_deformable(
@@ -183,14 +204,9 @@ class Writing(Integer):
         """A deformable convolution: samples, and a convolution of 1 x 1 over them."""
         trace, writer = self.trace, self.trace.writer
         x, shape, _, offset, mask, *geometry = args
-        operands = [item for item in (x, offset, mask) if item is not None]
-        reason = next((r for r in (trace.tag(item)[1] for item in operands) if r), None)
-        if reason is not None:
-            trace.lose(out, reason)
-            return
         given = grid_of(x)
         storage = activation_storage(trace.target, given)
-        steps = self._in_steps(step, trace.name_of(x), given)
+        steps = self._in_steps(step, trace.operand(x, step.chain), given)
         taps = Taps.of(shape.shape[2:], geometry)
         site = SiteWriter(writer, step.chain, out, trace.operand)
         samples = write_samples(site, steps, given, storage, x, offset, mask, taps)
@@ -303,10 +319,7 @@ class Writing(Integer):
     ) -> None:
         """A function that the engine computes by ``exact_functions``."""
         trace, writer, x = self.trace, self.trace.writer, args[0]
-        name, reason = trace.tag(x)
-        if reason is not None:
-            trace.lose(out, reason)
-            return
+        name = trace.operand(x, step.chain)
         site = SiteWriter(writer, step.chain, out, trace.operand)
         given = narrow(grid_of(x))
         if given is not None:

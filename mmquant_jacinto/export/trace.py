@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -38,6 +39,7 @@ _CONSTANTS = frozenset(
     'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
     'empty_like size shape_as_tensor zeros ones full arange linspace'.split()
 )
+_READS = frozenset('item tolist __float__ __int__ __index__'.split())
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
@@ -57,6 +59,7 @@ class Trace(TorchFunctionMode):
         values (Dict[str, Tensor]): What the quantized tensors were, by name.
         calls (List[RegionCall]): The regions in the graph.
         skipped (List[str]): Regions that read nothing the graph knows.
+        needed (Set[str]): What regions that are left out read of the graph, by name.
     """
 
     def __init__(
@@ -69,9 +72,12 @@ class Trace(TorchFunctionMode):
         self.values: dict[str, Tensor] = {}
         self.calls: list[RegionCall] = []
         self.skipped: list[str] = []
+        self.needed: set[str] = set()
         self.parameters = {id(p): name for name, p in root.named_parameters()}
         self.tracker = state.executor.tracker
         self._open: list[RegionCall] = []  # the region that runs
+        # A number of the image has become one of the program, and may be anywhere.
+        self._is_read = False
         self.pauses = 0
 
     @contextmanager
@@ -166,7 +172,7 @@ class Trace(TorchFunctionMode):
     def _enter_region(self, name: str, args: tuple, kwargs: dict) -> None:
         if self._open or self.pauses:
             return
-        leaves = _tensors(args, kwargs)
+        leaves = all_tensors(args, kwargs)
         inputs = [self.name_of(x) for x in leaves if self.name_of(x)]
         # Of constants alone, it is a constant itself.
         is_fixed = bool(leaves) and all(map(self.is_fixed, leaves))
@@ -214,7 +220,10 @@ class Trace(TorchFunctionMode):
             call.names.append(name)
             call.reasons.append(reason)
         if call.is_left_out:
+            reason = next(reason for reason in call.reasons if reason)
+            print_log(f'{call.region} is not in the file: {reason}', 'current')
             self._skip(call.region)
+            self.needed.update(call.inputs)
             return
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
@@ -255,18 +264,21 @@ class Trace(TorchFunctionMode):
         if self.pauses:
             return func(*args, **kwargs)
         # An operation in place gives its operand another name.
-        before = [(self.knows(x), self.is_fixed(x)) for x in _tensors(args, kwargs)]
+        before = [(self.knows(x), self.is_fixed(x)) for x in all_tensors(args, kwargs)]
         out = func(*args, **kwargs)
         op = OPS.get(func)
         name = op.name if op else func.__name__.strip('_')
         if any(known for known, _ in before):
-            if name in _CONSTANTS:
+            self._is_read |= func.__name__ in _READS
+            values = all_tensors(args[1:], kwargs)
+            if name in _CONSTANTS and not any(map(self.knows, values)):
                 self.fix(out)
             else:
                 site = self.tracker.frame.node.name + '/' + name
                 self.write(name, site, args, kwargs, out)
         elif all(fixed for _, fixed in before) and (before or name in _CONSTANTS):
-            self.fix(out)
+            if not self._is_read:
+                self.fix(out)
         return out
 
     def write(self, op: str, site: str, args: tuple, kwargs: dict, out: Any) -> None:
@@ -276,7 +288,7 @@ class Trace(TorchFunctionMode):
             leaves = [args[0]]
         if not leaves:
             return
-        reasons = [self.tag(x)[1] for x in _tensors(args, kwargs)]
+        reasons = [self.tag(x)[1] for x in all_tensors(args, kwargs)]
         reason = next((item for item in reasons if item), None)
         names: Any = None
         if reason is None:
@@ -299,7 +311,7 @@ class Trace(TorchFunctionMode):
         if op == 'get' and isinstance(out, Tensor) and out.shape == args[0].shape:
             return self.name_of(args[0]), None
         if translate is None:
-            return None, self._missing(op, '', site)
+            return None, self._missing(op, '', site, args)
         kwargs = {
             {'axis': 'dim', 'keepdims': 'keepdim', 'input': 'x', 'self': 'x'}.get(
                 key, key
@@ -312,11 +324,14 @@ class Trace(TorchFunctionMode):
             return translate(writer, *args, **kwargs), None
         except _UNFIT as error:
             del self.writer.nodes[count:]
-            return None, self._missing(op, f' with these arguments ({error})', site)
+            what = f' with these arguments ({error})'
+            return None, self._missing(op, what, site, args)
 
-    def _missing(self, op: str, what: str, site: str) -> str:
+    def _missing(self, op: str, what: str, site: str, args: tuple) -> str:
         reason = f'the exporter lacks the function {op!r}{what} {_origin(site)}'
-        return missing_function(op, not self._open, reason)
+        # Indices that no image changes choose no detections.
+        chooses = op != 'getitem' or any(map(self.knows, all_tensors(args[1:], {})))
+        return missing_function(op, chooses and not self._open, reason)
 
     # --- quantized tensors
 
@@ -376,8 +391,12 @@ class Trace(TorchFunctionMode):
         return name
 
 
-def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
-    return [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors in the arguments of a call, bounds of slices among them."""
+    leaves = tree_flatten((args, kwargs))[0]
+    slices = [leaf for leaf in leaves if isinstance(leaf, slice)]
+    bounds = [x for item in slices for x in (item.start, item.stop, item.step)]
+    return [x for x in (*leaves, *bounds) if isinstance(x, Tensor)]
 
 
 def _is_float(x: Any) -> bool:
