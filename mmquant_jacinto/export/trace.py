@@ -271,11 +271,16 @@ class Trace(TorchFunctionMode):
         if any(known for known, _ in before):
             self._is_read |= func.__name__ in _READS
             values = all_tensors(args[1:], kwargs)
+            site = self.tracker.frame.node.name + '/' + name
             if name in _CONSTANTS and not any(map(self.knows, values)):
                 self.fix(out)
             else:
-                site = self.tracker.frame.node.name + '/' + name
                 self.write(name, site, args, kwargs, out)
+            base = args[0]._base if _writes(func) else None
+            if base is not None and self.name_of(base) is None:
+                # It is no constant any more.
+                reason = f'{name} writes into a part of it {_origin(site)}'
+                self.lose(base, reason)
         elif all(fixed for _, fixed in before) and (before or name in _CONSTANTS):
             if not self._is_read:
                 self.fix(out)
@@ -397,6 +402,12 @@ def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
     slices = [leaf for leaf in leaves if isinstance(leaf, slice)]
     bounds = [x for item in slices for x in (item.start, item.stop, item.step)]
     return [x for x in (*leaves, *bounds) if isinstance(x, Tensor)]
+
+
+def _writes(func: Callable) -> bool:
+    """Whether a method changes its tensor."""
+    name = func.__name__
+    return name == '__setitem__' or (name.endswith('_') and not name.endswith('__'))
 
 
 def _is_float(x: Any) -> bool:
