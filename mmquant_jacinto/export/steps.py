@@ -18,11 +18,12 @@ from ..ops import Op
 from ..plan import Step
 from ..sampling import Taps
 from ..simulate import State
+from .calls import all_tensors
 from .exact_operators import EXACT_OPERATORS
 from .operators import TRANSLATIONS
 from .sampling_operators import write_samples
 from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
-from .trace import TAG, Trace, all_tensors
+from .trace import TAG, Trace
 from .translation import SiteWriter
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)

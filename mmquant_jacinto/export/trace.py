@@ -9,10 +9,8 @@ and nothing depends on how a version of PyTorch traces.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -27,19 +25,13 @@ from ..integer import integers_of
 from ..kernels import Bounds, Grid
 from ..ops import OPS
 from ..simulate import State
+from .calls import CONSTANTS, READS, all_tensors, is_float, origin, writes
 from .graph_writer import GraphWriter
 from .operators import TRANSLATIONS
 from .region_calls import RegionCall, missing_function
 from .targets import CLIP, Target, activation_storage, form_of
 from .translation import SiteWriter
 
-_PACKAGE = str(Path(__file__).parents[1])
-# What these return follows from shapes and numbers alone.
-_CONSTANTS = frozenset(
-    'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
-    'empty_like size shape_as_tensor zeros ones full arange linspace'.split()
-)
-_READS = frozenset('item tolist __float__ __int__ __index__'.split())
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
@@ -194,7 +186,7 @@ class Trace(TorchFunctionMode):
         given = tree_flatten((args, kwargs))[0]
         if any(self.knows(x) for x in given):
             for x in tree_flatten(output)[0]:
-                if _is_float(x) and not self.knows(x) and x.grad_fn is None:
+                if is_float(x) and not self.knows(x) and x.grad_fn is None:
                     if id(x) not in self.parameters:
                         self.lose(
                             x,
@@ -269,19 +261,19 @@ class Trace(TorchFunctionMode):
         op = OPS.get(func)
         name = op.name if op else func.__name__.strip('_')
         if any(known for known, _ in before):
-            self._is_read |= func.__name__ in _READS
+            self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
             site = self.tracker.frame.node.name + '/' + name
-            if name in _CONSTANTS and not any(map(self.knows, values)):
+            if name in CONSTANTS and not any(map(self.knows, values)):
                 self.fix(out)
             else:
                 self.write(name, site, args, kwargs, out)
-            base = args[0]._base if _writes(func) else None
+            base = args[0]._base if writes(func) else None
             if base is not None and self.name_of(base) is None:
                 # It is no constant any more.
-                reason = f'{name} writes into a part of it {_origin(site)}'
+                reason = f'{name} writes into a part of it {origin(site)}'
                 self.lose(base, reason)
-        elif all(fixed for _, fixed in before) and (before or name in _CONSTANTS):
+        elif all(fixed for _, fixed in before) and (before or name in CONSTANTS):
             if not self._is_read:
                 self.fix(out)
         return out
@@ -305,7 +297,7 @@ class Trace(TorchFunctionMode):
         for x, name in zip(leaves, [names] if isinstance(names, str) else names):
             if name is None:
                 lacks = f'the exporter lacks this result of {op!r}'
-                self.lose(x, f'{lacks} {_origin(site)}')
+                self.lose(x, f'{lacks} {origin(site)}')
             else:
                 self.name(x, name)
 
@@ -333,7 +325,7 @@ class Trace(TorchFunctionMode):
             return None, self._missing(op, what, site, args)
 
     def _missing(self, op: str, what: str, site: str, args: tuple) -> str:
-        reason = f'the exporter lacks the function {op!r}{what} {_origin(site)}'
+        reason = f'the exporter lacks the function {op!r}{what} {origin(site)}'
         # Indices that no image changes choose no detections.
         chooses = op != 'getitem' or any(map(self.knows, all_tensors(args[1:], {})))
         return missing_function(op, chooses and not self._open, reason)
@@ -394,34 +386,3 @@ class Trace(TorchFunctionMode):
         if self._keeps_values:
             self.values[name] = x.clone()  # the model may write into it
         return name
-
-
-def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
-    """The tensors in the arguments of a call, bounds of slices among them."""
-    leaves = tree_flatten((args, kwargs))[0]
-    slices = [leaf for leaf in leaves if isinstance(leaf, slice)]
-    bounds = [x for item in slices for x in (item.start, item.stop, item.step)]
-    return [x for x in (*leaves, *bounds) if isinstance(x, Tensor)]
-
-
-def _writes(func: Callable) -> bool:
-    """Whether a method changes its tensor."""
-    name = func.__name__
-    return name == '__setitem__' or (name.endswith('_') and not name.endswith('__'))
-
-
-def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def _origin(site: str) -> str:
-    """Where in the model's code the running call is."""
-    frame = sys._getframe()
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith(_PACKAGE) and '/torch/' not in path:
-            if not path.endswith('contextlib.py'):
-                break
-        frame = frame.f_back
-    where = '' if frame is None else f', {frame.f_code.co_filename}:{frame.f_lineno}'
-    return f'(in {site.rpartition("/")[0] or "the model"}{where})'

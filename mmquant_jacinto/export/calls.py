@@ -1,0 +1,50 @@
+"""Calls: what a torch function, its arguments and its place in the code say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+_PACKAGE = str(Path(__file__).parents[1])
+# What these return follows from shapes and numbers alone.
+CONSTANTS = frozenset(
+    'new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like '
+    'empty_like size shape_as_tensor zeros ones full arange linspace'.split()
+)
+# They make a number of the program of a tensor.
+READS = frozenset('item tolist __float__ __int__ __index__'.split())
+
+
+def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors in the arguments of a call, bounds of slices among them."""
+    leaves = tree_flatten((args, kwargs))[0]
+    slices = [leaf for leaf in leaves if isinstance(leaf, slice)]
+    bounds = [x for item in slices for x in (item.start, item.stop, item.step)]
+    return [x for x in (*leaves, *bounds) if isinstance(x, Tensor)]
+
+
+def writes(func: Callable) -> bool:
+    """Whether a method changes its tensor."""
+    name = func.__name__
+    return name == '__setitem__' or (name.endswith('_') and not name.endswith('__'))
+
+
+def is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def origin(site: str) -> str:
+    """Where in the model's code the running call is."""
+    frame = sys._getframe()
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_PACKAGE) and '/torch/' not in path:
+            if not path.endswith('contextlib.py'):
+                break
+        frame = frame.f_back
+    where = '' if frame is None else f', {frame.f_code.co_filename}:{frame.f_lineno}'
+    return f'(in {site.rpartition("/")[0] or "the model"}{where})'
