@@ -92,6 +92,29 @@ def test_deformable_convolution(groups, modulated):
     assert integers == layers == 4 + modulated
 
 
+def test_deformable_convolution_with_a_computed_weight_and_a_norm():
+    ops = pytest.importorskip('mmcv.ops')
+
+    def forward(net, x):
+        weight = net.conv.weight - net.conv.weight.mean((1, 2, 3), keepdim=True)
+        x = ops.deform_conv2d(x, net.offsets(x), weight, 1, 1)
+        return net.last(F.relu(net.norm(x)))
+
+    net = Forward(
+        forward,
+        conv=nn.Conv2d(3, 8, 3, bias=False),
+        offsets=nn.Conv2d(3, 18, 3, padding=1),
+        norm=nn.BatchNorm2d(8),
+        last=nn.Conv2d(8, 4, 1),
+    )
+    nn.init.normal_(net.norm.running_mean)
+    x = torch.randn(1, 3, 12, 12)
+    exported, expected, found = compare(net, x, torch.randn(1, 3, 12, 12))
+    assert torch.equal(expected, found)
+    integers, layers = integer_layers(exported.model)
+    assert integers == layers == 3
+
+
 def test_offsets_of_a_finer_level():
     net = deformable(1, True)
     net.conv.stride = (2, 2)  # as in DyHead, whose offsets come from another level
