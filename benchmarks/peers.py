@@ -54,11 +54,14 @@ W4A8 = dict(weight=4, activation=8)
 # (variant, bits of weights and activations): keys of `quantize`.
 OUR_VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ('default', 'W8A8'): dict(bits=8),
+    ('percentile', 'W8A8'): dict(bits=8, observer='percentile'),
     ('mse', 'W8A8'): dict(bits=8, observer='mse'),
     ('minmax', 'W8A8'): dict(bits=8, observer='minmax'),
     ('default', 'W4A8'): dict(bits=W4A8),
+    ('percentile', 'W4A8'): dict(bits=W4A8, observer='percentile'),
     ('finetuned', 'W4A8'): dict(bits=W4A8, finetune=True),
     ('default', 'W4A4'): dict(bits=4),
+    ('percentile', 'W4A4'): dict(bits=4, observer='percentile'),
     ('mse', 'W4A4'): dict(bits=4, observer='mse'),
     ('finetuned', 'W4A4'): dict(bits=4, observer='mse', finetune=True),
 }
