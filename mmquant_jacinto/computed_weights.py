@@ -9,7 +9,14 @@ from . import ops
 from .formats import TensorFormat
 from .kernels import Grid
 from .plan import Step
-from .weights import norm_factor, quantize_bias, quantize_weight, step_of, to_integers
+from .weights import (
+    fold_bias,
+    norm_factor,
+    quantize_bias,
+    quantize_weight,
+    step_of,
+    to_integers,
+)
 
 
 class ComputedLayer(NamedTuple):
@@ -69,9 +76,7 @@ def computed_layer(
     axis, weight = _axis(step), weight.float()
     if norm is not None:
         factor = norm_factor(norm)
-        mean = norm.running_mean
-        bias = (-mean if bias is None else bias - mean) * factor
-        bias = bias if norm.bias is None else bias + norm.bias
+        bias = fold_bias(bias, norm, factor)
         shape = [1] * weight.dim()
         shape[axis] = -1
         weight = weight * factor.view(shape)

@@ -25,7 +25,7 @@ from .kernels import Bounds, Grid, round_tensor
 from .ops import Op
 from .ordering import StableOrder
 from .plan import Step
-from .sampling import Taps, sample
+from .sampling import Taps, sample, sampled_weight
 from .simulate import (
     Simulate,
     State,
@@ -268,7 +268,7 @@ class Integer(Behaviour):
         """Sums of a deformable convolution, over samples on its input's grid."""
         taps = Taps.of(layer.weight.shape[2:], geometry)
         samples = sample(x, offset, mask, taps, given).to(layer.weight.dtype)
-        weight = layer.weight.flatten(1)[..., None, None]
+        weight = sampled_weight(layer.weight)
         return F.conv2d(samples, weight, layer.bias, groups=geometry[3])
 
     def _compute_real(

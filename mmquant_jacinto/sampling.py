@@ -113,6 +113,11 @@ def sample(
     return samples.reshape(batch, channels * taps.count, *size)
 
 
+def sampled_weight(weight: Tensor) -> Tensor:
+    """A weight over :func:`sample`'s channels: (O, C / groups * K, 1, 1)."""
+    return weight.flatten(1)[..., None, None]
+
+
 def grid_sample(
     x: Tensor,
     given: Grid,

@@ -146,17 +146,20 @@ class Layer:
         if norm is None:
             return self.weight, bias
         factor = self.fold_factor()
-        mean = norm.running_mean
-        bias = (-mean if bias is None else bias - mean) * factor
-        if norm.bias is not None:
-            bias = bias + norm.bias
-        return self.weight * self.along_channels(factor), bias
+        return self.weight * self.along_channels(factor), fold_bias(bias, norm, factor)
 
 
 def norm_factor(norm: nn.Module) -> Tensor:
     """Factor per channel of a batch normalization with frozen statistics: (C,)."""
     factor = torch.rsqrt(norm.running_var + norm.eps)
     return factor if norm.weight is None else factor * norm.weight
+
+
+def fold_bias(bias: Optional[Tensor], norm: nn.Module, factor: Tensor) -> Tensor:
+    """A bias behind a normalization of that :func:`norm_factor`: (C,)."""
+    mean = norm.running_mean
+    bias = (-mean if bias is None else bias - mean) * factor
+    return bias if norm.bias is None else bias + norm.bias
 
 
 def channel_rows(layer: Layer, values: Tensor) -> Tensor:

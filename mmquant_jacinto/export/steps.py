@@ -16,7 +16,7 @@ from ..integer import Integer, grid_of
 from ..kernels import Grid
 from ..ops import Op
 from ..plan import Step
-from ..sampling import Taps
+from ..sampling import Taps, sampled_weight
 from ..simulate import State
 from .calls import all_tensors
 from .exact_operators import EXACT_OPERATORS
@@ -110,8 +110,7 @@ class Writing(Integer):
     ) -> bool:
         """Whether an operand is not in the graph, or cannot be one; says so."""
         trace = self.trace
-        reasons = (trace.tag(x)[1] for x in all_tensors(args, kwargs))
-        reason = next((item for item in reasons if item), None)
+        reason = trace.reason_of(args, kwargs)
         if reason is None and step.kind in ops.WEIGHTED:
             bias = ops.layer_operands(args, kwargs)[2]
             if bias is not None and trace.knows(bias):
@@ -234,7 +233,7 @@ class Writing(Integer):
         norm = self.norm_of(step) if self.is_folded(step) else None
         integers, size, bias = computed_layer(step, args, kwargs, unit, norm)
         if self._samples(step, given, grid):
-            integers = integers.flatten(1)[..., None, None]
+            integers = sampled_weight(integers)
         axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
         size = (size[0] if axis is None else size).cpu()
         storage = weight_storage(trace.target, step.weight_format.bits)
@@ -278,7 +277,7 @@ class Writing(Integer):
         layer = self.state.layers[step.weight]
         integers = self.integer_weight(step.weight)
         if self._samples(step, given, grid):
-            integers = integers.flatten(1)[..., None, None]
+            integers = sampled_weight(integers)
         if spec.format.per_channel:
             steps, axis = scale.cpu().numpy(), spec.axis
         else:

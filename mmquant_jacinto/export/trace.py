@@ -125,6 +125,11 @@ class Trace(TorchFunctionMode):
         trace, name, reason = getattr(x, TAG, (None, None, None))
         return (name, reason) if trace is self else (None, None)
 
+    def reason_of(self, args: tuple, kwargs: dict) -> str | None:
+        """Why the graph lacks an operand of a call; None where it lacks none."""
+        reasons = (self.tag(x)[1] for x in all_tensors(args, kwargs))
+        return next((reason for reason in reasons if reason), None)
+
     def knows(self, x: Any) -> bool:
         """Whether a tensor follows from the graph's inputs."""
         return self.tag(x) != (None, None)
@@ -285,8 +290,7 @@ class Trace(TorchFunctionMode):
             leaves = [args[0]]
         if not leaves:
             return
-        reasons = [self.tag(x)[1] for x in all_tensors(args, kwargs)]
-        reason = next((item for item in reasons if item), None)
+        reason = self.reason_of(args, kwargs)
         names: Any = None
         if reason is None:
             names, reason = self._translate(op, site, args, kwargs, out)
