@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .kernels import Grid
 from .ops import per_axis
-from .sampling import Resize, grid_sample, interpolate, mesh
+from .sampling import Resize, grid_sample, interpolate
 
 # So many squares of 8-bit integers add up exactly in float32.
 EXACT_SQUARES = 257
@@ -224,8 +224,8 @@ def resize(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
     target = call.target(source)
     if call.is_dyadic(source, target):
         return F.interpolate(x, *call[:-1]).mul_(given.scale)
-    rows, columns = (item.to(x.device) for item in mesh(call.places(source, target), 1))
-    out = interpolate(x, rows.expand(len(x), -1), columns.expand(len(x), -1))
+    points = call.positions(source, target, x.device)
+    out = interpolate(x, *(item.expand(len(x), -1) for item in points))
     return out.transpose(1, 2).reshape(*x.shape[:2], *target).mul_(given.scale)
 
 

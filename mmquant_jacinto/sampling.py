@@ -8,6 +8,7 @@ elementary operations, each rounded once; the exported graph has the same
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Taps(NamedTuple):
     def of(cls, kernel: Sequence[int], geometry: Sequence) -> Taps:
         """Those of a call, from what follows its operands."""
         stride, padding, dilation, _, groups = geometry[:5]
-        axes = (per_axis(value, 2) for value in (stride, padding, dilation))
+        axes = (tuple(per_axis(value, 2)) for value in (stride, padding, dilation))
         return cls(tuple(kernel), *axes, groups)
 
     @property
@@ -58,19 +59,11 @@ class Taps(NamedTuple):
         )
         return rows, columns
 
-    def positions(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def positions(
+        self, height: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """Where it reads without offsets: rows (K, H', 1) and columns (K, 1, W')."""
-        starts = [
-            torch.arange(count, dtype=torch.float32) * s - p
-            for count, s, p in zip(self.size(height, width), self.stride, self.padding)
-        ]
-        taps = [
-            torch.arange(k, dtype=torch.float32) * d
-            for k, d in zip(self.kernel, self.dilation)
-        ]
-        rows = taps[0].repeat_interleave(self.kernel[1])[:, None] + starts[0]
-        columns = taps[1].repeat(self.kernel[0])[:, None] + starts[1]
-        return rows[:, :, None], columns[:, None, :]
+        return _tap_positions(self, height, width, device)
 
 
 def sample(
@@ -99,8 +92,8 @@ def sample(
     parts = batch * taps.groups  # images and their groups of channels
     offset = _first(offset, taps.groups, (taps.count, 2, *size))
     rows, columns = (
-        (offset[:, :, axis] + base.to(x.device)).flatten(1)
-        for axis, base in enumerate(taps.positions(height, width))
+        (offset[:, :, axis] + base).flatten(1)
+        for axis, base in enumerate(taps.positions(height, width, x.device))
     )
     pixels = x.reshape(parts, channels // taps.groups, height, width)
     samples = interpolate(pixels, rows, columns)
@@ -198,24 +191,16 @@ class Resize(NamedTuple):
             return [float(factor) for factor in self.scale_factor]
         return [float(self.scale_factor)] * dims
 
-    def places(self, source: Sequence[int], target: Sequence[int]) -> list[Tensor]:
-        """Where it reads, in pixels, along each axis: (target,), float32."""
-        places = []
-        scales = self.scales(source, target)
-        for size, count, scale in zip(source, target, scales):
-            index = torch.arange(count, dtype=torch.float64)
-            if self.align_corners:
-                place = index * ((size - 1) / max(count - 1, 1))
-            else:
-                place = (index + 0.5) / scale - 0.5
-            places.append(place.clamp_(0, size - 1).float())
-        return places
-
-
-def mesh(places: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all points: (parts, P) each."""
-    rows, columns = torch.meshgrid(*places, indexing='ij')
-    return rows.flatten().expand(parts, -1), columns.flatten().expand(parts, -1)
+    def positions(
+        self, source: Sequence[int], target: Sequence[int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Where it reads, in pixels: rows and columns of all points, (P,) each."""
+        scales = tuple(self.scales(source, target))
+        places = _places(
+            tuple(source), tuple(target), scales, bool(self.align_corners), device
+        )
+        rows, columns = torch.meshgrid(*places, indexing='ij')
+        return rows.flatten(), columns.flatten()
 
 
 def interpolate(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -254,3 +239,44 @@ def _first(x: Tensor, groups: int, shape: Sequence[int]) -> Tensor:
     """The first elements of each image, float32: (N * groups, *shape)."""
     count = groups * math.prod(shape)
     return x.float().flatten(1)[:, :count].reshape(len(x) * groups, *shape)
+
+
+# What follows from sizes alone is copied to a device once, as a copy waits for the
+# host. Made in inference mode, it could not be used outside of it later.
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _tap_positions(
+    taps: Taps, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    starts = [
+        torch.arange(count, dtype=torch.float32) * s - p
+        for count, s, p in zip(taps.size(height, width), taps.stride, taps.padding)
+    ]
+    steps = [
+        torch.arange(k, dtype=torch.float32) * d
+        for k, d in zip(taps.kernel, taps.dilation)
+    ]
+    rows = steps[0].repeat_interleave(taps.kernel[1])[:, None] + starts[0]
+    columns = steps[1].repeat(taps.kernel[0])[:, None] + starts[1]
+    return rows[:, :, None].to(device), columns[:, None, :].to(device)
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _places(
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    scales: tuple[float, ...],
+    align_corners: bool,
+    device: torch.device,
+) -> list[Tensor]:
+    """Where a resizing reads along each axis: (target,), float32."""
+    places = []
+    for size, count, scale in zip(source, target, scales):
+        index = torch.arange(count, dtype=torch.float64)
+        if align_corners:
+            place = index * ((size - 1) / max(count - 1, 1))
+        else:
+            place = (index + 0.5) / scale - 0.5
+        places.append(place.clamp_(0, size - 1).float().to(device))
+    return places

@@ -5,7 +5,7 @@ from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
 from mmquant_jacinto.kernels import Grid
-from mmquant_jacinto.sampling import Taps, sample
+from mmquant_jacinto.sampling import Resize, Taps, sample
 
 ops = pytest.importorskip('mmcv.ops')
 
@@ -134,6 +134,20 @@ def test_the_first_of_more_offsets_count():
     weight = torch.eye(36).view(36, 4, 3, 3)
     expected = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 2, 1)
     assert (found - expected).abs().max() <= 0.5 + 1e-4
+
+
+def test_positions_are_made_once_and_outlive_inference_mode():
+    taps = Taps.of((3, 3), (2, 1, 1, 1, 1))
+    resize = Resize(scale_factor=3, mode='bilinear')
+    device = torch.device('cpu')
+    with torch.inference_mode():
+        first = taps.positions(13, 11, device)
+        resize.positions((5, 7), (15, 21), device)
+    assert all(a is b for a, b in zip(first, taps.positions(13, 11, device)))
+    offset = torch.zeros(1, requires_grad=True)
+    for base in (*first, *resize.positions((5, 7), (15, 21), device)):
+        (base * offset).sum().backward()  # keeps the positions
+    assert offset.grad.isfinite()
 
 
 def test_without_a_quantized_model_nothing_changes(image):

@@ -25,7 +25,7 @@ from ..exact_functions import (
     unit_of,
 )
 from ..kernels import Grid
-from ..sampling import Resize, mesh
+from ..sampling import Resize
 from .sampling_operators import grid_sample, interpolate
 from .spatial_operators import write_average_pool, write_resize
 from .translation import SiteWriter, axis_of
@@ -191,8 +191,9 @@ def _resize(
     source, target = like.shape[2:], site.out.shape[2:]
     if call.is_dyadic(source, target):
         return site.node('Mul', write_resize(site, x, source, call), given.scale)
-    rows, columns = mesh(call.places(source, target), len(like))
-    out = interpolate(site, x, like.shape, site.value(rows), site.value(columns))
+    points = call.positions(source, target, like.device)
+    rows, columns = (site.value(item.expand(len(like), -1)) for item in points)
+    out = interpolate(site, x, like.shape, rows, columns)
     out = site.node('Transpose', out, perm=[0, 2, 1])
     return site.node('Mul', site.reshape(out, site.out.shape), given.scale)
 

@@ -43,7 +43,7 @@ def write_samples(
     share, count = channels // taps.groups, taps.count * size[0] * size[1]
     offset = _first(site, offset, batch, (parts, taps.count, 2, *size))
     places = []
-    for axis, base in enumerate(taps.positions(height, width)):
+    for axis, base in enumerate(taps.positions(height, width, like.device)):
         place = site.node('Gather', offset, site.ints(axis), axis=2)
         places.append(site.reshape(site.node('Add', place, base), (parts, count)))
     pixels = site.reshape(x, (parts, share, height, width))
