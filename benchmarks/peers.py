@@ -164,6 +164,15 @@ class Comparison:
         metrics, self.raw = self.test.score(self.detector)
         self.float_scores = map_scores(metrics)
 
+    def facts(self) -> dict[str, Any]:
+        """What all rows have in common."""
+        return {
+            'float': {k: round(v, 3) for k, v in self.float_scores.items()},
+            'input': list(self.images.shape[-2:]),
+            'calibration images': len(self.images),
+            'test images': len(self.test.batches),
+        }
+
     def run(self, library: str, variant: str, bits: str) -> dict[str, Any]:
         """Scores of a row, or the reason why there are none."""
         try:
@@ -187,6 +196,20 @@ class Comparison:
                 metrics, raw = self.test.score(detector)
         scores, boxes = signal_to_noise(self.raw, raw)
         return dict(map_scores(metrics), scores_dB=scores, boxes_dB=boxes)
+
+
+def check_alike(result: dict[str, Any], facts: dict[str, Any], where: str) -> None:
+    """Refuse to put rows beside those of other images or weights.
+
+    Raises:
+        SystemExit: If there are such rows.
+    """
+    for key, value in facts.items():
+        if result['rows'] and result.get(key) != value:
+            raise SystemExit(
+                f'error: {where} has rows with {key} {result.get(key)}, not {value}; '
+                'ask for the same, or choose another file with --json'
+            )
 
 
 def reason(error: BaseException) -> str:
@@ -251,10 +274,8 @@ def main() -> None:
         content = json.loads(args.json.read_text())
     content['versions'] = versions(content.get('versions', {}))
     result = content['models'].setdefault(name, {'rows': {}})
-    result['float'] = {k: round(v, 3) for k, v in comparison.float_scores.items()}
-    result['input'] = list(comparison.images.shape[-2:])
-    result['calibration images'] = len(comparison.images)
-    result['test images'] = len(comparison.test.batches)
+    check_alike(result, comparison.facts(), f'{args.json}: {name}')
+    result.update(comparison.facts())
     for row in all_rows():
         key = ' / '.join(row)
         if key in result['rows'] or not selected(row, args.only):

@@ -141,6 +141,10 @@ def test_rows_are_written_with_reasons_and_not_made_again(
     peers.main()
     assert len(calls) == 1
     assert json.loads(path.read_text()) == content
+    monkeypatch.setattr(sys, 'argv', [*line, '--test-images', '1'])
+    with pytest.raises(SystemExit, match='rows with .*, not'):
+        peers.main()
+    assert json.loads(path.read_text()) == content
 
 
 def test_calibration_images_are_those_of_our_calibration(workspace, monkeypatch):
