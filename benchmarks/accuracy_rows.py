@@ -195,13 +195,20 @@ ROWS = (
         bound=(0.5, 1.0),
     ),
     Row(
-        *('w4a8_lsq', 'W4A8, QAT, learned scales', 'qat'),
+        *('w4a8_qat', 'W4A8, QAT, learned scales', 'qat'),
+        _low(8, observer='mse', learned_scale=True, **LIVE_BN),
+        lr=5e-5,
+        bound=(0.2, 0.5),
+    ),
+    # As the next, but without a teacher. So few epochs are frozen from the start.
+    Row(
+        *('w4a8_lsq', 'W4A8, QAT, frozen normalization', 'qat'),
         _low(8, observer='mse', learned_scale=True),
         lr=1.5e-4,
         bound=(0.2, 0.5),
     ),
     Row(
-        *('w4a8_distill', 'W4A8, QAT, learned scales, distilled', 'distill'),
+        *('w4a8_distill', 'W4A8, QAT, frozen normalization, distilled', 'distill'),
         _low(8, observer='mse', learned_scale=True),
         lr=1.5e-4,
         **TAUGHT,
@@ -222,12 +229,6 @@ ROWS = (
         bound=(1.5, 2.5),
     ),
     Row(
-        *('w4a4_lsq', 'W4A4, QAT, learned scales', 'qat'),
-        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
-        **LEARNED,
-        bound=(0.5, 1.0),
-    ),
-    Row(
         *('w4a4_finetune_lsq', 'W4A4, QAT after the fine-tuned calibration', 'qat'),
         _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         lr=LEARNED['lr'],
@@ -235,7 +236,23 @@ ROWS = (
         bound=(0.5, 1.0),
     ),
     Row(
-        *('w4a4_distill', 'W4A4, QAT, learned scales, distilled', 'distill'),
+        'w4a4_finetune_distill',
+        'W4A4, QAT after the fine-tuned calibration, distilled',
+        'distill',
+        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
+        lr=LEARNED['lr'],
+        after='w4a4_finetune',
+        **TAUGHT,
+        bound=(0.5, 1.0),
+    ),
+    Row(
+        *('w4a4_lsq', 'W4A4, QAT from float', 'qat'),
+        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
+        **LEARNED,
+        bound=(0.5, 1.0),
+    ),
+    Row(
+        *('w4a4_distill', 'W4A4, QAT from float, distilled', 'distill'),
         _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         **LEARNED,
         **TAUGHT,
