@@ -150,7 +150,7 @@ def table(settings: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> 
         lines += longer_lines([found[arch, row.name] for row in main])
         switches = [row for row in rows if row.ablation]
         if switches:
-            lines += ['', 'Other switches of calibration:', '']
+            lines += ['', 'Other targets and switches of calibration:', '']
             lines += TABLE_HEAD
             lines += [table_row(row, found[arch, row.name]) for row in switches]
     return '\n'.join(lines) + '\n'

@@ -303,6 +303,10 @@ ROWS = (
         '8 bits onnxruntime, calibrated, extremes of all images',
         _eight('onnxruntime', observer='minmax'),
     ),
+    *(
+        _switch(f'int8_{target}_ptq', f'8 bits {target}, calibrated', _eight(target))
+        for target in ('tidl', 'openvino', 'tensorrt')
+    ),
     _switch(
         'int8_jacinto_depthwise',
         '8 bits jacinto, scales of each channel in depthwise layers',
