@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activation_grids import GridFormats
+from .errors import QuantizeError
 from .formats import SEARCHES
 from .histograms import Histograms
 from .kernels import Bounds, Grid, fake_quantize
@@ -99,6 +100,11 @@ class ActivationQuantizers(nn.Module):
     def has_range(self, name: str) -> bool:
         """Whether a quantizer has seen anything."""
         return self.index[name] in self._ranged
+
+    @property
+    def has_ranges(self) -> bool:
+        """bool: Whether any quantizer has seen anything."""
+        return bool(self._ranged)
 
     def grid(self, name: str) -> Optional[Grid]:
         """The grid for training; None while the quantizer has no range.
@@ -348,6 +354,7 @@ class ActivationQuantizers(nn.Module):
     def _make_grids(self, on_host: bool) -> list[Grid]:
         scale, low, high = self._grid_columns('cpu' if on_host else self.low.device)
         if on_host:
+            self._check_finite(scale)
             columns = scale.tolist(), low.long().tolist(), high.long().tolist()
         else:
             columns = tuple(item.float().unbind() for item in (scale, low, high))
@@ -355,6 +362,17 @@ class ActivationQuantizers(nn.Module):
             Grid(*row, 2**spec.format.bits, spec.format.rounding)
             for spec, row in zip(self.specs, zip(*columns))
         ]
+
+    def _check_finite(self, scale: Tensor) -> None:
+        known = torch.tensor(sorted(self._ranged), dtype=torch.long)
+        broken = known[~scale[known].isfinite()]
+        if len(broken):
+            raise QuantizeError(
+                f'the scale of {self.specs[broken[0]].name} is not a number: the '
+                'training that it comes from has diverged; use a lower '
+                'optim_wrapper.optimizer.lr or quantize.learned_scale.lr_mult, in a '
+                'calibration a lower quantize.finetune.lr'
+            )
 
     def _grid_columns(self, device: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, lowest and highest step of all grids, float64: (Q,) each."""

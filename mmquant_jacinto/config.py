@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from .config_sections import (
+    ROUNDINGS,
     Calibration,
     Finetune,
     Freeze,
@@ -108,6 +109,16 @@ class QuantizeConfig:
         get_preset(self.target)
         _widths('quantize.bits', self.bits)
         for pattern, value in self.overrides.items():
+            if not isinstance(pattern, str):
+                raise QuantizeError(
+                    f'quantize.overrides has the key {pattern!r}, which is no pattern '
+                    "of module names; use a string, such as 'bbox_head.*'"
+                )
+            if isinstance(value, Mapping) and not value:
+                raise QuantizeError(
+                    f'quantize.overrides[{pattern!r}] is empty; use a width, a dict '
+                    'of widths such as dict(weight=8), or False for float'
+                )
             if value is not False:
                 _widths(f'quantize.overrides[{pattern!r}]', value)
         if self.observer is not None:
@@ -196,7 +207,14 @@ class QuantizeConfig:
                 f'quantize={value!r} is neither a dict nor a switch; use '
                 "dict(mode='qat', bits=8), True or False"
             )
-        return _build(cls, 'quantize', value)
+        config = _build(cls, 'quantize', value)
+        if 'percentile' in value and config.observer_name != 'percentile':
+            raise QuantizeError(
+                f'quantize.percentile={config.percentile!r} is of the observer '
+                f"'percentile', and quantize.observer is {config.observer_name!r} "
+                f"with target={config.target!r}; add observer='percentile'"
+            )
+        return config
 
     def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
         """Width asked for tensors of ``kind``, where a module may override it."""
@@ -299,6 +317,11 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
+            if name == 'rounding' and 'method' not in item:
+                raise QuantizeError(
+                    f'{key}.rounding={dict(item)!r} has no method; add one of '
+                    + ', '.join(map(repr, ROUNDINGS[1:]))
+                )
             item = _build(nested[name], f'{key}.{name}', item)
         if name == 'overrides' and not isinstance(item, Mapping):
             raise QuantizeError(

@@ -13,8 +13,9 @@ BIAS_CORRECTIONS = ('iterative', 'sequential', 'analytic')
 
 
 def check_positive(key: str, value: object) -> None:
-    """Raises where a value is no positive number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    """Raises where a value is no positive number, or not finite."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise QuantizeError(
             f'quantize.{key}={value!r} is not a positive number; use one above 0'
         )
@@ -91,6 +92,13 @@ class Calibration:
             raise QuantizeError(
                 f'quantize.calibration.weights={self.weights!r} is not a switch; use '
                 'True or False'
+            )
+        given = self.dataloader
+        is_loader = isinstance(given, Mapping) and 'dataset' in given
+        if given is not None and not is_loader:
+            raise QuantizeError(
+                f'quantize.calibration.dataloader={given!r} is no dataloader; use a '
+                'dict as train_dataloader is one, with dataset=dict(...)'
             )
         if self.weights and not self.epochs:
             raise QuantizeError(
@@ -261,13 +269,14 @@ class MixedPrecision:
                 f'{key}.{given[0]}={budget!r} is not a budget; use a number above 0'
             )
         widths = self.candidates
-        if not isinstance(widths, (list, tuple)) or len(set(widths)) < 2:
+        is_list = isinstance(widths, (list, tuple))
+        for width in widths if is_list else ():
+            check_bits(f'{key}.candidates', width)
+        if not is_list or len(set(widths)) < 2:
             raise QuantizeError(
                 f'{key}.candidates={widths!r} leaves no choice; use at least two '
                 'widths, such as (4, 8)'
             )
-        for width in widths:
-            check_bits(f'{key}.candidates', width)
         object.__setattr__(self, 'candidates', tuple(sorted(set(widths))))
         check_count('mixed_precision.num_images', self.num_images, 1)
 

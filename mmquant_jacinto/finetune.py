@@ -33,6 +33,8 @@ from .simulate import Simulate, State
 from .weights import channel_rows
 
 REPORTS = 10  # lines in the log
+# The share of its mean over the images that an output's energy counts as at least.
+LEAST_ENERGY = 0.1
 # Elements of the teacher's outputs that are held, to be seen again.
 MAX_HELD = 2**26
 # What a pass gave: each output's quantizer, and the tensor.
@@ -63,8 +65,8 @@ class Student(Simulate):
         return self.outputs.add(step, super()._emit(step, x))
 
 
-def paired(outputs: Kept, reference: Kept) -> list[tuple[Tensor, Tensor]]:
-    """Outputs of two passes that belong together.
+def paired(outputs: Kept, reference: Kept) -> list[tuple[str, Tensor, Tensor]]:
+    """Outputs of two passes that belong together, and their quantizers.
 
     The k-th tensor of a quantizer in one pass belongs to the k-th in the other. Tensors
     of another shape, for boxes that the model itself proposes, are left out.
@@ -77,25 +79,29 @@ def paired(outputs: Kept, reference: Kept) -> list[tuple[Tensor, Tensor]]:
         known = waiting.get(name)
         expected = known.pop(0) if known else None
         if expected is not None and expected.shape == x.shape:
-            pairs.append((x, expected))
+            pairs.append((name, x, expected))
     return pairs
 
 
-def output_loss(outputs: Kept, reference: Kept) -> Tensor | None:
+def output_loss(
+    outputs: Kept, reference: Kept, least: Mapping[str, Tensor]
+) -> Tensor | None:
     """Squared error over squared reference, mean over the outputs.
 
     Args:
         outputs (Kept): Of the student, with a graph.
         reference (Kept): Of the teacher.
+        least (Mapping[str, Tensor]): Mean squares by quantizer: a reference counts as
+            no smaller. One that is nearly zero on an image would outweigh all others.
 
     Returns:
         Tensor, optional: Zero-dimensional; None where no outputs belong together.
     """
     losses = []
-    for x, expected in paired(outputs, reference):
+    for name, x, expected in paired(outputs, reference):
         expected = expected.detach().float()
-        size = expected.square().sum().clamp(min=torch.finfo(expected.dtype).tiny)
-        losses.append((x.float() - expected).square().sum() / size)
+        size = expected.square().mean().maximum(least[name])
+        losses.append((x.float() - expected).square().mean() / size)
     return torch.stack(losses).mean() if losses else None
 
 
@@ -123,7 +129,17 @@ class Finetuning:
         self.run = run
         self.options = options
         self._held: dict[int, Kept] = {}
+        # Of the teacher's outputs: sums of their mean squares, and how many.
+        self._squares: dict[str, tuple[Tensor, Tensor]] = {}
         self.teacher, self.student = FloatOutputs(state), Student(state)
+        activations = state.activations
+        # Nothing below a step of their grid can be told apart.
+        self._least_squares = {
+            name: activations.host_grid(name).scale ** 2
+            if activations.has_range(name)
+            else torch.finfo(torch.float32).tiny
+            for name in self.student.outputs.names
+        }
         with torch.no_grad():
             self.student.begin()
 
@@ -134,7 +150,8 @@ class Finetuning:
             batches (Iterable): Gives the same batches each time.
 
         Returns:
-            List[float]: The loss of each iteration, mean of all processes.
+            List[float]: The loss of each iteration, mean of all processes. Those in
+            which the float model gave NaN or infinity are left out.
 
         Raises:
             QuantizeError: If the loss is not finite, or no output can be compared.
@@ -144,19 +161,27 @@ class Finetuning:
         history: list[float] = []
         with self._leaves() as (optimizer, parameters):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-            for batch, index in itertools.islice(_cycle(batches), total):
+            steps = itertools.islice(_cycle(batches), total)
+            for done, (batch, index) in enumerate(steps, 1):
                 reference = self._reference(batch, index)
-                history.append(self._descend(batch, reference, parameters))
-                optimizer.step()
-                schedule.step()
-                done = len(history)
-                if done % every == 0 or done == total:
+                loss = self._descend(batch, reference, parameters)
+                if loss is not None:
+                    history.append(loss)
+                    optimizer.step()
+                    schedule.step()
+                if history and (done % every == 0 or done == total):
                     recent = history[-every:]
                     print_log(
                         f'Fine-tuning: iteration {done} of {total}, '
                         f'loss {sum(recent) / len(recent):.5f}',
                         'current',
                     )
+        if not history:
+            raise QuantizeError(
+                'quantize.finetune: the float model gives NaN or infinity on every '
+                'calibration image; check the checkpoint (load_from) and the '
+                'normalization of the images'
+            )
         return history
 
     @torch.no_grad()
@@ -166,33 +191,65 @@ class Finetuning:
             return self._held[index]
         self.run(self.teacher, batch)
         outputs = self.teacher.outputs.take()
+        for name, x in outputs:
+            total, count = self._squares.get(name, (0.0, 0.0))
+            square = x.float().square().mean()
+            finite = square.isfinite()
+            total = total + torch.where(finite, square, torch.zeros_like(square))
+            self._squares[name] = total, count + finite.float()
         known = (*self._held.values(), outputs)
         if sum(x.numel() for part in known for _, x in part) <= MAX_HELD:
             self._held[index] = outputs
         return outputs
 
-    def _descend(
+    def _least(self) -> dict[str, Tensor]:
+        """What the mean squares of outputs count as at least, by quantizer."""
+        return {
+            name: (LEAST_ENERGY * total / count.clamp(min=1)).clamp(
+                min=self._least_squares[name]
+            )
+            for name, (total, count) in self._squares.items()
+        }
+
+    def _gradients(
         self, batch: Any, reference: Kept, parameters: list[Tensor]
-    ) -> float:
-        """Gives the parameters their gradients, means of all processes."""
+    ) -> Tensor:
+        """Whether outputs were compared, whether they count, loss and gradients.
+
+        All zero where nothing can be compared, all but the first where the float
+        model's outputs are not finite.
+        """
         with torch.enable_grad():
             self._place_biases()
             self.run(self.student, batch)
-            loss = output_loss(self.student.outputs.take(), reference)
+            loss = output_loss(self.student.outputs.take(), reference, self._least())
         flat = torch.zeros(
-            2 + sum(p.numel() for p in parameters), device=parameters[0].device
+            3 + sum(p.numel() for p in parameters), device=parameters[0].device
         )
-        if loss is not None and loss.requires_grad:
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            grads = [
-                torch.zeros_like(p).flatten() if grad is None else grad.flatten()
-                for p, grad in zip(parameters, found)
-            ]
-            flat = torch.cat([torch.ones_like(flat[:1]), loss.detach()[None], *grads])
+        if loss is None or not loss.requires_grad:
+            return flat
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        grads = [
+            torch.zeros_like(p).flatten() if grad is None else grad.flatten()
+            for p, grad in zip(parameters, found)
+        ]
+        one = torch.ones_like(flat[:1])
+        counts = torch.stack([x.isfinite().all() for _, x in reference]).all()
+        return torch.cat(
+            [one, torch.where(counts, torch.cat([one, loss[None], *grads]), flat[1:])]
+        ).detach()
+
+    def _descend(
+        self, batch: Any, reference: Kept, parameters: list[Tensor]
+    ) -> float | None:
+        """Gives the parameters their gradients, means of all processes."""
+        flat = self._gradients(batch, reference, parameters)
         if is_distributed():
             dist.all_reduce(flat)
-        count, loss_sum = flat[:2].tolist()
-        if not count:
+        compared, count, loss_sum = flat[:3].tolist()
+        if compared and not count:
+            return None
+        if not compared:
             raise QuantizeError(
                 'quantize.finetune has nothing to compare: no output of the network '
                 'has a gradient, and the same shape in float and quantized; leave it '
@@ -205,7 +262,7 @@ class Finetuning:
                 'float model gives finite outputs'
             )
         sizes = [parameter.numel() for parameter in parameters]
-        for parameter, grad in zip(parameters, (flat[2:] / count).split(sizes)):
+        for parameter, grad in zip(parameters, (flat[3:] / count).split(sizes)):
             parameter.grad = grad.view_as(parameter)
         return loss_sum / count
 

@@ -41,6 +41,12 @@ class LayerRows(NamedTuple):
     inputs: Tensor
     outputs: Tensor
 
+    def finite(self) -> LayerRows:
+        """Those without NaN and infinity."""
+        keep = self.inputs.flatten(1).isfinite().all(1)
+        keep &= self.outputs.isfinite().all(1)
+        return LayerRows(self.inputs[keep], self.outputs[keep])
+
 
 class Enough(Exception):
     """Ends a pass of the model: what is to be collected is there."""

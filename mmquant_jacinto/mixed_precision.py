@@ -21,6 +21,7 @@ from mmengine.fileio import get_text
 from .bit_budget import spend
 from .config_sections import MixedPrecision
 from .errors import QuantizeError
+from .formats import check_bits
 from .plan import Plan
 from .quantization import PROBE, Quantization
 from .sensitivity import Sensitivity
@@ -260,8 +261,11 @@ def with_found_bits(plan: Plan, path: str) -> Plan:
     try:
         found = json.loads(get_text(path))
         settings = MixedPrecision(**found['settings'])
-        widths = {name: int(item['bits']) for name, item in found['layers'].items()}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        widths = {
+            name: check_bits(f'bits of {name}', item['bits'])
+            for name, item in found['layers'].items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise QuantizeError(
             f'{key} cannot be read ({type(error).__name__}: {error}); give the '
             f"{FILE} that a calibration with mode='ptq' left in its work_dir"

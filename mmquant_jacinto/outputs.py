@@ -9,7 +9,7 @@ from torch import Tensor
 from . import ops
 from .execute import Behaviour
 from .ops import Op
-from .plan import OUTPUT, Plan, Step
+from .plan import OUTPUT, OVERRIDES, Plan, Step
 from .simulate import State
 
 
@@ -17,13 +17,20 @@ def output_quantizers(plan: Plan) -> set[str]:
     """Quantizers of what leaves the network: of what no quantized call reads.
 
     Heads that end in a call that is not quantized (``sigmoid``) have no output
-    quantizer; what is read by nothing else stands for it.
+    quantizer; what is read by nothing else stands for it. So does what layers read
+    that ``quantize.overrides`` leaves in float.
     """
-    found = {spec.name for spec in plan.activations if spec.kind == OUTPUT}
-    if found:
+    found = _last(plan)
+    if found and OVERRIDES not in plan.in_float.values():
         return found
-    read = {name for step in plan.steps.values() for name in step.inputs}
-    return {step.output for step in plan.steps.values() if step.output} - read
+    # One that is in float has its inputs there all the same.
+    steps = [step for name, step in plan.steps.items() if name not in plan.in_float]
+    read = {name for step in steps for name in step.inputs if name != step.output}
+    return found | {step.output for step in steps if step.output} - read
+
+
+def _last(plan: Plan) -> set[str]:
+    return {spec.name for spec in plan.activations if spec.kind == OUTPUT}
 
 
 class Outputs:
@@ -35,15 +42,19 @@ class Outputs:
 
     def __init__(self, plan: Plan) -> None:
         self.names = output_quantizers(plan)
+        self._ends = _last(plan) or self.names
         self.kept: list[tuple[str, Tensor]] = []
 
     def add(self, step: Step, x: Any) -> Any:
-        """Keeps an output; what goes on has no graph: decoding may do what it likes."""
+        """Keeps an output; what goes on has no graph: decoding may do what it likes.
+
+        But for what other outputs follow from.
+        """
         is_output = step.last and step.output in self.names
         if not is_output or not isinstance(x, Tensor) or not x.numel():
             return x
         self.kept.append((step.output, x))
-        return x.detach().clone()
+        return (x.detach() if step.output in self._ends else x).clone()
 
     def take(self) -> list[tuple[str, Tensor]]:
         """Quantizer and tensor of what was kept, since last taken."""

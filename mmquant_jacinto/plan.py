@@ -14,6 +14,7 @@ from .formats import TensorFormat
 
 PLAN_VERSION = 1
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
+OVERRIDES = 'quantize.overrides'  # the reason why something is in float
 
 Clip = tuple[Optional[float], Optional[float]]
 

@@ -17,7 +17,7 @@ from .errors import QuantizeError
 from .formats import DEPTHWISE, TensorFormat
 from .graph import Graph, Site
 from .overrides import Overrides
-from .plan import Plan, Step, WeightSpec
+from .plan import OVERRIDES, Plan, Step, WeightSpec
 
 
 class Planner:
@@ -148,11 +148,11 @@ class Planner:
             site = chain.head
             if site.weight is None:
                 if site.computed_weight and self.overrides.is_off(site):
-                    self.in_float[site.name] = 'quantize.overrides'
+                    self.in_float[site.name] = OVERRIDES
                 continue
             bits = self.overrides.find(site.module)
             if bits is False:
-                self.in_float[site.name] = 'quantize.overrides'
+                self.in_float[site.name] = OVERRIDES
                 continue
             name = self._weight_name(chain)
             axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0

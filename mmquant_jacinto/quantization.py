@@ -87,7 +87,7 @@ class Quantization(nn.Module):
     @property
     def has_ranges(self) -> bool:
         """bool: Whether anything was calibrated or trained."""
-        return self.plan is not None and bool(self.activations.count.any())
+        return self.plan is not None and self.activations.has_ranges
 
     @property
     def has_scales(self) -> bool:

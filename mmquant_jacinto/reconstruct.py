@@ -109,8 +109,11 @@ class Reconstruction:
                 for name in names:
                     rows = inputs.take(name), outputs.take(name)
                     # Proposals of the model itself: not the same in both passes.
-                    if None not in rows and len(rows[0]) == len(rows[1]):
-                        self.decided[name] = self._decide(name, LayerRows(*rows))
+                    if None in rows or len(rows[0]) != len(rows[1]):
+                        continue
+                    finite = LayerRows(*rows).finite()
+                    if len(finite.inputs):
+                        self.decided[name] = self._decide(name, finite)
         self._write()
 
     def _collect(self, names: list[str]) -> Collected:

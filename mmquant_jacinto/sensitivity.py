@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
+from .errors import QuantizeError
 from .observers import is_distributed
 from .ops import Op
 from .outputs import FloatOutputs
@@ -79,15 +80,18 @@ class Probe(FloatOutputs):
             self._leaves[name] = leaf
         return leaf
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _project(self, name: str, x: Tensor) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=self.generator)
-        # Outputs count with their share of noise, whatever their unit.
-        size = x.detach().norm().clamp(min=torch.finfo(x.dtype).tiny)
-        return (x * direction).sum() / size
+        # Outputs count with their share of noise, whatever their unit; one that is
+        # nearly zero on an image as if it had a step everywhere.
+        activations, least = self.state.activations, torch.finfo(x.dtype).tiny
+        if activations.has_range(name):
+            least = activations.host_grid(name).scale * x.numel() ** 0.5
+        return (x * direction).sum() / x.detach().norm().clamp(min=least)
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradient of the projections of the last pass, by weight quantizer."""
-        projections = [self._project(x) for _, x in self.outputs.take()]
+        projections = [self._project(*item) for item in self.outputs.take()]
         total = [item for item in projections if item.requires_grad]
         leaves, self._leaves = self._leaves, {}
         if not total:
@@ -132,6 +136,8 @@ class Sensitivity:
     @torch.no_grad()
     def add(self, gradients: dict[str, Tensor]) -> None:
         """Adds the gradients of one pass; one that is not finite is left out."""
+        if not gradients:
+            return
         columns = [
             self._dots(name, gradients[name])
             if name in gradients
@@ -157,9 +163,18 @@ class Sensitivity:
         """Mean noise to signal by width, of each layer, over all processes.
 
         Summed over the network's outputs, each with its own signal.
+
+        Raises:
+            QuantizeError: If there was no pass with finite gradients.
         """
         sums = self._sums.double()
         if is_distributed():
             dist.all_reduce(sums)
-        noise = (sums[1:] / sums[0].clamp(min=1)).view(len(self.names), -1)
+        if not sums[0]:
+            raise QuantizeError(
+                'quantize.mixed_precision measured nothing: on no image has an output '
+                'of the network a finite gradient; check the checkpoint (load_from), '
+                'and that quantize.overrides leaves more than the backbone quantized'
+            )
+        noise = (sums[1:] / sums[0]).view(len(self.names), -1)
         return dict(zip(self.names, noise.tolist()))

@@ -128,6 +128,8 @@ class Simulate(Behaviour):
         self._has_begun = False
         self._unlearned: Optional[Tensor] = None
         self._kept: dict[str, tuple[tuple, tuple]] = {}
+        self._live: set[str] = set()  # layers behind which statistics are live
+        self._uncorrected = 0  # how many of them
 
     @property
     def observes(self) -> bool:
@@ -161,6 +163,11 @@ class Simulate(Behaviour):
 
     def end(self) -> None:
         self.activations.end_step()
+        if self._uncorrected < len(self._live):
+            # What a calibration corrected is in the statistics of a batch already.
+            for name in self._live:
+                self.state.correction(name).zero_()
+            self._uncorrected = len(self._live)
         for part in (self._weights, self._activations):
             if part is not None:
                 part.end_step()
@@ -261,6 +268,7 @@ class Simulate(Behaviour):
         name = step.weight
         layer = self.state.layers[name]
         if layer.norm_is_live:
+            self._live.add(name)
             weight = self._on_grid(
                 name, layer, layer.weight, self.grids.live_step(name)
             )

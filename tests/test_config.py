@@ -219,6 +219,45 @@ BAD_VALUES = {
         "mode='ptq'",
     ),
     'percentile': (dict(percentile=50), 'quantize.percentile=50', 'below 50'),
+    'percentile of another observer': (
+        dict(percentile=0.1, target='onnxruntime'),
+        'quantize.percentile=0.1',
+        "quantize.observer is 'moving_average'",
+        "add observer='percentile'",
+    ),
+    'pattern': (dict(overrides={1: 8}), 'the key 1', "such as 'bbox_head.*'"),
+    'empty override': (
+        dict(overrides={'head': {}}),
+        "quantize.overrides['head'] is empty",
+    ),
+    'dataloader': (
+        dict(calibration=dict(dataloader={'a': 1})),
+        "quantize.calibration.dataloader={'a': 1}",
+        'with dataset=dict(...)',
+    ),
+    'dataloader that is none': (
+        dict(calibration=dict(dataloader=5)),
+        'quantize.calibration.dataloader=5',
+    ),
+    'method': (
+        dict(mode='ptq', rounding=dict(num_images=3)),
+        "quantize.rounding={'num_images': 3} has no method",
+        "'adaround'",
+    ),
+    'not a number': (
+        dict(mode='ptq', finetune=dict(lr=float('nan'))),
+        'quantize.finetune.lr=nan is not a positive number',
+    ),
+    'infinity': (
+        dict(mode='ptq', rounding=dict(method='adaround', damping=float('inf'))),
+        'quantize.rounding.damping=inf',
+    ),
+    'candidates': (
+        dict(
+            mode='ptq', mixed_precision=dict(average_bits=5, candidates=[4, [8]])
+        ),
+        'quantize.mixed_precision.candidates=[8] is not a bit width',
+    ),
     'bias': (
         dict(constrain_bias='saturat'),
         "quantize.constrain_bias='saturat'",

@@ -144,6 +144,32 @@ def test_empty_calibration_dataloader_of_the_config(refused_training, tmp_path):
     )
 
 
+def test_calibration_dataloader_without_an_end(refused_training, tmp_path):
+    loader = make_config(tmp_path).train_dataloader
+    loader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    refused_training(
+        dict(PTQ, calibration=dict(dataloader=loader)),
+        'quantize.calibration.dataloader.sampler is an InfiniteSampler',
+        'DefaultSampler',
+    )
+
+
+@pytest.mark.parametrize('observer', ['mse', 'moving_average'])
+def test_learned_scales_without_a_finite_image(observer, refused_training):
+    def change(cfg):
+        set_pipeline(cfg, 'val_dataloader', dict(type='Break', nan=True))
+
+    quantize = dict(mode='qat', learned_scale=True, observer=observer)
+    refused_training(quantize, 'NaN or infinity on every calibration', change=change)
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    cfg = make_config(tmp_path, dict(mode='qat', learned_scale=True))
+    cfg.optim_wrapper.optimizer.lr = 1e8
+    with pytest.raises(QuantizeError, match='has diverged; use a lower optim_wrapper'):
+        train(cfg)
+
+
 @MODES
 def test_images_that_are_missing(quantize, refused_training):
     def change(cfg):

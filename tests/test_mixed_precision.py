@@ -183,6 +183,38 @@ def test_an_image_that_gives_nan_counts_for_nothing():
     assert results[0] == results[1]
 
 
+def test_images_that_all_give_nan_are_an_error():
+    net, image = randomize_norms(ToyNet()), torch.randn(1, 3, 16, 16)
+    module = calibrate_module(net, image, dict(average_bits=6.0))
+    with pytest.raises(QuantizeError, match='mixed_precision measured nothing'):
+        module.search_bits([torch.full_like(image, torch.nan)])
+
+
+@pytest.mark.parametrize('kind', ['last', 'one of two', 'in the middle'])
+def test_layers_in_front_of_a_float_one_are_measured(kind):
+    torch.manual_seed(0)
+    convs = {name: nn.Conv2d(3, 3, 3) for name in ('first', 'second', 'third')}
+
+    def forward(net, x):
+        x = net.first(x).relu()
+        if kind == 'one of two':
+            return net.second(x).relu(), net.third(x)
+        return net.third(net.second(x).relu())
+
+    off = 'second' if kind == 'in the middle' else 'third'
+    measured = {'first', 'second', 'third'} - {off}
+    image = torch.randn(1, 3, 12, 12)
+    module = calibrate_module(
+        Forward(forward, **convs),
+        image,
+        dict(average_bits=6.0),
+        overrides={off: False},
+    )
+    layers = module.search_bits([image]).layers
+    assert set(layers) == measured
+    assert all(min(layer.noise.values()) > 0 for layer in layers.values())
+
+
 # The widths
 
 
@@ -367,11 +399,17 @@ def test_nothing_to_choose_is_refused():
         calibrate_module(net, image, dict(average_bits=6.0), overrides={'*': 8})
 
 
+WIDTHS = '{"settings": {"average_bits": 5}, "layers": %s}'
+
+
 @pytest.mark.parametrize(
     'text, words',
     [
         (None, ['cannot be read', "mode='ptq'"]),
         ('{"layers": 3}', ['cannot be read']),
+        (WIDTHS % '[]', ['cannot be read']),
+        (WIDTHS % '{"conv": {"bits": 33}}', ['bits of conv=33 is not a bit width']),
+        (WIDTHS % '{"conv": {"bits": 4.7}}', ['bits of conv=4.7 is not a bit width']),
         ('not json', ['cannot be read']),
     ],
 )

@@ -219,6 +219,20 @@ def test_a_network_gains_and_its_checkpoint_tests_the_same(target):
     assert torch.equal(test(**batches[0]), model(**batches[0]))
 
 
+@pytest.mark.parametrize('method', ['adaround', 'coordinate_descent'])
+def test_an_image_that_gives_nan_is_left_out(method):
+    torch.manual_seed(0)
+    batches = batches_of(2, 3, 16, 16, count=4)
+    model = calibrate(randomize_norms(ToyNet()).eval(), batches, method)
+    broken = {name: x.clone() for name, x in batches[1].items()}
+    for x in broken.values():
+        x[0] = torch.nan
+    model.round_weights([batches[0], broken, *batches[2:]])
+    state = model.module.state_dict()
+    assert all(x.isfinite().all() for x in state.values())
+    assert state['quantization.bias_correction'].any()
+
+
 def test_generations_depend_on_earlier_ones_only():
     names = generations(make_plan(ToyNet(), torch.randn(2, 3, 8, 8)))
     assert names == [['stem'], ['conv'], ['expand'], ['lateral'], ['fc']]
@@ -282,10 +296,13 @@ def test_transposed_convolutions_are_left_and_named(monkeypatch):
         (dict(rounding='adaround'), 'quantize.rounding is for a run that calibrates'),
         (dict(mode='ptq', rounding='up'), "quantize.rounding.method='up' is unknown"),
         (
-            dict(mode='ptq', rounding=dict(iterations=0)),
+            dict(mode='ptq', rounding=dict(method='adaround', iterations=0)),
             'quantize.rounding.iterations=0 is not a count',
         ),
-        (dict(mode='ptq', rounding=dict(lr=-1)), 'quantize.rounding.lr=-1'),
+        (
+            dict(mode='ptq', rounding=dict(method='adaround', lr=-1)),
+            'quantize.rounding.lr=-1',
+        ),
     ],
 )
 def test_bad_values_are_refused(quantize, message):

@@ -348,6 +348,56 @@ def test_resuming_a_calibration_with_other_bits_is_refused(ptq_dir, tmp_path):
         train(cfg)
 
 
+def test_a_run_of_the_other_mode_is_not_resumed(float_checkpoint, tmp_path):
+    train(ptq_config(tmp_path, float_checkpoint))
+    train(ptq_config(tmp_path / 'qat', float_checkpoint, QAT, iters=2))
+    for work_dir, quantize, mode in (
+        (tmp_path, QAT, 'ptq'),
+        (tmp_path / 'qat', dict(mode='ptq'), 'qat'),
+    ):
+        cfg = ptq_config(work_dir, float_checkpoint, quantize, resume=True)
+        cfg.load_from = None
+        with pytest.raises(QuantizeError, match=f"mode='{mode}', which one with"):
+            train(cfg)
+
+
+def test_what_is_calibrated_is_not_calibrated_again(ptq_dir, tmp_path):
+    for bits in (8, 4):
+        cfg = ptq_config(tmp_path, ptq_dir / CHECKPOINT, dict(mode='ptq', bits=bits))
+        with pytest.raises(QuantizeError, match='epoch_1.pth is calibrated already'):
+            train(cfg)
+
+
+def test_calibration_of_a_trained_checkpoint_starts_anew(float_checkpoint, tmp_path):
+    train(ptq_config(tmp_path / 'qat', float_checkpoint, QAT, iters=2))
+    trained = tmp_path / 'qat' / 'iter_2.pth'
+    stored = state_of(trained)
+    weights = {k: v for k, v in stored.items() if not k.startswith('quantization.')}
+    torch.save(dict(state_dict=weights), tmp_path / 'weights.pth')
+    states = []
+    for start in (trained, tmp_path / 'weights.pth'):
+        work_dir = tmp_path / start.stem
+        train(ptq_config(work_dir, start))
+        states.append(state_of(work_dir / CHECKPOINT))
+    assert not differences(*states)
+
+
+def test_live_statistics_take_the_place_of_corrections(ptq_dir, tmp_path):
+    key = 'quantization.bias_correction'
+    assert state_of(ptq_dir / CHECKPOINT)[key].all()
+    corrections = []
+    for name, freeze in (('live', dict(bn=False)), ('frozen', dict(bn=0))):
+        cfg = ptq_config(
+            tmp_path / name, ptq_dir / CHECKPOINT, dict(QAT, freeze=freeze), iters=2
+        )
+        corrections.append(train(cfg).model.module.state_dict()[key])
+    live, frozen = corrections
+    assert torch.equal(frozen, state_of(ptq_dir / CHECKPOINT)[key])
+    # Layers without a normalization keep theirs.
+    assert 0 < (live == 0).sum() < len(live)
+    assert torch.equal(live[live != 0], frozen[live != 0])
+
+
 def test_sixteen_bits_are_nearer_to_float_than_four(float_checkpoint, tmp_path):
     exact = val_scores(float_checkpoint.parent)[-1]['norm']
     errors = []

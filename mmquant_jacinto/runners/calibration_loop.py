@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import Any, Optional
 
 from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..activations import ActivationQuantizers
 from ..config_sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
 from ..mixed_precision import FILE, BitSearch
@@ -59,6 +61,33 @@ def readable_images() -> Iterator[None]:
             f'({type(error).__name__}: {error}); check '
             'train_dataloader or quantize.calibration.dataloader'
         ) from error
+
+
+def check_measured(activations: ActivationQuantizers, logger: MMLogger) -> None:
+    """Checks what a pass over calibration images has measured.
+
+    Raises:
+        QuantizeError: If an activation was never finite.
+    """
+    rejected = activations.take_rejected()
+    missing = activations.missing()
+    # In the order of the plan: what is first may explain the others.
+    broken = [name for name in rejected if name in missing]
+    if broken:
+        raise QuantizeError(
+            f'{broken[0]} gave NaN or infinity on every calibration '
+            'image; check the checkpoint (load_from) and the '
+            'normalization of the images'
+        )
+    if rejected:
+        logger.warning(
+            'Calibration: NaN or infinity was left out of the ranges of '
+            + ', '.join(rejected)
+        )
+    if missing:
+        logger.warning(
+            'Calibration never reached, so these stay in float: ' + ', '.join(missing)
+        )
 
 
 @LOOPS.register_module()
@@ -149,7 +178,7 @@ class CalibrationLoop(BaseLoop):
         runner, model = self.runner, self.runner.model
         model.train()
         references = self._pass('ranges', None, 0.0)
-        self._check_ranges()
+        check_measured(model.quantization.activations, runner.logger)
         if model.plan.undecided:
             self._search_bits()
         rounding = runner.quantize_config.rounding
@@ -223,26 +252,3 @@ class CalibrationLoop(BaseLoop):
             means.append(step(batch, references and references[index], lr))
             self._iter += 1
         return means
-
-    def _check_ranges(self) -> None:
-        activations = self.runner.model.quantization.activations
-        rejected = activations.take_rejected()
-        missing = activations.missing()
-        # In the order of the plan: what is first may explain the others.
-        broken = [name for name in rejected if name in missing]
-        if broken:
-            raise QuantizeError(
-                f'{broken[0]} gave NaN or infinity on every calibration '
-                'image; check the checkpoint (load_from) and the '
-                'normalization of the images'
-            )
-        if rejected:
-            self.runner.logger.warning(
-                'Calibration: NaN or infinity was left out of the ranges of '
-                + ', '.join(rejected)
-            )
-        if missing:
-            self.runner.logger.warning(
-                'Calibration never reached, so these stay in float: '
-                + ', '.join(missing)
-            )

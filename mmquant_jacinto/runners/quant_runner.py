@@ -25,7 +25,7 @@ from ..hooks import ExactResumeHook, QATHook
 from ..mmdet_wrappers import wrapper_class
 from ..quant_module import QuantModule
 from ..untouched import preserved_random_state
-from .calibration_loop import CalibrationLoop
+from .calibration_loop import CalibrationLoop, check_measured
 from .checkpoint_files import (
     RemoveAfterSaving,
     latest_checkpoint,
@@ -34,7 +34,14 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
-from .refusals import checked_plan, refuse_conflicts, refuse_synchronized_norms
+from .refusals import (
+    MODE,
+    check_mode,
+    checked_plan,
+    refuse_conflicts,
+    refuse_synchronized_norms,
+    start_anew,
+)
 from .sampling import calibration_dataloader, count_batches, first_batch
 
 # Part of the name of each learned scale; longer than a key that a user would write
@@ -275,6 +282,8 @@ class QuantRunner(Runner):
             batches = count_batches(loader, config)
             self.logger.info(f'Ranges that training starts from: {batches} batches.')
             self.model.measure_ranges(itertools.islice(loader, batches))
+        if learned is not None:
+            check_measured(self.model.quantization.activations, self.logger)
 
     def _calibrate(self) -> nn.Module:
         with preserved_random_state():
@@ -332,6 +341,11 @@ class QuantRunner(Runner):
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
         root = self.model.quantization.root
         plan = checked_plan(filename, stored, root, testing, self._resume)
+        mode = self.quantize_config.mode
+        if self._resume and not testing:
+            check_mode(filename, checkpoint.get('meta', {}), mode)
+        elif mode == 'ptq' and not testing and plan is not None:
+            start_anew(filename, stored)
         if testing:
             self._note_other_settings(plan.config)
 
@@ -378,6 +392,8 @@ class QuantRunner(Runner):
                 out_dir, filename, file_client_args, *args, **kwargs
             )
             return
+        meta = {**(kwargs.get('meta') or {}), MODE: self.quantize_config.mode}
+        kwargs['meta'] = meta
         written = filename + '.part' if local else filename
         super().save_checkpoint(out_dir, written, file_client_args, *args, **kwargs)
         if not is_main_process():

@@ -1,7 +1,7 @@
 """What cannot be combined with quantization, said before anything is built or run."""
 
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
 from torch import Tensor, nn
 
@@ -10,6 +10,8 @@ from ..errors import QuantizeError
 from ..mmrazor_import import mmrazor_types, require_mmrazor
 from ..plan import Plan
 from ..quantization import NAME, find_plan
+
+MODE = 'quantize_mode'  # of the run that saved a checkpoint, in its meta
 
 
 def refuse_synchronized_norms(model: nn.Module) -> None:
@@ -106,3 +108,42 @@ def checked_plan(
         'cannot resume; start from its weights with resume=False '
         f'load_from={filename}'
     )
+
+
+def check_mode(filename: str, meta: Mapping[str, Any], mode: str) -> None:
+    """Refuses to go on with a run of the other mode.
+
+    Args:
+        filename (str): What the user calls the checkpoint.
+        meta (Mapping[str, Any]): Its ``meta``.
+        mode (str): ``quantize.mode`` of this run.
+
+    Raises:
+        QuantizeError: If the checkpoint says that it is of the other one.
+    """
+    found = meta.get(MODE, mode)
+    if found != mode:
+        raise QuantizeError(
+            f'{filename} is of a run with quantize.mode={found!r}, which one with '
+            f'quantize.mode={mode!r} cannot resume; start from its weights with '
+            f'resume=False load_from={filename}, in a work_dir of its own'
+        )
+
+
+def start_anew(filename: str, stored: dict[str, Tensor]) -> None:
+    """Leaves the weights alone in a checkpoint that calibration starts from.
+
+    Raises:
+        QuantizeError: If a calibration has been there already: what it made of the
+            weights belongs together with its corrections of the biases.
+    """
+    plan = next(key for key in stored if f'.{key}'.endswith(f'.{NAME}.plan'))
+    prefix = plan[: -len('plan')]
+    if stored[f'{prefix}bias_correction'].any():
+        raise QuantizeError(
+            f'load_from={filename} is calibrated already; calibrate the float '
+            'checkpoint that it was made from, or train it further with '
+            "quantize.mode='qat'"
+        )
+    for key in [key for key in stored if key.startswith(prefix)]:
+        del stored[key]

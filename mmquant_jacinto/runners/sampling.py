@@ -4,6 +4,7 @@ import copy
 import math
 from typing import Any, Optional
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
@@ -71,6 +72,11 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
         raise QuantizeError(
             f'the calibration set is empty: {key} has no images; check its '
             'ann_file, data_prefix and filter_cfg'
+        )
+    if isinstance(loader.sampler, InfiniteSampler):
+        raise QuantizeError(
+            f'{key}.sampler is an InfiniteSampler, and calibration sees the same '
+            "images several times; use dict(type='DefaultSampler', shuffle=True)"
         )
     return loader
 
