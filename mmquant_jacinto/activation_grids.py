@@ -57,6 +57,10 @@ class GridFormats(NamedTuple):
             torch.tensor([f.unsigned_if_positive for f in formats], dtype=torch.bool),
         )
 
+    def to(self, device: torch.device) -> GridFormats:
+        """The formats on a device."""
+        return GridFormats(*(column.to(device) for column in self))
+
     def rows(self, rows: Any) -> GridFormats:
         """The formats of some of the quantizers, by any index of a tensor."""
         return GridFormats(*(column[rows] for column in self))
@@ -72,7 +76,7 @@ class GridFormats(NamedTuple):
             Tuple[Tensor, Tensor, Tensor]: Scale, lowest and highest step,
             float64: (Q,) each.
         """
-        levels, symmetric, power, unsigned = (item.to(low.device) for item in self)
+        levels, symmetric, power, unsigned = self
         low = low.double().clamp(max=0)
         high = high.double().clamp(min=0)
         unsigned = unsigned & (low >= 0)

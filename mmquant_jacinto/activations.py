@@ -5,12 +5,12 @@ step updates every quantizer with a handful of operations and, over several
 processes, one collective, whatever number of layers the model has.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activation_grids import GridFormats
@@ -82,8 +82,9 @@ class ActivationQuantizers(nn.Module):
             torch.tensor([float(spec.positive) for spec in specs]) > 0,
             persistent=False,
         )
-        # Constants; moved to where they are used.
+        # Constants; copied once to where they are used.
         self._formats = GridFormats.of([spec.format for spec in specs])
+        self._formats_on: dict[torch.device, GridFormats] = {}
         self._search = observer if observer in SEARCHES else None
         # Not in checkpoints: a calibration that is killed starts again.
         self._histograms: Optional[Histograms] = None
@@ -234,9 +235,10 @@ class ActivationQuantizers(nn.Module):
             self._count(pending)
         else:
             self._follow(pending, new_only)
-        if not self._ranged.issuperset(item.quantizer for item in pending):
-            # Asked only when something is seen for the first time: it may wait
-            # for the device.
+        # Asked only when something may be seen for the first time: it may wait for
+        # the device. Another process may have seen it; all have to know.
+        seen = self._ranged.issuperset(item.quantizer for item in pending)
+        if not seen or (is_distributed() and len(self._ranged) < len(self.specs)):
             self._ranged = set(self.count.nonzero().flatten().tolist())
         self._forget_grids()
 
@@ -298,15 +300,14 @@ class ActivationQuantizers(nn.Module):
     def _measure(self, pending: list[Observation]) -> tuple[Tensor, Tensor, Tensor]:
         """Extremes of a step, of all processes: see :class:`Extremes`."""
         if self._extremes is None:
-            # Not before first use, when the process group is known.
-            world = dist.get_world_size() if is_distributed() else 1
             positive = [spec.positive for spec in self.specs]
-            self._extremes = Extremes(self.observer, positive, world)
+            self._extremes = Extremes(positive)
         device = self.low.device
+        depth = self.observer.depth(_largest_sample(pending, self.observer, device))
         if pending:
-            extremes = self._extremes(pending, device)
+            extremes = self._extremes(pending, depth, device)
         else:
-            nothing = torch.full((len(self.specs), 1), -torch.inf, device=device)
+            nothing = torch.full((len(self.specs), depth), -torch.inf, device=device)
             extremes = nothing, nothing, torch.zeros_like(self.low)
         return _gather(*extremes) if is_distributed() else extremes
 
@@ -377,7 +378,11 @@ class ActivationQuantizers(nn.Module):
     def _grid_columns(self, device: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, lowest and highest step of all grids, float64: (Q,) each."""
         low, high = self.low.detach().to(device), self.high.detach().to(device)
-        grids = self._formats.grids(low, high)
+        formats = self._formats_on.get(low.device)
+        if formats is None:
+            formats = self._formats.to(low.device)
+            self._formats_on[low.device] = formats
+        grids = formats.grids(low, high)
         return grids if self.learned is None else self.learned.adjust(*grids)
 
 
@@ -389,21 +394,32 @@ def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:
     return extremes.gather(1, place[:, None]).squeeze(1)
 
 
+def _largest_sample(
+    pending: list[Observation], observer: Observer, device: torch.device
+) -> int:
+    """Most elements that any quantizer may have in a step, in all processes.
+
+    Where only the two ends count, one will do.
+    """
+    if not observer.fraction:
+        return 1
+    sizes: Counter[int] = Counter()
+    for item in pending:
+        sizes[item.quantizer] += len(item.sample)
+    largest = max(sizes.values(), default=0)
+    if not is_distributed():
+        return largest
+    found = torch.tensor([largest], device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found) * dist.get_world_size()
+
+
 def _gather(
     highs: Tensor, lows: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Merges the extremes of all processes; each may have its own depth."""
-    depth = torch.tensor([highs.shape[1]], device=highs.device)
-    dist.all_reduce(depth, op=dist.ReduceOp.MAX)
-    depth = int(depth)
-    missing = (0, depth - highs.shape[1])
-    flat = torch.cat(
-        [
-            *(F.pad(part, missing, value=-torch.inf) for part in (highs, lows)),
-            sizes[:, None],
-        ],
-        dim=1,
-    )
+    """Merges the extremes of all processes."""
+    depth = highs.shape[1]
+    flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, flat)
     highs, lows = (

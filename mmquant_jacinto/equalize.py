@@ -41,10 +41,10 @@ class Pair(NamedTuple):
             first.norm.weight.div_(scale)
             first.norm.bias.div_(scale)
         else:
-            first.weight.div_(first.along_channels(scale))
+            first.parameter.div_(first.along_channels(scale))
             if first.bias is not None:
                 first.bias.div_(scale)
-        second.weight.mul_(_along_inputs(second, scale))
+        second.parameter.mul_(_along_inputs(second, scale))
 
     def imbalance(self) -> Tensor:
         """What would give each channel the same range on both sides: (C,).

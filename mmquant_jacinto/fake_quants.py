@@ -174,7 +174,8 @@ class FakeQuantizers(nn.Module):
         # As LearnableFakeQuantize computes with.
         least = torch.finfo(torch.float32).eps
         scale = module.scale.detach().flatten().clamp(min=least)
-        return scale, module.zero_point.detach().flatten().to(scale.dtype).round()
+        zero_point = module.zero_point.detach().flatten().to(scale.dtype).round()
+        return scale, zero_point.clamp(module.quant_min, module.quant_max)
 
     @property
     def grows(self) -> bool:

@@ -87,6 +87,7 @@ class Collected:
             for name, count in self.calls.items()
         }
         self.rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+        self.device = state.bias_correction.device
 
     def add(self, name: str, rows: Tensor) -> None:
         """Keeps a few of the rows of one call: (n, ...)."""
@@ -103,9 +104,12 @@ class Collected:
             raise Enough
 
     def take(self, name: str) -> Tensor | None:
-        """The rows of a layer, of all processes; None where it was never called."""
+        """The rows of a layer, of all processes; None where it was never called.
+
+        Every process must call it equally often.
+        """
         rows = self.rows.pop(name)
-        return _gather(torch.cat(rows)) if rows else None
+        return gather(torch.cat(rows) if rows else None, self.device)
 
 
 class CollectOutputs(Behaviour):
@@ -223,13 +227,19 @@ def _patches(
     return columns.transpose(1, 2).unflatten(2, (groups, -1)).flatten(0, 1)
 
 
-def _gather(rows: Tensor) -> Tensor:
-    """Rows of all processes, in the order of their ranks."""
+def gather(rows: Tensor | None, device: torch.device) -> Tensor | None:
+    """Rows of all processes, in the order of their ranks; some may have none."""
     if not is_distributed():
         return rows
-    sizes = [None] * dist.get_world_size()
-    dist.all_gather_object(sizes, len(rows))
-    padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, max(sizes) - len(rows)))
-    parts = [torch.empty_like(padded) for _ in sizes]
+    shapes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shapes, None if rows is None else tuple(rows.shape))
+    known = [shape for shape in shapes if shape is not None]
+    if not known:
+        return None
+    if rows is None:
+        rows = torch.zeros(0, *known[0][1:], device=device)
+    longest = max(shape[0] for shape in known)
+    padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, longest - len(rows)))
+    parts = [torch.empty_like(padded) for _ in shapes]
     dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+    return torch.cat([p[: s[0]] for p, s in zip(parts, shapes) if s is not None])

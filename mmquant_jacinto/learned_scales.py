@@ -50,8 +50,10 @@ class LearnedActivationScales(nn.Module):
         self.zero_point = (
             nn.Parameter(torch.zeros(len(specs))) if any(self.is_affine) else None
         )
-        self._power_of_two = torch.tensor([f.power_of_two for f in formats])
-        self._moves = torch.tensor(self.is_affine)
+        powers = torch.tensor([f.power_of_two for f in formats])
+        self.register_buffer('_power_of_two', powers, persistent=False)
+        moves = torch.tensor(self.is_affine)
+        self.register_buffer('_moves', moves, persistent=False)
 
     @torch.no_grad()
     def adjust(
@@ -106,15 +108,15 @@ class LearnedWeightScales(nn.Module):
             self._places[name] = slice(start, start + size)
             start += size
         self.log2_scale = nn.Parameter(torch.zeros(start))
-        self._index = torch.cat(index)
-        self._power_of_two = torch.tensor(power_of_two)
+        self.register_buffer('_index', torch.cat(index), persistent=False)
+        powers = torch.tensor(power_of_two)
+        self.register_buffer('_power_of_two', powers, persistent=False)
 
     @torch.no_grad()
     def factors(self) -> Tensor:
         """The factor on the step of each channel of all layers: (C,)."""
         log2 = self.log2_scale
-        factor = factor_of(log2, self._power_of_two.to(log2.device))
-        return factor[self._index.to(log2.device)]
+        return factor_of(log2, self._power_of_two)[self._index]
 
     def place(self, name: str) -> slice:
         """Where the factors of a weight quantizer are among all."""
@@ -146,7 +148,7 @@ class _LearnedQuantize(torch.autograd.Function):
         grid = ctx.grid
         to_x, to_step, clipped = _gradients(x, grad, grid, ctx.limits)
         # As in LSQ: gradients of steps are sums over many elements.
-        share = (x[0].numel() * grid.levels / 2) ** -0.5
+        share = (max(1, math.prod(x.shape[1:])) * grid.levels / 2) ** -0.5
         scales = grad.new_zeros(ctx.size)
         scales[ctx.index] = to_step * (grid.scale * _LOG_2 * share)
         zero_points = None

@@ -131,27 +131,22 @@ class Extremes:
     """Finds the extremes of all observations of a step at once.
 
     Args:
-        observer (Observer): Took the samples.
         positive (Sequence[bool]): For each quantizer, whether negative
             elements are to be ignored.
-        world_size (int): Processes whose extremes will be merged.
     """
 
-    def __init__(
-        self, observer: Observer, positive: list[bool], world_size: int
-    ) -> None:
-        self.observer = observer
+    def __init__(self, positive: list[bool]) -> None:
         self.positive = positive
-        self.world_size = world_size
         self._layout: Optional[tuple[tuple, Layout]] = None
 
     def __call__(
-        self, observations: list[Observation], device: torch.device
+        self, observations: list[Observation], depth: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Merges the observations of a step.
 
         Args:
             observations (List[Observation]): In any order.
+            depth (int): How many extremes to keep.
             device (torch.device): Where they are.
 
         Returns:
@@ -159,7 +154,7 @@ class Extremes:
             elements, the largest of the negated ones (descending, padded
             with minus infinity: (Q, k)), and the samples' sizes: (Q,).
         """
-        layout = self._layout_of(observations, device)
+        layout = self._layout_of(observations, depth, device)
         samples = [item.sample for item in observations]
         highs = _largest(samples, layout.depth)
         signed = [samples[i] for i in layout.signed]
@@ -187,18 +182,18 @@ class Extremes:
         return table.view(len(self.positive), -1).topk(layout.depth, dim=1).values
 
     def _layout_of(
-        self, observations: list[Observation], device: torch.device
+        self, observations: list[Observation], depth: int, device: torch.device
     ) -> Layout:
-        key = tuple(
+        key = depth, *(
             (item.quantizer, len(item.sample), item.clip) for item in observations
         )
         # As a rule, each step observes what the one before did.
         if self._layout is None or self._layout[0] != key:
-            self._layout = key, self._make_layout(observations, device)
+            self._layout = key, self._make_layout(observations, depth, device)
         return self._layout[1]
 
     def _make_layout(
-        self, observations: list[Observation], device: torch.device
+        self, observations: list[Observation], depth: int, device: torch.device
     ) -> Layout:
         numbers = [0] * len(self.positive)
         sizes = [0] * len(self.positive)
@@ -228,7 +223,7 @@ class Extremes:
         return Layout(
             torch.tensor(slots, device=device),
             per_quantizer,
-            self.observer.depth(max(sizes) * self.world_size),
+            depth,
             torch.tensor(sizes, dtype=torch.float32, device=device),
             signed,
             torch.tensor([slots[i] for i in signed], device=device),

@@ -23,7 +23,7 @@ from .integer import Integer
 from .learned_scales import LearnedWeightScales
 from .plan import Plan
 from .sensitivity import Probe
-from .simulate import Simulate, State
+from .simulate import Simulate, State, condition_once
 from .weights import Layer
 
 NAME = 'quantization'
@@ -150,7 +150,7 @@ class Quantization(nn.Module):
     def choose_weight_bits(self, widths: Mapping[str, int]) -> None:
         """Gives weight quantizers, by name, other widths; ranges stay."""
         plan = replace(self.plan.with_weight_bits(widths), undecided=())
-        # Of grids of other widths; found again in the next pass.
+        # Of grids of other widths; found again below.
         self.weight_scale.zero_()
         self.plan = self.executor.plan = plan
         self._plan_tensor = _encode(plan)
@@ -159,6 +159,8 @@ class Quantization(nn.Module):
             for name, layer in self.layers.items()
         }
         self.set_phase(self.phase)
+        with torch.no_grad():
+            condition_once(self)
 
     def detach(self) -> None:
         """Takes all hooks off the model; it runs in float again."""
@@ -266,6 +268,9 @@ class Quantization(nn.Module):
                     'weights are loaded.',
                     'current',
                 )
+                # Those of its children, too.
+                for key in mine:
+                    del state_dict[key]
                 return
             if policy != 'take':
                 self.build(plan)

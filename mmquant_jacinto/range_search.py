@@ -131,7 +131,7 @@ def search_ranges(
             histograms.counts[rows].float(),
             histograms.centers[rows],
             histograms.widths[rows, None],
-            GridFormats(*(column.to(seen.device) for column in formats)).rows(rows),
+            formats.to(seen.device).rows(rows),
             -seen[rows, 0],
             seen[rows, 1],
         )

@@ -171,7 +171,7 @@ class Reconstruction:
             layer = state.layers[name]
             known = layer.folded()[1]
             state.correction(name).copy_(bias if known is None else bias - known)
-            layer.weight.copy_(_unfolded(layer, weight))
+            layer.write(_unfolded(layer, weight))
 
 
 def _unfolded(layer: Layer, weight: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def soft_round(v: Tensor) -> Tensor:
     return (v.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
+@torch.enable_grad()
 def adaround(
     inputs: Tensor,
     target: Tensor,

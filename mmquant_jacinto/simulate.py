@@ -284,10 +284,11 @@ class Simulate(Behaviour):
         """Quantized weight, and bias; kept where nothing trains them."""
         if self._weights is not None:
             return self._fold(name, layer)
-        if torch.is_grad_enabled() and any(
+        trained = self.state.learned is not None or any(
             parameter is not None and parameter.requires_grad
             for parameter in layer.parameters
-        ):
+        )
+        if trained and torch.is_grad_enabled():
             return self._fold(name, layer)
         key = (
             self.grids.version,

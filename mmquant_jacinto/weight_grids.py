@@ -206,7 +206,7 @@ class WeightGrids:
 
     def _least_step(self, bias: Tensor) -> Tensor:
         """Step that makes the folded biases fit their width."""
-        no_input = self.bias_high.new_tensor([torch.inf])
+        no_input = self.bias_high.new_full((1,), torch.inf)
         scales = torch.cat([self.activations.scales, no_input])
         least = scales[self.inputs].amin(1)[self.layer_of]
         need = bias.abs() / (self.bias_high * least)

@@ -84,6 +84,12 @@ class Layer:
             return self.parameter
         return self.parameter * self.along_channels(self.correction)
 
+    def write(self, weight: Tensor) -> None:
+        """Changes the parameter so that ``weight`` is this, in place."""
+        if self.correction is not None:
+            weight = weight / self.along_channels(self.correction)
+        self.parameter.copy_(weight)
+
     @property
     def bias(self) -> Optional[Tensor]:
         if self._bias_name is None:
@@ -390,6 +396,9 @@ def constrain_weights(layer: Layer) -> bool:
     largest, median = magnitude.max(), magnitude.median()
     if not (largest > CONSTRAIN_ABOVE and largest > CONSTRAIN_RATIO * median):
         return False
+    if median <= SMALLEST_RANGE:
+        # Most of it is zero: what is left are no outliers.
+        return False
     limit = power_of_two_above((CONSTRAIN_RATIO * median).clamp(min=SMALLEST_RANGE)) * (
         1 - CONSTRAIN_MARGIN
     )
@@ -401,5 +410,5 @@ def constrain_weights(layer: Layer) -> bool:
             folded / torch.where(usable, factor, torch.ones_like(factor)),
             weight,
         )
-    weight.copy_(folded)
+    layer.write(folded)
     return True

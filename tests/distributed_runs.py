@@ -15,7 +15,10 @@ from mmengine.runner import Runner
 from toy_distiller import distilling_model
 from toy_runner import make_config, train
 
-import mmquant_jacinto  # noqa: F401
+from mmquant_jacinto import PRESETS
+from mmquant_jacinto.activations import ActivationQuantizers
+from mmquant_jacinto.layer_rows import gather
+from mmquant_jacinto.plan import ActivationSpec
 
 PTQ = dict(mode='ptq', bits=8)
 QAT = dict(mode='qat', bits=8)
@@ -60,6 +63,24 @@ class Runs:
 
     def save(self, name, result):
         torch.save(result, self.folder / f'{name}_rank{get_rank()}.pth')
+
+
+def unequal_samples(rank, world):
+    """The range of a tensor of which the first process has a tenth."""
+    spec = ActivationSpec('x', 'activation', PRESETS['jacinto'].activation, False)
+    found = ActivationQuantizers([spec], 'percentile', 1.0)
+    # All that is large is in that tenth.
+    x = torch.arange(10000.0).flip(0)
+    parts = [x] if world == 1 else [x[:1000], x[1000:]]
+    found.observe('x', parts[rank].view(-1, 1), None)
+    found.commit()
+    return found.high
+
+
+def rows_of(only, rank):
+    """Rows of a layer that ran in one process only, or in none."""
+    rows = torch.arange(6.0).view(3, 2, 1) if rank == only else None
+    return gather(rows, torch.device('cpu'))
 
 
 def run_all(folder, float_checkpoint, launcher):
@@ -119,12 +140,18 @@ def run_all(folder, float_checkpoint, launcher):
     runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])
     runs.train('qat_accumulated', QAT, **{'optim_wrapper.accumulative_counts': 2})
-    runs.train(
-        'qat_one_sided',
-        QAT,
-        find_unused_parameters=True,
-        **{'model.even_head': True, 'train_dataloader.sampler.shuffle': False},
-    )
+    for name, qat in (
+        ('qat_one_sided', QAT),
+        ('qat_one_sided_learned', dict(QAT, learned_scale=True)),
+    ):
+        runs.train(
+            name,
+            qat,
+            find_unused_parameters=True,
+            **{'model.even_head': True, 'train_dataloader.sampler.shuffle': False},
+        )
+    runs.save('unequal', unequal_samples(get_rank(), runs.world))
+    runs.save('rows', [rows_of(only, get_rank()) for only in (0, 1, None)])
     runs.train('qat_iterations', QAT, iters=6)
     for name in ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4'):
         runs.test(f'test_{name.partition("/")[0]}', runs.folder / f'{name}.pth')

@@ -51,6 +51,7 @@ RUNS = [
     'qat_averaged',
     'qat_accumulated',
     'qat_one_sided',
+    'qat_one_sided_learned',
     'qat_iterations',
 ]
 
@@ -263,6 +264,26 @@ def test_head_that_runs_in_one_process_only_blocks_nobody(two):
         first['even_head.weight'], torch.zeros_like(first['even_head.weight'])
     )
     assert torch.equal(first['even_head.weight'], second['even_head.weight'])
+
+
+def test_learned_scale_of_a_head_in_one_process_only_blocks_nobody(two):
+    first, second = two.of('qat_one_sided_learned')
+    key = 'quantization.activations.count'
+    assert first[key].all() and torch.equal(first[key], second[key])
+    key = 'quantization.activations.learned.log2_scale'
+    assert first[key].any() and torch.equal(first[key], second[key])
+
+
+def test_percentile_of_unequal_parts_is_that_of_the_whole(one, two):
+    (alone,), together = one.of('unequal'), two.of('unequal')
+    assert all(torch.equal(high, alone) for high in together)
+
+
+def test_rows_of_a_layer_in_one_process_only_come_to_all(two):
+    for first, second, nothing in two.of('rows'):
+        assert torch.equal(first, second)
+        assert torch.equal(first, torch.arange(6.0).view(3, 2, 1))
+        assert nothing is None
 
 
 @pytest.mark.parametrize('name', ['ptq', 'qat', 'qat_synchronized'])

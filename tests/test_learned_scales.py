@@ -264,3 +264,52 @@ def test_a_calibrated_state_starts_a_training_with_learned_scales():
 def test_bad_values_are_refused(quantize, message):
     with pytest.raises(QuantizeError, match=message):
         QuantizeConfig.parse(quantize)
+
+
+def learning(net, image, **quantize):
+    """A model with learned scales, its ranges measured."""
+    model = QuantTrainModule(
+        net, image, target='onnxruntime', learned_scale=True, **quantize
+    )
+    model.train()
+    model(image)
+    return model
+
+
+def test_frozen_layers_have_a_graph_of_their_own_in_each_pass():
+    torch.manual_seed(0)
+    net, image = randomize_norms(ToyNet()), torch.randn(2, 3, 16, 16)
+    for parameter in (*net.stem.parameters(), *net.conv.parameters()):
+        parameter.requires_grad_(False)
+    model = learning(net, image, freeze=dict(bn=0), total_epochs=2)
+    scales = model.quantization.learned.log2_scale
+    for _ in range(2):  # nothing has moved in between
+        scales.grad = None
+        model(image).square().sum().backward()
+        assert scales.grad.isfinite().all() and scales.grad.any()
+
+
+def test_an_empty_batch_has_gradients_of_zero():
+    net = Forward(lambda net, x: net.conv(x).relu(), conv=nn.Conv2d(3, 4, 3))
+    model = learning(net, torch.randn(2, 3, 8, 8))
+    model(torch.zeros(0, 3, 8, 8)).sum().backward()
+    scales = model.quantization.activations.learned
+    assert all(not p.grad.any() for p in scales.parameters())
+
+
+def test_a_checkpoint_of_another_plan_leaves_the_scales_as_they_are():
+    torch.manual_seed(0)
+    net, image = ToyNet(), torch.randn(2, 3, 16, 16)
+    trained = learning(net, image, bits=8)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if 'log2_scale' in name:
+                parameter.fill_(2.0)
+    other = QuantTrainModule(
+        ToyNet(), image, target='onnxruntime', learned_scale=True, bits=4
+    )
+    other.quantization.on_other_plan = 'ignore'
+    other.module.load_state_dict(trained.module.state_dict(), strict=False)
+    assert torch.equal(other.module.stem.weight, net.stem.weight)
+    assert not other.quantization.learned.log2_scale.any()
+    assert not other.quantization.activations.learned.log2_scale.any()

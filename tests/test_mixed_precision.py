@@ -215,6 +215,26 @@ def test_layers_in_front_of_a_float_one_are_measured(kind):
     assert all(min(layer.noise.values()) > 0 for layer in layers.values())
 
 
+def test_scales_of_least_error_are_found_at_the_chosen_widths():
+    torch.manual_seed(0)
+    net, image = randomize_norms(ToyNet()), torch.randn(1, 3, 16, 16)
+    module = calibrate_module(
+        net,
+        image,
+        dict(average_bits=6.0),
+        weight_observer='mse',
+        calibration=dict(bias_correction=False),
+    )
+    before = module.quantization.weight_scale.clone()
+    table = module.search_bits([image])
+    found = module.quantization.weight_scale
+    assert found.all() and not torch.equal(found, before)
+    name, width = next((n, w.bits) for n, w in table.layers.items())
+    scale = module.quantization.part_of(found, name)
+    largest = module.quantization.layers[name].folded()[0].abs().flatten(1).amax(1)
+    assert (scale <= largest / (2 ** (width - 1) - 1) * 1.001).all()
+
+
 # The widths
 
 

@@ -233,6 +233,37 @@ def test_an_image_that_gives_nan_is_left_out(method):
     assert state['quantization.bias_correction'].any()
 
 
+def test_rounding_reaches_weights_that_calibration_has_corrected():
+    torch.manual_seed(0)
+    batches = batches_of(4, 3, 16, 16, count=4)
+    net = randomize_norms(ToyNet()).eval()
+    calibration = dict(weights=True)
+    model = calibrate(net, batches, calibration=calibration)
+    for batch in batches:
+        model.calibrate_step(batch, model.calibrate_step(batch, None, 0.0), 0.05)
+    before = net.stem.weight.detach().clone()
+    assert (model.quantization.weight_correction != 1).any()
+    model.round_weights(batches)
+    assert not torch.equal(net.stem.weight, before)
+    layer = model.quantization.layers['net.stem']
+    scale = model.quantization.part_of(model.quantization.weight_scale, 'net.stem')
+    folded = layer.folded()[0].detach()
+    steps = folded / layer.along_channels(scale)
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_adaround_needs_no_gradients_around_it():
+    torch.manual_seed(0)
+    inputs, weight = correlated_rows(64), torch.randn(4, 6) * 0.4
+    target = output_of(inputs, weight)
+    options = Rounding('adaround', iterations=5)
+    found = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    with torch.enable_grad():
+        expected = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    assert torch.equal(found, expected)
+
+
 def test_generations_depend_on_earlier_ones_only():
     names = generations(make_plan(ToyNet(), torch.randn(2, 3, 8, 8)))
     assert names == [['stem'], ['conv'], ['expand'], ['lateral'], ['fc']]

@@ -33,6 +33,7 @@ from mmquant_jacinto import (
     QuantTestModule,
     QuantTrainModule,
 )
+from mmquant_jacinto.hooks import QATHook
 
 QAT = dict(mode='qat', bits=8)
 ITERS = NUM_TRAIN // BATCH_SIZE  # in an epoch
@@ -427,6 +428,19 @@ def test_hook_is_in_the_registry_and_not_doubled(tmp_path):
     hooks = [dict(type='QATHook')]
     runner = train(make_config(tmp_path, QAT, iters=2, custom_hooks=hooks))
     assert [type(hook).__name__ for hook in runner.hooks].count('QATHook') == 1
+
+
+def test_statistics_are_shared_before_each_checkpoint(tmp_path, monkeypatch):
+    shared = []
+    monkeypatch.setattr(
+        QATHook, '_share_statistics', lambda self, runner: shared.append(runner.iter)
+    )
+    cfg = make_config(tmp_path, QAT, iters=5)
+    cfg.train_cfg.val_interval = 9
+    train(cfg)
+    saved = sorted(int(path.stem[5:]) for path in tmp_path.glob('iter_*.pth'))
+    assert saved[-1] == 5  # not a multiple of the interval
+    assert {4, *(step - 1 for step in saved)} <= set(shared)
 
 
 # Saving

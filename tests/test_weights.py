@@ -358,3 +358,13 @@ def test_constraint_applies_to_the_folded_weight():
     assert layer.folded()[0].abs().max().item() == pytest.approx(limit)
     for channel in (0, 1, 3, 4):
         torch.testing.assert_close(conv.weight[channel], before[channel])
+
+
+def test_what_is_left_of_a_sparse_weight_is_no_outlier():
+    conv = nn.Conv2d(1, 10, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.weight[:4, 0, 0, 0] = torch.tensor([20.0, 1.0, -2.0, 3.0])
+    before = conv.weight.detach().clone()
+    assert not constrain_weights(unconstrained(conv))
+    assert torch.equal(conv.weight, before)

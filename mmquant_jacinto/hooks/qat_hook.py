@@ -78,7 +78,10 @@ class QATHook(Hook):
         if any(
             isinstance(hook, CheckpointHook)
             and not hook.by_epoch
-            and self.every_n_train_iters(runner, hook.interval)
+            and (
+                self.every_n_train_iters(runner, hook.interval)
+                or (hook.save_last and self.is_last_train_iter(runner))
+            )
             for hook in runner.hooks
         ):
             self._share_statistics(runner)
