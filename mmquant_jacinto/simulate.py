@@ -301,7 +301,8 @@ class Simulate(Behaviour):
 
     def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         """Quantized weight, and bias with what calibration adds to it."""
-        ours = self.state.learned is None and self._weights is None
+        learns = self.state.learned is not None or self._unlearned is not None
+        ours = not learns and self._weights is None
         if layer.norm is not None and ours:
             return fold_layer(layer, self.grids.folding(name))
         weight, bias = layer.folded()
