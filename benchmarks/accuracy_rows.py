@@ -19,9 +19,9 @@ CALIBRATION = dict(num_images=128)
 SEQUENTIAL = dict(CALIBRATION, bias_correction='sequential')
 ANALYTIC = dict(CALIBRATION, bias_correction='analytic')
 PLAIN = dict(CALIBRATION, epochs=0)  # ranges only
-# Four bits have to be learned, at more than the hundredth of the float learning rate
-# that is enough for 8, but with the statistics of batch normalization as they are:
-# with those of batches of 4 images W4A4 ends a point of mAP lower.
+# Four bits have to be learned from float, at more than the hundredth of the float
+# learning rate that is enough for 8, but with the statistics of batch normalization as
+# they are: with those of batches of 4 images W4A4 ends a point of mAP lower.
 LEARNED = dict(lr=1e-4, epochs=8)
 FROZEN_BN = dict(freeze=dict(bn=0))
 # The default would freeze it at once in so few epochs, and 8 bits need no such help.
@@ -229,7 +229,17 @@ ROWS = (
         bound=(1.5, 2.5),
     ),
     Row(
-        *('w4a4_finetune_lsq', 'W4A4, QAT after the fine-tuned calibration', 'qat'),
+        *('w4a4_finetune_qat', 'W4A4, QAT after the fine-tuned calibration', 'qat'),
+        _low(4, observer='mse', learned_scale=True, **LIVE_BN),
+        lr=5e-5,
+        after='w4a4_finetune',
+        bound=(0.5, 1.0),
+    ),
+    # As the next, but without a teacher.
+    Row(
+        'w4a4_finetune_lsq',
+        'W4A4, QAT after the fine-tuned calibration, frozen normalization',
+        'qat',
         _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         lr=LEARNED['lr'],
         after='w4a4_finetune',
@@ -237,7 +247,7 @@ ROWS = (
     ),
     Row(
         'w4a4_finetune_distill',
-        'W4A4, QAT after the fine-tuned calibration, distilled',
+        'W4A4, QAT after the fine-tuned calibration, frozen normalization, distilled',
         'distill',
         _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
         lr=LEARNED['lr'],
