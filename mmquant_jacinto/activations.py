@@ -5,12 +5,10 @@ step updates every quantizer with a handful of operations and, over several
 processes, one collective, whatever number of layers the model has.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .activation_grids import GridFormats
@@ -23,8 +21,11 @@ from .observers import (
     Extremes,
     Observation,
     Observer,
+    gather_extremes,
     is_distributed,
+    largest_sample,
     make_observer,
+    ranked,
     sample_rows,
 )
 from .plan import ActivationSpec
@@ -271,7 +272,7 @@ class ActivationQuantizers(nn.Module):
         """Moves the ranges towards those of a step."""
         highs, lows, sizes = self._measure(pending)
         rank = self.observer.rank(sizes)
-        high, low = _ranked(highs, rank), -_ranked(lows, rank)
+        high, low = ranked(highs, rank), -ranked(lows, rank)
         low = torch.where(self._positive, torch.zeros_like(low), low)
         seen = sizes > 0
         # The extremes themselves, which a percentile would cut off.
@@ -303,13 +304,13 @@ class ActivationQuantizers(nn.Module):
             positive = [spec.positive for spec in self.specs]
             self._extremes = Extremes(positive)
         device = self.low.device
-        depth = self.observer.depth(_largest_sample(pending, self.observer, device))
+        depth = self.observer.depth(largest_sample(pending, self.observer, device))
         if pending:
             extremes = self._extremes(pending, depth, device)
         else:
             nothing = torch.full((len(self.specs), depth), -torch.inf, device=device)
             extremes = nothing, nothing, torch.zeros_like(self.low)
-        return _gather(*extremes) if is_distributed() else extremes
+        return gather_extremes(*extremes) if is_distributed() else extremes
 
     def missing(self) -> list[str]:
         """Names of the quantizers that have no range yet."""
@@ -384,48 +385,3 @@ class ActivationQuantizers(nn.Module):
             self._formats_on[low.device] = formats
         grids = formats.grids(low, high)
         return grids if self.learned is None else self.learned.adjust(*grids)
-
-
-def _ranked(extremes: Tensor, rank: Tensor) -> Tensor:
-    """The ``rank``-th entry of each row, of those that are there."""
-    there = (extremes > -torch.inf) | extremes.isnan()
-    last = there.sum(1).clamp(min=1)
-    place = torch.minimum(rank.clamp(min=1), last) - 1
-    return extremes.gather(1, place[:, None]).squeeze(1)
-
-
-def _largest_sample(
-    pending: list[Observation], observer: Observer, device: torch.device
-) -> int:
-    """Most elements that any quantizer may have in a step, in all processes.
-
-    Where only the two ends count, one will do.
-    """
-    if not observer.fraction:
-        return 1
-    sizes: Counter[int] = Counter()
-    for item in pending:
-        sizes[item.quantizer] += len(item.sample)
-    largest = max(sizes.values(), default=0)
-    if not is_distributed():
-        return largest
-    found = torch.tensor([largest], device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return int(found) * dist.get_world_size()
-
-
-def _gather(
-    highs: Tensor, lows: Tensor, sizes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Merges the extremes of all processes."""
-    depth = highs.shape[1]
-    flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
-    parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, flat)
-    highs, lows = (
-        torch.cat([part[:, start : start + depth] for part in parts], dim=1)
-        .sort(dim=1, descending=True)
-        .values
-        for start in (0, depth)
-    )
-    return highs, lows, torch.stack([part[:, -1] for part in parts]).sum(0)

@@ -7,6 +7,7 @@ so two processes see the range of the doubled batch.
 """
 
 import math
+from collections import Counter
 from typing import NamedTuple, Optional
 
 import torch
@@ -254,3 +255,48 @@ def _clamp(extremes: Tensor, above: Tensor, below: Tensor) -> Tensor:
     """Clamps each row to its bounds, but for the padding."""
     clamped = torch.maximum(torch.minimum(extremes, below), above)
     return torch.where(extremes == -torch.inf, extremes, clamped)
+
+
+def ranked(extremes: Tensor, rank: Tensor) -> Tensor:
+    """The ``rank``-th entry of each row, of those that are there."""
+    there = (extremes > -torch.inf) | extremes.isnan()
+    last = there.sum(1).clamp(min=1)
+    place = torch.minimum(rank.clamp(min=1), last) - 1
+    return extremes.gather(1, place[:, None]).squeeze(1)
+
+
+def largest_sample(
+    pending: list[Observation], observer: Observer, device: torch.device
+) -> int:
+    """Most elements that any quantizer may have in a step, in all processes.
+
+    Where only the two ends count, one will do.
+    """
+    if not observer.fraction:
+        return 1
+    sizes: Counter[int] = Counter()
+    for item in pending:
+        sizes[item.quantizer] += len(item.sample)
+    largest = max(sizes.values(), default=0)
+    if not is_distributed():
+        return largest
+    found = torch.tensor([largest], device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found) * dist.get_world_size()
+
+
+def gather_extremes(
+    highs: Tensor, lows: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges the extremes of all processes."""
+    depth = highs.shape[1]
+    flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
+    parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.allgather_extremes(parts, flat)
+    highs, lows = (
+        torch.cat([part[:, start : start + depth] for part in parts], dim=1)
+        .sort(dim=1, descending=True)
+        .values
+        for start in (0, depth)
+    )
+    return highs, lows, torch.stack([part[:, -1] for part in parts]).sum(0)

@@ -34,14 +34,7 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
-from .refusals import (
-    MODE,
-    check_mode,
-    checked_plan,
-    refuse_conflicts,
-    refuse_synchronized_norms,
-    start_anew,
-)
+from .refusals import MODE, checked_plan, refuse_conflicts, refuse_synchronized_norms
 from .sampling import calibration_dataloader, count_batches, first_batch
 
 # Part of the name of each learned scale; longer than a key that a user would write
@@ -337,15 +330,15 @@ class QuantRunner(Runner):
         return [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
 
     def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
-        stored = checkpoint.get('state_dict', checkpoint)
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
-        root = self.model.quantization.root
-        plan = checked_plan(filename, stored, root, testing, self._resume)
-        mode = self.quantize_config.mode
-        if self._resume and not testing:
-            check_mode(filename, checkpoint.get('meta', {}), mode)
-        elif mode == 'ptq' and not testing and plan is not None:
-            start_anew(filename, stored)
+        plan = checked_plan(
+            filename,
+            checkpoint,
+            self.model.quantization.root,
+            self.quantize_config.mode,
+            testing,
+            self._resume,
+        )
         if testing:
             self._note_other_settings(plan.config)
 

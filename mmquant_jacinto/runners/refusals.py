@@ -57,17 +57,21 @@ def refuse_conflicts(cfg: dict) -> None:
 
 def checked_plan(
     filename: str,
-    stored: Mapping[str, Tensor],
+    checkpoint: dict[str, Any],
     root: nn.Module,
+    mode: str,
     testing: bool,
     resuming: bool,
 ) -> Optional[Plan]:
     """The plan in a checkpoint; refuses one that a quantized run cannot start from.
 
+    A calibration gets the weights alone.
+
     Args:
         filename (str): What the user calls it.
-        stored (Mapping[str, Tensor]): Its parameters and buffers.
+        checkpoint (Dict[str, Any]): What is in it.
         root (nn.Module): The quantized model.
+        mode (str): ``quantize.mode`` of the run.
         testing (bool): Whether the run only validates or tests.
         resuming (bool): Whether the run goes on where the checkpoint was saved.
 
@@ -76,8 +80,10 @@ def checked_plan(
 
     Raises:
         QuantizeError: If it is of another model; to be resumed or tested, also if
-            it is a float one.
+            it is a float one; to be resumed, if it is of a run of the other mode; to
+            be calibrated, if it is so already.
     """
+    stored = checkpoint.get('state_dict', checkpoint)
     names = {
         key[len('module.') :] if key.startswith('module.') else key: value.shape
         for key, value in stored.items()
@@ -93,6 +99,10 @@ def checked_plan(
             'shape of this one'
         )
     plan = find_plan(stored)
+    if resuming and not testing:
+        _check_mode(filename, checkpoint.get('meta', {}), mode)
+    elif mode == 'ptq' and not testing and plan is not None:
+        _leave_weights(filename, stored)
     if plan is not None or not complete:
         return plan
     if testing:
@@ -110,17 +120,8 @@ def checked_plan(
     )
 
 
-def check_mode(filename: str, meta: Mapping[str, Any], mode: str) -> None:
-    """Refuses to go on with a run of the other mode.
-
-    Args:
-        filename (str): What the user calls the checkpoint.
-        meta (Mapping[str, Any]): Its ``meta``.
-        mode (str): ``quantize.mode`` of this run.
-
-    Raises:
-        QuantizeError: If the checkpoint says that it is of the other one.
-    """
+def _check_mode(filename: str, meta: Mapping[str, Any], mode: str) -> None:
+    """Refuses to go on with a run of the other mode."""
     found = meta.get(MODE, mode)
     if found != mode:
         raise QuantizeError(
@@ -130,12 +131,11 @@ def check_mode(filename: str, meta: Mapping[str, Any], mode: str) -> None:
         )
 
 
-def start_anew(filename: str, stored: dict[str, Tensor]) -> None:
-    """Leaves the weights alone in a checkpoint that calibration starts from.
+def _leave_weights(filename: str, stored: dict[str, Tensor]) -> None:
+    """Takes all but the weights out of a checkpoint that a calibration starts from.
 
-    Raises:
-        QuantizeError: If a calibration has been there already: what it made of the
-            weights belongs together with its corrections of the biases.
+    Refuses what is calibrated already: what a calibration makes of weights belongs
+    together with its corrections of the biases.
     """
     plan = next(key for key in stored if f'.{key}'.endswith(f'.{NAME}.plan'))
     prefix = plan[: -len('plan')]
