@@ -195,7 +195,7 @@ ROWS = (
         bound=(0.5, 1.0),
     ),
     Row(
-        *('w4a8_qat', 'W4A8, QAT, learned scales', 'qat'),
+        *('w4a8_qat', 'W4A8, QAT, live normalization', 'qat'),
         _low(8, observer='mse', learned_scale=True, **LIVE_BN),
         lr=5e-5,
         bound=(0.2, 0.5),
@@ -229,7 +229,9 @@ ROWS = (
         bound=(1.5, 2.5),
     ),
     Row(
-        *('w4a4_finetune_qat', 'W4A4, QAT after the fine-tuned calibration', 'qat'),
+        'w4a4_finetune_qat',
+        'W4A4, QAT after the fine-tuned calibration, live normalization',
+        'qat',
         _low(4, observer='mse', learned_scale=True, **LIVE_BN),
         lr=5e-5,
         after='w4a4_finetune',
