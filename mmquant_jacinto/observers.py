@@ -292,7 +292,7 @@ def gather_extremes(
     depth = highs.shape[1]
     flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
-    dist.allgather_extremes(parts, flat)
+    dist.all_gather(parts, flat)
     highs, lows = (
         torch.cat([part[:, start : start + depth] for part in parts], dim=1)
         .sort(dim=1, descending=True)
