@@ -75,7 +75,7 @@ class Observer:
 
     def depth(self, size: int) -> int:
         """How many extremes of a sample may be needed."""
-        return min(size, max(1, math.ceil(self.fraction * size)))
+        return max(1, min(size, math.ceil(self.fraction * size)))
 
 
 def make_observer(name: str, percentile: float) -> Observer:
