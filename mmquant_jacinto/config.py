@@ -208,7 +208,8 @@ class QuantizeConfig:
                 "dict(mode='qat', bits=8), True or False"
             )
         config = _build(cls, 'quantize', value)
-        if 'percentile' in value and config.observer_name != 'percentile':
+        given = config.percentile != cls.percentile
+        if given and config.observer_name != 'percentile':
             raise QuantizeError(
                 f'quantize.percentile={config.percentile!r} is of the observer '
                 f"'percentile', and quantize.observer is {config.observer_name!r} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable
 
 from torch import Tensor
@@ -26,6 +27,8 @@ def output_quantizers(plan: Plan) -> set[str]:
     # One that is in float has its inputs there all the same.
     steps = [step for name, step in plan.steps.items() if name not in plan.in_float]
     read = {name for step in steps for name in step.inputs if name != step.output}
+    # A wide sum is read by the name of a narrower grid.
+    read |= {re.sub(r':\d+bits$', '', name) for name in read if name}
     return found | {step.output for step in steps if step.output} - read
 
 

@@ -284,7 +284,8 @@ class Simulate(Behaviour):
         """Quantized weight, and bias; kept where nothing trains them."""
         if self._weights is not None:
             return self._fold(name, layer)
-        trained = self.state.learned is not None or any(
+        learns = self.state.learned is not None or self._fake_quants is not None
+        trained = learns or any(
             parameter is not None and parameter.requires_grad
             for parameter in layer.parameters
         )
@@ -301,8 +302,8 @@ class Simulate(Behaviour):
 
     def _fold(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         """Quantized weight, and bias with what calibration adds to it."""
-        learns = self.state.learned is not None or self._unlearned is not None
-        ours = not learns and self._weights is None
+        # The same in a second run, for activation checkpointing.
+        ours = self.state.learned is None and self._fake_quants is None
         if layer.norm is not None and ours:
             return fold_layer(layer, self.grids.folding(name))
         weight, bias = layer.folded()

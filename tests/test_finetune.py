@@ -252,6 +252,24 @@ def test_what_a_float_layer_reads_is_brought_together():
     assert noise_to_signal(model, reference, batches) < 0.8 * before
 
 
+def test_wide_sums_are_no_outputs_where_another_layer_is_in_float():
+    net = Forward(
+        lambda net, x: net.head(net.second(y := net.first(x)) + y),
+        first=nn.Conv2d(3, 4, 1),
+        second=nn.Conv2d(4, 4, 1),
+        head=nn.Conv2d(4, 2, 1),
+    )
+    plan = make_plan(
+        net,
+        torch.randn(1, 3, 8, 8),
+        mode='ptq',
+        target='onnxruntime',
+        bits=dict(weight=4, activation=4, sum=8),
+        overrides={'first': False},
+    )
+    assert outputs.output_quantizers(plan) == {'head/conv2d'}
+
+
 def test_a_loss_that_is_not_finite_stops_with_an_error():
     batches = images(2)
     model = calibrate(toy(), batches, dict(iterations=5, lr=1e30))
