@@ -274,8 +274,9 @@ def main() -> None:
         content = json.loads(args.json.read_text())
     content['versions'] = versions(content.get('versions', {}))
     result = content['models'].setdefault(name, {'rows': {}})
-    check_alike(result, comparison.facts(), f'{args.json}: {name}')
-    result.update(comparison.facts())
+    facts = comparison.facts()
+    check_alike(result, facts, f'{args.json}: {name}')
+    result.update(facts)
     for row in all_rows():
         key = ' / '.join(row)
         if key in result['rows'] or not selected(row, args.only):

@@ -13,7 +13,7 @@ from .config import QuantizeConfig
 from .dataflow import Chain, Dataflow
 from .graph import Site
 from .overrides import Overrides
-from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec
+from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec, narrow_name
 
 
 class ActivationSpecs:
@@ -157,7 +157,7 @@ class ActivationSpecs:
                     continue
                 # All that read it at this width share it.
                 key = self._key(site, index), width
-                name = f'{wide.name}:{width}bits'
+                name = narrow_name(wide.name, width)
                 fmt = wide.format.with_bits(width)
                 self._narrowed[site.name, index] = key
                 self._specs[key] = ActivationSpec(name, ACTIVATION, fmt, wide.positive)

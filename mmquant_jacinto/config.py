@@ -109,18 +109,7 @@ class QuantizeConfig:
         get_preset(self.target)
         _widths('quantize.bits', self.bits)
         for pattern, value in self.overrides.items():
-            if not isinstance(pattern, str):
-                raise QuantizeError(
-                    f'quantize.overrides has the key {pattern!r}, which is no pattern '
-                    "of module names; use a string, such as 'bbox_head.*'"
-                )
-            if isinstance(value, Mapping) and not value:
-                raise QuantizeError(
-                    f'quantize.overrides[{pattern!r}] is empty; use a width, a dict '
-                    'of widths such as dict(weight=8), or False for float'
-                )
-            if value is not False:
-                _widths(f'quantize.overrides[{pattern!r}]', value)
+            _check_override(pattern, value)
         if self.observer is not None:
             check_choice('observer', self.observer, OBSERVERS)
         check_choice('weight_observer', self.weight_observer, WEIGHT_OBSERVERS)
@@ -335,6 +324,21 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         if required and item.name not in arguments:
             raise QuantizeError(f'{key} has no {item.name}; give {key}.{item.name}')
     return cls(**arguments)
+
+
+def _check_override(pattern: object, value: object) -> None:
+    if not isinstance(pattern, str):
+        raise QuantizeError(
+            f'quantize.overrides has the key {pattern!r}, which is no pattern '
+            "of module names; use a string, such as 'bbox_head.*'"
+        )
+    if isinstance(value, Mapping) and not value:
+        raise QuantizeError(
+            f'quantize.overrides[{pattern!r}] is empty; use a width, a dict '
+            'of widths such as dict(weight=8), or False for float'
+        )
+    if value is not False:
+        _widths(f'quantize.overrides[{pattern!r}]', value)
 
 
 def _widths(key: str, bits: object) -> None:

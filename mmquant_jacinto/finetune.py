@@ -247,14 +247,14 @@ class Finetuning:
         if is_distributed():
             dist.all_reduce(flat)
         compared, count, loss_sum = flat[:3].tolist()
-        if compared and not count:
-            return None
         if not compared:
             raise QuantizeError(
                 'quantize.finetune has nothing to compare: no output of the network '
                 'has a gradient, and the same shape in float and quantized; leave it '
                 'away'
             )
+        if not count:
+            return None
         if not math.isfinite(loss_sum):
             raise QuantizeError(
                 'the loss of quantize.finetune is NaN or infinite; use a lower '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Callable
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from . import ops
 from .execute import Behaviour
 from .ops import Op
-from .plan import OUTPUT, OVERRIDES, Plan, Step
+from .plan import OUTPUT, OVERRIDES, Plan, Step, wide_name
 from .simulate import State
 
 
@@ -28,7 +27,7 @@ def output_quantizers(plan: Plan) -> set[str]:
     steps = [step for name, step in plan.steps.items() if name not in plan.in_float]
     read = {name for step in steps for name in step.inputs if name != step.output}
     # A wide sum is read by the name of a narrower grid.
-    read |= {re.sub(r':\d+bits$', '', name) for name in read if name}
+    read |= {wide_name(name) for name in read if name}
     return found | {step.output for step in steps if step.output} - read
 
 

@@ -5,6 +5,7 @@ was trained and never guesses. :mod:`~mmquant_jacinto.planner` makes it.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Optional
@@ -17,6 +18,16 @@ INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 OVERRIDES = 'quantize.overrides'  # the reason why something is in float
 
 Clip = tuple[Optional[float], Optional[float]]
+
+
+def narrow_name(name: str, bits: int) -> str:
+    """What the quantizer of a tensor is called where layers read it narrower."""
+    return f'{name}:{bits}bits'
+
+
+def wide_name(name: str) -> str:
+    """The name that :func:`narrow_name` was given; any other as it is."""
+    return re.sub(r':\d+bits$', '', name)
 
 
 @dataclass(frozen=True)

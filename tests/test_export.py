@@ -225,14 +225,17 @@ def written(x, index, value):
     return x
 
 
-@pytest.mark.parametrize('name', UNARY)
-def test_operators(name):
-    function = UNARY[name]
-    net = Forward(
+def between_layers(function):
+    return Forward(
         lambda net, x: net.two(function(net.one(x))),
         one=nn.Conv2d(3, 8, 1),
         two=nn.Conv2d(8, 4, 1),
     )
+
+
+@pytest.mark.parametrize('name', UNARY)
+def test_operators(name):
+    net = between_layers(UNARY[name])
     x = torch.randn(1, 3, 10, 10) * 3
     exported = export(net, x)
     expected, found = results(net, exported, torch.randn(1, 3, 10, 10) * 3)
@@ -340,12 +343,7 @@ FROM_THE_IMAGE = {
 
 @pytest.mark.parametrize('name', FROM_THE_IMAGE)
 def test_what_follows_from_the_image_is_no_constant(name):
-    function = FROM_THE_IMAGE[name]
-    net = Forward(
-        lambda net, x: net.two(function(net.one(x))),
-        one=nn.Conv2d(3, 8, 1),
-        two=nn.Conv2d(8, 4, 1),
-    )
+    net = between_layers(FROM_THE_IMAGE[name])
     with pytest.raises(QuantizeError):
         export(net, torch.randn(1, 3, 10, 10))
 

@@ -84,20 +84,8 @@ def checked_plan(
             be calibrated, if it is so already.
     """
     stored = checkpoint.get('state_dict', checkpoint)
-    names = {
-        key[len('module.') :] if key.startswith('module.') else key: value.shape
-        for key, value in stored.items()
-    }
-    names = fit_names(names, root)
-    own = {name: p.shape for name, p in root.named_parameters()}
-    fitting = [name for name in own if names.get(name) == own[name]]
     complete = testing or resuming
-    if not fitting or (complete and len(fitting) < len(own)):
-        raise QuantizeError(
-            f'{filename} is a checkpoint of another model: '
-            f'{len(fitting)} of {len(own)} parameters have the name and '
-            'shape of this one'
-        )
+    _check_fits(filename, stored, root, complete)
     plan = find_plan(stored)
     if resuming and not testing:
         _check_mode(filename, checkpoint.get('meta', {}), mode)
@@ -118,6 +106,25 @@ def checked_plan(
         'cannot resume; start from its weights with resume=False '
         f'load_from={filename}'
     )
+
+
+def _check_fits(
+    filename: str, stored: Mapping[str, Tensor], root: nn.Module, complete: bool
+) -> None:
+    """Refuses one that lacks all parameters of the model; complete, also one."""
+    names = {
+        key[len('module.') :] if key.startswith('module.') else key: value.shape
+        for key, value in stored.items()
+    }
+    names = fit_names(names, root)
+    own = {name: p.shape for name, p in root.named_parameters()}
+    fitting = [name for name in own if names.get(name) == own[name]]
+    if not fitting or (complete and len(fitting) < len(own)):
+        raise QuantizeError(
+            f'{filename} is a checkpoint of another model: '
+            f'{len(fitting)} of {len(own)} parameters have the name and '
+            'shape of this one'
+        )
 
 
 def _check_mode(filename: str, meta: Mapping[str, Any], mode: str) -> None:
