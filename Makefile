@@ -32,7 +32,7 @@ peers:
 
 SETUP := tools/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
 
-$(READY): $(SETUP) mmquant_jacinto/csrc/kernels.c
+$(READY): $(SETUP) mmquant_jacinto/quantizers/kernels/csrc/kernels.c
 	VENV=.venv PEERS= PYTHON='$(PYTHON)' bash tools/setup_env.sh
 	@touch $@
 

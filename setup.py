@@ -1,16 +1,10 @@
-from pathlib import Path
-from runpy import run_path
-
 from setuptools import Extension, setup
-
-# Run by its path: importing the package would need torch at build time.
-VERSION_FILE = Path(__file__).parent / 'mmquant_jacinto' / 'version.py'
 
 # Plain C that is loaded with ctypes. Optional: without a compiler the package is
 # installed all the same, and torch's operations do the work.
 KERNELS = Extension(
-    'mmquant_jacinto._kernels',
-    ['mmquant_jacinto/csrc/kernels.c'],
+    'mmquant_jacinto.quantizers.kernels._native',
+    ['mmquant_jacinto/quantizers/kernels/csrc/kernels.c'],
     extra_compile_args=[
         '-O3',
         '-fopenmp',
@@ -22,7 +16,4 @@ KERNELS = Extension(
     optional=True,
 )
 
-setup(
-    version=run_path(str(VERSION_FILE))['__version__'],
-    ext_modules=[KERNELS],
-)
+setup(ext_modules=[KERNELS])

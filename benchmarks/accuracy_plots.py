@@ -101,8 +101,8 @@ def weight_noise(config: Path, checkpoint: Path) -> dict[str, float]:
     import torch
     from mmengine.config import Config
 
-    from mmquant_jacinto.export.from_config import load_quantized
-    from mmquant_jacinto.integer import Integer
+    from mmquant_jacinto.execute.integer.integer import Integer
+    from mmquant_jacinto.export.configs.from_config import load_quantized
 
     module = load_quantized(Config.fromfile(config), str(checkpoint))
     quantization = module.quantization

@@ -34,7 +34,8 @@ from peers import calibration_images, float_detector, read_config, versions
 from torch import Tensor, nn
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTestModule
-from mmquant_jacinto.formats import PRESETS, Preset
+from mmquant_jacinto.targets.preset import Preset
+from mmquant_jacinto.targets.target import PRESETS
 
 OBSERVERS = ('percentile', 'moving_average', 'minmax', 'mse')
 STAGES = ('ranges', 'corrected')  # before, and after biases are corrected

@@ -14,10 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 
-from mmquant_jacinto.config import QuantizeConfig
-from mmquant_jacinto.equalize import hostile_twin
-from mmquant_jacinto.prepare import plan_model, probe_passes
-from mmquant_jacinto.runners.sampling import first_batch
+from mmquant_jacinto.config.quantize_config import QuantizeConfig
+from mmquant_jacinto.quantizers.equalize import hostile_twin
+from mmquant_jacinto.runners.calibration_batches import first_batch
+from mmquant_jacinto.wrappers.prepare import plan_model, probe_passes
 
 
 def parse_args() -> argparse.Namespace:

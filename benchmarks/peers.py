@@ -46,7 +46,7 @@ from peer_quantizers import PEERS
 from torch import Tensor, nn
 
 from mmquant_jacinto import QuantizeError, QuantRunner
-from mmquant_jacinto.runners.sampling import calibration_dataloader
+from mmquant_jacinto.runners.calibration_batches import calibration_dataloader
 
 PACKAGES = ('torch', 'nncf', 'nvidia-modelopt', 'torchao', 'onnxruntime', 'onnx')
 OURS = 'mmquant_jacinto'

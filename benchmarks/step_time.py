@@ -23,7 +23,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule, native
-from mmquant_jacinto.activations import OBSERVED_EVERY, STEPS_OBSERVED
+from mmquant_jacinto.quantizers.activations import OBSERVED_EVERY, STEPS_OBSERVED
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_TIMED = ('mobilenet', 'regnet', 'resnet')

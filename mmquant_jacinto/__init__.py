@@ -1,23 +1,34 @@
-"""Quantization of OpenMMLab 2.x models by two lines of config."""
+"""Quantization of OpenMMLab 2.x models by two lines of config.
 
-from . import mmdet_wrappers
-from .compat import allow_mmengine_checkpoints, mend_ssd_head
-from .config import QuantizeConfig
+The folders follow the data, and each imports only those before it (``.importlinter``):
+``targets`` · ``config`` · ``record`` · ``plan`` · ``quantizers`` · ``execute`` ·
+``methods`` · ``wrappers`` · ``hooks`` · ``runners`` · ``export``.
+"""
+
+from .config.quantize_config import QuantizeConfig
 from .errors import QuantizeError
-from .formats import PRESETS, Preset, TensorFormat
+from .execute.quantization import Quantization
 from .hooks import ExactResumeHook, QATHook
-from .inference import keep_quantizers_when_loading
-from .mmdet_wrappers import (
+from .quantizers.kernels import native
+from .quantizers.mmrazor.importing import let_mmrazor_import
+from .runners import CalibrationLoop, QuantRunner, redirect_runner
+from .runners.upstream_fixes import allow_mmengine_checkpoints, mend_ssd_head
+from .targets.formats import TensorFormat
+from .targets.preset import Preset
+from .targets.target import PRESETS
+from .wrappers import mmdet_modules
+from .wrappers.calibrate_module import QuantCalibrateModule
+from .wrappers.library_apis import keep_quantizers_when_loading
+from .wrappers.mmdet_modules import (
     MMDetQuantCalibrateModule,
     MMDetQuantTestModule,
     MMDetQuantTrainModule,
 )
-from .mmrazor_import import let_mmrazor_import
-from .prepare import plan_model, quantize_model, unquantize_model
-from .quantization import Quantization
-from .runners import CalibrationLoop, QuantRunner, redirect_runner
-from .version import __version__
-from .wrappers import QuantCalibrateModule, QuantTestModule, QuantTrainModule
+from .wrappers.prepare import plan_model, quantize_model, unquantize_model
+from .wrappers.test_module import QuantTestModule
+from .wrappers.train_module import QuantTrainModule
+
+__version__ = '0.1.0'
 
 __all__ = [
     'CalibrationLoop',
@@ -37,6 +48,7 @@ __all__ = [
     'QuantizeError',
     'TensorFormat',
     '__version__',
+    'native',
     'plan_model',
     'quantize_model',
     'unquantize_model',
@@ -45,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str) -> type:
     # The seed's plural names, which are deprecated.
-    return getattr(mmdet_wrappers, name)
+    return getattr(mmdet_modules, name)
 
 
 allow_mmengine_checkpoints()

@@ -16,9 +16,9 @@ from toy_distiller import distilling_model
 from toy_runner import make_config, train
 
 from mmquant_jacinto import PRESETS
-from mmquant_jacinto.activations import ActivationQuantizers
-from mmquant_jacinto.layer_rows import gather
-from mmquant_jacinto.plan import ActivationSpec
+from mmquant_jacinto.methods.layer_samples import gather
+from mmquant_jacinto.plan.plan import ActivationSpec
+from mmquant_jacinto.quantizers.activations import ActivationQuantizers
 
 PTQ = dict(mode='ptq', bits=8)
 QAT = dict(mode='qat', bits=8)

@@ -15,7 +15,7 @@ import accuracy_runs
 from accuracy_rows import ROWS, Row
 from accuracy_runs import ROOT, Run, RunError, Setup
 
-from mmquant_jacinto.config import QuantizeConfig
+from mmquant_jacinto.config.quantize_config import QuantizeConfig
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ from reference import power_of_two
 from toy_models import calibrated, make_plan
 
 from mmquant_jacinto import PRESETS, quantize_model
-from mmquant_jacinto.activation_grids import power_of_two_above
-from mmquant_jacinto.activations import STEPS_OBSERVED, ActivationQuantizers
-from mmquant_jacinto.observers import _largest
-from mmquant_jacinto.plan import ActivationSpec
+from mmquant_jacinto.plan.plan import ActivationSpec
+from mmquant_jacinto.quantizers.activation_grids import power_of_two_above
+from mmquant_jacinto.quantizers.activations import STEPS_OBSERVED, ActivationQuantizers
+from mmquant_jacinto.quantizers.observers import _largest
 
 OBSERVERS = ['percentile', 'moving_average', 'minmax']
 

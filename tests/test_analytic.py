@@ -11,7 +11,7 @@ from torch import nn
 from toy_models import Forward, calibrated, randomize_norms
 
 from mmquant_jacinto import QuantCalibrateModule
-from mmquant_jacinto.analytic import MeanInputs
+from mmquant_jacinto.execute.analytic_correction import MeanInputs
 
 BITS = 3  # coarse, so that there is something to correct
 ANALYTIC = dict(

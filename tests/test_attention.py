@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
-from mmquant_jacinto import attention
+from mmquant_jacinto.record import attention
 
 LENGTH, KEYS, BATCH, WIDTH, HEADS = 5, 7, 2, 16, 4
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, ToyDetector, ToyHead
 
-from mmquant_jacinto.call_tree import CallTracker
-from mmquant_jacinto.prepare import is_region
-from mmquant_jacinto.record import record
+from mmquant_jacinto.record.call_tree import CallTracker
+from mmquant_jacinto.record.recorder import record
+from mmquant_jacinto.wrappers.prepare import is_region
 
 
 def conv(inputs=3, outputs=8):

@@ -7,7 +7,7 @@ from torch import nn
 from toy_models import Forward, randomize_norms
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
-from mmquant_jacinto.prepare import plan_model
+from mmquant_jacinto.wrappers.prepare import plan_model
 
 INVERTED = 8
 

@@ -253,9 +253,7 @@ BAD_VALUES = {
         'quantize.rounding.damping=inf',
     ),
     'candidates': (
-        dict(
-            mode='ptq', mixed_precision=dict(average_bits=5, candidates=[4, [8]])
-        ),
+        dict(mode='ptq', mixed_precision=dict(average_bits=5, candidates=[4, [8]])),
         'quantize.mixed_precision.candidates=[8] is not a bit width',
     ),
     'bias': (

@@ -7,9 +7,9 @@ from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
 from mmquant_jacinto import QuantTrainModule
-from mmquant_jacinto.formats import TensorFormat
-from mmquant_jacinto.plan import Plan
-from mmquant_jacinto.weights import step_of
+from mmquant_jacinto.plan.plan import Plan
+from mmquant_jacinto.quantizers.weights import step_of
+from mmquant_jacinto.targets.formats import TensorFormat
 
 
 def decibels(signal, noisy):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated, make_plan
 
-from mmquant_jacinto.kernels import Grid
-from mmquant_jacinto.sampling import Resize, Taps, sample
+from mmquant_jacinto.execute.integer.sampling import Resize, Taps, sample
+from mmquant_jacinto.targets.grid import Grid
 
 ops = pytest.importorskip('mmcv.ops')
 

@@ -14,7 +14,7 @@ from mini_coco import NUM_IMAGES, compose  # noqa: E402
 from run_tools import run_lines  # noqa: E402
 from toy_runner import load, log_of, scalars  # noqa: E402
 
-from mmquant_jacinto.quantization import find_plan  # noqa: E402
+from mmquant_jacinto.execute.quantization import find_plan  # noqa: E402
 
 TESTS = Path(__file__).parent
 OUR_TOOLS = TESTS.parent / 'tools'

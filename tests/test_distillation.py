@@ -221,4 +221,4 @@ def test_a_model_with_an_architecture_of_its_own_is_no_algorithm():
     model = nn.Module()
     model.architecture = nn.Linear(2, 2)
     names = {'architecture.weight': torch.zeros(2, 2)}
-    assert mmquant_jacinto.distillation.fit_names(names, model) is names
+    assert mmquant_jacinto.wrappers.distillation.fit_names(names, model) is names

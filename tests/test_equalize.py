@@ -9,13 +9,9 @@ from test_channel_pairs import INVERTED, inverted
 from torch import nn
 from toy_models import Forward, calibrated, make_plan, randomize_norms
 
-from mmquant_jacinto import (
-    QuantCalibrateModule,
-    QuantizeError,
-    QuantTrainModule,
-)
-from mmquant_jacinto.equalize import equalize, hostile_twin
-from mmquant_jacinto.weights import Layer
+from mmquant_jacinto import QuantCalibrateModule, QuantizeError, QuantTrainModule
+from mmquant_jacinto.quantizers.equalize import equalize, hostile_twin
+from mmquant_jacinto.quantizers.layers import Layer
 
 # One scale for each tensor, as fine as it may be: the hard case.
 PER_TENSOR = dict(target='tensorrt', bits=8, observer='minmax')

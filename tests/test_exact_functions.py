@@ -7,9 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import Forward, calibrated
 
-from mmquant_jacinto.attention import masked_softmax
-from mmquant_jacinto.exact_functions import EXACT_FUNCTIONS, is_exact, rounded_exp
-from mmquant_jacinto.kernels import Grid
+from mmquant_jacinto.execute.integer.exact_functions import (
+    EXACT_FUNCTIONS,
+    is_exact,
+    rounded_exp,
+)
+from mmquant_jacinto.record.attention import masked_softmax
+from mmquant_jacinto.targets.grid import Grid
 
 GRID = Grid(float(np.float32(0.0371)), -130, 125, 256, 'half_even')
 
@@ -114,7 +118,7 @@ def test_file_has_the_same_bits(name, preset):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnx_ir')
     from mmquant_jacinto.export.exporter import export_onnx
-    from mmquant_jacinto.export.session import Session
+    from mmquant_jacinto.export.proof.session import Session
 
     net = Forward(
         lambda net, x: net.two(BETWEEN_LAYERS[name](net, net.one(x))),

@@ -19,12 +19,12 @@ from mmquant_jacinto.export.example import (  # noqa: E402
     named_tensors,
 )
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.session import (  # noqa: E402
+from mmquant_jacinto.export.proof.session import (  # noqa: E402
     Session,
     kernels,
     saturates,
 )
-from mmquant_jacinto.export.verify import first_difference, verify  # noqa: E402
+from mmquant_jacinto.export.proof.verify import first_difference, verify  # noqa: E402
 
 INTEGER_KERNELS = {
     'Conv': 'QLinearConv',
@@ -438,14 +438,14 @@ def test_verification_counts_and_names_what_parts(toy_net, images):
 
 @pytest.mark.parametrize('at_a_time', [2**26, 1000])
 def test_bisection_names_the_first_tensor(toy_net, images, monkeypatch, at_a_time):
-    from mmquant_jacinto import arithmetic
-    from mmquant_jacinto.export import verify
+    from mmquant_jacinto.export.proof import verify
+    from mmquant_jacinto.targets import onnxruntime
 
     monkeypatch.setattr(verify, 'MAX_COMPARED', at_a_time)
     exported = export(toy_net, images)
     assert first_difference(exported, toy_net, images) is None
     monkeypatch.setattr(
-        arithmetic.OnnxRuntime,
+        onnxruntime.OnnxRuntimeArithmetic,
         'add',
         lambda self, x, y, first, second, grid: (x + y + 4) * 0.9,
     )
@@ -555,7 +555,7 @@ def test_openvino_runs_the_file_too(toy_net, images):
 def test_size_that_the_stride_does_not_divide_is_refused():
     from mmengine.config import Config
 
-    from mmquant_jacinto.export.from_config import TestImages
+    from mmquant_jacinto.export.configs.from_config import TestImages
 
     resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
     cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[resize]))))

@@ -203,7 +203,7 @@ def test_their_learning_rate_is_their_own(tmp_path):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(target='jacinto'), r"quantize\.weight\.fake_quant learns any scale"),
+        (dict(target='jacinto'), r'quantize\.weight\.fake_quant learns any scale'),
         (dict(learned_scale=True), r'both learn scales'),
         (dict(mode='ptq'), r"quantize\.mode='ptq' does not train"),
         (dict(weight=dict(fake_quant=LEARNABLE)), r'quantize\.weight has no observer'),

@@ -15,10 +15,10 @@ from mmquant_jacinto import (
     QuantizeConfig,
     QuantizeError,
     QuantTestModule,
-    finetune,
-    outputs,
 )
-from mmquant_jacinto.finetune import output_loss, paired
+from mmquant_jacinto.methods import finetune
+from mmquant_jacinto.methods import network_outputs as outputs
+from mmquant_jacinto.methods.finetune import output_loss, paired
 
 BITS = dict(weight=4, activation=4, output=8)
 OPTIONS = dict(iterations=60, lr=0.05)

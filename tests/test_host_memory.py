@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mmquant_jacinto import host_memory
+from mmquant_jacinto.wrappers import glibc_memory as host_memory
 
 # A step's worth of large blocks, taken and given back.
 FAULTS = """

@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode
 from toy_models import Forward, calibrated, randomize_norms
 
-from mmquant_jacinto import integer
+from mmquant_jacinto.execute.integer import integer
 
 TARGETS = ['jacinto', 'tidl']
 

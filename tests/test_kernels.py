@@ -3,7 +3,8 @@ import pytest
 import torch
 from reference import to_grid
 
-from mmquant_jacinto.kernels import Grid, fake_quantize, round_tensor
+from mmquant_jacinto.quantizers.kernels.fake_quantize import fake_quantize
+from mmquant_jacinto.targets.grid import Grid, round_tensor
 
 HALVES = np.arange(-3.5, 4, 0.5, dtype=np.float32)
 # Unsigned and signed of a power of two, affine, and four bits.

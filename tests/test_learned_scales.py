@@ -16,15 +16,15 @@ from mmquant_jacinto import (
     QuantTrainModule,
     native,
 )
-from mmquant_jacinto.formats import PRESETS
-from mmquant_jacinto.kernels import Grid
-from mmquant_jacinto.learned_scales import (
+from mmquant_jacinto.plan.plan import ActivationSpec, WeightSpec
+from mmquant_jacinto.quantizers.learned_scales import (
     LearnedActivationScales,
     LearnedWeightScales,
     learned_quantize,
     learned_weight,
 )
-from mmquant_jacinto.plan import ActivationSpec, WeightSpec
+from mmquant_jacinto.targets.grid import Grid
+from mmquant_jacinto.targets.target import PRESETS
 
 AFFINE = PRESETS['onnxruntime'].activation
 POWER = PRESETS['jacinto'].activation

@@ -20,9 +20,9 @@ from toy_runner import (
 )
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeConfig, QuantizeError
-from mmquant_jacinto.mixed_precision import BitSearch
-from mmquant_jacinto.plan import Plan
-from mmquant_jacinto.quantization import find_plan
+from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.methods.mixed_precision import BitSearch
+from mmquant_jacinto.plan.plan import Plan
 
 FILE = 'mixed_precision.json'
 CHECKPOINT = 'epoch_1.pth'

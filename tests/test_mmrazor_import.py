@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mmquant_jacinto import QuantizeError, QuantTrainModule
-from mmquant_jacinto.mmrazor_import import mmrazor_types, require_mmrazor
+from mmquant_jacinto.quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
 from mmquant_jacinto.runners.refusals import refuse_conflicts
 
 INSTALL = r"pip install 'mmquant_jacinto\[mmrazor\]'"
@@ -48,7 +48,7 @@ def test_its_absence_is_said_for_fake_quantizers_too(absent, toy_net, images):
         fake_quant=dict(type='mmrazor.LearnableFakeQuantize'),
         observer=dict(type='mmrazor.LSQObserver'),
     )
-    with pytest.raises(QuantizeError, match=r"quantize\.weight.* is not installed"):
+    with pytest.raises(QuantizeError, match=r'quantize\.weight.* is not installed'):
         QuantTrainModule(toy_net, images, target='onnxruntime', weight=learned)
 
 
@@ -56,7 +56,7 @@ def test_what_it_lacks_itself_is_named(forgotten, monkeypatch, tmp_path):
     (tmp_path / 'mmrazor').mkdir()
     (tmp_path / 'mmrazor' / '__init__.py').write_text('import not_there_at_all\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(QuantizeError, match="cannot be imported.*not_there_at_all"):
+    with pytest.raises(QuantizeError, match='cannot be imported.*not_there_at_all'):
         require_mmrazor('model.type')
 
 

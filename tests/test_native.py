@@ -9,7 +9,8 @@ from torch import nn
 from toy_models import ToyNet, randomize_norms
 
 from mmquant_jacinto import QuantTrainModule, native
-from mmquant_jacinto.kernels import Grid, fake_quantize
+from mmquant_jacinto.quantizers.kernels.fake_quantize import fake_quantize
+from mmquant_jacinto.targets.grid import Grid
 
 UP = Grid(2.0**-5, -128, 127, 256, 'half_up')
 EVEN = Grid(0.0371, -37, 218, 256, 'half_even')

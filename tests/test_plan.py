@@ -5,7 +5,7 @@ from torch import nn
 from toy_models import Forward, ToyDetector, ToyHead, calibrated, make_plan
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.plan import Plan
+from mmquant_jacinto.plan.plan import Plan
 
 
 def conv(inputs=3, outputs=8):

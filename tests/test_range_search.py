@@ -7,12 +7,12 @@ from reference import ROUND, to_grid
 from toy_models import calibrated
 
 from mmquant_jacinto import PRESETS, QuantCalibrateModule, QuantTrainModule
-from mmquant_jacinto.activation_grids import GridFormats
-from mmquant_jacinto.activations import ActivationQuantizers
-from mmquant_jacinto.histograms import BINS, Histograms
-from mmquant_jacinto.observers import SAMPLES_PER_ROW, Observation
-from mmquant_jacinto.plan import ActivationSpec
-from mmquant_jacinto.range_search import FRACTIONS, search_ranges
+from mmquant_jacinto.plan.plan import ActivationSpec
+from mmquant_jacinto.quantizers.activation_grids import GridFormats
+from mmquant_jacinto.quantizers.activations import ActivationQuantizers
+from mmquant_jacinto.quantizers.histograms import BINS, Histograms
+from mmquant_jacinto.quantizers.observers import SAMPLES_PER_ROW, Observation
+from mmquant_jacinto.quantizers.range_search import FRACTIONS, search_ranges
 
 SAMPLES = {
     'gauss': lambda: torch.randn(30, 1000),

@@ -7,9 +7,9 @@ from torch import nn
 from torch.overrides import _get_current_function_mode
 from toy_models import Forward, ToyDetector
 
-from mmquant_jacinto import ops
-from mmquant_jacinto.prepare import is_region
-from mmquant_jacinto.record import record
+from mmquant_jacinto.record import ops
+from mmquant_jacinto.record.recorder import record
+from mmquant_jacinto.wrappers.prepare import is_region
 
 
 def record_once(model, *inputs):

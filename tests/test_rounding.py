@@ -17,18 +17,19 @@ from mmquant_jacinto import (
     QuantizeConfig,
     QuantizeError,
     QuantTestModule,
-    reconstruct,
 )
-from mmquant_jacinto.config_sections import Rounding
-from mmquant_jacinto.formats import PRESETS, integer_bounds
-from mmquant_jacinto.layer_rows import (
+from mmquant_jacinto.config.sections import Rounding
+from mmquant_jacinto.methods import reconstruction as reconstruct
+from mmquant_jacinto.methods.layer_samples import (
     Collected,
     CollectInputs,
     CollectOutputs,
     Enough,
 )
-from mmquant_jacinto.reconstruct import generations
-from mmquant_jacinto.rounding import output_of, round_weight, soft_round
+from mmquant_jacinto.methods.reconstruction import generations
+from mmquant_jacinto.methods.rounding import output_of, round_weight, soft_round
+from mmquant_jacinto.targets.formats import integer_bounds
+from mmquant_jacinto.targets.target import PRESETS
 
 FORMAT = PRESETS['onnxruntime'].weight.with_bits(4)
 STEP = torch.tensor([[0.1], [0.2], [0.15], [0.1]])

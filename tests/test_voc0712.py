@@ -14,7 +14,7 @@ pytest.importorskip('onnx_ir')
 from mini_voc import compose  # noqa: E402
 from run_tools import run_lines  # noqa: E402
 
-from mmquant_jacinto.quantization import find_plan  # noqa: E402
+from mmquant_jacinto.execute.quantization import find_plan  # noqa: E402
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / 'configs' / 'jacinto_ai'

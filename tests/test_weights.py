@@ -7,8 +7,8 @@ from torch import nn
 from toy_models import Forward, calibrated, randomize_norms
 
 from mmquant_jacinto import PRESETS
-from mmquant_jacinto.weight_grids import WeightGrids
-from mmquant_jacinto.weights import (
+from mmquant_jacinto.quantizers.weight_grids import WeightGrids
+from mmquant_jacinto.quantizers.weights import (
     constrain_weights,
     fold_layer,
     quantize_bias,

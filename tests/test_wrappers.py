@@ -14,9 +14,9 @@ from mmquant_jacinto import (
     QuantizeError,
     QuantTestModule,
     QuantTrainModule,
-    mmdet_wrappers,
     unquantize_model,
 )
+from mmquant_jacinto.wrappers import mmdet_modules as mmdet_wrappers
 
 
 def fresh_net():

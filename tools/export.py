@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.quantization import Quantization
+from mmquant_jacinto.execute.quantization import Quantization
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,8 +100,8 @@ def print_report(report, console: Console) -> None:
 
 def prove(exported, model, examples, make_evaluator, args, console) -> None:
     """Compare file and model; raise QuantizeError where they differ too much."""
-    from mmquant_jacinto.export.session import saturates
-    from mmquant_jacinto.export.verify import MIN_EQUAL, verify
+    from mmquant_jacinto.export.proof.session import saturates
+    from mmquant_jacinto.export.proof.verify import MIN_EQUAL, verify
 
     report = verify(exported, model, examples, make_evaluator)
     print_report(report, console)
@@ -132,21 +132,18 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     for package in ('onnx', 'onnx_ir', 'onnxruntime'):
         require(package)
-    from mmquant_jacinto.export.from_config import check_output
-    from mmquant_jacinto.export.targets import TARGETS
+    from mmquant_jacinto.export.configs.from_config import check_output
+    from mmquant_jacinto.targets.target import get_file_target
 
     if args.verify < 0:
         raise QuantizeError(f'--verify {args.verify} is not a number of images')
-    if args.target not in TARGETS:
-        raise QuantizeError(
-            f'--target {args.target!r} is unknown; valid: ' + ', '.join(TARGETS)
-        )
+    get_file_target(args.target)
     check_output(args.output)
 
 
 def prove_all(exported, root, images, examples, args, console) -> None:
     """Compare file and model on all images, and on another size if that is free."""
-    from mmquant_jacinto.export import from_config
+    from mmquant_jacinto.export.configs import from_config
 
     if not args.verify:
         console.print('[bold]not verified[/]: --verify 0')
@@ -165,7 +162,7 @@ def prove_all(exported, root, images, examples, args, console) -> None:
 
 def write(exported, args, console) -> None:
     """Write the file, and what goes beside it."""
-    from mmquant_jacinto.export import from_config
+    from mmquant_jacinto.export.configs import from_config
 
     from_config.save(exported.model, args.output)
     if exported.meta_arch is not None:
@@ -182,9 +179,9 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     check_arguments(args)
-    from mmquant_jacinto.export import from_config
+    from mmquant_jacinto.export.configs import from_config
     from mmquant_jacinto.export.exporter import export_onnx
-    from mmquant_jacinto.export.targets import QDQ
+    from mmquant_jacinto.targets.target import QDQ
 
     console = Console(width=100)
     cfg = Config.fromfile(args.config)

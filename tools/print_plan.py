@@ -17,10 +17,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
-from mmquant_jacinto.mmdet_wrappers import wrapper_class
-from mmquant_jacinto.plan import Plan
-from mmquant_jacinto.quantization import find_plan
-from mmquant_jacinto.summary import describe
+from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.plan.plan import Plan
+from mmquant_jacinto.plan.summary import describe
+from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
 
 
 def parse_args() -> argparse.Namespace:

@@ -132,7 +132,7 @@ def build_dump_metric(cfg: Config, path: str) -> BaseMetric:
 
 def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
     """Test an exported file through the config's own data pipeline and evaluator."""
-    from mmquant_jacinto.export.from_file import FileRun
+    from mmquant_jacinto.export.configs.from_file import FileRun
 
     if args.target is not None:
         raise QuantizeError('--target is for a checkpoint; a file has its target')
@@ -150,19 +150,16 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
 
 def set_engine(runner: Runner, target: str) -> None:
     """Let a quantized model compute as the engine of an exported file does."""
-    from mmquant_jacinto.export.targets import TARGETS, engine_name
+    from mmquant_jacinto.targets.target import get_file_target
 
-    if target not in TARGETS:
-        raise QuantizeError(
-            f'--target {target!r} is unknown; valid: ' + ', '.join(TARGETS)
-        )
+    chosen = get_file_target(target)
     if getattr(runner, 'quantize_config', None) is None:
         raise QuantizeError(
             '--target is for quantized checkpoints, and this config has no `quantize`'
         )
     runner.wrap_for_test()
     quantization = runner.model.quantization
-    quantization.engine = engine_name(target, runner.quantize_config.target)
+    quantization.engine = chosen.engine(runner.quantize_config.target)
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from zoo_models import build_and_predict, calibrate, lighten, run
 from zoo_outputs import RegionTap, signal_to_noise
 
 from mmquant_jacinto import QuantizeConfig
-from mmquant_jacinto.mmdet_wrappers import wrapper_class
-from mmquant_jacinto.planner import make_plan
-from mmquant_jacinto.prepare import is_region, probe_passes
-from mmquant_jacinto.record import record
+from mmquant_jacinto.plan.planner import make_plan
+from mmquant_jacinto.record.recorder import record
+from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
+from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
 # cuts off is more than what 16 bits round. At 16 bits nothing else may cost what would

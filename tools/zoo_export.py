@@ -12,11 +12,11 @@ from zoo_models import build_and_predict, calibrate, lighten
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.export.exporter import export_onnx
-from mmquant_jacinto.export.session import integer_layers
-from mmquant_jacinto.export.verify import verify
-from mmquant_jacinto.planner import make_plan
-from mmquant_jacinto.prepare import is_region, probe_passes
-from mmquant_jacinto.record import record
+from mmquant_jacinto.export.proof.session import integer_layers
+from mmquant_jacinto.export.proof.verify import verify
+from mmquant_jacinto.plan.planner import make_plan
+from mmquant_jacinto.record.recorder import record
+from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 
 FORMAT = dict(bits=8, target='onnxruntime', observer='minmax')
 # Of the images to compare on: others than those that gave the ranges.

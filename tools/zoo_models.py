@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zoo_batches import predict_batch, walk
 
 from mmquant_jacinto import quantize_model
-from mmquant_jacinto.plan import Plan
+from mmquant_jacinto.plan.plan import Plan
 
 NUM_DETECTIONS = 10
 # Size and number of the images: the first that a model takes. Many have a least size,

@@ -11,19 +11,18 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from .. import quantization as phases
+from .. import __version__
 from ..errors import QuantizeError
-from ..quant_module import QuantModule
-from ..quantization import Quantization
-from ..version import __version__
-from .dynamic import free_shape
+from ..execute import quantization as phases
+from ..execute.quantization import Quantization
+from ..targets.target import Target
+from ..wrappers.quant_module import QuantModule
+from .choose_target import choose_target
 from .example import Example
-from .grouped import merge_groups
-from .layout import choose_outputs
+from .graph.free_shape import free_shape
+from .graph.layout import choose_outputs
 from .postprocess import add_detections
 from .steps import Writing
-from .targets import Target, choose_target, engine_name, form_of
-from .tidl_meta_arch import describe_head, has_decoder, to_text, yolox_levels
 from .trace import Trace
 
 INPUT_NAME = 'images'
@@ -35,14 +34,14 @@ class Exported:
 
     Args:
         model (onnx.ModelProto): Checked, with metadata.
-        layout (List[dict]): See :mod:`~mmquant_jacinto.export.layout`.
+        layout (List[dict]): See :mod:`~mmquant_jacinto.export.graph.layout`.
         scales (Dict[str, float | None]): Of the grids of the outputs.
         values (Dict[str, Tensor]): What the quantized tensors in the graph were, if
             they were to be kept.
         skipped (List[str]): Modules that could not be part of it.
         target (Target): What it is for.
         form (str): ``'qdq'`` or ``'clip'``.
-        meta_arch (str, optional): For TIDL, the head in text protobuf.
+        meta_arch (str, optional): The head, described for the target's decoder.
     """
 
     model: onnx.ModelProto
@@ -84,7 +83,7 @@ def set_engine(root: nn.Module, target: Target) -> None:
     """Lets tests of a model compute as the target's engine does."""
     quantization = Quantization.of(root)
     preset = quantization.plan.config['target']
-    quantization.engine = engine_name(target.name, preset)
+    quantization.engine = target.engine(preset)
     root.eval()
     quantization.set_phase(phases.TEST)
 
@@ -106,7 +105,7 @@ def export_onnx(
         model (nn.Module): A quantized model with ranges, or its wrapper.
         example (Any): An image tensor (N, C, H, W) as the model takes it, or a
             batch as the dataloader yields it. Its size is the file's.
-        target (str): A key of :data:`~mmquant_jacinto.export.targets.TARGETS`.
+        target (str): What :func:`~mmquant_jacinto.targets.target.file_targets` has.
         metadata (Mapping, optional): More to write into the file.
         postprocess (bool): Add decoding and NMS, for a dense head of MMDetection:
             outputs ``boxes``, ``scores`` and ``labels``. Defaults to False.
@@ -142,8 +141,7 @@ def export_onnx(
         {**outputs, **more}, type(root).__name__, {**described, **(metadata or {})}
     )
     proto = simplify(proto)
-    if chosen.name == 'onnxruntime':
-        merge_groups(proto)
+    chosen.finish(proto)
     if dynamic:
         proto = free_shape(proto)
     onnx.checker.check_model(proto, full_check=True)
@@ -154,7 +152,7 @@ def export_onnx(
         _values_in(trace, proto),
         trace.skipped,
         chosen,
-        form_of(chosen, quantization.plan),
+        chosen.form(quantization.plan.config['target']),
         meta_arch,
     )
 
@@ -195,17 +193,17 @@ def _additions(
     images: Tensor,
     postprocess: bool,
 ) -> tuple[dict[str, tuple[str, Tensor]], str | None]:
-    """More outputs, and for TIDL the head in text protobuf."""
+    """More outputs, and the head described for the target's decoder."""
     head = _dense_head(trace)
     more: dict[str, tuple[str, Tensor]] = {}
     if postprocess:
         more = _detections(trace, head, images)
-    elif trace.target.name == 'tidl' and head is not None:
-        more = yolox_levels(trace, *head)
-    if trace.target.name != 'tidl' or head is None or not has_decoder(head[0]):
+    elif head is not None:
+        more = trace.target.head_outputs(trace, *head)
+    if head is None:
         return more, None
     shape = tuple(images.shape[2:])
-    return more, to_text(describe_head(head[0], [*outputs, *more], shape))
+    return more, trace.target.head_text(head[0], [*outputs, *more], shape)
 
 
 def _dense_head(trace: Trace) -> tuple[nn.Module, Any] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuantizeError
-from .graph_writer import GraphWriter
+from .graph.graph_writer import GraphWriter
 from .trace import Trace
 
 BOXES, SCORES, LABELS = 'boxes', 'scores', 'labels'

@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from .. import ops
-from ..computed_weights import computed_layer
-from ..exact_functions import narrow
-from ..integer import Integer, grid_of
-from ..kernels import Grid
-from ..ops import Op
-from ..plan import Step
-from ..sampling import Taps, sampled_weight
-from ..simulate import State
-from .calls import all_tensors
-from .exact_operators import EXACT_OPERATORS
-from .operators import TRANSLATIONS
-from .sampling_operators import write_samples
-from .targets import CLIP, Storage, activation_storage, form_of, weight_storage
+from ..execute.integer.carried import grid_of
+from ..execute.integer.exact_functions import narrow
+from ..execute.integer.integer import Integer
+from ..execute.integer.sampling import Taps, sampled_weight
+from ..execute.state import State
+from ..plan.plan import Step
+from ..quantizers.computed_weights import computed_layer
+from ..record import ops
+from ..record.ops import Op
+from ..targets.grid import Grid
+from ..targets.storage import Storage
+from .graph.calls import all_tensors
+from .operators.exact import EXACT_OPERATORS
+from .operators.sampling import write_samples
+from .operators.table import TRANSLATIONS
+from .operators.translation import SiteWriter
 from .trace import TAG, Trace
-from .translation import SiteWriter
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
 
@@ -205,7 +206,7 @@ class Writing(Integer):
         trace, writer = self.trace, self.trace.writer
         x, shape, _, offset, mask, *geometry = args
         given = grid_of(x)
-        storage = activation_storage(trace.target, given)
+        storage = trace.target.activation_storage(given)
         steps = self._in_steps(step, trace.operand(x, step.chain), given)
         taps = Taps.of(shape.shape[2:], geometry)
         site = SiteWriter(writer, step.chain, out, trace.operand)
@@ -236,7 +237,7 @@ class Writing(Integer):
             integers = sampled_weight(integers)
         axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
         size = (size[0] if axis is None else size).cpu()
-        storage = weight_storage(trace.target, step.weight_format.bits)
+        storage = trace.target.weight_storage(step.weight_format.bits)
         name = self._dequantized(
             integers.cpu().numpy(), size.numpy(), axis, storage, f'{step.chain}:weight'
         )
@@ -282,13 +283,13 @@ class Writing(Integer):
             steps, axis = scale.cpu().numpy(), spec.axis
         else:
             steps, axis = scale[0].cpu().numpy(), None
-        is_clip = form_of(self.trace.target, self.state.plan) == CLIP
+        is_clip = self.trace.clips
         if step.weight not in self._weights:
             if is_clip:
                 real = integers.float() * layer.along_channels(scale)
                 self._weights[step.weight] = writer.constant(real, spec.weight)
             else:
-                storage = weight_storage(self.trace.target, spec.format.bits)
+                storage = self.trace.target.weight_storage(spec.format.bits)
                 self._weights[step.weight] = self._dequantized(
                     integers.cpu().numpy(), steps, axis, storage, spec.weight
                 )
@@ -331,7 +332,7 @@ class Writing(Integer):
         """A quantized value in steps of its grid."""
         writer = self.trace.writer
         source, _ = writer.quantized[name]
-        storage = activation_storage(self.trace.target, given)
+        storage = self.trace.target.activation_storage(given)
         unit = given._replace(scale=1.0)
         return writer.dequantize(source, unit, storage, f'{step.chain}:steps')
 

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..execute import Behaviour
-from ..integer import integers_of
-from ..kernels import Bounds, Grid
-from ..ops import OPS
-from ..simulate import State
-from .calls import CONSTANTS, READS, all_tensors, is_float, origin, writes
-from .graph_writer import GraphWriter
-from .operators import TRANSLATIONS
+from ..execute.behaviour import Behaviour
+from ..execute.integer.carried import integers_of
+from ..execute.state import State
+from ..record.ops import OPS
+from ..targets.grid import Bounds, Grid
+from ..targets.target import CLIP, Target
+from .graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, writes
+from .graph.graph_writer import GraphWriter
+from .operators.table import TRANSLATIONS
+from .operators.translation import SiteWriter
 from .region_calls import RegionCall, missing_function
-from .targets import CLIP, Target, activation_storage, form_of
-from .translation import SiteWriter
 
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
@@ -60,6 +60,8 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self._keeps_values = keeps_values
         self.root, self.state, self.target = root, state, target
+        # Ranges as clips, in a float model.
+        self.clips = target.form(state.plan.config['target']) == CLIP
         self.writer = GraphWriter()
         self.values: dict[str, Tensor] = {}
         self.calls: list[RegionCall] = []
@@ -155,10 +157,10 @@ class Trace(TorchFunctionMode):
         if id(x) in self.parameters:
             return self.writer.constant(x, self.parameters[id(x)])
         known = integers_of(x)
-        if known is None or form_of(self.target, self.state.plan) == CLIP:
+        if known is None or self.clips:
             return None
         grid, integers = known
-        storage = activation_storage(self.target, grid)
+        storage = self.target.activation_storage(grid)
         stored = self.writer.integers(
             integers.cpu().numpy() + storage.zero_point, storage, f'{site}:constant:int'
         )
@@ -354,13 +356,13 @@ class Trace(TorchFunctionMode):
             return name
         low, high = grid.integer_limits(clip)
         writer = self.writer
-        if form_of(self.target, self.state.plan) == CLIP:
+        if self.clips:
             bounds = [np.float32(k * grid.scale) for k in (low, high)]
             result = writer.node(
                 'Clip', [name, *(writer.constant(b, 'range') for b in bounds)], site
             )
             return self._keep(result, x)
-        storage = activation_storage(self.target, grid)
+        storage = self.target.activation_storage(grid)
         implied = (
             low <= storage.low - storage.zero_point
             and high >= storage.high - storage.zero_point

@@ -15,12 +15,12 @@ from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..activations import ActivationQuantizers
-from ..config_sections import Calibration, Finetune, Rounding
+from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
-from ..mixed_precision import FILE, BitSearch
+from ..methods.mixed_precision import FILE, BitSearch
+from ..quantizers.activations import ActivationQuantizers
+from .calibration_batches import calibration_dataloader, count_batches
 from .checkpoint_files import write_whole
-from .sampling import calibration_dataloader, count_batches
 
 CHECKPOINT = 'epoch_1.pth'
 

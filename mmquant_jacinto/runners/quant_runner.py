@@ -18,13 +18,14 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..config import QuantizeConfig
-from ..config_sections import Calibration
+from ..config.quantize_config import QuantizeConfig
+from ..config.sections import Calibration
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
-from ..mmdet_wrappers import wrapper_class
-from ..quant_module import QuantModule
-from ..untouched import preserved_random_state
+from ..record.side_effects import preserved_random_state
+from ..wrappers.mmdet_modules import wrapper_class
+from ..wrappers.quant_module import QuantModule
+from .calibration_batches import calibration_dataloader, count_batches, first_batch
 from .calibration_loop import CalibrationLoop, check_measured
 from .checkpoint_files import (
     RemoveAfterSaving,
@@ -35,7 +36,6 @@ from .checkpoint_files import (
 )
 from .cpu_distributed import init_cpu_process_group
 from .refusals import MODE, checked_plan, refuse_conflicts, refuse_synchronized_norms
-from .sampling import calibration_dataloader, count_batches, first_batch
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
@@ -55,7 +55,8 @@ class QuantRunner(Runner):
 
     Args:
         *args, **kwargs: Of :class:`mmengine.runner.Runner`; ``cfg.quantize``
-            is read, see :class:`~mmquant_jacinto.config.QuantizeConfig`.
+            is read, see
+            :class:`~mmquant_jacinto.config.quantize_config.QuantizeConfig`.
 
     Raises:
         QuantizeError: If ``quantize`` or something it cannot be combined

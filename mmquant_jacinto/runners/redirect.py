@@ -5,7 +5,7 @@ every ``tools/train.py`` calls. Importing this package makes that call hand
 a config with a truthy ``quantize`` over to :class:`QuantRunner`.
 ``runner_type='QuantRunner'`` in a config gives the same without it. The only other
 part of MMEngine that is changed is the loading of quantized checkpoints
-(:mod:`mmquant_jacinto.inference`).
+(:mod:`mmquant_jacinto.wrappers.library_apis`).
 """
 
 import functools

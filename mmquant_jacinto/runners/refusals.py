@@ -5,11 +5,11 @@ from typing import Any, Optional
 
 from torch import Tensor, nn
 
-from ..distillation import fit_names
 from ..errors import QuantizeError
-from ..mmrazor_import import mmrazor_types, require_mmrazor
-from ..plan import Plan
-from ..quantization import NAME, find_plan
+from ..execute.quantization import NAME, find_plan
+from ..plan.plan import Plan
+from ..quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
+from ..wrappers.distillation import fit_names
 
 MODE = 'quantize_mode'  # of the run that saved a checkpoint, in its meta
 

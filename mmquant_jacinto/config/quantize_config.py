@@ -1,0 +1,358 @@
+"""The ``quantize`` key of a config: its schema, its short forms, its errors."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Optional, Union
+
+from ..errors import QuantizeError, nearest
+from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up
+from ..targets.formats import DEPTHWISE, check_bits
+from ..targets.preset import Preset
+from ..targets.target import get_preset
+from .fake_quant import FakeQuant, check_fake_quants
+from .sections import (
+    Calibration,
+    Finetune,
+    Freeze,
+    LearnedScale,
+    MixedPrecision,
+    Rounding,
+    check_choice,
+)
+
+MODES = ('qat', 'ptq')
+SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
+BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
+SWITCHES = ('learned_scale', 'finetune')  # sections that True switches on as they are
+TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
+
+Bits = Union[int, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Everything that ``quantize = dict(...)`` can say.
+
+    Args:
+        mode (str): ``'qat'`` trains with fake quantization, ``'ptq'``
+            calibrates a float checkpoint. Defaults to ``'qat'``.
+        bits (int | dict): Width of all tensors, or by kind, as in
+            ``dict(weight=4, activation=8, output=16)``; ``sum``: of what an addition
+            reads and gives, wider than ``activation`` where layers are to multiply
+            narrower ones than residual branches carry. Defaults to 8; ``sum`` and
+            ``output`` to ``activation``.
+        target (str): Numeric formats and arithmetic, a name in
+            :data:`~mmquant_jacinto.registry.QUANT_TARGETS`. Defaults to
+            ``'jacinto'``.
+        overrides (dict): Patterns of module names (``fnmatch``) to a width, a
+            dict of widths by kind, or False for float.
+        calibration (dict): See :class:`Calibration`.
+        freeze (dict): See :class:`Freeze`.
+        observer (str, optional): ``'percentile'``, or ``'moving_average'`` of
+            minimum and maximum: averaged over steps; ``'minmax'``: the extremes of
+            all steps; or, for calibration, the range that is best for all images
+            together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
+            Defaults to the preset's.
+        percentile (float): Share of a tensor's elements, in percent, that
+            the percentile observer cuts off at each end. Defaults to 0.01.
+        weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
+            it. ``'mse'``: of least squared error, searched once, before anything is
+            quantized. Defaults to ``'minmax'``.
+        rounding (str | dict): For ``mode='ptq'``: how weights are rounded, a method
+            or all of :class:`Rounding`. Defaults to ``'nearest'``.
+        learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
+            parameters of the training (LSQ), see :class:`LearnedScale`.
+        finetune (bool | dict, optional): For ``mode='ptq'``: whether weights, biases
+            and scales are trained for the float model's outputs once all else is
+            calibrated, see :class:`Finetune`.
+        per_channel (str | bool | None): One scale of the weights for each output
+            channel, none above 256 times as fine as the coarsest; or
+            ``'depthwise'``: where a channel reads one channel alone. None takes the
+            preset's.
+        weight (dict, optional): For ``mode='qat'``: fake quantizers of MMRazor for
+            the weights, see :class:`~mmquant_jacinto.config.fake_quant.FakeQuant`.
+        activation (dict, optional): The same for the activations.
+        constrain_bias (str | bool | None): ``'saturate'``,
+            ``'reduce_weight_scale'`` or False. None takes the preset's.
+        constrain_weights (bool, optional): None takes the preset's.
+        equalize (bool, optional): Cross-layer equalization: rescales channels
+            between layers before anything is quantized, see
+            :mod:`~mmquant_jacinto.quantizers.equalize`. None takes the preset's.
+        mixed_precision (MixedPrecision | str, optional): Calibration chooses
+            the weights' widths, in place of ``bits``, and writes them to
+            ``mixed_precision.json``; the path of such a file takes them from
+            there.
+    """
+
+    mode: str = 'qat'
+    bits: Bits = 8
+    target: str = 'jacinto'
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    freeze: Freeze = field(default_factory=Freeze)
+    observer: Optional[str] = None
+    percentile: float = 0.01
+    weight_observer: str = 'minmax'
+    rounding: Rounding = field(default_factory=Rounding)
+    learned_scale: Optional[LearnedScale] = None
+    finetune: Optional[Finetune] = None
+    per_channel: Union[str, bool, None] = None
+    weight: Optional[FakeQuant] = None
+    activation: Optional[FakeQuant] = None
+    constrain_bias: Union[str, bool, None] = None
+    constrain_weights: Optional[bool] = None
+    equalize: Optional[bool] = None
+    mixed_precision: Union[MixedPrecision, str, None] = None
+
+    def __post_init__(self) -> None:
+        check_choice('mode', self.mode, MODES)
+        get_preset(self.target)
+        _widths('quantize.bits', self.bits)
+        for pattern, value in self.overrides.items():
+            _check_override(pattern, value)
+        if self.observer is not None:
+            look_up(OBSERVERS, 'quantize.observer', self.observer)
+        look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer)
+        for key, given, mode, what in (
+            ('learned_scale', self.learned_scale is not None, 'qat', 'trains'),
+            ('finetune', self.finetune is not None, 'ptq', 'calibrates'),
+            ('rounding', self.rounding.method != 'nearest', 'ptq', 'calibrates'),
+        ):
+            if given and self.mode != mode:
+                raise QuantizeError(
+                    f'quantize.{key} is for a run that {what}, and quantize.mode='
+                    f'{self.mode!r} does not; use mode={mode!r}'
+                )
+        check_fake_quants(
+            self.fake_quants, self.mode, self.learned_scale, self.target, self.preset
+        )
+        searches = self.observer_class.searches and self.learned_scale is None
+        if searches and self.mode != 'ptq':
+            raise QuantizeError(
+                f'quantize.observer={self.observer!r} searches a range for all '
+                f'calibration images together, and quantize.mode={self.mode!r} '
+                "moves ranges with each step; use observer='percentile', "
+                "'moving_average' or 'minmax', or calibrate with mode='ptq'"
+            )
+        if (
+            not isinstance(self.percentile, (int, float))
+            or not 0 <= self.percentile < 50
+        ):
+            raise QuantizeError(
+                f'quantize.percentile={self.percentile!r} is not a share; use '
+                'a number of percent from 0 to below 50, such as 0.01'
+            )
+        if self.per_channel not in (None, False, True, DEPTHWISE):
+            raise QuantizeError(
+                f'quantize.per_channel={self.per_channel!r} is unknown; use True, '
+                f'False or {DEPTHWISE!r}'
+            )
+        if self.constrain_bias not in (None, False):
+            check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
+        if self.searches_bits and self.mode != 'ptq':
+            raise QuantizeError(
+                'quantize.mixed_precision chooses widths by calibration, and '
+                f"quantize.mode={self.mode!r} trains; calibrate with mode='ptq' first, "
+                'and train with '
+                "mixed_precision='WORK_DIR/mixed_precision.json', which that leaves"
+            )
+        for key in ('constrain_weights', 'equalize'):
+            value = getattr(self, key)
+            if value not in (None, False, True):
+                raise QuantizeError(
+                    f'quantize.{key}={value!r} is not a switch; use True or False'
+                )
+
+    @classmethod
+    def parse(cls, value: Any) -> Optional['QuantizeConfig']:
+        """Reads the value of ``quantize``, in its short or its full form.
+
+        Args:
+            value (Any): ``True``, ``'training'``, ``'calibration'`` or a dict
+                of the arguments of this class. Falsy: no quantization.
+
+        Returns:
+            QuantizeConfig, optional: None where ``value`` is falsy.
+
+        Raises:
+            QuantizeError: If a key or a value is unknown; it names the
+                nearest valid one.
+        """
+        if isinstance(value, cls):
+            return value
+        if not value:
+            return None
+        if value is True or value == 1:
+            return cls()
+        if isinstance(value, str):
+            if value not in SHORT_FORMS:
+                raise QuantizeError(
+                    f'quantize={value!r} is unknown; '
+                    + nearest(value, ('training', 'calibration'))
+                )
+            return cls(mode=SHORT_FORMS[value])
+        if not isinstance(value, Mapping):
+            raise QuantizeError(
+                f'quantize={value!r} is neither a dict nor a switch; use '
+                "dict(mode='qat', bits=8), True or False"
+            )
+        config = _build(cls, 'quantize', value)
+        given = config.percentile != cls.percentile
+        if given and not config.observer_class.takes_percentile:
+            raise QuantizeError(
+                f'quantize.percentile={config.percentile!r} is of the observer '
+                f"'percentile', and quantize.observer is {config.observer_name!r} "
+                f"with target={config.target!r}; add observer='percentile'"
+            )
+        return config
+
+    def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
+        """Width asked for tensors of ``kind``, where a module may override it."""
+        width = self.widths(kind, self.bits)
+        return width if override is None else self.widths(kind, override, width)
+
+    def widths(self, kind: str, bits: Bits, default: int = 8) -> int:
+        """Width of ``kind`` in a number or in a dict of numbers by kind."""
+        if not isinstance(bits, Mapping):
+            return bits
+        if kind in ('sum', 'output'):
+            return bits.get(kind, bits.get('activation', default))
+        return bits.get(kind, default)
+
+    @property
+    def widens_sums(self) -> bool:
+        """bool: Whether additions have a width of their own somewhere."""
+        given = (self.bits, *self.overrides.values())
+        return any(isinstance(bits, Mapping) and 'sum' in bits for bits in given)
+
+    @property
+    def searches_bits(self) -> bool:
+        """bool: Whether calibration chooses the widths of weights."""
+        return isinstance(self.mixed_precision, MixedPrecision)
+
+    @property
+    def fake_quants(self) -> dict[str, FakeQuant]:
+        """Dict[str, FakeQuant]: Fake quantizers of MMRazor by kind of tensor."""
+        kinds = ('weight', 'activation')
+        return {k: getattr(self, k) for k in kinds if getattr(self, k) is not None}
+
+    @property
+    def learns_scales(self) -> bool:
+        """bool: Whether scales, ours or those of others, are trained."""
+        return self.learns_own_scales or bool(self.fake_quants)
+
+    @property
+    def learns_own_scales(self) -> bool:
+        """bool: Whether our scales are parameters, in QAT or in fine-tuning."""
+        return self.learned_scale is not None or self.finetune is not None
+
+    @property
+    def preset(self) -> Preset:
+        return get_preset(self.target)
+
+    @property
+    def observer_name(self) -> str:
+        return self.observer or self.preset.observer
+
+    @property
+    def observer_class(self) -> Any:
+        """type: The entry of ``registry.OBSERVERS``."""
+        return look_up(OBSERVERS, 'quantize.observer', self.observer_name)
+
+    @property
+    def channel_scales(self) -> Union[str, bool]:
+        """str | bool: ``per_channel``, the preset's where it is not given."""
+        if self.per_channel is None:
+            return self.preset.weight.per_channel
+        return self.per_channel
+
+    @property
+    def bias_constraint(self) -> Optional[str]:
+        if self.constrain_bias is None:
+            return self.preset.constrain_bias
+        return self.constrain_bias or None
+
+    @property
+    def weight_constraint(self) -> bool:
+        if self.constrain_weights is None:
+            return self.preset.constrain_weights
+        return self.constrain_weights
+
+    @property
+    def equalization(self) -> bool:
+        return self.preset.equalize if self.equalize is None else self.equalize
+
+
+def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
+    nested = dict(
+        calibration=Calibration,
+        finetune=Finetune,
+        freeze=Freeze,
+        learned_scale=LearnedScale,
+        mixed_precision=MixedPrecision,
+        rounding=Rounding,
+        weight=FakeQuant,
+        activation=FakeQuant,
+    )
+    names = [item.name for item in fields(cls)]
+    arguments: dict[str, Any] = {}
+    for name, item in value.items():
+        if name not in names:
+            raise QuantizeError(
+                f'{key}.{name} is not a known key; ' + nearest(name, names)
+            )
+        if name in SWITCHES and item in (None, False, True):
+            item = nested[name]() if item else None
+        elif name == 'rounding' and isinstance(item, str):
+            item = Rounding(item)
+        elif name == 'mixed_precision' and (not item or isinstance(item, str)):
+            item = item or None
+        elif name in ('weight', 'activation') and item is None:
+            pass
+        elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
+            if not isinstance(item, Mapping):
+                raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
+            if name == 'rounding' and 'method' not in item:
+                raise QuantizeError(
+                    f'{key}.rounding={dict(item)!r} has no method; add one of '
+                    + ', '.join(map(repr, names(ROUNDINGS)[1:]))
+                )
+            item = _build(nested[name], f'{key}.{name}', item)
+        if name == 'overrides' and not isinstance(item, Mapping):
+            raise QuantizeError(
+                f'{key}.overrides={item!r} is not a dict; use patterns of '
+                "module names, such as {'bbox_head.*': 16}"
+            )
+        arguments[name] = item
+    for item in fields(cls):
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and item.name not in arguments:
+            raise QuantizeError(f'{key} has no {item.name}; give {key}.{item.name}')
+    return cls(**arguments)
+
+
+def _check_override(pattern: object, value: object) -> None:
+    if not isinstance(pattern, str):
+        raise QuantizeError(
+            f'quantize.overrides has the key {pattern!r}, which is no pattern '
+            "of module names; use a string, such as 'bbox_head.*'"
+        )
+    if isinstance(value, Mapping) and not value:
+        raise QuantizeError(
+            f'quantize.overrides[{pattern!r}] is empty; use a width, a dict '
+            'of widths such as dict(weight=8), or False for float'
+        )
+    if value is not False:
+        _widths(f'quantize.overrides[{pattern!r}]', value)
+
+
+def _widths(key: str, bits: object) -> None:
+    if not isinstance(bits, Mapping):
+        check_bits(key, bits)
+        return
+    for kind, value in bits.items():
+        if kind not in TENSOR_KINDS:
+            raise QuantizeError(
+                f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
+            )
+        check_bits(f'{key}.{kind}', value)

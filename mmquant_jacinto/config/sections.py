@@ -1,0 +1,284 @@
+"""The dicts within ``quantize``: one class for each, which checks its values."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Optional, Union
+
+from ..errors import QuantizeError, nearest
+from ..registry import ROUNDINGS, look_up
+from ..targets.formats import check_bits
+
+BIAS_CORRECTIONS = ('iterative', 'sequential', 'analytic')
+
+
+def check_positive(key: str, value: object) -> None:
+    """Raises where a value is no positive number, or not finite."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is not a positive number; use one above 0'
+        )
+
+
+def check_choice(key: str, value: object, valid: tuple) -> None:
+    """Raises where a value is none of the valid ones, naming the nearest."""
+    if value not in valid:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is unknown; ' + nearest(value, valid)
+        )
+
+
+def check_count(key: str, value: object, least: int) -> None:
+    """Raises where a value is no integer, or too small a one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is not a count; use '
+            f'an integer of at least {least}'
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``quantize.calibration``: how ranges and biases are calibrated.
+
+    Args:
+        num_images (int): Images to calibrate on, over all processes. Unused
+            where ``iterations`` is given. Defaults to 1000.
+        iterations (int, optional): Batches to calibrate on, in each process.
+        bias_correction (str | bool): ``'iterative'``: with each batch of further
+            passes all biases move a step towards the float means, as in the Jacinto
+            devkit; ``'sequential'``: one after the other, each to the float mean
+            behind those that are corrected; ``'analytic'``: what the rounded weights
+            make of the mean input is subtracted, without a further pass (see
+            :mod:`~mmquant_jacinto.execute.analytic_correction`; not for deformable
+            convolutions); False: none. Defaults to ``'iterative'``.
+        weights (bool): Whether the same passes also correct the weights of each
+            channel by the ratio of its output's standard deviations in float and
+            quantized. Defaults to False.
+        epochs (int): Passes of correction over those images, after the pass that
+            measures the ranges. 0 switches them off, as ``bias_correction=False``
+            does. Defaults to 1.
+        lr (float): Step of the iterative correction in its first pass; halved with
+            each further pass. Defaults to 0.05.
+        dataloader (dict, optional): Where the images come from. Defaults to
+            the training set, seen through the pipeline of validation.
+    """
+
+    num_images: int = 1000
+    iterations: Optional[int] = None
+    bias_correction: Union[str, bool] = 'iterative'
+    weights: bool = False
+    epochs: int = 1
+    lr: float = 0.05
+    dataloader: Optional[Mapping[str, Any]] = None
+
+    def __post_init__(self) -> None:
+        check_count('calibration.num_images', self.num_images, 1)
+        check_count('calibration.epochs', self.epochs, 0)
+        if self.iterations is not None:
+            check_count('calibration.iterations', self.iterations, 1)
+        if not isinstance(self.lr, (int, float)) or not 0 < self.lr <= 1:
+            raise QuantizeError(
+                f'quantize.calibration.lr={self.lr!r} is not '
+                'a step; use a number above 0, up to 1'
+            )
+        if self.bias_correction is not False:
+            check_choice(
+                'calibration.bias_correction', self.bias_correction, BIAS_CORRECTIONS
+            )
+        if self.weights not in (False, True):
+            raise QuantizeError(
+                f'quantize.calibration.weights={self.weights!r} is not a switch; use '
+                'True or False'
+            )
+        given = self.dataloader
+        is_loader = isinstance(given, Mapping) and 'dataset' in given
+        if given is not None and not is_loader:
+            raise QuantizeError(
+                f'quantize.calibration.dataloader={given!r} is no dataloader; use a '
+                'dict as train_dataloader is one, with dataset=dict(...)'
+            )
+        if self.weights and not self.epochs:
+            raise QuantizeError(
+                'quantize.calibration.weights=True corrects in passes of its own, and '
+                'quantize.calibration.epochs=0 has none; use epochs=1 or more'
+            )
+
+    @property
+    def passes(self) -> int:
+        """int: Quantized passes after the one in float."""
+        return self.epochs if self.weights or self.corrects_biases else 0
+
+    @property
+    def corrects_biases(self) -> bool:
+        """bool: Whether quantized passes correct the biases."""
+        return self.bias_correction in ('iterative', 'sequential')
+
+    @property
+    def is_analytic(self) -> bool:
+        """bool: Whether biases follow from mean inputs and rounding errors."""
+        return self.bias_correction == 'analytic'
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """``quantize.freeze``: when statistics stop changing during QAT.
+
+    In the unit of the training loop: epochs, or iterations where the loop is
+    iteration-based. None takes the schedule of the original, False never
+    freezes.
+
+    Args:
+        bn (int | bool | None): Start of the epoch that freezes the statistics
+            of batch normalization. None: half of the epochs, less one.
+        ranges (int | bool | None): The same for activation ranges. None: half
+            of the epochs, plus one.
+    """
+
+    bn: Union[int, bool, None] = None
+    ranges: Union[int, bool, None] = None
+
+    def __post_init__(self) -> None:
+        for name in ('bn', 'ranges'):
+            value = getattr(self, name)
+            if value is not None and value is not False:
+                check_count(f'freeze.{name}', value, 0)
+
+
+@dataclass(frozen=True)
+class LearnedScale:
+    """``quantize.learned_scale``: scales as parameters of the training.
+
+    Args:
+        lr_mult (float): Their learning rate in units of the weights', in optimizers
+            that MMEngine's default constructor builds. Defaults to 10.
+        num_images (int): Images, over all processes, that the first ranges are
+            measured on before the training, unless the checkpoint has some.
+            Defaults to 64.
+    """
+
+    lr_mult: float = 10.0
+    num_images: int = 64
+
+    def __post_init__(self) -> None:
+        check_positive('learned_scale.lr_mult', self.lr_mult)
+        check_count('learned_scale.num_images', self.num_images, 1)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """``quantize.rounding``: weights rounded to what serves a layer's output.
+
+    Args:
+        method (str): ``'nearest'``, ``'adaround'`` or ``'coordinate_descent'``, see
+            :mod:`~mmquant_jacinto.methods.rounding`. Defaults to ``'nearest'``.
+        num_images (int): Images of the calibration set, over all processes, that
+            layers are seen on. Defaults to 64.
+        iterations (int): Of AdaRound: steps of Adam for each layer. Defaults to 500.
+        lr (float): Of AdaRound: learning rate. Defaults to 0.01.
+        regularization (float): Of AdaRound: weight of the regularizer that makes each
+            rounding a decision. Defaults to 0.01.
+        damping (float): Of coordinate descent: penalty for leaving the float weight,
+            in units of the inputs' mean square. Defaults to 0.1.
+    """
+
+    method: str = 'nearest'
+    num_images: int = 64
+    iterations: int = 500
+    lr: float = 0.01
+    regularization: float = 0.01
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        look_up(ROUNDINGS, 'quantize.rounding.method', self.method)
+        check_count('rounding.num_images', self.num_images, 1)
+        check_count('rounding.iterations', self.iterations, 1)
+        check_positive('rounding.lr', self.lr)
+        check_positive('rounding.regularization', self.regularization)
+        check_positive('rounding.damping', self.damping)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """``quantize.finetune``: training without labels at the end of a calibration.
+
+    See :mod:`~mmquant_jacinto.methods.finetune`.
+
+    Args:
+        iterations (int): Batches that are trained on, in each process; those of the
+            calibration, again and again. Defaults to 300.
+        lr (float): Learning rate of Adam, for weights in units of a step of their
+            grid; falls to zero as a cosine. Defaults to 0.005.
+        lr_mult (float): That of the logarithms of scales, in units of ``lr``. Defaults
+            to 1.
+    """
+
+    iterations: int = 300
+    lr: float = 0.005
+    lr_mult: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_count('finetune.iterations', self.iterations, 1)
+        check_positive('finetune.lr', self.lr)
+        check_positive('finetune.lr_mult', self.lr_mult)
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """``quantize.mixed_precision``: a width for each weight, within a budget.
+
+    See :mod:`~mmquant_jacinto.methods.mixed_precision`. Weights that ``overrides`` give
+    a width keep it, and count.
+
+    Args:
+        average_bits (float, optional): Budget as the mean width of all
+            quantized weights, each element counted once.
+        model_size (float, optional): Budget as their total, in megabytes (10^6
+            bytes). One of the two has to be given.
+        candidates (Sequence[int]): Widths to choose from. Defaults to (4, 8).
+        num_images (int): Images that the sensitivity is measured on, over all
+            processes; each costs a forward and a backward pass. Defaults to 64.
+    """
+
+    average_bits: Optional[float] = None
+    model_size: Optional[float] = None
+    candidates: Sequence[int] = (4, 8)
+    num_images: int = 64
+
+    def __post_init__(self) -> None:
+        key = 'quantize.mixed_precision'
+        given = [
+            name
+            for name in ('average_bits', 'model_size')
+            if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise QuantizeError(
+                f'{key} has {" and ".join(given) or "no budget"}; give one of '
+                'average_bits (such as 5.0) and model_size (megabytes)'
+            )
+        budget = getattr(self, given[0])
+        if (
+            isinstance(budget, bool)
+            or not isinstance(budget, (int, float))
+            or not 0 < budget < math.inf
+        ):
+            raise QuantizeError(
+                f'{key}.{given[0]}={budget!r} is not a budget; use a number above 0'
+            )
+        widths = self.candidates
+        is_list = isinstance(widths, (list, tuple))
+        for width in widths if is_list else ():
+            check_bits(f'{key}.candidates', width)
+        if not is_list or len(set(widths)) < 2:
+            raise QuantizeError(
+                f'{key}.candidates={widths!r} leaves no choice; use at least two '
+                'widths, such as (4, 8)'
+            )
+        object.__setattr__(self, 'candidates', tuple(sorted(set(widths))))
+        check_count('mixed_precision.num_images', self.num_images, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), 'candidates': list(self.candidates)}

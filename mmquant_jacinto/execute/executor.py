@@ -1,0 +1,312 @@
+"""Execute: runs a model as its plan says, while the model's code stays as is.
+
+The executor finds the plan's step for each call and leaves what is done there
+to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
+(:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..errors import QuantizeError
+from ..plan.plan import Plan, Step
+from ..record import ops
+from ..record.attention import WRITTEN_OUT
+from ..record.call_tree import CallNode, CallTracker, Frame
+from ..record.deform_conv import make_visible
+from ..record.ops import OPS, Op
+from . import activation_checkpointing as checkpointing
+from .behaviour import Behaviour
+from .in_place import current, current_leaves, given, is_in_place, replace
+
+_UNSEEN = object()
+
+
+class _Tracker(CallTracker):
+    """Sends a further run of a known module to its last recorded one.
+
+    In training a module may run more often than in the recorded passes (a
+    semi-supervised student, a second view): it is the same function again.
+    """
+
+    known: set[str] = frozenset()
+
+    def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
+        key = (module, invocation)
+        if invocation and key not in parent.children:
+            node = parent.child(module, invocation)
+            while invocation and node.name not in self.known:
+                invocation -= 1
+                node = parent.child(module, invocation)
+            parent.children[key] = node
+            return node
+        return parent.child(module, invocation)
+
+
+class _Moment(NamedTuple):
+    """Where a pass is, to go on from there a second time."""
+
+    behaviour: Behaviour
+    memory: Any
+    region: Optional[nn.Module]
+    norm: Optional[nn.Module]
+    frame: Frame
+
+
+class Executor(TorchFunctionMode):
+    """Runs the regions of a model under a plan.
+
+    Args:
+        root (nn.Module): The model; hooks stay on it until :meth:`remove`.
+        plan (Plan): What to do at which call.
+    """
+
+    def __init__(self, root: nn.Module, plan: Plan) -> None:
+        super().__init__()
+        make_visible()
+        self.root = root
+        self.plan = plan
+        self.behaviour = Behaviour()
+        self.regions = {root.get_submodule(name) for name in plan.regions}
+        self.tracker = _Tracker(root, self._enter, self._exit, self._run_root)
+        self.tracker.known = _node_names(
+            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
+        )
+        # In a region nothing happens as other modules start and end.
+        self._watched = self.regions | {
+            module for module in root.modules() if isinstance(module, _BatchNorm)
+        }
+        self._region: Optional[nn.Module] = None
+        self._norm: Optional[nn.Module] = None
+        self._in_root = False
+        # In a part that is run again: gives a normalization other buffers.
+        self._spare: Optional[Callable[[nn.Module], None]] = None
+        checkpointing.follow_checkpoints()
+
+    def remove(self) -> None:
+        """Takes the executor off the model."""
+        self.tracker.remove()
+
+    def _run_root(self, starts: bool) -> None:
+        if starts:
+            if self._region is not None:
+                # A keyboard interrupt runs no hooks.
+                self._close()
+            checkpointing.forget(self)
+            checkpointing.start(self)
+            self.behaviour.begin()
+        else:
+            self.behaviour.end()
+            checkpointing.stop(self)
+        self._in_root = starts
+
+    def _open(self, module: nn.Module) -> None:
+        self._region = module
+        self.tracker.watched = self._watched
+        checkpointing.start(self)
+        self.behaviour.enter_region()
+        self.__enter__()
+
+    def _close(self) -> None:
+        self.__exit__(None, None, None)
+        self.behaviour.leave_region()
+        checkpointing.stop(self)
+        self._region = self._norm = self.tracker.watched = None
+
+    def remember(self) -> _Moment:
+        """Where the pass is: see :mod:`checkpointing`."""
+        return _Moment(
+            self.behaviour,
+            self.behaviour.remember(),
+            self._region,
+            self._norm,
+            self.tracker.frame.copy(),
+        )
+
+    @contextmanager
+    def replay(self, moment: _Moment) -> Iterator[None]:
+        """Goes on from ``moment`` a second time, during the backward pass."""
+        present = self.behaviour, self._region, self._norm, self._in_root, self._spare
+        stack = self.tracker.stack
+        self.behaviour = moment.behaviour
+        self._region, self._norm, self._in_root = None, None, True
+        self.tracker.stack = [moment.frame.copy()]
+        try:
+            with (
+                moment.behaviour.replay(moment.memory),
+                checkpointing.spare_statistics() as self._spare,
+            ):
+                if moment.region is not None:
+                    self._open(moment.region)
+                if moment.norm is not None:
+                    self._enter_norm(moment.norm)
+                try:
+                    yield
+                finally:
+                    if self._region is not None:
+                        self._close()
+        finally:
+            self.tracker.stack = stack
+            self.behaviour, self._region, self._norm = present[:3]
+            self._in_root, self._spare = present[3:]
+
+    def settle(self, values: Any) -> Any:
+        """What tensors, in any nesting, have become by in-place calls."""
+        return current_leaves(values)
+
+    def _refuse_replay(self, module: nn.Module) -> None:
+        """Refuses what is run again by other means than torch's checkpoint."""
+        if not checkpointing.in_backward():
+            return
+        name = self.tracker.names[module]
+        inside = any((name + '.').startswith(f'{r}.') for r in self.plan.regions)
+        if inside:
+            raise QuantizeError(
+                f'{name} runs again during the backward pass by other means than '
+                'torch.utils.checkpoint, and would do so in float; switch its '
+                'activation checkpointing off (with_cp, num_cp and the like)'
+            )
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        result = None
+        if self._region is None:
+            if not self._in_root:
+                self._refuse_replay(module)
+            if module not in self.regions:
+                return None
+            if not self._in_root:
+                # Called by somebody else (`model.extract_feat(x)`): a pass of
+                # its own.
+                self.behaviour.begin()
+            names = self.plan.inputs.get(self.tracker.frame.node.name)
+            if names:
+                result = self._quantize_inputs(names, args, kwargs)
+            self._open(module)
+        if isinstance(module, _BatchNorm):
+            self._enter_norm(module)
+        return result
+
+    def _enter_norm(self, module: nn.Module) -> None:
+        self._norm = module
+        if self._spare is not None and module.training:
+            self._spare(module)
+
+    def _quantize_inputs(self, names: dict[int, str], args: tuple, kwargs: dict) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))
+        for index, name in names.items():
+            if index < len(leaves) and isinstance(leaves[index], Tensor):
+                leaves[index] = self.behaviour.input(name, leaves[index])
+        return tree_unflatten(leaves, structure)
+
+    def _exit(self, module: nn.Module, output: Any) -> Any:
+        result = None
+        if module is self._norm:
+            self._norm = None
+            step = self._step('batch_norm', 0)
+            if step is not None and isinstance(output, Tensor):
+                # What it calls is not the model's.
+                with torch._C.DisableTorchFunction():
+                    result = self.behaviour.after_norm(step, output)
+        if module is self._region:
+            self._close()
+            if not self._in_root:
+                self.behaviour.end()
+                self.tracker.restart()
+            return current_leaves(output if result is None else result)
+        return result
+
+    def _step(self, op: str, index: int) -> Optional[Step]:
+        node = self.tracker.stack[-1].node
+        step = node.sites.get((op, index), _UNSEEN)
+        if step is _UNSEEN:
+            name = node.site_name(op, index)
+            step = self.plan.steps.get(name)
+            node.sites[op, index] = step
+            if step is None:
+                self._note_unseen(op, name)
+        return step
+
+    def _note_unseen(self, op: str, name: str) -> None:
+        if op in ops.WEIGHT_NAMES and name not in self.plan.in_float:
+            print_log(
+                f'{name} was not called when quantization was '
+                'prepared; it runs in float.',
+                'current',
+            )
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: Optional[dict] = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = OPS.get(func)
+        if op is None:
+            return self._call_other(func, args, kwargs)
+        if self._norm is not None:
+            if op.name == 'batch_norm':
+                step = self._step('batch_norm', 0)
+                if step is not None and self.behaviour.folds(step, self._norm):
+                    return args[0] if args else kwargs['input']
+            return func(*args, **kwargs)
+        step = self._step(op.name, self.tracker.stack[-1].next(op.name))
+        args = tuple([current(item) for item in args])
+        if step is None:
+            return func(*args, **kwargs)
+        if step.entries:
+            args, kwargs = self._quantize_operands(step, op, args, kwargs)
+        in_place = args and isinstance(args[0], Tensor) and is_in_place(func, kwargs)
+        if in_place and args[0]._is_view():
+            # What it is a view of changes too.
+            real = func(*args, **kwargs)
+            if op.kind != ops.CLIP:
+                return real
+            # Twice in place, and autograd has lost what the first one gave.
+            func = given
+        result = self.behaviour.call(step, op, func, args, kwargs)
+        if in_place and result is not args[0]:
+            replace(args[0], result)
+        return result
+
+    def _call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table."""
+        written_out = WRITTEN_OUT.get(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        # Of a getter (`x.shape`) it makes no difference.
+        if func.__name__ != '__get__':
+            args = tuple([current(item) for item in args])
+        return func(*args, **kwargs)
+
+    def _quantize_operands(
+        self, step: Step, op: Op, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        """Quantizes what comes from calls that the plan does not quantize."""
+        layer = op.kind in ops.WEIGHTED
+        x, weight, bias = ops.layer_operands(args, kwargs) if layer else (None,) * 3
+        operands = [x, weight] if layer else ops.tensor_inputs(op, args, kwargs)
+        for index, quantizer in step.entries:
+            operands[index] = self.behaviour.input(quantizer, operands[index])
+        if layer:
+            return ops.replace_operands(args, kwargs, *operands, bias)
+        return ops.replace_inputs(op, args, kwargs, operands)
+
+
+def _node_names(names: Iterable[str]) -> set[str]:
+    known = set()
+    for name in names:
+        node = name.rpartition('/')[0]
+        known.add(node)
+        known.update(node[:i] for i, char in enumerate(node) if char in '.>')
+    return known

@@ -1,0 +1,53 @@
+"""In place: calls that overwrite a tensor, computed out of place."""
+
+from typing import Any, Callable
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..record.ops import OPS
+
+_NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
+
+
+def given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for a call that has been made."""
+    return x
+
+
+def is_in_place(func: Callable, kwargs: dict) -> bool:
+    return func in _IN_PLACE or kwargs.get('inplace', False)
+
+
+def _writes(name: str) -> bool:
+    return name.startswith('__i') or (name.endswith('_') and not name.endswith('__'))
+
+
+_IN_PLACE = frozenset(func for func in OPS if _writes(func.__name__))
+
+
+def replace(x: Tensor, result: Tensor) -> None:
+    # An in-place call may be computed out of place, and its caller may go on
+    # with the tensor that it believes to be changed.
+    setattr(x, _NOW, result)
+
+
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+
+
+def current(item: Any) -> Any:
+    if type(item) in _PLAIN:
+        return item
+    while isinstance(item, Tensor):
+        now = getattr(item, _NOW, None)
+        if now is None:
+            return item
+        item = now
+    if type(item) in (list, tuple):
+        return type(item)([current(part) for part in item])
+    return item
+
+
+def current_leaves(output: Any) -> Any:
+    leaves, structure = tree_flatten(output)
+    return tree_unflatten([current(leaf) for leaf in leaves], structure)

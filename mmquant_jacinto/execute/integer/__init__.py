@@ -1,0 +1,1 @@
+"""Integer: the arithmetic of the deployed network, on tensors that carry integers."""

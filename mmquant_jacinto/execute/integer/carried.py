@@ -1,0 +1,42 @@
+"""Carried: the integers that a dequantized tensor brings along."""
+
+from typing import Any, Optional
+
+from torch import Tensor
+
+from ...targets.grid import Grid
+
+_TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
+
+
+def grid_of(x: Any) -> Optional[Grid]:
+    """The grid whose integers a tensor carries, if it carries any."""
+    known = tag_of(x)
+    return None if known is None else known[0]
+
+
+def with_integers(x: Tensor, grid: Grid, integers: Optional[Tensor]) -> Tensor:
+    setattr(x, _TAG, (grid, integers, _version(x)))
+    return x
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def tag_of(x: Tensor) -> Optional[tuple[Grid, Optional[Tensor]]]:
+    known = getattr(x, _TAG, None)
+    # Written to since: it is no longer what the integers say.
+    return None if known is None or known[2] != _version(x) else known[:2]
+
+
+def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
+    """Grid and integers, less the zero point, that a tensor carries."""
+    known = tag_of(x)
+    if known is None:
+        return None
+    grid, integers = known
+    if integers is None:
+        integers = (x / grid.scale).round_()
+        with_integers(x, grid, integers)
+    return grid, integers

@@ -1,0 +1,263 @@
+"""Exact functions: softmax and normalizations that do not depend on an order.
+
+A sum of float numbers depends on the order of adding, and an engine's exponential on
+its processor. Over 8-bit integers neither needs to: sums of integers are exact, and
+an exponential that is rounded to integers right away, away from ties, is the same
+whoever computes it. The exported graph has the same operations
+(:mod:`~mmquant_jacinto.export.operators.exact`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...record.ops import per_axis
+from ...targets.grid import Grid
+from .sampling import Resize, grid_sample, interpolate
+
+# So many squares of 8-bit integers add up exactly in float32.
+EXACT_SQUARES = 257
+MANTISSA = 24  # bits of float32
+RESIZES = ('interpolate', 'upsample')
+# How far an engine's float32 exponential may be off, relative.
+_EXP_ERROR = 4e-7
+_MOST_BITS, _LEAST_BITS = 18, 10
+# Of the constant that is added before rounding down; 1/2 rounds to the nearest.
+_OFFSETS = np.arange(32, 97) / 128
+
+
+class RoundedExp(NamedTuple):
+    """How exponentials become integers: ``floor(exp(x) * 2**bits + offset)``.
+
+    Args:
+        bits (int): Of the integer that ``exp(0)`` becomes.
+        offset (float): What is added, a multiple of 1/128.
+    """
+
+    bits: int
+    offset: float
+
+
+# Of what is on no grid.
+REAL_EXP = RoundedExp(_MOST_BITS, 0.5)
+
+
+@functools.cache
+def rounded_exp(unit: float, levels: int) -> RoundedExp:
+    """The finest rounding of ``exp(-k * unit)``, k below ``levels``, without ties.
+
+    Args:
+        unit (float): Of the exponent, a float32 number.
+        levels (int): How many there are.
+    """
+    exponents = -np.arange(1, levels, dtype=np.float32) * np.float32(unit)
+    exact = np.exp(exponents.astype(np.float64))
+    for bits in range(_MOST_BITS, _LEAST_BITS, -1):
+        values = exact * 2.0**bits
+        # Adding the offset rounds as well.
+        errors = values * (_EXP_ERROR + 2.0**-MANTISSA) + 2.0**-MANTISSA
+        shares = (values + _OFFSETS[:, None]) % 1.0
+        margins = (np.minimum(shares, 1.0 - shares) - errors).min(1, initial=1.0)
+        safe = margins > 0
+        if safe.any():
+            distance = np.where(safe, np.abs(_OFFSETS - 0.5), 1.0)
+            return RoundedExp(bits, float(_OFFSETS[distance.argmin()]))
+    return RoundedExp(_LEAST_BITS, 0.5)
+
+
+def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> bool:
+    """Whether there is an exact function for a call.
+
+    Args:
+        name (str): Of the function.
+        given (Grid, optional): Of the integers that it is called with; None where it
+            gets real numbers.
+        args (tuple): Of the call, behind its input.
+        kwargs (Mapping): Of the call.
+    """
+    if name == 'softmax':
+        dim = args[0] if args else kwargs.get('dim')
+        return len(args) < 2 and dim is not None and kwargs.get('dtype') is None
+    if name == 'masked_softmax':
+        return True
+    if given is None:
+        return False
+    if name == 'grid_sample':
+        options = dict(zip(('mode', 'padding_mode'), args[1:]), **kwargs)
+        grid = args[0] if args else kwargs['grid']
+        return (
+            grid.shape[-1] == 2
+            and options.get('mode', 'bilinear') == 'bilinear'
+            and options.get('padding_mode', 'zeros') == 'zeros'
+        )
+    if name in RESIZES:
+        call = Resize(*args, **kwargs)
+        return call.mode == 'bilinear' and not call.antialias
+    if name == 'avg_pool2d':
+        # Divided by a power of two, a sum is exact by itself.
+        area = average_area(*args, **kwargs)
+        return area is not None and bool(area & (area - 1))
+    return name in EXACT_FUNCTIONS
+
+
+def narrow(grid: Grid | None) -> Grid | None:
+    """A grid of up to 8 bits; None for others, which are computed in real numbers."""
+    return None if grid is None or grid.levels > 256 else grid
+
+
+def softmax(
+    x: Tensor,
+    given: Grid | None,
+    dim: int,
+    *,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``F.softmax`` of integers, or of real numbers where ``given`` is None."""
+    return _softmax(x, given, 1.0, None, dim)
+
+
+def masked_softmax(
+    x: Tensor,
+    given: Grid | None,
+    scale: float,
+    mask: Tensor | None,
+    safe: bool = False,
+) -> Tensor:
+    """:func:`~mmquant_jacinto.record.attention.masked_softmax`, as :func:`softmax`.
+
+    Of integers it is exact where the mask is zero or minus infinity.
+    """
+    weights = _softmax(x, given, scale, mask, -1)
+    if not safe or mask is None:
+        return weights
+    empty = (mask == -torch.inf).all(-1, keepdim=True)
+    return weights.masked_fill(empty, 0.0)
+
+
+def unit_of(given: Grid, scale: float) -> float:
+    """What a step of a grid adds to an exponent, a float32 number."""
+    return float(np.float32(given.scale) * np.float32(scale))
+
+
+def _softmax(
+    x: Tensor, given: Grid | None, scale: float, mask: Tensor | None, dim: int
+) -> Tensor:
+    if given is None:
+        # No table of points: float64 keeps ties rare enough never to be seen.
+        (bits, offset), unit = REAL_EXP, 1.0
+        x = x * scale if scale != 1 else x
+        x = x if mask is None else x + mask
+    else:
+        unit = unit_of(given, scale)
+        bits, offset = rounded_exp(unit, given.levels)
+        x = x if mask is None else x + mask / unit
+    steps = x - x.amax(dim, keepdim=True)
+    powers = (steps * unit).double().exp_().mul_(2.0**bits).add_(offset).floor_()
+    total = powers.sum(dim, keepdim=True).float()
+    return powers.float().div_(total)
+
+
+def _statistics(rows: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation of rows of integers, float64: (..., 1)."""
+    count = rows.shape[-1]
+    mean = rows.sum(-1, keepdim=True) / count
+    variance = rows.square().sum(-1, keepdim=True) / count - mean * mean
+    return mean, 1.0 / (variance + epsilon).sqrt()
+
+
+def group_norm(
+    x: Tensor,
+    given: Grid,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.group_norm`` of integers: (N, C, ...)."""
+    rows = x.double().reshape(x.shape[0], num_groups, -1)
+    mean, gain = _statistics(rows, eps / given.scale**2)
+    if weight is not None:
+        gain = gain * weight.double().view(num_groups, -1)
+    offset = -mean * gain
+    if bias is not None:
+        offset = offset + bias.double().view(num_groups, -1)
+    shape = (x.shape[0], -1) + (1,) * (x.dim() - 2)
+    channels = x.shape[1] // num_groups
+    gain, offset = (
+        item.expand(-1, -1, channels).reshape(shape).float() for item in (gain, offset)
+    )
+    return (x * gain).add_(offset)
+
+
+def layer_norm(
+    x: Tensor,
+    given: Grid,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.layer_norm`` of integers: (..., *normalized_shape)."""
+    dims = len(normalized_shape)
+    rows = x.double().flatten(-dims)
+    mean, gain = _statistics(rows, eps / given.scale**2)
+    shape = x.shape[:-dims] + (1,) * dims
+    gain, offset = (item.float().view(shape) for item in (gain, -mean * gain))
+    out = (x * gain).add_(offset)
+    if weight is not None:
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+def resize(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
+    """``F.interpolate`` of integers, bilinear."""
+    call = Resize(*args, **kwargs)
+    source = x.shape[2:]
+    target = call.target(source)
+    if call.is_dyadic(source, target):
+        return F.interpolate(x, *call[:-1]).mul_(given.scale)
+    points = call.positions(source, target, x.device)
+    out = interpolate(x, *(item.expand(len(x), -1) for item in points))
+    return out.transpose(1, 2).reshape(*x.shape[:2], *target).mul_(given.scale)
+
+
+def average_area(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> int | None:
+    """Elements that ``F.avg_pool2d`` adds up; None where it is not always so many."""
+    rows, columns = per_axis(kernel_size, 2)
+    varies = ceil_mode or (any(per_axis(padding, 2)) and not count_include_pad)
+    return None if varies or divisor_override is not None else rows * columns
+
+
+def average_pool(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
+    """``F.avg_pool2d`` of integers: exact sums, scaled once."""
+    area = average_area(*args, **kwargs)
+    return F.avg_pool2d(x, *args, **kwargs).mul_(area).round_().mul_(given.scale / area)
+
+
+# Called as ``function(x, grid, *the call's other arguments)``: integers less the zero
+# point, float32, and their grid; or real numbers and None. They return real numbers,
+# float32. :func:`is_exact` says which calls they take.
+EXACT_FUNCTIONS: Mapping[str, Callable] = {
+    'softmax': softmax,
+    'masked_softmax': masked_softmax,
+    'group_norm': group_norm,
+    'layer_norm': layer_norm,
+    'grid_sample': grid_sample,
+    'avg_pool2d': average_pool,
+    **dict.fromkeys(RESIZES, resize),
+}

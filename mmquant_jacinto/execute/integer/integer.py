@@ -1,0 +1,391 @@
+"""Integer: what the deployed engine computes, for validation and test.
+
+Tensors keep flowing in dequantized form, so that any code of the model that
+the plan does not know sees ordinary numbers; but each quantized one carries
+its integers (less the zero point, in a floating point tensor), and a step
+whose operands all carry them computes on them alone. Sums of products of
+integers are exact in float32 below 2^24; where a layer can exceed that, it
+computes in float64. How the result is scaled to the output's grid is the
+engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
+"""
+
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from ...plan.plan import Step
+from ...quantizers.computed_weights import (
+    computed_layer,
+    folds_norm,
+    quantize_computed_weight,
+)
+from ...quantizers.weights import quantize_bias, to_integers
+from ...record import ops
+from ...record.ops import Op
+from ...targets.grid import Bounds, Grid, round_tensor
+from ...targets.target import get_target
+from ..behaviour import Behaviour
+from ..conditioning import compute_grids
+from ..fake_quantize import Simulate
+from ..state import State
+from .carried import integers_of, tag_of, with_integers
+from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from .sampling import Taps, sample, sampled_weight
+from .stable_topk import StableOrder
+
+EXACT_IN_FLOAT32 = 2.0**24
+
+
+class IntegerLayer(NamedTuple):
+    """A layer with its operands ready.
+
+    Args:
+        weight (Tensor): Integers, in the dtype that accumulates exactly.
+        bias (Tensor, optional): Integers in units of input scale times weight
+            scale.
+        multiplier (Tensor): From accumulator to output integers, shaped to
+            multiply the output; float32.
+    """
+
+    weight: Tensor
+    bias: Optional[Tensor]
+    multiplier: Tensor
+
+
+class Integer(Behaviour):
+    """Computes on integers.
+
+    What is computed once (integer weights, biases, multipliers) is kept until
+    a new behaviour is made, which each switch to evaluation does.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.activations = state.activations
+        target = get_target(state.engine or state.plan.config['target'])
+        self.engine = target.arithmetic()
+        self.limits_bias = state.plan.config['constrain_bias'] is not None
+        self.fallback = Simulate(state)
+        self._layers: dict[tuple, IntegerLayer] = {}
+        self._tables: dict[tuple, Tensor] = {}
+        self._autocast: list[torch.autocast] = []
+        self._order: Optional[StableOrder] = None
+        # Chains whose normalization is part of a weight that the model computes.
+        self._folded: set[str] = set()
+
+    def begin(self) -> None:
+        grids = self.fallback.grids
+        if not grids.is_computed:
+            compute_grids(grids, self.state)
+        if self.engine.has_exact_functions and self._order is None:
+            self._order = StableOrder()
+            self._order.__enter__()
+
+    def end(self) -> None:
+        order, self._order = self._order, None
+        if order is not None:
+            order.__exit__(None, None, None)
+
+    def discard(self) -> None:
+        self.end()
+
+    def enter_region(self) -> None:
+        # Half precision cannot hold the accumulators.
+        device = self.activations.low.device.type
+        self._autocast.append(torch.autocast(device, enabled=False))
+        self._autocast[-1].__enter__()
+
+    def leave_region(self) -> None:
+        self._autocast.pop().__exit__(None, None, None)
+
+    def input(self, quantizer: str, x: Tensor) -> Tensor:
+        return self._quantize(quantizer, x, None)
+
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        if step.follows and (self.is_folded(step) or not step.norm):
+            # The head of the chain has done it.
+            return args[0] if args else kwargs['input']
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        if step.kind == ops.PASS:
+            return self._carry(tensors[0], func(*args, **kwargs))
+        integers = [integers_of(x) for x in tensors]
+        if step.kind == ops.CAT:
+            return self._cat(step, func(*args, **kwargs), integers)
+        if self._grid(step.output) is not None and all(
+            item is not None for item in integers
+        ):
+            out = self._compute(step, op, func, args, kwargs, integers)
+            if out is not None:
+                return out
+        if step.weight is not None and step.kind in ops.WEIGHTED:
+            args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
+        elif step.weight_format is not None:
+            self._folded.discard(step.chain)
+            args, kwargs = quantize_computed_weight(step, args, kwargs)
+        if step.kind == ops.CLIP and self._grid(step.output) is not None:
+            out = tensors[0]  # the quantizer clamps
+        else:
+            out = self._compute_real(step, op, func, args, kwargs)
+        incomplete = step.norm and not step.weight and not step.last
+        return out if incomplete else self._emit(step, out)
+
+    def folds(self, step: Step, norm: nn.Module) -> bool:
+        return self.is_folded(step)
+
+    def is_folded(self, step: Step) -> bool:
+        """Whether weights have the normalization of a step's chain in them."""
+        return step.weight is not None or step.chain in self._folded
+
+    def after_norm(self, step: Step, x: Tensor) -> Tensor:
+        # Alone, it is the head of its chain; behind a layer that stays in float
+        # it is a follower that had to run.
+        if not self.is_folded(step) and (step.last or not step.follows):
+            return self._emit(step, x)
+        return x
+
+    def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
+        if quantizer is None or not self.activations.has_range(quantizer):
+            return None
+        grid = self.activations.host_grid(quantizer)
+        if self.engine.rounding is not None:
+            grid = grid._replace(rounding=self.engine.rounding)
+        return grid
+
+    def _emit(self, step: Step, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return self._quantize(step.output, x, step.clip)
+
+    def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
+        grid = self._grid(quantizer)
+        if grid is None:
+            # It stays in float, or calibration never came here.
+            return x if clip is None else torch.clamp(x, *clip)
+        return self._requantize(grid, x.float() / grid.scale, clip)
+
+    def _requantize(self, grid: Grid, steps: Tensor, clip: Bounds) -> Tensor:
+        """From real steps of the output's grid to a tensor on it."""
+        integers = (
+            round_tensor(steps, grid.rounding)
+            .clamp_(*grid.integer_limits(clip))
+            .float()
+        )
+        return with_integers(integers * grid.scale, grid, integers)
+
+    def _carry(self, x: Tensor, out: Any) -> Any:
+        """The result of an operation that only moves elements."""
+        known = tag_of(x)
+        if known is not None:
+            for leaf in tree_flatten(out)[0]:
+                if (
+                    isinstance(leaf, Tensor)
+                    and leaf.is_floating_point()
+                    and leaf is not x
+                ):
+                    with_integers(leaf, known[0], None)
+        return out
+
+    def _cat(
+        self, step: Step, out: Tensor, integers: list[Optional[tuple[Grid, Tensor]]]
+    ) -> Tensor:
+        grid = self._grid(step.output)
+        if grid is not None and all(
+            item is not None and item[0] == grid for item in integers
+        ):
+            return with_integers(out, grid, None)
+        return self._emit(step, out)
+
+    def _compute(
+        self,
+        step: Step,
+        op: Op,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        integers: list[tuple[Grid, Tensor]],
+    ) -> Optional[Tensor]:
+        """An operation on integers; None where it is not defined on them."""
+        grid = self._grid(step.output)
+        (first, x), rest = integers[0], integers[1:]
+        if step.kind in ops.WEIGHTED:
+            if step.weight is not None:
+                layer = self.layer_of(step, first, grid)
+            elif step.weight_format is not None:
+                layer = self._computed_layer(step, args, kwargs, first, grid)
+            else:
+                layer = None
+            if layer is None:
+                return None
+            is_deformable = step.kind == ops.DEFORM_CONV
+            if is_deformable and self.engine.rounds_samples:
+                total = self._convolve_samples(layer, x, first, *args[3:])
+            else:
+                args, kwargs = ops.replace_operands(
+                    args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
+                )
+                total = func(*args, **kwargs)
+            if not is_deformable or self.engine.rounds_samples:
+                total = _exact(total)
+            steps = self.engine.scale(total, layer.multiplier, first, grid)
+        elif step.kind == ops.ADD:
+            if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
+                return None
+            ((second, y),) = rest
+            steps = self.engine.add(x, y, first, second, grid)
+        elif step.kind == ops.MATMUL:
+            ((second, y),) = rest
+            total = func(x.double(), y.double())
+            steps = self.engine.sum_products(total, first, second, grid)
+        elif op.name == 'mul' and len(rest) == 1:
+            ((second, y),) = rest
+            steps = self.engine.multiply(x, y, first, second, grid)
+        elif self.engine.function(op.name) is not None and not rest:
+            steps = self._look_up(op.name, first, x) / grid.scale
+        elif self._is_exact(op, first, grid, args, kwargs):
+            real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
+            steps = real.div_(grid.scale)
+        elif step.kind == ops.AVERAGE:
+            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
+            steps = func(*args, **kwargs) * (first.scale / grid.scale)
+        else:
+            return None
+        return self._requantize(grid, steps, step.clip)
+
+    def _convolve_samples(
+        self,
+        layer: IntegerLayer,
+        x: Tensor,
+        given: Grid,
+        offset: Tensor,
+        mask: Optional[Tensor],
+        *geometry: Any,
+    ) -> Tensor:
+        """Sums of a deformable convolution, over samples on its input's grid."""
+        taps = Taps.of(layer.weight.shape[2:], geometry)
+        samples = sample(x, offset, mask, taps, given).to(layer.weight.dtype)
+        weight = sampled_weight(layer.weight)
+        return F.conv2d(samples, weight, layer.bias, groups=geometry[3])
+
+    def _compute_real(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        """An operation whose operands are not all integers."""
+        if self._is_exact(op, None, self._grid(step.output), args, kwargs):
+            return EXACT_FUNCTIONS[op.name](args[0], None, *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+    def _is_exact(
+        self,
+        op: Op,
+        given: Optional[Grid],
+        grid: Optional[Grid],
+        args: tuple,
+        kwargs: dict,
+    ) -> bool:
+        """Whether a call is one of ``exact_functions``."""
+        return (
+            self.engine.has_exact_functions
+            and narrow(given) == given
+            and narrow(grid) is not None
+            and bool(args)
+            and is_exact(op.name, given, args[1:], kwargs)
+        )
+
+    def _look_up(self, function: str, given: Grid, x: Tensor) -> Tensor:
+        """A function of the engine, computed once for each point of a grid."""
+        key = (function, given)
+        if key not in self._tables:
+            points = torch.arange(given.low, given.high + 1, device=x.device)
+            compute = self.engine.function(function)
+            self._tables[key] = compute(points.float() * given.scale)
+        return self._tables[key][(x - given.low).long()]
+
+    def layer_of(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
+        """The operands of a layer between two grids, computed once."""
+        key = (step.weight, given, grid)
+        if key not in self._layers:
+            self._layers[key] = self._make_layer(step, given, grid)
+        return self._layers[key]
+
+    @torch.no_grad()
+    def integer_weight(self, name: str) -> Tensor:
+        """The integers of a folded weight, float32, by weight quantizer."""
+        layer = self.state.layers[name]
+        scale = layer.along_channels(self.fallback.grids.step(name))
+        return to_integers(layer.folded()[0], scale, layer.spec.format)
+
+    @torch.no_grad()
+    def integer_bias(self, name: str, given: Grid) -> Tensor:
+        """A folded bias in units of the accumulator on an input's grid: (C,)."""
+        bias = self.real_bias(name)
+        unit = self.fallback.grids.step(name).double() * given.scale
+        width = self.state.plan.bias_width(name) if self.limits_bias else None
+        return quantize_bias(bias.double(), unit, width)
+
+    @torch.no_grad()
+    def real_bias(self, name: str) -> Tensor:
+        """A folded bias with what calibration added to it: (C,)."""
+        bias = self.state.layers[name].folded()[1]
+        correction = self.state.correction(name)
+        return correction if bias is None else bias + correction
+
+    def _make_layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
+        name = step.weight
+        integers, bias = self.integer_weight(name), self.integer_bias(name, given)
+        scale = self.fallback.grids.step(name)
+        multiplier = self.engine.multiplier(scale, given, grid)
+        axis = self.state.plan.weights[name].axis
+        dtype = (
+            torch.float32
+            if _largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
+            else torch.float64
+        )
+        return IntegerLayer(
+            integers.to(dtype), bias.to(dtype), _shaped(multiplier, integers)
+        )
+
+    def _computed_layer(
+        self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
+    ) -> Optional[IntegerLayer]:
+        """A layer whose weight the model has just computed, if it can be one."""
+        norm = self.norm_of(step)
+        if not folds_norm(step.weight_format, norm):
+            return None
+        self._folded.add(step.chain)
+        integers, size, bias = computed_layer(step, args, kwargs, given, norm)
+        multiplier = self.engine.multiplier(size, given, grid)
+        return IntegerLayer(integers, bias, _shaped(multiplier, integers))
+
+    def norm_of(self, step: Step) -> Optional[nn.Module]:
+        """The batch normalization in a step's chain."""
+        return step.norm and self.state.executor.root.get_submodule(step.norm)
+
+
+def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:
+    """One number per output channel, to multiply what a weight gives."""
+    return multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+
+
+def _largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
+    """Bound of every partial sum of a layer, in whatever order it adds."""
+    dims = [d for d in range(weight.dim()) if d != axis]
+    above = weight.clamp(min=0).double().sum(dims)
+    below = weight.clamp(max=0).double().sum(dims)
+    largest = torch.maximum(
+        above * given.high + below * given.low,
+        -(above * given.low + below * given.high),
+    ).amax()
+    return float(largest + bias.abs().amax())
+
+
+def _exact(total: Tensor) -> Tensor:
+    # A convolution algorithm on an accelerator may be off by a fraction.
+    return total.round_() if total.is_cuda else total

@@ -1,0 +1,314 @@
+"""Quantization: the module that a quantized model carries.
+
+It is a child of the float model, named ``quantization``, so ``.to()``,
+``state_dict``, deepcopy (EMA), DDP and resume need no special case, and the
+float model's own names stay as they were.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Callable, Optional, Union
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..config.sections import Calibration
+from ..errors import QuantizeError
+from ..plan.plan import Plan
+from ..quantizers.activations import ActivationQuantizers
+from ..quantizers.layers import Layer
+from ..quantizers.learned_scales import LearnedWeightScales
+from ..quantizers.mmrazor.fake_quants import FakeQuants
+from .behaviour import Behaviour
+from .calibrate import Correct, Observe
+from .conditioning import condition_once
+from .executor import Executor
+from .fake_quantize import Simulate
+from .integer.integer import Integer
+from .state import State
+
+Phase = Union[str, Callable[[State], Behaviour]]
+
+NAME = 'quantization'
+FLOAT, TRAIN, TEST = 'float', 'train', 'test'
+OBSERVE, CORRECT = 'observe', 'correct'
+_BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
+    FLOAT: lambda state: Behaviour(),
+    TRAIN: lambda state: Simulate(state, state.fake_quants),
+    OBSERVE: Observe,
+    CORRECT: Correct,
+    TEST: Integer,
+}
+
+
+class Quantization(nn.Module):
+    """Plan, ranges and bias corrections of a model, and what executes them.
+
+    Args:
+        root (nn.Module): The float model; gets this module as a child.
+
+    Attributes:
+        on_other_plan (str): What loading a checkpoint that was made with
+            another plan does: ``'adopt'`` it, ``'ignore'`` its quantizer
+            state (weights load as usual), or ``'refuse'``.
+        trains (bool): Whether fake quantizers of others, where the plan has some, are
+            built: in training they take the place of our own.
+        engine (str, optional): Target whose arithmetic a test computes with, from
+            the next :meth:`set_phase` on. None: the plan's own.
+        calibration (Calibration): What calibration measures and corrects.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        if hasattr(root, NAME):
+            raise QuantizeError(
+                f'{type(root).__name__} already has an attribute {NAME!r}: '
+                'it is quantized already, or the name is taken'
+            )
+        self._root = (root,)  # a plain attribute: the root is no child
+        self.plan: Optional[Plan] = None
+        self.executor: Optional[Executor] = None
+        self.on_other_plan = 'adopt'
+        self.trains = False
+        self.fake_quants: Optional[FakeQuants] = None
+        self.phase: Phase = FLOAT
+        self.engine: Optional[str] = None
+        self.calibration = Calibration()
+        root.add_module(NAME, self)
+
+    @classmethod
+    def of(cls, root: nn.Module) -> Optional['Quantization']:
+        """The quantization that a model carries; None if it has none."""
+        found = getattr(root, NAME, None)
+        return found if isinstance(found, cls) else None
+
+    @property
+    def root(self) -> nn.Module:
+        return self._root[0]
+
+    @property
+    def has_ranges(self) -> bool:
+        """bool: Whether anything was calibrated or trained."""
+        return self.plan is not None and self.activations.has_ranges
+
+    @property
+    def has_scales(self) -> bool:
+        """bool: Whether there is what learned scales start from."""
+        fake_quants = None if self.plan is None else self.fake_quants
+        return self.has_ranges if fake_quants is None else fake_quants.is_ready
+
+    def forward(self, x: Any) -> Any:
+        """Returns ``x``: a child of ``nn.Sequential`` is called."""
+        return x
+
+    def build(self, plan: Plan) -> None:
+        """Sets the quantizers of ``plan`` up, without ranges.
+
+        Raises:
+            QuantizeError: If the plan names what the model does not have.
+        """
+        self.detach()
+        root = self.root
+        try:
+            layers = {
+                name: Layer.find(root, spec) for name, spec in plan.weights.items()
+            }
+            for layer in layers.values():
+                layer.check()
+            executor = Executor(root, plan)
+        except AttributeError as error:
+            raise QuantizeError(
+                'the plan was made for another model than '
+                f'{type(root).__name__}: {error}'
+            ) from None
+        device = next(root.parameters()).device
+        self.plan = plan
+        self._plan_tensor = _encode(plan)
+        self.executor = executor
+        self.layers = layers
+        self.activations = ActivationQuantizers(
+            plan.activations,
+            plan.config['observer'],
+            plan.config['percentile'],
+            plan.is_learned,
+        ).to(device)
+        self.learned = (
+            LearnedWeightScales(plan.weights).to(device) if plan.is_learned else None
+        )
+        builds = self.trains and plan.config.get('fake_quant')
+        self.fake_quants = FakeQuants(plan).to(device) if builds else None
+        self._offsets = {}
+        channels = 0
+        for name, spec in plan.weights.items():
+            self._offsets[name] = channels
+            channels += spec.channels
+        self.register_buffer('bias_correction', torch.zeros(channels, device=device))
+        self.register_buffer('weight_scale', torch.zeros(channels, device=device))
+        self.register_buffer('weight_correction', torch.ones(channels, device=device))
+        self.register_buffer('equalized', torch.zeros((), device=device))
+        self.register_buffer('constrained', torch.zeros((), device=device))
+        self.set_phase(self.phase)
+
+    def choose_weight_bits(self, widths: Mapping[str, int]) -> None:
+        """Gives weight quantizers, by name, other widths; ranges stay."""
+        plan = replace(self.plan.with_weight_bits(widths), undecided=())
+        # Of grids of other widths; found again below.
+        self.weight_scale.zero_()
+        self.plan = self.executor.plan = plan
+        self._plan_tensor = _encode(plan)
+        self.layers = {
+            name: layer.with_spec(plan.weights[name])
+            for name, layer in self.layers.items()
+        }
+        self.set_phase(self.phase)
+        with torch.no_grad():
+            condition_once(self)
+
+    def detach(self) -> None:
+        """Takes all hooks off the model; it runs in float again."""
+        if self.executor is not None:
+            self.executor.remove()
+        self.executor = None
+
+    def set_phase(self, phase: Phase) -> None:
+        """Chooses what the model computes from now on.
+
+        Args:
+            phase (str | Callable): ``'float'``, ``'train'`` (fake quantization),
+                ``'observe'`` and ``'correct'`` (the passes of calibration) or
+                ``'test'`` (integers); or what makes a behaviour from this state.
+        """
+        self.phase = phase
+        if self.plan is None:
+            return
+        self._take_fake_quants()
+        self.activations.settle()
+        self.activations.refresh()
+        self.note_weight_correction()
+        self.executor.behaviour.discard()
+        make = _BEHAVIOURS[phase] if isinstance(phase, str) else phase
+        self.executor.behaviour = make(self)
+
+    def note_weight_correction(self) -> None:
+        """Gives the layers the corrections of their weights, if there are any."""
+        # Asked, because one that multiplies by 1 costs training as much as any.
+        corrected = bool((self.weight_correction != 1).any())
+        sizes = [spec.channels for spec in self.plan.weights.values()]
+        parts = self.weight_correction.split(sizes)
+        for layer, part in zip(self.layers.values(), parts):
+            layer.correction = part if corrected else None
+
+    def _take_fake_quants(self) -> None:
+        """Makes what fake quantizers of others learned the engine's own state."""
+        if self.fake_quants is not None:
+            with torch.no_grad():
+                self.fake_quants.write(self.activations, self.weight_scale)
+
+    def correction(self, name: str) -> Tensor:
+        """What calibration adds to the bias of a layer: (C,)."""
+        return self.part_of(self.bias_correction, name)
+
+    def part_of(self, values: Tensor, name: str) -> Tensor:
+        """A layer's part of what all layers have end to end: a view, (C,)."""
+        start = self._offsets[name]
+        return values[start : start + self.plan.weights[name].channels]
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
+        super()._apply(fn, *args, **kwargs)
+        # A behaviour keeps what it computed on the old device.
+        self.set_phase(self.phase)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict, prefix: str, keep_vars: bool
+    ) -> None:
+        self._take_fake_quants()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.plan is not None:
+            destination[prefix + 'plan'] = self._plan_tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        mine = [key for key in state_dict if key.startswith(prefix)]
+        stored = state_dict.get(prefix + 'plan')
+        if stored is None:
+            # A float checkpoint: the quantizers stay as they are, but what was
+            # computed from the weights does not hold any more.
+            self.set_phase(self.phase)
+            return
+        plan = read_plan(stored)
+        if self.fake_quants is None or plan.to_json() != self.plan.to_json():
+            # Fake quantizers of others that are not there, or other ones.
+            for key in [key for key in mine if key.startswith(f'{prefix}fake_quants.')]:
+                mine.remove(key)
+                del state_dict[key]
+        if self.plan is None or plan.to_json() != self.plan.to_json():
+            policy = self.on_other_plan
+            if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
+                policy = 'adopt'
+            if policy == 'refuse':
+                raise QuantizeError(
+                    'the checkpoint was made with another quantization plan '
+                    f'({_settings(plan)}) than this config gives '
+                    f'({_settings(self.plan)}); resume with the same '
+                    '`quantize`, or use load_from to start anew from its '
+                    'weights'
+                )
+            if policy == 'ignore' and self.plan.takes_state_of(plan):
+                policy = 'take'
+            if policy == 'ignore':
+                print_log(
+                    'The ranges in the checkpoint belong to another '
+                    f'quantization plan ({_settings(plan)}); only its '
+                    'weights are loaded.',
+                    'current',
+                )
+                # Those of its children, too.
+                for key in mine:
+                    del state_dict[key]
+                return
+            if policy != 'take':
+                self.build(plan)
+        self.activations.forget_histograms()
+        for key in mine:
+            name = key[len(prefix) :]
+            if name == 'plan' or name.startswith('fake_quants.'):
+                continue
+            owner, _, leaf = name.rpartition('.')
+            target = getattr(self.get_submodule(owner), leaf)
+            with torch.no_grad():
+                target.copy_(state_dict[key])
+        self.activations.refresh()
+        self.set_phase(self.phase)
+
+
+def _encode(plan: Plan) -> Tensor:
+    """A plan as bytes (uint8), as a checkpoint stores it."""
+    text = bytearray(plan.to_json().encode())
+    return torch.frombuffer(text, dtype=torch.uint8).clone()
+
+
+def read_plan(tensor: Tensor) -> Plan:
+    """Decodes the plan that a checkpoint stores as bytes (uint8)."""
+    return Plan.from_json(bytes(tensor.cpu().tolist()).decode())
+
+
+def find_plan(state_dict: Mapping[str, Tensor]) -> Optional[Plan]:
+    """The plan in a state dict; None in a float one."""
+    for key, value in state_dict.items():
+        if key == f'{NAME}.plan' or key.endswith(f'.{NAME}.plan'):
+            return read_plan(value)
+    return None
+
+
+def _settings(plan: Plan) -> str:
+    return ', '.join(f'{key}={plan.config[key]!r}' for key in ('target', 'bits'))

@@ -1,0 +1,51 @@
+"""State: what all behaviours work on."""
+
+from typing import Optional, Protocol
+
+from torch import Tensor
+
+from ..config.sections import Calibration
+from ..plan.plan import Plan
+from ..quantizers.activations import ActivationQuantizers
+from ..quantizers.layers import Layer
+from ..quantizers.learned_scales import LearnedWeightScales
+
+
+class State(Protocol):
+    """What the behaviours work on: ``quantization.Quantization``.
+
+    Attributes:
+        plan (Plan): The plan.
+        activations (ActivationQuantizers): Ranges and grids.
+        layers (Dict[str, Layer]): By weight quantizer.
+        bias_correction (Tensor): What calibration adds to the biases, all
+            layers one after the other.
+        weight_scale (Tensor): Steps of the weights' grids that do not follow from
+            the weights, laid out alike; zero where they do.
+        learned (LearnedWeightScales, optional): What a training learns of them.
+        weight_correction (Tensor): What calibration multiplies the weights' channels
+            with, laid out alike; ``Layer.weight`` has it in it.
+        calibration (Calibration): What calibration measures and corrects.
+        equalized (Tensor): Whether the channels were equalized, ().
+        constrained (Tensor): Whether the weights were constrained, ().
+        engine (str, optional): Whose arithmetic a test computes with; None: the
+            plan's target's.
+    """
+
+    plan: Plan
+    activations: ActivationQuantizers
+    layers: dict[str, Layer]
+    bias_correction: Tensor
+    weight_scale: Tensor
+    learned: Optional[LearnedWeightScales]
+    weight_correction: Tensor
+    calibration: Calibration
+    equalized: Tensor
+    constrained: Tensor
+    engine: Optional[str]
+
+    def correction(self, name: str) -> Tensor:
+        """A layer's part of ``bias_correction``: (C,)."""
+
+    def note_weight_correction(self) -> None:
+        """Takes note that ``weight_correction`` was changed."""

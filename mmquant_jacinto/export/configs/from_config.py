@@ -1,0 +1,244 @@
+"""From a config and a checkpoint to a verified file; what tools/export.py does."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
+from torch import nn
+
+from ...config.quantize_config import QuantizeConfig
+from ...errors import QuantizeError
+from ...execute.quantization import find_plan
+from ...wrappers.mmdet_modules import wrapper_class
+from ...wrappers.quant_module import QuantModule
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
+
+
+def check_output(path: Path) -> None:
+    """Makes sure that a file can be written, before anything long is done.
+
+    Raises:
+        QuantizeError: If it cannot.
+    """
+    if path.suffix != '.onnx':
+        raise QuantizeError(f'-o {path} does not end in .onnx')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise QuantizeError(
+            f'-o {path} cannot be written ({error.strerror}); choose another folder'
+        ) from None
+    if path.is_dir():
+        raise QuantizeError(f'-o {path} is a folder; name a file')
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under its name only when all of it is there."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(descriptor, 'wb') as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_quantized(cfg: Config, checkpoint: str) -> QuantModule:
+    """Builds a config's model and gives it a quantized checkpoint.
+
+    Args:
+        cfg (Config): Its ``quantize`` key may be absent; the checkpoint knows.
+        checkpoint (str): Of ``mode='qat'`` or ``mode='ptq'``.
+
+    Returns:
+        QuantModule: A test module.
+
+    Raises:
+        QuantizeError: If the checkpoint is a float one, or was made with another
+            model or other number formats than the config says.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    try:
+        loaded = _load_checkpoint(checkpoint, map_location='cpu')
+    except (OSError, RuntimeError) as error:
+        raise QuantizeError(f'{checkpoint} cannot be read: {error}') from None
+    plan = find_plan(loaded.get('state_dict', loaded))
+    if plan is None:
+        raise QuantizeError(
+            f'{checkpoint} is a float checkpoint, without quantization ranges: train '
+            'it with quantize.mode=qat or calibrate it with quantize.mode=ptq first'
+        )
+    wanted = QuantizeConfig.parse(cfg.get('quantize'))
+    if wanted is not None and wanted.target != plan.config['target']:
+        raise QuantizeError(
+            f'{checkpoint} was made with quantize.target={plan.config["target"]!r}, '
+            f'and the config says {wanted.target!r}: give the config that it was '
+            'made with'
+        )
+    model_cfg = copy.deepcopy(cfg.model)
+    backbone = model_cfg.get('backbone')
+    if isinstance(backbone, dict) and 'init_cfg' in backbone:
+        backbone.init_cfg = None  # the checkpoint has the weights
+    model = MODELS.build(model_cfg)
+    wrapper = wrapper_class(model, 'test')(model, config=wanted)
+    _load_checkpoint_to_model(model, loaded, strict=False)
+    meta = loaded.get('meta', {}) if isinstance(loaded, dict) else {}
+    model.dataset_meta = meta.get('dataset_meta', {})
+    return wrapper.eval()
+
+
+class TestImages:
+    """The images of a config's test set, brought to the size of the file.
+
+    Args:
+        cfg (Config): Its ``test_dataloader`` is used.
+        shape (Tuple[int, int], optional): Height and width. None: those of the
+            pipeline's ``Resize``.
+        divisor (int): What the model pads its images to a multiple of.
+        folder (str, optional): Take the images of this folder instead.
+
+    Raises:
+        QuantizeError: If the divisor does not divide the shape.
+    """
+
+    __test__ = False  # no test, whatever pytest thinks
+
+    def __init__(
+        self,
+        cfg: Config,
+        shape: tuple[int, int] | None = None,
+        divisor: int = 1,
+        folder: str | None = None,
+    ) -> None:
+        self.cfg = copy.deepcopy(cfg)
+        self.folder = folder
+        loader = self.cfg.get('test_dataloader')
+        self.dataset_cfg = None if loader is None else innermost_dataset(loader.dataset)
+        self.shape = tuple(shape) if shape else self._default_shape(divisor)
+        if any(size % divisor for size in self.shape):
+            fitting = tuple(-(-size // divisor) * divisor for size in self.shape)
+            raise QuantizeError(
+                f'--shape {self.shape[0]} {self.shape[1]}: the model pads its images '
+                f'to multiples of {divisor}; use --shape {fitting[0]} {fitting[1]}'
+            )
+        if self.dataset_cfg is not None:
+            fit_pipeline(self.dataset_cfg.pipeline, self.shape)
+
+    def _default_shape(self, divisor: int) -> tuple[int, int]:
+        for transform in self.dataset_cfg.pipeline if self.dataset_cfg else ():
+            scale = transform.get('scale')
+            if _is(transform, 'Resize') and isinstance(scale, (tuple, list)):
+                width, height = scale
+                return tuple(-(-n // divisor) * divisor for n in (height, width))
+        raise QuantizeError(
+            'the size of the images does not follow from test_dataloader; give '
+            '--shape HEIGHT WIDTH'
+        )
+
+    def batches(self, count: int) -> Iterator[dict]:
+        """Up to ``count`` images, one a batch, as a dataloader yields them.
+
+        Raises:
+            QuantizeError: If the images are not there.
+        """
+        if self.folder is not None:
+            yield from self._from_folder(count)
+            return
+        try:
+            loader = copy.deepcopy(self.cfg.test_dataloader)
+            loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+            loader = Runner.build_dataloader(loader, seed=0)
+        except (OSError, KeyError, AttributeError) as error:
+            raise QuantizeError(
+                f'the images of test_dataloader cannot be read ({error}); give a '
+                'folder of images with --images, or --verify 0 to export without proof'
+            ) from None
+        self.dataset = loader.dataset
+        for index, batch in enumerate(loader):
+            if index == count:
+                return
+            yield batch
+
+    def _from_folder(self, count: int) -> Iterator[dict]:
+        paths = sorted(
+            path
+            for path in Path(self.folder).glob('*')
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        )[:count]
+        if not paths:
+            raise QuantizeError(f'--images {self.folder}: there are no images in it')
+        kept = [t for t in self.dataset_cfg.pipeline if not _is(t, 'LoadAnnotations')]
+        pipeline = Compose(kept)
+        for index, path in enumerate(paths):
+            item = pipeline(dict(img_path=str(path), img_id=index))
+            yield pseudo_collate([item])
+
+    def evaluator(self) -> Evaluator:
+        """A new evaluator of the test set."""
+        evaluator = Evaluator(copy.deepcopy(self.cfg.test_evaluator))
+        evaluator.dataset_meta = self.dataset.metainfo
+        return evaluator
+
+
+def fit_pipeline(pipeline: list, shape: tuple[int, int]) -> None:
+    """Lets a test pipeline give images of one size, in place.
+
+    Args:
+        pipeline (List[dict]): Its ``Resize`` no longer keeps the aspect ratio, where
+            it did, because a file takes images of one size.
+        shape (Tuple[int, int]): Height and width.
+    """
+    for transform in pipeline:
+        if _is(transform, 'Resize'):
+            transform.update(scale=(shape[1], shape[0]), keep_ratio=False)
+            transform.pop('scale_factor', None)
+
+
+def _is(transform: dict, name: str) -> bool:
+    kind = transform.get('type')
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return kind.rpartition('.')[2] == name
+
+
+def innermost_dataset(dataset: Any) -> Any:
+    """The config of the dataset that has the pipeline, out of its wrappers."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def pad_divisor(model: nn.Module) -> int:
+    """What a model's preprocessor pads images to a multiple of."""
+    divisor = getattr(
+        getattr(model, 'data_preprocessor', None), 'pad_size_divisor', None
+    )
+    return divisor or 1
+
+
+def random_batch(wrapper: QuantModule, shape: tuple[int, int]) -> Any:
+    """A batch of one random image, where no other is at hand."""
+    generator = torch.Generator().manual_seed(0)
+    return wrapper.as_batch(torch.rand(1, 3, *shape, generator=generator) * 255)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes an ONNX model, whole or not at all."""
+    write_atomically(path, model.SerializeToString())

@@ -1,0 +1,1 @@
+"""Operators: a torch function as ONNX nodes, one file for each family."""

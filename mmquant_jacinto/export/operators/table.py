@@ -1,0 +1,15 @@
+"""Operators: all torch functions that the exporter knows."""
+
+from . import elementwise as elementwise_operators
+from . import layer as layer_operators
+from . import shape as shape_operators
+from . import spatial as spatial_operators
+from .translation import TRANSLATIONS
+
+__all__ = [
+    'TRANSLATIONS',
+    'elementwise_operators',
+    'layer_operators',
+    'shape_operators',
+    'spatial_operators',
+]

@@ -1,0 +1,1 @@
+"""Proof: the file runs in its engine, and gives what the integer model gives."""

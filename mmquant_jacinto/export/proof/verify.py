@@ -1,0 +1,286 @@
+"""Verify: the file against the model it was made of, on real images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from mmengine.evaluator import Evaluator
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from ...execute import quantization as phases
+from ...execute.quantization import Quantization
+from ...targets.storage import SIGNED
+from ...targets.target import CLIP
+from ..example import Example, RegionOutputs, named_tensors
+from ..exporter import Exported, export_onnx
+from .session import Session, in_place_of_modules
+
+# Of the elements of all outputs, where both compute on integers.
+MIN_EQUAL = 0.999
+# Of the outputs, in dB, where the file rounds otherwise than the model.
+MIN_SIGNAL_TO_NOISE = 20.0
+# Elements of inner tensors that are compared at a time.
+MAX_COMPARED = 2**26
+
+
+@dataclass
+class OutputReport:
+    """How an output of the file differs from the model's.
+
+    Args:
+        name (str): Of the output.
+        elements (int): How many were compared.
+        equal (int): How many of them are equal, bit for bit.
+        largest (float): Largest difference, in steps of the output's grid; of
+            an output that is on none, relative to its largest magnitude.
+        on_grid (bool): Whether it is on a grid.
+        signal (float): Sum of the squares of the model's output.
+        noise (float): Sum of the squares of the differences.
+        quantization (float): The same of the differences to the float model, where
+            it was asked.
+    """
+
+    name: str
+    elements: int = 0
+    equal: int = 0
+    largest: float = 0.0
+    on_grid: bool = True
+    signal: float = 0.0
+    noise: float = 0.0
+    quantization: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """float: Share of equal elements."""
+        return self.equal / max(self.elements, 1)
+
+    def add(self, expected: Tensor, found: Tensor, scale: float | None) -> None:
+        """Takes one more image into account."""
+        expected, found = expected.double().cpu(), found.double()
+        difference = (found - expected).abs()
+        unit = scale or float(expected.abs().amax()) or 1.0
+        self.on_grid = scale is not None
+        self.elements += expected.numel()
+        self.equal += int((difference == 0).sum())
+        self.largest = max(self.largest, float(difference.amax()) / unit)
+        self.signal += float(expected.square().sum())
+        self.noise += float(difference.square().sum())
+
+
+@dataclass
+class Report:
+    """What a verification found.
+
+    Args:
+        outputs (List[OutputReport]): One for each output.
+        images (int): How many were compared.
+        scores (Dict[str, Tuple[float, float]]): Metric to the model's and the
+            file's value, both on these images.
+        first (str, optional): The first tensor in which the two part.
+        rounds (bool): Whether the file rounds as the model does.
+        is_wide (bool): Whether there are more than 8 bits in it. Then it may differ
+            from the model no more than the model does from the float one.
+    """
+
+    outputs: list[OutputReport]
+    images: int = 0
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    first: str | None = None
+    rounds: bool = True
+    is_wide: bool = False
+
+    @property
+    def share(self) -> float:
+        """float: Share of equal elements in all outputs together."""
+        return sum(o.equal for o in self.outputs) / max(
+            sum(o.elements for o in self.outputs), 1
+        )
+
+    @property
+    def signal_to_noise(self) -> float:
+        """float: In dB, of all outputs together."""
+        signal = sum(o.signal for o in self.outputs)
+        noise = sum(o.noise for o in self.outputs)
+        return float(10 * np.log10(signal / noise)) if noise else float('inf')
+
+    @property
+    def least_signal_to_noise(self) -> float:
+        """float: What it must be, where the file rounds otherwise than the model."""
+        if not self.is_wide:
+            return MIN_SIGNAL_TO_NOISE
+        signal = sum(o.signal for o in self.outputs)
+        noise = sum(o.quantization for o in self.outputs)
+        return float(10 * np.log10(signal / noise)) if noise else float('inf')
+
+    def holds(self, min_equal: float = MIN_EQUAL) -> bool:
+        """Whether the file may be used for the model."""
+        if self.rounds:
+            return self.share >= min_equal
+        return self.signal_to_noise >= self.least_signal_to_noise
+
+
+def verify(
+    exported: Exported,
+    model: nn.Module,
+    examples: Iterable[Any],
+    make_evaluator: Callable[[], Evaluator] | None = None,
+) -> Report:
+    """Runs the file and the model side by side.
+
+    Args:
+        exported (Exported): The file.
+        model (nn.Module): What it was made of, as :func:`export_onnx` left it.
+        examples (Iterable): Image tensors, or batches of a dataloader.
+        make_evaluator (Callable, optional): Makes an evaluator for the
+            predictions; called twice.
+
+    Returns:
+        Report: Per output, and the scores of both.
+    """
+    reports = {name: OutputReport(name) for name in exported.scales}
+    report = Report(
+        list(reports.values()),
+        rounds=_rounds_alike(exported, model),
+        is_wide=_is_wide(exported, model),
+    )
+    evaluators = [make_evaluator(), make_evaluator()] if make_evaluator else []
+    parting = _compare(exported, model, examples, report, evaluators)
+    if evaluators:
+        scores = [evaluator.evaluate(report.images) for evaluator in evaluators]
+        report.scores = {
+            name: (float(value), float(scores[1][name]))
+            for name, value in scores[0].items()
+        }
+    if parting is not None and report.rounds:
+        report.first = first_difference(exported, model, parting)
+    return report
+
+
+def _compare(
+    exported: Exported,
+    model: nn.Module,
+    examples: Iterable[Any],
+    report: Report,
+    evaluators: list[Evaluator],
+) -> Any:
+    """Fills a report in.
+
+    Returns:
+        Any: The first example whose outputs differ; None where there is none.
+    """
+    session = Session(exported.model)
+    reports = {item.name: item for item in report.outputs}
+    regions = RegionOutputs(model, exported.layout)
+    parting: Any = None
+    for example in examples:
+        given = Example.of(model, example)
+        with regions.collecting() as outputs:
+            predictions = given.run()
+        expected = named_tensors(exported.layout, outputs)
+        found = session(given.images)
+        if report.is_wide:
+            _add_quantization(reports, expected, regions, given)
+        differs = False
+        for name, item in reports.items():
+            item.add(expected[name], found[name], exported.scales[name])
+            differs |= not torch.equal(expected[name].cpu(), found[name])
+        report.images += len(given.images)
+        if differs and parting is None:
+            parting = example
+        if evaluators:
+            with in_place_of_modules(model, session), torch.no_grad():
+                others = given.run()
+            for evaluator, results in zip(evaluators, (predictions, others)):
+                evaluator.process(copy.deepcopy(results), example)
+    return parting
+
+
+def _rounds_alike(exported: Exported, model: nn.Module) -> bool:
+    # On x86 ONNX Runtime has no integer kernels for signed activations nor beyond
+    # 8 bits: it computes those in float, and adds in an order of its own.
+    plan = Quantization.of(model).plan
+    return (
+        exported.form != CLIP
+        and exported.target.storage != SIGNED
+        and all(spec.format.bits <= 8 for spec in plan.activations)
+        and all(spec.format.bits <= 8 for spec in plan.weights.values())
+    )
+
+
+def _is_wide(exported: Exported, model: nn.Module) -> bool:
+    plan = Quantization.of(model).plan
+    specs = (*plan.activations, *plan.weights.values())
+    return exported.form != CLIP and any(spec.format.bits > 8 for spec in specs)
+
+
+def _add_quantization(
+    reports: dict[str, OutputReport],
+    expected: dict[str, Tensor],
+    regions: RegionOutputs,
+    given: Example,
+) -> None:
+    """Measures how far a model is from itself in float."""
+    quantization = Quantization.of(regions.root)
+    quantization.set_phase(phases.FLOAT)
+    try:
+        with regions.collecting() as outputs:
+            given.run()
+    finally:
+        quantization.set_phase(phases.TEST)
+    floats = named_tensors(regions.layout, outputs)
+    for name, item in reports.items():
+        difference = (floats[name] - expected[name]).double()
+        item.quantization += float(difference.square().sum())
+
+
+def first_difference(exported: Exported, model: nn.Module, example: Any) -> str | None:
+    """Name of the first quantized tensor in which file and model part.
+
+    They become outputs of the file, some at a time, from the image on.
+
+    Returns:
+        str, optional: None where they are equal on this example.
+    """
+    again = export_onnx(model, example, exported.target.name, keep_values=True)
+    images = Example.of(model, example).images
+    names = [name for node in again.model.graph.node for name in node.output]
+    for part in _parts([name for name in names if name in again.values], again.values):
+        found = Session(_with_outputs(again.model, part))(images)
+        for name in part:
+            if not torch.equal(again.values[name].cpu(), found[name]):
+                return name
+    return None
+
+
+def _parts(names: list[str], values: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names in turn, as many at a time as memory holds the tensors of."""
+    part: list[str] = []
+    elements = 0
+    for name in names:
+        part.append(name)
+        elements += values[name].numel()
+        if elements > MAX_COMPARED:
+            yield part
+            part, elements = [], 0
+    if part:
+        yield part
+
+
+def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy that returns more tensors."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model)
+    there = {item.name for item in proto.graph.output}
+    proto.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in names
+        if name not in there
+    )
+    return proto

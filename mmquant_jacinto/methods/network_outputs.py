@@ -1,0 +1,87 @@
+"""Outputs: what leaves a network, as its plan knows it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from torch import Tensor
+
+from ..execute.behaviour import Behaviour
+from ..execute.state import State
+from ..plan.plan import OUTPUT, OVERRIDES, Plan, Step, wide_name
+from ..record import ops
+from ..record.ops import Op
+
+
+def output_quantizers(plan: Plan) -> set[str]:
+    """Quantizers of what leaves the network: of what no quantized call reads.
+
+    Heads that end in a call that is not quantized (``sigmoid``) have no output
+    quantizer; what is read by nothing else stands for it. So does what layers read
+    that ``quantize.overrides`` leaves in float.
+    """
+    found = _last(plan)
+    if found and OVERRIDES not in plan.in_float.values():
+        return found
+    # One that is in float has its inputs there all the same.
+    steps = [step for name, step in plan.steps.items() if name not in plan.in_float]
+    read = {name for step in steps for name in step.inputs if name != step.output}
+    # A wide sum is read by the name of a narrower grid.
+    read |= {wide_name(name) for name in read if name}
+    return found | {step.output for step in steps if step.output} - read
+
+
+def _last(plan: Plan) -> set[str]:
+    return {spec.name for spec in plan.activations if spec.kind == OUTPUT}
+
+
+class Outputs:
+    """What leaves the network, in the order in which it does.
+
+    Args:
+        plan (Plan): Of the network.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.names = output_quantizers(plan)
+        self._ends = _last(plan) or self.names
+        self.kept: list[tuple[str, Tensor]] = []
+
+    def add(self, step: Step, x: Any) -> Any:
+        """Keeps an output; what goes on has no graph: decoding may do what it likes.
+
+        But for what other outputs follow from.
+        """
+        is_output = step.last and step.output in self.names
+        if not is_output or not isinstance(x, Tensor) or not x.numel():
+            return x
+        self.kept.append((step.output, x))
+        return (x.detach() if step.output in self._ends else x).clone()
+
+    def take(self) -> list[tuple[str, Tensor]]:
+        """Quantizer and tensor of what was kept, since last taken."""
+        kept, self.kept = self.kept, []
+        return kept
+
+
+class FloatOutputs(Behaviour):
+    """Runs in float, and keeps what leaves the network.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.outputs = Outputs(state.plan)
+
+    def begin(self) -> None:
+        self.outputs.take()
+
+    def call(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        out = func(*args, **kwargs)
+        return out if step.kind in (ops.PASS, ops.CAT) else self.after_norm(step, out)
+
+    def after_norm(self, step: Step, x: Any) -> Any:
+        return self.outputs.add(step, x)

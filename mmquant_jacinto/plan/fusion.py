@@ -1,0 +1,216 @@
+"""Dataflow: what of a plan follows from the recorded graph alone.
+
+Which calls compute on activations, which are one operation of the target, which
+tensors are the same to a quantizer, and which no quantized operation makes.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Optional
+
+from ..record import ops
+from ..record.graph import Graph, Site
+from .plan import Clip
+
+
+class Groups:
+    """Union-find over values: the tensors that must share one scale."""
+
+    def __init__(self) -> None:
+        self.parent: dict[int, int] = {}
+
+    def find(self, value: int) -> int:
+        root = value
+        while self.parent.setdefault(root, root) != root:
+            root = self.parent[root]
+        self.parent[value] = root
+        return root
+
+    def join(self, first: int, second: int) -> None:
+        a, b = sorted((self.find(first), self.find(second)))
+        self.parent[b] = a
+
+
+@dataclass
+class Chain:
+    """Sites that a target computes as one operation.
+
+    Args:
+        head (Site): A layer, an addition, ...
+        followers (List[Site]): A normalization, a clamping activation.
+    """
+
+    head: Site
+    followers: list[Site] = field(default_factory=list)
+
+    @property
+    def sites(self) -> list[Site]:
+        return [self.head] + self.followers
+
+    @property
+    def tail(self) -> Site:
+        return self.sites[-1]
+
+    @property
+    def norm(self) -> Optional[str]:
+        return next(
+            (site.module for site in self.followers if site.kind == ops.NORM), None
+        )
+
+    @property
+    def clip(self) -> Optional[Clip]:
+        return self.tail.clip
+
+
+class Dataflow:
+    """What is known of a graph before any setting.
+
+    Args:
+        graph (Graph): What was recorded.
+
+    Attributes:
+        active (List[Site]): Sites that compute on activations, and layers.
+        chains (Dict[str, Chain]): By the name of their head.
+        groups (Groups): The values that share a quantizer.
+        raw (Set[int]): Values that no quantized operation makes. Where a layer
+            reads one, it is quantized there.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.consumers = graph.consumers()
+        self.groups = Groups()
+        self.chains: dict[str, Chain] = {}
+        self.raw: set[int] = set()
+        self.active = self._active_sites()
+        self._fuse()
+        self._join()
+        # Inside a chain, or for no grid.
+        self.raw |= {
+            value
+            for chain in self.chains.values()
+            for site in chain.sites[:-1]
+            for value in site.outputs
+        }
+        self.raw |= self._statistics() | self._precise()
+
+    def _active_sites(self) -> list[Site]:
+        """Sites that compute on activations, and layers, whatever they get.
+
+        What follows from constants alone is a constant too, and becomes None
+        among the inputs.
+        """
+        live = set(self.graph.region_inputs) | self.graph.hidden
+        self.raw |= self.graph.hidden
+        active = []
+        for site in self.graph.sites.values():
+            inputs = [value if value in live else None for value in site.inputs]
+            site = replace(site, inputs=inputs)
+            if all(value is None for value in inputs) and (
+                site.kind not in ops.WEIGHTED
+            ):
+                continue
+            live.update(site.outputs)
+            if site.kind == ops.OTHER:
+                self.raw.update(site.outputs)
+                continue
+            if site.computed_weight and site.weight_value in live:
+                # Two activations, in effect.
+                site = replace(
+                    site, kind=ops.COMPUTE, inputs=[*inputs, site.weight_value]
+                )
+            active.append(site)
+        return active
+
+    def _join(self) -> None:
+        """Finds the values that share a quantizer."""
+        for site in self.active:
+            if site.kind == ops.PASS:
+                for value in site.outputs:
+                    self.groups.join(value, site.inputs[0])
+                    if site.inputs[0] in self.raw:
+                        self.raw.add(value)
+            elif site.kind == ops.CAT:
+                made = [
+                    value
+                    for value in site.inputs
+                    if value is not None and value not in self.raw
+                ]
+                for value in site.outputs + made:
+                    self.groups.join(value, site.outputs[0])
+                if not made:
+                    self.raw.update(site.outputs)
+
+    def _fuse(self) -> None:
+        taken: set[str] = set()
+        for site in self.active:
+            if site.name in taken or site.kind in (ops.PASS, ops.CAT):
+                continue
+            chain = self.chains[site.name] = Chain(site)
+            while True:
+                follower = self._fusible(chain)
+                if follower is None:
+                    break
+                chain.followers.append(follower)
+                taken.add(follower.name)
+
+    def _fusible(self, chain: Chain) -> Optional[Site]:
+        tail = chain.tail
+        if (
+            len(tail.outputs) != 1
+            or tail.outputs[0] in self.graph.region_outputs
+            or tail.kind == ops.CLIP
+        ):
+            return None
+        readers = self.consumers.get(tail.outputs[0], [])
+        if len(readers) != 1 or len(readers[0].inputs) != 1:
+            return None
+        reader = readers[0]
+        if reader.kind == ops.NORM:
+            fits = chain.head.kind in ops.WEIGHTED and not chain.followers
+            return reader if fits else None
+        return reader if reader.kind == ops.CLIP else None
+
+    def _statistics(self) -> set[int]:
+        """Values that follow from powers and roots alone; they stay in float."""
+        found: set[int] = set()
+        for site in self.active:
+            inputs = [value for value in site.inputs if value is not None]
+            if site.op in ops.STATISTICS or (
+                site.kind not in ops.WEIGHTED
+                and all(value in found for value in inputs)
+            ):
+                found.update(site.outputs)
+        return found
+
+    def _precise(self) -> set[int]:
+        """Values that only a softmax, a logarithm or a division by them reads.
+
+        They stay in float, back to the layers that they come from.
+        """
+        found: set[int] = set()
+        for site in reversed(self.graph.sites.values()):
+            for value in site.outputs:
+                readers = self.consumers.get(value, [])
+                if (
+                    readers
+                    and value not in self.graph.region_outputs
+                    and all(_reads_precisely(item, value, found) for item in readers)
+                ):
+                    found.add(value)
+        return {
+            value
+            for chain in self.chains.values()
+            if chain.head.op in ops.ELEMENTWISE
+            for value in chain.tail.outputs
+            if value in found
+        }
+
+
+def _reads_precisely(reader: Site, value: int, found: set[int]) -> bool:
+    is_divisor = reader.op in ('div', 'truediv') and reader.inputs[1:] == [value]
+    passes_on = reader.kind == ops.PASS or reader.op in ops.ELEMENTWISE
+    return (
+        reader.op in ops.PRECISE
+        or is_divisor
+        or (passes_on and found.issuperset(reader.outputs))
+    )

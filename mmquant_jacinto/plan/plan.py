@@ -1,0 +1,257 @@
+"""Plan: what is quantized, and how, as plain data.
+
+It goes into checkpoints as JSON, so that a test or an export rebuilds exactly what
+was trained and never guesses. :mod:`~mmquant_jacinto.plan.planner` makes it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Optional
+
+from ..errors import QuantizeError
+from ..targets.formats import TensorFormat
+
+PLAN_VERSION = 1
+INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
+OVERRIDES = 'quantize.overrides'  # the reason why something is in float
+
+Clip = tuple[Optional[float], Optional[float]]
+
+
+def narrow_name(name: str, bits: int) -> str:
+    """What the quantizer of a tensor is called where layers read it narrower."""
+    return f'{name}:{bits}bits'
+
+
+def wide_name(name: str) -> str:
+    """The name that :func:`narrow_name` was given; any other as it is."""
+    return re.sub(r':\d+bits$', '', name)
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """One activation quantizer; several tensors may share it.
+
+    Args:
+        name (str): Name of the first tensor that it quantizes.
+        kind (str): ``'input'`` (enters a region from outside),
+            ``'activation'``, ``'sum'`` (an addition reads or gives it) or
+            ``'output'`` (leaves the last region).
+        format (TensorFormat): Its numeric format.
+        positive (bool): Whether the tensor is known to have no negative
+            elements, because it is clamped at zero.
+    """
+
+    name: str
+    kind: str
+    format: TensorFormat
+    positive: bool = False
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight quantizer: a parameter, with what is folded into it.
+
+    Args:
+        name (str): Unique name; the parameter's, without ``.weight``.
+        weight (str): Name of the parameter.
+        bias (str, optional): Name of the bias parameter.
+        norm (str, optional): Batch normalization module folded into it.
+        axis (int): Output channel axis of the weight.
+        format (TensorFormat): Its numeric format.
+        channels (int): Number of output channels.
+        rows (Tuple[int, int], optional): The part of the parameters that it
+            is, along their first axis: start and stop. None: all of them.
+    """
+
+    name: str
+    weight: str
+    bias: Optional[str]
+    norm: Optional[str]
+    axis: int
+    format: TensorFormat
+    channels: int
+    rows: Optional[tuple[int, int]] = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens at one call site.
+
+    Sites that the target computes as one operation form a chain: a head
+    (convolution, addition, ...) and followers fused into it (batch
+    normalization, a clamping activation).
+
+    Args:
+        kind (str): Kind of the operation, see :mod:`~mmquant_jacinto.record.ops`.
+        inputs (Tuple[str | None]): Quantizer of each operand; empty for a
+            follower.
+        chain (str): Name of the chain's head; its own name for a head.
+        last (bool): Whether the chain's result appears here.
+        output (str, optional): Quantizer of the chain's result.
+        weight (str, optional): Weight quantizer of the chain.
+        norm (str, optional): Batch normalization that the chain folds.
+        clip (Clip, optional): Real bounds that the chain clamps to.
+        entries (Tuple[Tuple[int, str]]): Operands that no quantized
+            operation made, or one that made them wider than they are
+            multiplied, and the quantizers that they get here.
+        weight_format (TensorFormat, optional): Of a weight that the model
+            computes anew in each pass; its grid follows from it.
+    """
+
+    kind: str
+    inputs: tuple[Optional[str], ...]
+    chain: str
+    last: bool
+    output: Optional[str] = None
+    weight: Optional[str] = None
+    norm: Optional[str] = None
+    clip: Optional[Clip] = None
+    entries: tuple[tuple[int, str], ...] = ()
+    weight_format: Optional[TensorFormat] = None
+
+    @property
+    def follows(self) -> bool:
+        """bool: Whether it is fused into the head of its chain."""
+        return not self.inputs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything needed to rebuild a quantized model around its float one.
+
+    Args:
+        config (dict): The numeric settings it was made from: target, bits,
+            observer, percentile, bias constraint.
+        regions (Tuple[str]): Names of the regions' modules.
+        activations (Tuple[ActivationSpec]): In order of first use.
+        weights (Dict[str, WeightSpec]): By name.
+        steps (Dict[str, Step]): By name of the call site.
+        inputs (Dict[str, Dict[int, str]]): Call of a region to (index among
+            the leaves of its arguments to activation quantizer).
+        in_float (Dict[str, str]): Weighted call sites, and weights, that are
+            not quantized, each with the reason.
+        pairs (Tuple[Tuple[str, str]]): Weight quantizers between whose layers
+            channels are rescaled before anything is quantized.
+        undecided (Tuple[str]): Weight quantizers whose width is still to be
+            chosen, see :mod:`~mmquant_jacinto.methods.mixed_precision`.
+    """
+
+    config: dict[str, Any]
+    regions: tuple[str, ...]
+    activations: tuple[ActivationSpec, ...]
+    weights: dict[str, WeightSpec]
+    steps: dict[str, Step]
+    inputs: dict[str, dict[int, str]]
+    in_float: dict[str, str] = field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = ()
+    undecided: tuple[str, ...] = ()
+
+    def bias_width(self, weight: str) -> int:
+        """Width in bits of the bias that belongs to a weight quantizer."""
+        return self.config['bias_bits'] or 2 * self.weights[weight].format.bits
+
+    @property
+    def is_learned(self) -> bool:
+        """bool: Whether scales are parameters of the training."""
+        return bool(self.config.get('learned_scale'))
+
+    def takes_state_of(self, other: 'Plan') -> bool:
+        """Whether the quantizer state of another plan means the same here.
+
+        How ranges were found makes no difference to what they are.
+        """
+        return (
+            (self.activations, self.weights, self.steps, self.inputs)
+            == (other.activations, other.weights, other.steps, other.inputs)
+        ) and (self.is_learned or not other.is_learned)
+
+    def with_weight_bits(self, widths: Mapping[str, int]) -> 'Plan':
+        """This plan with other widths of some weight quantizers, by name."""
+        weights = {
+            name: replace(spec, format=spec.format.with_bits(widths.get(name)))
+            for name, spec in self.weights.items()
+        }
+        return replace(self, weights=weights)
+
+    def decides(self, other: 'Plan') -> bool:
+        """Whether this is ``other`` with its undecided widths chosen."""
+        if self.undecided or not self.weights.keys() == other.weights.keys():
+            return False
+        widths = {name: self.weights[name].format.bits for name in other.undecided}
+        decided = replace(other.with_weight_bits(widths), undecided=())
+        return self.to_json() == decided.to_json()
+
+    def to_json(self) -> str:
+        """Serializes the plan."""
+        return json.dumps(
+            {'version': PLAN_VERSION, **asdict(self)}, separators=(',', ':')
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Plan':
+        """Rebuilds a plan.
+
+        Raises:
+            QuantizeError: If it was written by a later version.
+        """
+        data = json.loads(text)
+        version = data.pop('version')
+        if version > PLAN_VERSION:
+            raise QuantizeError(
+                f'the plan in this checkpoint has version {version}; this '
+                f'mmquant_jacinto reads up to {PLAN_VERSION}: update it'
+            )
+
+        return cls(
+            config=data['config'],
+            regions=tuple(data['regions']),
+            activations=tuple(
+                ActivationSpec(**{**item, 'format': TensorFormat(**item['format'])})
+                for item in data['activations']
+            ),
+            weights={
+                name: _weight_spec(item) for name, item in data['weights'].items()
+            },
+            steps={name: _step(item) for name, item in data['steps'].items()},
+            inputs={
+                call: {int(leaf): name for leaf, name in leaves.items()}
+                for call, leaves in data['inputs'].items()
+            },
+            in_float=data['in_float'],
+            pairs=tuple(tuple(pair) for pair in data.get('pairs', ())),
+            undecided=tuple(data.get('undecided', ())),
+        )
+
+
+def count_calls(plan: Plan) -> dict[str, int]:
+    """Calls of each layer in a pass, by weight quantizer."""
+    calls: dict[str, int] = {}
+    for step in plan.steps.values():
+        if step.weight is not None and not step.follows:
+            calls[step.weight] = calls.get(step.weight, 0) + 1
+    return calls
+
+
+def _tuple(value: Optional[list]) -> Optional[tuple]:
+    return None if value is None else tuple(value)
+
+
+def _weight_spec(item: dict[str, Any]) -> WeightSpec:
+    fmt = TensorFormat(**item['format'])
+    return WeightSpec(**{**item, 'format': fmt, 'rows': _tuple(item.get('rows'))})
+
+
+def _step(item: dict[str, Any]) -> Step:
+    fmt = item.get('weight_format')
+    return Step(
+        **{
+            **item,
+            'inputs': tuple(item['inputs']),
+            'clip': _tuple(item['clip']),
+            'entries': tuple(tuple(entry) for entry in item.get('entries', ())),
+            'weight_format': None if fmt is None else TensorFormat(**fmt),
+        }
+    )

@@ -1,0 +1,264 @@
+"""Planner: what is quantized, and which calls the target computes as one.
+
+A pure function of a recorded graph and the numeric settings. It decides and does
+nothing; what it decides is a :class:`~mmquant_jacinto.plan.plan.Plan`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Optional
+
+from ..config.quantize_config import QuantizeConfig
+from ..errors import QuantizeError
+from ..record import ops
+from ..record.graph import Graph, Site
+from ..targets.formats import DEPTHWISE, TensorFormat
+from .activation_specs import ActivationSpecs
+from .channel_pairs import find_pairs
+from .fusion import Chain, Dataflow
+from .overrides import Overrides
+from .plan import OVERRIDES, Plan, Step, WeightSpec
+
+
+class Planner:
+    """Builds a :class:`Plan`; see :func:`make_plan`."""
+
+    def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
+        self.graph = graph
+        self.config = config
+        self.preset = config.preset
+        self.overrides = Overrides(config.overrides)
+        self.flow = flow = Dataflow(graph)
+        self.active, self.chains = flow.active, flow.chains
+        self.groups, self.raw = flow.groups, flow.raw
+        # Of each weight: the (bias, normalization) pairs it is used with.
+        self.variants: dict[tuple, set[tuple]] = {}
+        self.in_float: dict[str, str] = {}
+
+    def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
+        quantizers = ActivationSpecs(self.flow, self.config, self.overrides)
+        weight_specs = self._weights(weights)
+        steps: dict[str, Step] = {}
+        for site in self.active:
+            steps.update(self._steps(site, quantizers))
+        self.overrides.check_used(self.active)
+        if not weight_specs:
+            raise QuantizeError(
+                'this model has nothing to quantize: no convolution or '
+                'linear layer was called in its forward pass'
+            )
+        inputs: dict[str, dict[int, str]] = {}
+        for value, entries in self.graph.region_inputs.items():
+            spec = quantizers.of(value)
+            for call, leaf in entries if spec is not None else ():
+                inputs.setdefault(call, {})[leaf] = spec.name
+        for name, function in self.graph.unused.items():
+            reason = (
+                f'no layer multiplies by it; {function} reads it'
+                if function
+                else 'no call in a region reads it'
+            )
+            self.in_float.setdefault(name, reason)
+        return Plan(
+            config=self._settings(),
+            regions=tuple(self.graph.regions),
+            activations=quantizers.unique(),
+            weights=weight_specs,
+            steps=steps,
+            inputs=inputs,
+            in_float=self.in_float,
+            pairs=self._pairs(weights, weight_specs),
+            undecided=self._undecided(weight_specs),
+        )
+
+    def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:
+        """Weight quantizers whose width ``quantize.mixed_precision`` chooses."""
+        if not self.config.mixed_precision:
+            return ()
+        decided = {
+            self._weight_name(chain)
+            for chain in self.chains.values()
+            if chain.head.weight is not None and self._has_own_width(chain.head)
+        }
+        return tuple(name for name in specs if name not in decided)
+
+    def _has_own_width(self, site: Site) -> bool:
+        """Whether ``quantize.overrides`` gives the weight at a site a width."""
+        bits = self.overrides.find(site.module)
+        return 'weight' in bits if isinstance(bits, Mapping) else bits is not None
+
+    def _pairs(
+        self, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, WeightSpec]
+    ) -> tuple[tuple[str, str], ...]:
+        """Weight quantizers between whose layers channels are rescaled."""
+        if not self.config.equalization:
+            return ()
+        found = [
+            tuple(self._weight_name(self.chains[site.name]) for site in pair)
+            for pair in find_pairs(self.flow, shapes)
+            if all(site.name in self.chains for site in pair)
+        ]
+        pairs = tuple(pair for pair in found if specs.keys() >= set(pair))
+        if not pairs:
+            raise QuantizeError(
+                'quantize.equalize=True finds nothing to equalize: in this model no '
+                'quantized layer alone reads another through ReLU, pooling or '
+                'nothing (ReLU6 and other bounded activations do not count); '
+                'leave it away'
+            )
+        return pairs
+
+    def _settings(self) -> dict[str, Any]:
+        config = self.config
+        bits = config.bits
+        settings = dict(
+            target=config.target,
+            bits=dict(bits) if isinstance(bits, Mapping) else bits,
+            observer=config.observer_name,
+            percentile=config.percentile,
+            per_channel=config.channel_scales,
+            constrain_bias=config.bias_constraint,
+            bias_bits=config.preset.bias_bits,
+            constrain_weights=config.weight_constraint,
+            weight_observer=config.weight_observer,
+            learned_scale=config.learns_own_scales,
+            **self._fake_quant(),
+        )
+        if config.searches_bits:
+            settings['mixed_precision'] = config.mixed_precision.to_dict()
+        return settings
+
+    def _fake_quant(self) -> dict[str, Any]:
+        given = self.config.fake_quants
+        if not given:
+            return {}
+        kinds = ('weight', 'activation')
+        settings = {
+            kind: given[kind].to_dict() if kind in given else None for kind in kinds
+        }
+        return dict(fake_quant=settings)
+
+    def _weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSpec]:
+        for chain in self.chains.values():
+            if chain.head.weight is not None:
+                key = chain.head.weight, chain.head.rows
+                self.variants.setdefault(key, set()).add((chain.head.bias, chain.norm))
+        specs: dict[str, WeightSpec] = {}
+        for chain in self.chains.values():
+            site = chain.head
+            if site.weight is None:
+                if site.computed_weight and self.overrides.is_off(site):
+                    self.in_float[site.name] = OVERRIDES
+                continue
+            bits = self.overrides.find(site.module)
+            if bits is False:
+                self.in_float[site.name] = OVERRIDES
+                continue
+            name = self._weight_name(chain)
+            axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0
+            shape = shapes[site.weight]
+            channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
+            fmt = self._weight_format(site, shape)
+            if axis == 1 and channels != shape[1]:
+                # A grouped transposed convolution has no output channel axis.
+                fmt = replace(fmt, per_channel=False)
+            specs[name] = WeightSpec(
+                name, site.weight, site.bias, chain.norm, axis, fmt, channels, site.rows
+            )
+        return specs
+
+    def _weight_format(self, site: Site, shape: tuple[int, ...] = ()) -> TensorFormat:
+        """Format of a weight; of one that is computed the shape is not known."""
+        bits = self.overrides.find(site.module)
+        width = self.config.bits_of('weight', bits)
+        per_channel = self.config.channel_scales
+        if per_channel == DEPTHWISE:
+            # (out, in / groups, ...): each output channel reads one input channel.
+            per_channel = site.kind == ops.CONV and shape[1:2] == (1,)
+        return replace(self.preset.weight, bits=width, per_channel=per_channel)
+
+    def _weight_name(self, chain: Chain) -> str:
+        name = chain.head.weight
+        name = name[: -len('.weight')] if name.endswith('.weight') else name
+        if chain.head.rows is not None:
+            name += '[{}:{}]'.format(*chain.head.rows)
+        # A convolution shared by several normalizations folds each of them.
+        variants = self.variants[chain.head.weight, chain.head.rows]
+        biases, norms = (set(items) for items in zip(*variants))
+        parts = [name]
+        if len(biases) > 1 and chain.head.bias is not None:
+            parts.append(chain.head.bias)
+        if len(norms) > 1 and chain.norm is not None:
+            parts.append(chain.norm)
+        return '+'.join(parts)
+
+    def _steps(self, site: Site, quantizers: ActivationSpecs) -> dict[str, Step]:
+        def name_of(value: Optional[int]) -> Optional[str]:
+            spec = quantizers.of(value)
+            return None if spec is None else spec.name
+
+        if site.kind in (ops.PASS, ops.CAT):
+            inputs = tuple(
+                None if value in self.raw else name_of(value) for value in site.inputs
+            )
+            return {
+                site.name: Step(
+                    site.kind, inputs, site.name, True, name_of(site.outputs[0])
+                )
+            }
+        entries = quantizers.entries(site)
+        inputs = tuple(
+            dict(entries).get(index, name_of(value))
+            for index, value in enumerate(site.inputs)
+        )
+        chain = self.chains.get(site.name)
+        if chain is None:
+            return {}
+        weight = None
+        if site.weight is not None and not self.overrides.is_off(site):
+            weight = self._weight_name(chain)
+        weight_format = None
+        if site.computed_weight and site.kind in ops.WEIGHTED:
+            weight_format = (
+                None if self.overrides.is_off(site) else self._weight_format(site)
+            )
+            if weight_format and site.kind == ops.CONV_TRANSPOSE:
+                weight_format = replace(weight_format, per_channel=False)
+        tail = chain.tail.outputs[0]
+        output = None if tail in self.raw else name_of(tail)
+        steps = {}
+        for item in chain.sites:
+            head = item is site
+            steps[item.name] = Step(
+                item.kind,
+                inputs if head else (),
+                site.name,
+                item is chain.tail,
+                output,
+                weight,
+                chain.norm,
+                chain.clip,
+                entries if head else (),
+                weight_format if head else None,
+            )
+        return steps
+
+
+def make_plan(
+    graph: Graph, config: QuantizeConfig, weights: Mapping[str, tuple[int, ...]]
+) -> Plan:
+    """Decides what is quantized, and which call sites become one operation.
+
+    Args:
+        graph (Graph): What was recorded.
+        config (QuantizeConfig): Target, widths and overrides.
+        weights (Mapping[str, tuple]): Shape of each parameter, by name.
+
+    Returns:
+        Plan: Plain data.
+
+    Raises:
+        QuantizeError: If nothing can be quantized, or if a pattern of
+            ``quantize.overrides`` matches no module.
+    """
+    return Planner(graph, config).make(weights)

@@ -1,0 +1,236 @@
+"""The kernels in C (``csrc/kernels.c``), where they were built.
+
+They do in one pass over memory what takes a chain of torch's operations four, with
+the same result. An installation without a compiler has none; then, and on an
+accelerator, the chain runs.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+_POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = dict(
+    mmquant_put_on_grid=[_POINTER] * 3
+    + [_INT64, _FLOAT, _FLOAT, _FLOAT, _FLOAT, ctypes.c_int],
+    mmquant_mask=[_POINTER] * 3 + [_INT64],
+    mmquant_learned_gradient=[_POINTER] * 3
+    + [_INT64]
+    + [_FLOAT] * 7
+    + [ctypes.c_int, _POINTER],
+    mmquant_quantize_rows=[_POINTER] * 2
+    + [_INT64, _INT64, _POINTER, _POINTER, _FLOAT, _FLOAT],
+    mmquant_fold_gradient=[_POINTER] * 3 + [_INT64, _INT64] + [_POINTER] * 2,
+    mmquant_reach=[_POINTER] * 4 + [_INT64] + [_POINTER] * 2,
+)
+
+
+def _load() -> Optional[ctypes.CDLL]:
+    spec = importlib.util.find_spec('mmquant_jacinto.quantizers.kernels._native')
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+    except (OSError, AttributeError):
+        # Built for another machine, or by an earlier version.
+        return None
+    return library
+
+
+_library = _load()
+
+
+def is_built() -> bool:
+    """Whether there are kernels in C."""
+    return _library is not None
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels can work on the elements of ``x`` one after the other."""
+    return (
+        _library is not None
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and (
+            x.is_contiguous()
+            or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        )
+    )
+
+
+def fake_quantize(
+    x: Tensor,
+    out: Tensor,
+    inside: Optional[Tensor],
+    scale: float,
+    limits: tuple[float, float],
+    half_up: bool,
+) -> None:
+    """Clamps ``x`` and puts it on a grid.
+
+    Args:
+        x (Tensor): See :func:`takes`.
+        out (Tensor): Where to, laid out as ``x``; may be ``x``.
+        inside (Tensor, optional): Gets 1 where ``x`` was strictly between the limits,
+            else 0; uint8, laid out as ``x``. None: nobody asks.
+        scale (float): Step of the grid.
+        limits (Tuple[float, float]): Where to clamp.
+        half_up (bool): Round ties up, rather than to even.
+    """
+    _library.mmquant_put_on_grid(
+        x.data_ptr(),
+        out.data_ptr(),
+        None if inside is None else inside.data_ptr(),
+        x.numel(),
+        1.0 / scale,
+        scale,
+        *limits,
+        half_up,
+    )
+
+
+def mask(grad: Tensor, inside: Tensor) -> Tensor:
+    """``grad`` where ``inside`` is 1, zero where it is 0; both laid out alike."""
+    out = torch.empty_like(grad)
+    _library.mmquant_mask(
+        grad.data_ptr(), inside.data_ptr(), out.data_ptr(), grad.numel()
+    )
+    return out
+
+
+def learned_gradient(
+    x: Tensor,
+    grad: Tensor,
+    scale: float,
+    limits: tuple[float, float],
+    ends: tuple[float, float, int, int],
+    half_up: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of fake quantization on a grid whose step is learned.
+
+    Args:
+        x (Tensor): What was quantized; see :func:`takes`.
+        grad (Tensor): Of the result; laid out as ``x``.
+        scale (float): Step of the grid.
+        limits (Tuple[float, float]): Where it was clamped.
+        ends (Tuple): The grid's ends, real and in steps.
+        half_up (bool): As in :func:`fake_quantize`.
+
+    Returns:
+        Tuple[Tensor, Tensor, Tensor]: Gradient of ``x``; of the step, (); sum of
+        the gradients where the grid clips, ().
+    """
+    out = torch.empty_like(grad)
+    sums = torch.empty(2)
+    _library.mmquant_learned_gradient(
+        x.data_ptr(),
+        grad.data_ptr(),
+        out.data_ptr(),
+        x.numel(),
+        scale,
+        *limits,
+        *ends,
+        half_up,
+        sums.data_ptr(),
+    )
+    to_step, clipped = sums.unbind()
+    return out, to_step, clipped
+
+
+def quantize_rows(
+    weight: Tensor, factor: Tensor, step: Tensor, limits: tuple[int, int]
+) -> Tensor:
+    """``clamp(round(weight * factor), *limits) * step``, ties to even.
+
+    Args:
+        weight (Tensor): (C, ...), contiguous float32.
+        factor (Tensor): C values.
+        step (Tensor): C values.
+        limits (Tuple[int, int]): Smallest and largest integer.
+
+    Returns:
+        Tensor: Shape of ``weight``.
+    """
+    factor, step = factor.contiguous(), step.contiguous()
+    out = torch.empty_like(weight)
+    rows = weight.shape[0]
+    _library.mmquant_quantize_rows(
+        weight.data_ptr(),
+        out.data_ptr(),
+        rows,
+        weight.numel() // rows,
+        factor.data_ptr(),
+        step.data_ptr(),
+        *limits,
+    )
+    return out
+
+
+def fold_gradient(grad: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    """Multiplies each row of a gradient by a factor, in place.
+
+    Args:
+        grad (Tensor): (C, ...), contiguous float32; overwritten.
+        weight (Tensor): Laid out as ``grad``.
+        factor (Tensor): C values.
+
+    Returns:
+        Tensor: Dot product of each row, as it was, with the weight's: (C,).
+    """
+    factor = factor.contiguous()
+    rows = grad.shape[0]
+    dots = torch.empty(rows)
+    _library.mmquant_fold_gradient(
+        grad.data_ptr(),
+        weight.data_ptr(),
+        grad.data_ptr(),
+        rows,
+        grad.numel() // rows,
+        factor.data_ptr(),
+        dots.data_ptr(),
+    )
+    return dots
+
+
+class Reach:
+    """Smallest and largest element of each row of many matrices.
+
+    Args:
+        shapes (Sequence[Tuple[int, int]]): Rows and columns of each.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+        rows, columns = (torch.tensor(side) for side in zip(*shapes))
+        self._rows, self._columns = rows, columns
+        self._starts = rows.cumsum(0) - rows
+        self._total = int(rows.sum())
+
+    def __call__(self, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Measures them.
+
+        Args:
+            matrices (Sequence[Tensor]): Of the shapes given, or what flattens to
+                them; contiguous float32.
+
+        Returns:
+            Tuple[Tensor, Tensor]: Of the rows of all of them, end to end.
+        """
+        low, high = torch.empty(self._total), torch.empty(self._total)
+        pointers = (_POINTER * len(matrices))(*[x.data_ptr() for x in matrices])
+        _library.mmquant_reach(
+            pointers,
+            self._rows.data_ptr(),
+            self._columns.data_ptr(),
+            self._starts.data_ptr(),
+            len(matrices),
+            low.data_ptr(),
+            high.data_ptr(),
+        )
+        return low, high

@@ -1,0 +1,1 @@
+"""MMRazor's fake quantizers in place of ours, on a torch that it was not made for."""

@@ -1,0 +1,335 @@
+"""Range statistics of activations, mergeable over calls and processes.
+
+An observer takes a sample of each tensor; when a step ends, the few largest
+and smallest elements of all samples are found together. Lists of extremes can
+be merged exactly, over several tensors that share a scale and over processes,
+so two processes see the range of the doubled batch.
+"""
+
+import math
+from collections import Counter
+from typing import NamedTuple, Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..registry import OBSERVERS, look_up
+
+# Of each image: enough for its 99.99th percentile, which the running average
+# smooths; a full histogram costs 100 times as much.
+SAMPLES_PER_ROW = 4096
+# Elements taken side by side: single ones cost a cache line each.
+CHUNK = 8
+# Elements whose largest is found first, where several are looked for.
+BLOCK = 64
+
+
+def is_distributed() -> bool:
+    """Whether several processes share the work."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sample_rows(x: Tensor) -> Tensor:
+    """Elements of a tensor, some thousands of each row: (n,), float32, a copy.
+
+    Each row of the first (batch) axis is sampled alike, so a batch gives the
+    union of what its halves give.
+    """
+    x = x.detach().contiguous()
+    rows = len(x) if x.dim() > 1 else 1
+    row = x.numel() // rows
+    # Odd, so as not to walk down the same columns of a feature map.
+    period = row // SAMPLES_PER_ROW // 2 * 2 + 1
+    if period > 1:
+        chunks = (row - CHUNK) // (CHUNK * period) + 1
+        x = x.as_strided((rows, chunks, CHUNK), (row, CHUNK * period, 1))
+    return x.clone(memory_format=torch.contiguous_format).view(-1).float()
+
+
+class Observer:
+    """Samples tensors, and says which of their extremes ends the range.
+
+    Subclasses are entries of ``registry.OBSERVERS``. What searches a range for all steps
+    together is a ``HistogramObserver``, see
+    :mod:`~mmquant_jacinto.quantizers.range_search`.
+
+    Args:
+        percentile (float): Share of the elements to cut off at each end, in percent.
+            0 takes the true minimum and maximum.
+
+    Attributes:
+        averages (bool): Whether a range is the average over steps, or holds what each
+            step had.
+        searches (bool): Whether the range is found in histograms of all steps, when
+            they are counted: for calibration alone.
+        takes_percentile (bool): Whether ``quantize.percentile`` means it.
+    """
+
+    averages = True
+    searches = False
+    takes_percentile = False
+
+    def __init__(self, percentile: float = 0.0) -> None:
+        self.fraction = percentile / 100
+
+    def sample(self, x: Tensor) -> Tensor:
+        """The elements that are looked at: (n,), float32, a copy.
+
+        Without a share to cut off the two ends are enough.
+        """
+        if not self.fraction:
+            return torch.stack(torch.aminmax(x.detach())).float()
+        return sample_rows(x)
+
+    def rank(self, sizes: Tensor) -> Tensor:
+        """Which extreme of samples of these sizes ends the range, from 1."""
+        return (sizes * self.fraction).round().long().clamp(min=1)
+
+    def depth(self, size: int) -> int:
+        """How many extremes of a sample may be needed."""
+        return max(1, min(size, math.ceil(self.fraction * size)))
+
+
+@OBSERVERS.register_module(name='percentile')
+class PercentileObserver(Observer):
+    """All but a share of the elements at each end, averaged over steps."""
+
+    takes_percentile = True
+
+
+@OBSERVERS.register_module(name='moving_average')
+class MovingAverageObserver(Observer):
+    """Minimum and maximum, averaged over steps."""
+
+
+@OBSERVERS.register_module(name='minmax')
+class MinMaxObserver(Observer):
+    """Minimum and maximum of all steps."""
+
+    averages = False
+
+
+def make_observer(name: str, percentile: float) -> Observer:
+    """Builds the observer that ``quantize.observer`` names.
+
+    Args:
+        name (str): Of an entry of ``registry.OBSERVERS``.
+        percentile (float): ``quantize.percentile``.
+    """
+    observer = look_up(OBSERVERS, 'quantize.observer', name)
+    return observer(percentile) if observer.takes_percentile else observer()
+
+
+class Observation(NamedTuple):
+    """A sample of one tensor.
+
+    Args:
+        quantizer (int): Which quantizer it is for.
+        sample (Tensor): Elements of the tensor: (n,).
+        clip (tuple, optional): Real bounds of the activation that is fused
+            into the quantizer, each None where it is open.
+    """
+
+    quantizer: int
+    sample: Tensor
+    clip: Optional[tuple]
+
+
+class Layout(NamedTuple):
+    """Where the observations of a step go, as tensors on their device.
+
+    Args:
+        slots (Tensor): Row of each observation in the merged table.
+        per_quantizer (int): Rows of the table for each quantizer.
+        depth (int): How many extremes to keep.
+        sizes (Tensor): Elements sampled for each quantizer: (Q,).
+        signed (List[int]): Observations whose smallest elements matter.
+        signed_slots (Tensor): Row of each of those.
+        bounds (tuple, optional): Least and largest value that each
+            observation's clip lets through: (P, 1) each.
+    """
+
+    slots: Tensor
+    per_quantizer: int
+    depth: int
+    sizes: Tensor
+    signed: list[int]
+    signed_slots: Tensor
+    bounds: Optional[tuple[Tensor, Tensor]]
+
+
+class Extremes:
+    """Finds the extremes of all observations of a step at once.
+
+    Args:
+        positive (Sequence[bool]): For each quantizer, whether negative
+            elements are to be ignored.
+    """
+
+    def __init__(self, positive: list[bool]) -> None:
+        self.positive = positive
+        self._layout: Optional[tuple[tuple, Layout]] = None
+
+    def __call__(
+        self, observations: list[Observation], depth: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merges the observations of a step.
+
+        Args:
+            observations (List[Observation]): In any order.
+            depth (int): How many extremes to keep.
+            device (torch.device): Where they are.
+
+        Returns:
+            Tuple[Tensor, Tensor, Tensor]: For each quantizer the largest
+            elements, the largest of the negated ones (descending, padded
+            with minus infinity: (Q, k)), and the samples' sizes: (Q,).
+        """
+        layout = self._layout_of(observations, depth, device)
+        samples = [item.sample for item in observations]
+        highs = _largest(samples, layout.depth)
+        signed = [samples[i] for i in layout.signed]
+        lows = _largest(signed, layout.depth, negated=True)
+        if layout.bounds is not None:
+            above, below = layout.bounds
+            highs = _clamp(highs, above, below)
+            signed = layout.signed
+            lows = _clamp(lows, -below[signed], -above[signed])
+        return (
+            self._merge(highs, layout.slots, layout, device),
+            self._merge(lows, layout.signed_slots, layout, device),
+            layout.sizes,
+        )
+
+    def _merge(
+        self, extremes: Tensor, slots: Tensor, layout: Layout, device: torch.device
+    ) -> Tensor:
+        rows = len(self.positive) * layout.per_quantizer
+        table = torch.full((rows, layout.depth), -torch.inf, device=device)
+        if len(slots):
+            table[slots, : extremes.shape[1]] = extremes
+        if layout.per_quantizer == 1:
+            return table
+        return table.view(len(self.positive), -1).topk(layout.depth, dim=1).values
+
+    def _layout_of(
+        self, observations: list[Observation], depth: int, device: torch.device
+    ) -> Layout:
+        key = (
+            depth,
+            *((item.quantizer, len(item.sample), item.clip) for item in observations),
+        )
+        # As a rule, each step observes what the one before did.
+        if self._layout is None or self._layout[0] != key:
+            self._layout = key, self._make_layout(observations, depth, device)
+        return self._layout[1]
+
+    def _make_layout(
+        self, observations: list[Observation], depth: int, device: torch.device
+    ) -> Layout:
+        numbers = [0] * len(self.positive)
+        sizes = [0] * len(self.positive)
+        places = []
+        for item in observations:
+            places.append((item.quantizer, numbers[item.quantizer]))
+            numbers[item.quantizer] += 1
+            sizes[item.quantizer] += len(item.sample)
+        per_quantizer = max(numbers)
+        slots = [quantizer * per_quantizer + number for quantizer, number in places]
+        signed = [
+            i
+            for i, item in enumerate(observations)
+            if not self.positive[item.quantizer]
+        ]
+        clips = [item.clip or (None, None) for item in observations]
+        bounds = None
+        if any(end is not None for clip in clips for end in clip):
+            bounds = tuple(
+                torch.tensor(
+                    [open_end if clip[i] is None else clip[i] for clip in clips],
+                    dtype=torch.float32,
+                    device=device,
+                )[:, None]
+                for i, open_end in enumerate((-torch.inf, torch.inf))
+            )
+        return Layout(
+            torch.tensor(slots, device=device),
+            per_quantizer,
+            depth,
+            torch.tensor(sizes, dtype=torch.float32, device=device),
+            signed,
+            torch.tensor([slots[i] for i in signed], device=device),
+            bounds,
+        )
+
+
+def _largest(samples: list[Tensor], depth: int, negated: bool = False) -> Tensor:
+    """The largest elements of each sample, or of the negated one: (P, depth or less).
+
+    Descending; where there are not as many, minus infinity.
+    """
+    if not samples:
+        return torch.empty(0, 1)
+    nothing = torch.inf if negated else -torch.inf
+    width = -(-max(map(len, samples)) // BLOCK) * BLOCK
+    widest = samples[0].new_full((width,), nothing)
+    padded = pad_sequence([*samples, widest], True, nothing)[:-1]
+    blocks = (padded.neg_() if negated else padded).unflatten(1, (-1, BLOCK))
+    # The k largest elements are in the k blocks with the largest maxima: a fifth of
+    # the time of looking among all.
+    best = blocks.amax(2).topk(min(depth, blocks.shape[1]), dim=1).indices
+    found = blocks.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    return found.topk(min(depth, found.shape[1]), dim=1).values
+
+
+def _clamp(extremes: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """Clamps each row to its bounds, but for the padding."""
+    clamped = torch.maximum(torch.minimum(extremes, below), above)
+    return torch.where(extremes == -torch.inf, extremes, clamped)
+
+
+def ranked(extremes: Tensor, rank: Tensor) -> Tensor:
+    """The ``rank``-th entry of each row, of those that are there."""
+    there = (extremes > -torch.inf) | extremes.isnan()
+    last = there.sum(1).clamp(min=1)
+    place = torch.minimum(rank.clamp(min=1), last) - 1
+    return extremes.gather(1, place[:, None]).squeeze(1)
+
+
+def largest_sample(
+    pending: list[Observation], observer: Observer, device: torch.device
+) -> int:
+    """Most elements that any quantizer may have in a step, in all processes.
+
+    Where only the two ends count, one will do.
+    """
+    if not observer.fraction:
+        return 1
+    sizes: Counter[int] = Counter()
+    for item in pending:
+        sizes[item.quantizer] += len(item.sample)
+    largest = max(sizes.values(), default=0)
+    if not is_distributed():
+        return largest
+    found = torch.tensor([largest], device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found) * dist.get_world_size()
+
+
+def gather_extremes(
+    highs: Tensor, lows: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges the extremes of all processes."""
+    depth = highs.shape[1]
+    flat = torch.cat([highs, lows, sizes[:, None]], dim=1)
+    parts = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, flat)
+    highs, lows = (
+        torch.cat([part[:, start : start + depth] for part in parts], dim=1)
+        .sort(dim=1, descending=True)
+        .values
+        for start in (0, depth)
+    )
+    return highs, lows, torch.stack([part[:, -1] for part in parts]).sum(0)

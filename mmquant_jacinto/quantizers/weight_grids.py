@@ -1,0 +1,244 @@
+"""The grids of all weights of a model, computed together.
+
+A model has many small layers, and a grid takes some twenty operations on a
+handful of numbers. So the layers' channels are laid end to end, and each
+operation runs once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..plan.plan import Plan
+from ..targets.formats import integer_bounds
+from .activation_grids import SMALLEST_RANGE, power_of_two_above
+from .activations import ActivationQuantizers
+from .kernels import native
+from .layers import Layer, channel_reach
+from .weights import Folding, bias_limits
+
+# No channel's grid may be finer than the tensor's by more than this: one
+# accumulator format has to hold them all.
+MAX_CHANNEL_RATIO = 256.0
+# Least bias in units of the bias's range that is worth a coarser grid; also keeps
+# zero out of the exponent.
+SMALLEST_NEED = 2.0**-100
+
+
+class WeightGrids:
+    """Steps of the grids of all weights, one for each output channel.
+
+    A per-tensor format has the same step in all channels of a layer. Where
+    the plan's ``constrain_bias`` is ``'reduce_weight_scale'``, a step is
+    coarsened until the bias, in units of input scale times weight scale, fits
+    its width for every call of the layer.
+
+    Args:
+        plan (Plan): The plan.
+        layers (Mapping[str, Layer]): By weight quantizer, in the plan's order.
+        activations (ActivationQuantizers): For the scales of the inputs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layers: Mapping[str, Layer],
+        activations: ActivationQuantizers,
+    ) -> None:
+        self.layers = layers
+        self.activations = activations
+        self.widens = plan.config['constrain_bias'] == 'reduce_weight_scale'
+        device = activations.low.device
+        specs = [layer.spec for layer in layers.values()]
+        self.sizes = [spec.channels for spec in specs]
+        sizes = torch.tensor(self.sizes, device=device)
+        self.layer_of = torch.arange(len(specs), device=device).repeat_interleave(sizes)
+
+        def column(values: list) -> Tensor:
+            return torch.tensor(values, device=device).repeat_interleave(sizes)
+
+        self.high = column([float(integer_bounds(spec.format)[1]) for spec in specs])
+        self.per_channel = column([spec.format.per_channel for spec in specs])
+        self.power_of_two = column([spec.format.power_of_two for spec in specs])
+        self.eps = column(
+            [0.0 if layer.norm is None else layer.norm.eps for layer in layers.values()]
+        )
+        self.bias_high = column(
+            [bias_limits(plan.bias_width(spec.name))[1] for spec in specs]
+        )
+        self.inputs = self._input_table(plan, device)
+        self._zeros = [torch.zeros(size, device=device) for size in self.sizes]
+        self._ones = [torch.ones(size, device=device) for size in self.sizes]
+        # Whether the channels of all weights are their rows.
+        self._by_row = all(
+            layer.spec.axis == 0 and len(layer.weight) == layer.spec.channels
+            for layer in layers.values()
+        )
+        self._native_reach: native.Reach | None = None
+        self.version = 0  # changes with the steps
+        self._all_steps: Tensor | None = None
+        self._steps: dict[str, Tensor] = {}
+        self._live_steps: dict[str, Tensor] = {}
+        self._foldings: dict[str, Folding] = {}
+
+    def step(self, name: str) -> Tensor:
+        """Step of the folded weight's grid: (C,)."""
+        return self._steps[name]
+
+    def live_step(self, name: str) -> Tensor:
+        """The same in terms of the weight before folding: (C,), may be negative.
+
+        A channel that its normalization multiplies by zero (as residual
+        branches start) has no grid; it gets one for the weight as it is.
+        """
+        return self._live_steps[name]
+
+    def folding(self, name: str) -> Folding:
+        """What folding the layer's normalization takes, as last computed."""
+        return self._foldings[name]
+
+    @property
+    def all_steps(self) -> Tensor:
+        """Tensor: Steps of all layers, end to end."""
+        return self._all_steps
+
+    def present(self) -> tuple:
+        """The grids as they are; :meth:`compute` does not change what this holds."""
+        return (
+            self.version,
+            self._all_steps,
+            self._steps,
+            self._live_steps,
+            self._foldings,
+        )
+
+    def become(self, grids: tuple) -> None:
+        """Goes back to what :meth:`present` gave."""
+        (
+            self.version,
+            self._all_steps,
+            self._steps,
+            self._live_steps,
+            self._foldings,
+        ) = grids
+
+    @property
+    def is_computed(self) -> bool:
+        """bool: Whether :meth:`compute` was ever called."""
+        return self._all_steps is not None
+
+    @torch.no_grad()
+    def compute(self, bias_correction: Tensor, given: Tensor | None = None) -> None:
+        """Computes all steps from the parameters as they are now.
+
+        Args:
+            bias_correction (Tensor): What calibration adds to the biases of
+                all layers, end to end.
+            given (Tensor, optional): Steps that do not follow from the weights, end
+                to end; zero where they do.
+        """
+        low, high = self._channel_reach()
+        reach = torch.maximum(high, -low)
+        deviation = torch.rsqrt(self._from_norms('running_var', self._ones) + self.eps)
+        factor = self._from_norms('weight', self._ones) * deviation
+        offset = self._biases() - self._from_norms('running_mean', self._zeros)
+        bias = offset * factor + self._from_norms('bias', self._zeros)
+        bias = bias + bias_correction
+        scaled = reach * factor.abs()
+        largest = self._layer_max(scaled)
+        scaled = torch.where(
+            self.per_channel,
+            torch.maximum(scaled, largest / MAX_CHANNEL_RATIO),
+            largest,
+        ).clamp_(min=SMALLEST_RANGE)
+        step = torch.where(
+            self.power_of_two,
+            power_of_two_above(scaled) / (self.high + 1),
+            scaled / self.high,
+        )
+        if given is not None:
+            step = torch.where(given > 0, given, step)
+        if self.widens:
+            step = torch.maximum(step, self._least_step(bias))
+        # Comparing would wait for an accelerator.
+        known = self._all_steps
+        if known is None or step.is_cuda or not torch.equal(step, known):
+            self.version += 1
+        self._all_steps = step
+        unscaled = self._layer_max(reach) / self.high
+        live = torch.where(
+            factor.abs() > SMALLEST_RANGE,
+            step / factor,
+            unscaled.clamp_(min=SMALLEST_RANGE),
+        )
+        self._steps = dict(zip(self.layers, step.split(self.sizes)))
+        columns = factor, bias, step, factor / step, deviation, offset
+        columns = (column.split(self.sizes) for column in columns)
+        self._foldings = dict(zip(self.layers, map(Folding, *columns)))
+        self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
+
+    def _channel_reach(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest weight of each channel, end to end."""
+        weights = [layer.weight for layer in self.layers.values()]
+        if self._by_row and all(
+            native.takes(weight) and weight.is_contiguous() for weight in weights
+        ):
+            if self._native_reach is None:
+                shapes = [(len(x), x.numel() // len(x)) for x in weights]
+                self._native_reach = native.Reach(shapes)
+            return self._native_reach(weights)
+        ends = [channel_reach(layer) for layer in self.layers.values()]
+        low, high = (torch.cat(end) for end in zip(*ends))
+        return low, high
+
+    def _biases(self) -> Tensor:
+        """Biases of all layers, end to end."""
+        return torch.cat(
+            [
+                zeros if layer.bias is None else layer.bias
+                for layer, zeros in zip(self.layers.values(), self._zeros)
+            ]
+        )
+
+    def _least_step(self, bias: Tensor) -> Tensor:
+        """Step that makes the folded biases fit their width."""
+        no_input = self.bias_high.new_full((1,), torch.inf)
+        scales = torch.cat([self.activations.scales, no_input])
+        least = scales[self.inputs].amin(1)[self.layer_of]
+        need = bias.abs() / (self.bias_high * least)
+        need = torch.where(self.per_channel, need, self._layer_max(need))
+        return torch.where(
+            self.power_of_two,
+            power_of_two_above(need.clamp(min=SMALLEST_NEED)),
+            need,
+        )
+
+    def _layer_max(self, values: Tensor) -> Tensor:
+        """Largest value of each layer, in each of its channels."""
+        largest = values.new_zeros(len(self.sizes)).scatter_reduce_(
+            0, self.layer_of, values, 'amax'
+        )
+        return largest[self.layer_of]
+
+    def _from_norms(self, name: str, default: list[Tensor]) -> Tensor:
+        found = (
+            None if layer.norm is None else getattr(layer.norm, name)
+            for layer in self.layers.values()
+        )
+        return torch.cat(
+            [given if value is None else value for value, given in zip(found, default)]
+        )
+
+    def _input_table(self, plan: Plan, device: torch.device) -> Tensor:
+        """Quantizers of each layer's inputs; a last one stands for none."""
+        none = len(self.activations.specs)
+        inputs: dict[str, set[int]] = {name: {none} for name in self.layers}
+        for step in plan.steps.values():
+            if step.weight is not None and not step.follows and step.inputs[0]:
+                inputs[step.weight].add(self.activations.index[step.inputs[0]])
+        width = max(len(found) for found in inputs.values())
+        rows = [[*found, *[none] * (width - len(found))] for found in inputs.values()]
+        return torch.tensor(rows, device=device)

@@ -1,0 +1,326 @@
+"""Record: one eval pass of the unmodified model gives a graph of call sites.
+
+Regions are the outermost modules that own weights and are called (backbone,
+neck, a head's ``forward``); what runs outside them (losses, assigners,
+decoding, NMS) is not seen and later runs untouched.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from . import ops
+from .attention import WRITTEN_OUT
+from .call_tree import CallTracker
+from .deform_conv import make_visible
+from .graph import Graph, Site
+from .ops import OPS
+from .side_effects import untouched
+
+
+class Recorder(TorchFunctionMode):
+    """Records the calls made inside regions while a model runs.
+
+    Args:
+        model (nn.Module): Runs unmodified; hooks are on it until
+            :meth:`remove`.
+        is_region (Callable[[nn.Module], bool]): Whether a module that is
+            called outside any region starts one.
+    """
+
+    def __init__(
+        self, model: nn.Module, is_region: Callable[[nn.Module], bool]
+    ) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.is_region = is_region
+        self._given: list[Tensor] = []  # tensors of the caller that were marked
+        self._token = object()  # a recorder would keep the model alive
+        self.parameters = {
+            id(p): name for name, p in model.named_parameters(remove_duplicate=True)
+        }
+        self.readers: dict[str, str] = {}  # parameter to a function that reads it
+        self.multiplied: set[str] = set()  # operands of matrix products
+        # No activations, though they come from no recorded call.
+        self._constants = {id(buffer) for buffer in model.buffers()}
+        make_visible()
+        self.tracker = CallTracker(model, self._enter, self._exit)
+        self._region: Optional[nn.Module] = None
+        self._opaque: Optional[nn.Module] = None
+        self._opaque_input: Optional[int] = None
+        self._values: dict[tuple[str, int], int] = {}
+
+    def remove(self) -> None:
+        """Takes the recorder off the model."""
+        self.tracker.remove()
+        for tensor in self._given:
+            tensor.__dict__.pop('_mmquant_value', None)
+
+    # A value's number travels on the tensor object itself: it dies with it,
+    # so nothing is kept alive and no id can be mistaken for a reused one.
+    def _value_of(self, item: Any) -> Optional[int]:
+        token, value = getattr(item, '_mmquant_value', (None, None))
+        return value if token is self._token else None
+
+    def _name_value(self, tensor: Tensor, origin: tuple[str, int]) -> int:
+        # The same origin in a further pass is the same value.
+        value = self._values.setdefault(origin, len(self._values))
+        tensor._mmquant_value = (self._token, value)
+        return value
+
+    def _operand(self, item: Any, origin: tuple[str, int]) -> Optional[int]:
+        """Value of an operand; a new one where it came out of nowhere."""
+        if isinstance(item, Tensor):
+            for owner in (item, item._base):
+                name = self.parameters.get(id(owner))
+                if name is not None:
+                    self.readers.setdefault(name, origin[0])
+        if not _is_activation(item):
+            return None
+        known = getattr(item, '_mmquant_value', None)
+        if known is not None and known[0] is self._token:
+            return known[1]
+        if self._constants.intersection((id(item), id(item._base))) or isinstance(
+            item._base, nn.Parameter
+        ):
+            return None
+        value = self._name_value(item, origin)
+        self._given.append(item)
+        self.graph.hidden.add(value)
+        return value
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._region is None and self.is_region(module):
+            name = self.tracker.names[module]
+            if name not in self.graph.regions:
+                self.graph.regions.append(name)
+            self._region = module
+            call = self.tracker.frame.node.name
+            for index, leaf in enumerate(tree_flatten((args, kwargs))[0]):
+                if not _is_activation(leaf):
+                    continue
+                value = self._value_of(leaf)
+                if value is None:
+                    value = self._name_value(leaf, (call, index))
+                    self._given.append(leaf)
+                    self.graph.region_inputs.setdefault(value, [])
+                entries = self.graph.region_inputs.get(value)
+                if entries is not None and (call, index) not in entries:
+                    entries.append((call, index))
+            self.__enter__()
+        if (
+            self._region is not None
+            and self._opaque is None
+            and isinstance(module, _BatchNorm)
+        ):
+            self._opaque = module
+            origin = f'{self.tracker.frame.node.name}/batch_norm:input'
+            self._opaque_input = self._operand(args[0], (origin, 0))
+
+    def _exit(self, module: nn.Module, output: Any) -> None:
+        if module is self._opaque:
+            self._opaque = None
+            node = self.tracker.frame.node
+            if isinstance(output, Tensor):
+                name = node.site_name('batch_norm', 0)
+                # Without running statistics there is nothing to fold.
+                kind = ops.COMPUTE if module.running_var is None else ops.NORM
+                self._add(
+                    Site(
+                        name,
+                        'batch_norm',
+                        kind,
+                        node.module,
+                        [self._opaque_input],
+                        [self._name_value(output, (name, 0))],
+                        shape=tuple(output.shape),
+                    )
+                )
+        if module is self._region:
+            self.__exit__(None, None, None)
+            self._region = None
+            for leaf in tree_flatten(output)[0]:
+                value = self._value_of(leaf)
+                if value is not None:
+                    self.graph.region_outputs.add(value)
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: Optional[dict] = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._opaque is not None:
+            return func(*args, **kwargs)
+        op = OPS.get(func)
+        if op is None:
+            return self._record_other(func, args, kwargs)
+        frame = self.tracker.frame
+        name = frame.node.site_name(op.name, frame.next(op.name))
+        kind = ops.kind_of(op, args, kwargs)
+        operands = ops.tensor_inputs(op, args, kwargs)
+        inputs = [
+            self._operand(item, (f'{name}:input', index))
+            for index, item in enumerate(operands)
+        ]
+        result = func(*args, **kwargs)
+        site = self._make_site(name, op.name, kind, inputs, result)
+        if site is None:
+            return result
+        if kind in ops.WEIGHTED:
+            self._describe_weights(site, args, kwargs)
+        elif kind == ops.CLIP:
+            site.clip = ops.clip_bounds(op, args, kwargs)
+            if site.clip is None:
+                site.kind = ops.COMPUTE
+        elif kind == ops.MATMUL:
+            self.multiplied.update(
+                self.parameters.get(id(item), '') for item in operands
+            )
+        self._add(site)
+        return result
+
+    def _make_site(
+        self,
+        name: str,
+        op: str,
+        kind: str,
+        inputs: list[Optional[int]],
+        result: Any,
+    ) -> Optional[Site]:
+        """Describes a call; None where it gives no activations."""
+        leaves = [leaf for leaf in tree_flatten(result)[0] if _is_activation(leaf)]
+        if not leaves:
+            return None
+        return Site(
+            name,
+            op,
+            kind,
+            self.tracker.frame.node.module,
+            inputs,
+            [
+                self._name_value(leaf, (name, index))
+                for index, leaf in enumerate(leaves)
+            ],
+            shape=tuple(leaves[0].shape),
+        )
+
+    def _record_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table: values flow through it."""
+        written_out = WRITTEN_OUT.get(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        frame = self.tracker.frame
+        op = func.__name__
+        name = frame.node.site_name(op, frame.next(op))
+        inputs = [
+            self._operand(item, (f'{name}:input', index))
+            for index, item in enumerate(tree_flatten((args, kwargs))[0])
+            if isinstance(item, Tensor)
+        ]
+        result = func(*args, **kwargs)
+        # `x[...] = y` returns nothing and changes x.
+        changed = args[0] if op == '__setitem__' else result
+        site = self._make_site(name, op, ops.OTHER, inputs, changed)
+        if site is not None:
+            self._add(site)
+        return result
+
+    def _describe_weights(self, site: Site, args: tuple, kwargs: dict) -> None:
+        _, weight, bias = ops.layer_operands(args, kwargs)
+        site.weight, site.rows = self._find_parameter(weight)
+        site.bias, bias_rows = self._find_parameter(bias)
+        if (
+            site.weight is None
+            or (bias is not None and site.bias is None)
+            or bias_rows not in (None, site.rows)
+        ):
+            site.weight = site.bias = site.rows = None
+            site.computed_weight = True
+            site.weight_value = self._operand(weight, (f'{site.name}:weight', 0))
+
+    def _find_parameter(
+        self, item: Any
+    ) -> tuple[Optional[str], Optional[tuple[int, int]]]:
+        """Name of the parameter that a tensor is or has rows of, and which."""
+        name = self.parameters.get(id(item))
+        if name is not None or not isinstance(item, Tensor):
+            return name, None
+        base = item._base
+        name = self.parameters.get(id(base))
+        if (
+            name is None
+            or item.shape[1:] != base.shape[1:]
+            or item.stride() != base.stride()
+        ):
+            return None, None
+        start = (item.storage_offset() - base.storage_offset()) // base.stride(0)
+        return name, (start, start + item.shape[0])
+
+    def _add(self, site: Site) -> None:
+        known = self.graph.sites.setdefault(site.name, site)
+        if known is not site:
+            known.further_inputs += [
+                value
+                for value in site.inputs
+                if value is not None and value not in known.inputs
+            ]
+
+
+def _is_activation(item: Any) -> bool:
+    return (
+        isinstance(item, Tensor)
+        and item.is_floating_point()
+        and not isinstance(item, nn.Parameter)
+    )
+
+
+def record(
+    model: nn.Module,
+    passes: Iterable[Callable[[], Any]],
+    is_region: Callable[[nn.Module], bool],
+) -> Graph:
+    """Runs ``passes`` on a model in eval mode and records what they call.
+
+    The model is left as it was: training flags, attributes, statistics, gradients,
+    and so is the random state.
+
+    Args:
+        model (nn.Module): The float model.
+        passes (Iterable[Callable]): Each runs the model once.
+        is_region (Callable[[nn.Module], bool]): Whether a module starts a
+            region.
+
+    Returns:
+        Graph: The union of what the passes called.
+    """
+    with untouched(model), torch.no_grad():
+        recorder = Recorder(model, is_region)
+        try:
+            model.eval()
+            for run in passes:
+                run()
+        finally:
+            recorder.remove()
+    graph = recorder.graph
+    graph.read_elsewhere = set(recorder.readers)
+    used = {site.weight for site in graph.sites.values()} | recorder.multiplied
+    graph.unused = {
+        name: _function_of(recorder.readers.get(name, ''))
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name not in used
+    }
+    return graph
+
+
+def _function_of(origin: str) -> str:
+    """The function in the origin of a value: ``call/function#number:place``."""
+    return origin.rpartition('/')[2].partition(':')[0].partition('#')[0]

@@ -1,0 +1,90 @@
+"""Arithmetic: how an engine gets from exact sums to integers of the output.
+
+Sums of products of integers are the same on every engine. What differs is how they are
+scaled to the grid of the output, in which precision and in what order: one tie rounded
+differently spreads through all layers behind it. Each target names a class for it; this
+is the base, and all that a unit of fixed point does.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from torch import Tensor
+
+from .grid import Grid
+
+
+class FixedPoint:
+    """A fixed point unit: real scaling, one rounding; the Jacinto devices.
+
+    Where all scales are powers of two, scaling is exact: a shift.
+
+    Attributes:
+        rounding (str, optional): How the engine rounds, whatever the format
+            says. None: as the format says.
+        has_exact_functions (bool): Whether softmax and normalizations are those of
+            ``execute.integer.exact_functions``.
+        rounds_samples (bool): Whether what a deformable convolution samples is put
+            on the grid of its input, see ``execute.integer.sampling``.
+    """
+
+    rounding: str | None = None
+    has_exact_functions = False
+    rounds_samples = False
+
+    def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
+        """From the accumulator of a layer to steps of its output: (C,), float32.
+
+        Args:
+            weight_scale (Tensor): Of each output channel, float32: (C,).
+            given (Grid): Of the input.
+            grid (Grid): Of the output.
+        """
+        return (weight_scale.double() * given.scale / grid.scale).float()
+
+    def scale(
+        self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
+    ) -> Tensor:
+        """An accumulator in steps of the output; may overwrite it.
+
+        Args:
+            total (Tensor): Exact sums, float32 or float64.
+            multiplier (Tensor): Of :meth:`multiplier`, shaped to fit.
+            given (Grid): Of the input.
+            grid (Grid): Of the output.
+        """
+        return total.mul_(multiplier)
+
+    def add(
+        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        """Sum of two quantized tensors, in steps of the output.
+
+        Args:
+            x (Tensor): Integers less the zero point, on ``first``.
+            y (Tensor): The same, on ``second``.
+            first (Grid): Of ``x``.
+            second (Grid): Of ``y``.
+            grid (Grid): Of the sum.
+        """
+        return x * (first.scale / grid.scale) + y * (second.scale / grid.scale)
+
+    def multiply(
+        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        """Product of two quantized tensors, in steps of the output; as :meth:`add`."""
+        return self.sum_products(x * y, first, second, grid)
+
+    def sum_products(
+        self, total: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        """Exact sums of products of two activations, in steps of the output."""
+        return total.mul_(first.scale * second.scale / grid.scale)
+
+    def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
+        """The engine's own version of a function of one tensor, if it has one.
+
+        It need not be fast: it is called with the points of a grid.
+        """
+        return None

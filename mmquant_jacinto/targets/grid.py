@@ -1,0 +1,75 @@
+"""Grids: the integers that a quantized tensor may take, and how values get there."""
+
+from typing import NamedTuple, Optional, Union
+
+import torch
+from torch import Tensor
+
+from .formats import HALF_AWAY, HALF_EVEN, HALF_UP
+
+# Real (low, high) of an activation that is fused into a quantizer; None is open.
+Bounds = Optional[tuple[Optional[float], Optional[float]]]
+
+
+class Grid(NamedTuple):
+    """A tensor's quantization grid: ``scale * k`` for ``low <= k <= high``.
+
+    ``k`` is the stored integer less the zero point, so zero is always on the
+    grid and the arithmetic needs no zero point. The numbers are Python's on
+    a CPU and tensors of no dimension on an accelerator.
+
+    Args:
+        scale (float | Tensor): Step of the grid.
+        low (int | Tensor): Smallest ``k``; minus the zero point of unsigned
+            storage.
+        high (int | Tensor): Largest ``k``.
+        levels (int): Number of ``k``, two to the power of the bits.
+        rounding (str): One of :data:`~mmquant_jacinto.targets.formats.ROUNDINGS`.
+    """
+
+    scale: Union[float, Tensor]
+    low: Union[int, Tensor]
+    high: Union[int, Tensor]
+    levels: int
+    rounding: str
+
+    def limits(self, bounds: Bounds) -> tuple:
+        """Real limits of the grid, tightened by a fused activation's."""
+        low, high = self.low * self.scale, self.high * self.scale
+        if bounds is not None:
+            above, below = bounds
+            if above is not None:
+                low = (
+                    low.clamp(min=above) if isinstance(low, Tensor) else max(low, above)
+                )
+            if below is not None:
+                high = (
+                    high.clamp(max=below)
+                    if isinstance(high, Tensor)
+                    else min(high, below)
+                )
+        return low, high
+
+    def integer_limits(self, bounds: Bounds) -> tuple[int, int]:
+        """The same limits in steps of the grid (Python numbers only)."""
+        limits = torch.tensor(self.limits(bounds), dtype=torch.float64)
+        low, high = round_tensor(limits / self.scale, self.rounding).tolist()
+        return int(low), int(high)
+
+
+def round_tensor(x: Tensor, rounding: str) -> Tensor:
+    """Rounds ``x`` to integers, in place.
+
+    Args:
+        x (Tensor): Any shape, floating point; overwritten.
+        rounding (str): One of :data:`~mmquant_jacinto.targets.formats.ROUNDINGS`.
+
+    Returns:
+        Tensor: ``x``.
+    """
+    if rounding == HALF_EVEN:
+        return x.round_()
+    if rounding == HALF_UP:
+        return x.add_(0.5).floor_()
+    assert rounding == HALF_AWAY
+    return x.copy_(x.abs().add_(0.5).floor_().copysign_(x))

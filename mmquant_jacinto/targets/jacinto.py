@@ -1,0 +1,28 @@
+"""Jacinto 7 with MMAv1 (TDA4VM): powers of two, one scale for each tensor.
+
+What the PyTorch-Jacinto-AI-DevKit trains for. Its importer reads the ranges from the
+file of ``--target tidl``.
+"""
+
+from ..registry import QUANT_TARGETS
+from .fixed_point import FixedPoint
+from .formats import HALF_AWAY, HALF_UP, TensorFormat
+from .preset import Preset
+from .target import Target
+
+
+@QUANT_TARGETS.register_module(name='jacinto')
+class Jacinto(Target):
+    """The seed's own numbers."""
+
+    preset = Preset(
+        weight=TensorFormat(power_of_two=True, rounding=HALF_AWAY),
+        activation=TensorFormat(
+            power_of_two=True, unsigned_if_positive=True, rounding=HALF_UP
+        ),
+        bias_bits=None,
+        constrain_weights=True,
+        observer='percentile',
+    )
+    arithmetic = FixedPoint
+    has_file = False

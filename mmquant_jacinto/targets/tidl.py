@@ -1,0 +1,61 @@
+"""TIDL on SoCs with MMAv2: AM62A, AM68A, AM69A, TDA4AL, TDA4VH.
+
+A model that was quantized for TDA4VM (``quantize.target='jacinto'``) goes to the same
+importer in another form: as a float model that carries its ranges. Neither device is at
+hand: tests compute as ONNX Runtime does with the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QuantizeError
+from ..registry import QUANT_TARGETS
+from . import tidl_meta_arch
+from .onnxruntime import QdqArithmetic
+from .preset import AFFINE, PER_CHANNEL, Preset
+from .target import CLIP, QDQ, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TDA4VM = 'jacinto'
+
+
+@QUANT_TARGETS.register_module(name='tidl')
+class Tidl(Target):
+    """S8 weights with a scale for each channel, U8 activations with a zero point."""
+
+    preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
+    arithmetic = QdqArithmetic
+    describes_heads = True
+
+    def engine(self, preset: str) -> str:
+        return TDA4VM if preset == TDA4VM else self.name
+
+    def form(self, preset: str) -> str:
+        return CLIP if preset == TDA4VM else QDQ
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        if self.form(config['target']) == CLIP and config.get('per_channel') is True:
+            raise QuantizeError(
+                'the model was quantized with quantize.per_channel=True, and the '
+                "importer of TDA4VM (--target tidl of quantize.target='jacinto') gives "
+                'channels scales of their own in depthwise layers alone; use '
+                "quantize.per_channel='depthwise' or False, or another --target"
+            )
+
+    def head_outputs(
+        self, trace: Any, head: nn.Module, raw: Any
+    ) -> dict[str, tuple[str, Tensor]]:
+        return tidl_meta_arch.yolox_levels(trace, head, raw)
+
+    def head_text(
+        self, head: nn.Module, outputs: list[str], shape: tuple[int, int]
+    ) -> str | None:
+        if not tidl_meta_arch.has_decoder(head):
+            return None
+        return tidl_meta_arch.to_text(
+            tidl_meta_arch.describe_head(head, outputs, shape)
+        )

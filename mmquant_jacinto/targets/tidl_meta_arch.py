@@ -1,0 +1,207 @@
+"""TIDL meta architecture: the detection head described for TIDL's importer.
+
+A text protobuf (``tidl_meta_arch.proto`` of TI's edgeai-tidl-tools) beside the ONNX
+file names the head's tensors, its anchors or strides, and NMS and score settings, so
+that the device decodes by code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import QuantizeError
+
+
+class _Enum(str):
+    """A constant of the schema, which is written without quotes."""
+
+
+def to_text(message: dict[str, Any], indent: str = '') -> str:
+    """Protobuf's text format of nested dicts; a list repeats its key."""
+    lines = []
+    for key, value in message.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                lines += [f'{indent}{key} {{', to_text(item, indent + '  ').rstrip()]
+                lines.append(f'{indent}}}')
+            else:
+                lines.append(f'{indent}{key}: {_scalar(item)}')
+    return '\n'.join(lines) + '\n'
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, _Enum) or not isinstance(value, str):
+        return str(value)
+    escaped = value.replace('\\', '\\\\').replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def describe_head(
+    head: nn.Module, names: Iterable[str], shape: tuple[int, int]
+) -> dict[str, Any]:
+    """The meta architecture of an SSD, RetinaNet or YOLOX head.
+
+    Args:
+        head (nn.Module): The head.
+        names (Iterable[str]): Outputs of the file, as the exporter names them.
+        shape (Tuple[int, int]): Height and width of the image.
+
+    Returns:
+        dict: For :func:`to_text`.
+
+    Raises:
+        QuantizeError: If TIDL has no decoder for the head.
+    """
+    bases = [base.__name__ for base in type(head).__mro__]
+    levels = list(names)
+    for base, describe in _HEADS.items():
+        if base in bases:
+            return describe(head, levels, shape)
+    raise QuantizeError(
+        f'TIDL has no decoder for {type(head).__name__}; it has for '
+        + ', '.join(_HEADS)
+    )
+
+
+def has_decoder(head: nn.Module) -> bool:
+    """Whether TIDL can decode a head."""
+    return any(base.__name__ in _HEADS for base in type(head).__mro__)
+
+
+def yolox_levels(
+    trace: Any, head: nn.Module, raw: Any
+) -> dict[str, tuple[str, Tensor]]:
+    """What TIDL reads of a YOLOX head, one tensor for each level.
+
+    Boxes, objectness and classes along the channels, the latter two behind a
+    sigmoid. Nothing for another head.
+
+    Args:
+        trace (export.trace.Trace): Running.
+        head (nn.Module): The head.
+        raw (Any): What it returned in this trace.
+    """
+    if 'YOLOXHead' not in [base.__name__ for base in type(head).__mro__]:
+        return {}
+    outputs = {}
+    for level, (scores, boxes, objects) in enumerate(zip(*raw)):
+        joined = torch.cat([boxes, objects.sigmoid(), scores.sigmoid()], 1)
+        name = trace.writer.unique(f'{YOLOX_LEVEL}.{level}')
+        outputs[name] = (trace.name_of(joined), joined)
+    return outputs
+
+
+def _starting_with(names: list[str], prefix: str) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
+
+
+def _detections(head: nn.Module, code_type: str, background: int) -> dict[str, Any]:
+    cfg = head.test_cfg
+    return {
+        'num_classes': head.num_classes + (background >= 0),
+        'share_location': True,
+        'background_label_id': background,
+        'nms_param': {
+            'nms_threshold': float(cfg['nms']['iou_threshold']),
+            'top_k': int(cfg.get('nms_pre', 200)),
+        },
+        'code_type': _Enum(code_type),
+        'keep_top_k': int(cfg.get('max_per_img', 200)),
+        'confidence_threshold': float(cfg.get('score_thr', 0.05)),
+    }
+
+
+def _frame(shape: tuple[int, int]) -> dict[str, Any]:
+    return {'in_width': shape[1], 'in_height': shape[0], 'framework': 'MMDetection'}
+
+
+def _describe_ssd(head: nn.Module, names: list[str], shape: tuple[int, int]) -> dict:
+    generator = head.prior_generator
+    priors = []
+    for level, (step, _) in enumerate(generator.strides):
+        smallest = float(generator.base_sizes[level])
+        # The scales of a level are 1 and the root of largest / smallest.
+        largest = smallest * float(generator.scales[level][-1]) ** 2
+        ratios = [float(ratio) for ratio in generator.ratios[level]]
+        priors.append(
+            {
+                'min_size': smallest,
+                'max_size': round(largest, 4),
+                'aspect_ratio': sorted({r for r in ratios if r > 1}),
+                'flip': True,
+                'clip': False,
+                'variance': [float(std) for std in head.bbox_coder.stds],
+                'step': float(step),
+            }
+        )
+    ssd = {
+        'box_input': _starting_with(names, 'bbox_preds'),
+        'class_input': _starting_with(names, 'cls_scores'),
+        'output': ['boxes', 'labels'],
+        'prior_box_param': priors,
+        **_frame(shape),
+        'detection_output_param': _detections(head, 'CENTER_SIZE', head.num_classes),
+    }
+    return {'name': 'ssd', 'caffe_ssd': ssd}
+
+
+def _describe_retinanet(
+    head: nn.Module, names: list[str], shape: tuple[int, int]
+) -> dict:
+    generator = head.prior_generator
+    is_sigmoid = head.use_sigmoid_cls
+    retinanet = {
+        'box_input': _starting_with(names, 'bbox_preds'),
+        'class_input': _starting_with(names, 'cls_scores'),
+        'output': ['boxes', 'labels'],
+        'x_scale': 1.0,
+        'y_scale': 1.0,
+        'width_scale': 1.0,
+        'height_scale': 1.0,
+        **_frame(shape),
+        'score_converter': _Enum('SIGMOID' if is_sigmoid else 'SOFTMAX'),
+        'anchor_param': {
+            'aspect_ratio': [float(ratio) for ratio in generator.ratios],
+            'octave_base_scale': float(generator.octave_base_scale),
+            'scales_per_octave': int(generator.scales_per_octave),
+        },
+        'detection_output_param': _detections(
+            head, 'CENTER_SIZE', -1 if is_sigmoid else head.num_classes
+        ),
+    }
+    return {'name': 'retinanet', 'tidl_retinanet': retinanet}
+
+
+def _describe_yolox(head: nn.Module, names: list[str], shape: tuple[int, int]) -> dict:
+    levels = _starting_with(names, YOLOX_LEVEL)
+    yolox = {
+        'name': 'yolox',
+        'output': ['boxes', 'labels'],
+        'yolo_param': [
+            {
+                'input': name,
+                'anchor_width': float(stride),
+                'anchor_height': float(stride),
+            }
+            for name, stride in zip(levels, head.strides)
+        ],
+        **_frame(shape),
+        'detection_output_param': _detections(head, 'CODE_TYPE_YOLO_X', -1),
+    }
+    return {'name': 'yolox', 'tidl_yolo': yolox}
+
+
+# TIDL reads one tensor for each level of YOLOX: boxes, objectness and classes, the
+# latter two behind a sigmoid.
+YOLOX_LEVEL = 'yolo_level'
+_HEADS = {
+    'SSDHead': _describe_ssd,
+    'RetinaHead': _describe_retinanet,
+    'YOLOXHead': _describe_yolox,
+}

@@ -1,0 +1,233 @@
+"""The wrapper for post-training calibration."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Optional
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor, nn
+
+from ..errors import QuantizeError
+from ..execute import quantization as phases
+from ..execute.analytic_correction import MeanInputs
+from ..execute.behaviour import Behaviour
+from ..methods.layer_samples import Enough
+from ..methods.mixed_precision import BitSearch, BitTable
+from ..methods.reconstruction import Reconstruction
+from .finetuned_module import FinetunedModule
+
+
+@MODEL_WRAPPERS.register_module()
+class QuantCalibrateModule(FinetunedModule):
+    """Post-training calibration: ranges and bias correction.
+
+    In training mode each forward call runs the model twice on its batch, in
+    float (measuring ranges and each layer's mean output) and quantized
+    (correcting the biases), without gradients, and returns the quantized
+    result. ``CalibrationLoop`` makes the two passes one after the other over
+    all batches, so that all ranges are known before the first correction.
+    Widths that ``mixed_precision`` leaves open are chosen before, by
+    :meth:`search_bits`. Evaluation computes on integers. What is corrected, and how,
+    is said by ``calibration=dict(...)``, see
+    :class:`~mmquant_jacinto.config.sections.Calibration`.
+
+    Args:
+        module (nn.Module): The float model.
+        dummy_input (Any): See :class:`QuantModule`.
+        **quantize: The keys of ``quantize=dict(...)``.
+
+    Examples:
+        >>> calib = QuantCalibrateModule(model, dummy_input=x, bits=8)
+        >>> calib.train()
+        >>> for images in batches:
+        ...     calib(images)
+        >>> calib.eval()
+    """
+
+    mode = 'ptq'
+    _corrections = 0  # passes that corrected biases
+
+    def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(module, *args, **kwargs)
+        self.quantization.calibration = self.config.calibration
+        self._inputs = MeanInputs()
+
+    @property
+    def train_phase(self) -> str:
+        return phases.OBSERVE
+
+    def train(self, mode: bool = True) -> 'QuantCalibrateModule':
+        super().train(mode)
+        # Statistics and dropout are those of inference throughout.
+        self.module.eval()
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.plan is not None and self.plan.undecided:
+            raise QuantizeError(
+                'the widths of quantize.mixed_precision are not chosen yet; call '
+                'search_bits(batches) before anything else'
+            )
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        reference = self.observe(*args, **kwargs)
+        if self.config.calibration.passes:
+            lr = self.config.calibration.lr
+            result = self.correct(reference, lr, *args, **kwargs)
+        else:
+            self._behaviour(phases.CORRECT)
+            with torch.no_grad():
+                result = self.module(*args, **kwargs)
+        self.correct_analytically()
+        return result
+
+    def observe(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """One float pass that measures.
+
+        Returns:
+            Dict[str, Tensor]: Moments of each layer's output per channel, see
+            :func:`~mmquant_jacinto.execute.calibrate.channel_moments`.
+        """
+        self.keep_float_weights()
+        behaviour = self._behaviour(phases.OBSERVE)
+        with torch.no_grad():
+            self.module(*args, **kwargs)
+        self._inputs.add(behaviour.inputs.take())
+        return behaviour.outputs.take()
+
+    def correct_analytically(self) -> None:
+        """Corrects the biases by what was observed, if the config asks for it.
+
+        Every process must call it equally often.
+        """
+        if self.config.calibration.is_analytic:
+            state = self.quantization
+            state.bias_correction.copy_(self._inputs.correction(state))
+
+    def correct(
+        self, reference: dict[str, Tensor], lr: float, *args: Any, **kwargs: Any
+    ) -> Any:
+        """One quantized pass that corrects the biases, and weights if asked to.
+
+        Args:
+            reference (Dict[str, Tensor]): Of :meth:`observe`, same batch.
+            lr (float): Step.
+            *args, **kwargs: Of the model.
+
+        Returns:
+            Any: What the quantized model returns.
+        """
+        behaviour = self._behaviour(phases.CORRECT)
+        sequential = self.config.calibration.bias_correction == 'sequential'
+        behaviour.reference = reference if sequential else None
+        with torch.no_grad():
+            result = self.module(*args, **kwargs)
+        self._corrections += 1
+        # What a pass is off by does not depend on the passes before it: their mean.
+        behaviour.update(reference, 1 / self._corrections if sequential else lr)
+        return result
+
+    def round_weights(self, batches: Sequence[Any]) -> None:
+        """Chooses how weights are rounded: ``quantize.rounding``.
+
+        Ranges must be known; see :mod:`~mmquant_jacinto.methods.reconstruction`.
+
+        Args:
+            batches (Sequence): Gives the same batches of a dataloader each time it
+                is iterated over; equally many in each process.
+        """
+
+        @torch.no_grad()
+        def run(behaviour: Behaviour) -> None:
+            self.quantization.executor.behaviour = behaviour
+            for batch in batches:
+                # A preprocessor may change its batch in place.
+                args, call = self.arguments(copy.deepcopy(batch))
+                with suppress(Enough):
+                    self.module(*args, **call)
+
+        options = self.config.rounding
+        Reconstruction(self.quantization, run, len(batches), options).reconstruct()
+        # What the former phase computed is of the former weights.
+        self.quantization.set_phase(self.quantization.phase)
+
+    def search_bits(self, batches: Sequence[Any]) -> BitTable:
+        """Chooses the widths that ``mixed_precision`` leaves open.
+
+        Call it before anything else is calibrated; ranges are measured too.
+
+        Args:
+            batches (Sequence): Each a tensor, a tuple of positional or a dict of
+                keyword arguments of the model; for a model of MMEngine a batch
+                as its dataloader yields it. Each gives one sample of the
+                sensitivity; some 64 of one image are a good number.
+
+        Returns:
+            BitTable: The widths, and why. ``to_json()`` is what another
+            model's ``mixed_precision='path'`` reads.
+
+        Raises:
+            QuantizeError: If there is no width to choose.
+        """
+        if not self.plan.undecided:
+            raise QuantizeError(
+                'there is no width to choose: set mixed_precision=dict('
+                'average_bits=...), and call search_bits once'
+            )
+        for batch in batches:
+            args, kwargs = self.arguments(copy.deepcopy(batch))
+            self.observe(*args, **kwargs)
+        search = BitSearch(self.quantization, self.config.mixed_precision)
+        first = get_rank() * len(batches)
+        for seed, batch in enumerate(batches, first):
+            self.probe_step(search, copy.deepcopy(batch), seed)
+        table = search.finish()
+        self._follow_mode()
+        return table
+
+    def probe_step(self, search: BitSearch, batch: Any, seed: int) -> None:
+        """One batch of a search of widths.
+
+        Args:
+            search (BitSearch): Of this model.
+            batch (Any): See :meth:`search_bits`.
+            seed (int): Another one for each batch of each process.
+        """
+        args, kwargs = self.arguments(batch)
+        search.probe(lambda: self.module(*args, **kwargs), seed)
+
+    def calibrate_step(
+        self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float
+    ) -> dict[str, Tensor]:
+        """One batch of the dataloader, for ``CalibrationLoop``.
+
+        Args:
+            batch (Any): As the dataloader yields it.
+            reference (dict, optional): What this step returned for the batch
+                in the pass that measures; None in that pass.
+            lr (float): Step of the correction.
+
+        Returns:
+            Dict[str, Tensor]: What :meth:`observe` returns in the pass that
+            measures, nothing in one that corrects.
+        """
+        args, kwargs = self.arguments(batch)
+        if reference is None:
+            return self.observe(*args, **kwargs)
+        self.correct(reference, lr, *args, **kwargs)
+        return {}
+
+    def _behaviour(self, phase: str) -> Behaviour:
+        # An unchanged phase keeps what it has computed.
+        if self.quantization.phase != phase:
+            self.quantization.set_phase(phase)
+        return self.quantization.executor.behaviour
+
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        raise QuantizeError(
+            'calibration has no training step; use train_cfg.type='
+            "'CalibrationLoop', which quantize.mode=ptq sets by itself"
+        )

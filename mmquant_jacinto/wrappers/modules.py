@@ -1,0 +1,1 @@
+"""The seed's modules: a model wrapped for training, calibration or test."""

@@ -1,0 +1,147 @@
+"""Prepare: record a model, plan it, and give it its quantizers."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from ..config.quantize_config import QuantizeConfig
+from ..errors import QuantizeError
+from ..execute.quantization import Quantization
+from ..methods.mixed_precision import check_budget, weight_elements, with_found_bits
+from ..plan.plan import Plan
+from ..plan.planner import make_plan
+from ..record.recorder import record
+
+
+def is_region(module: nn.Module) -> bool:
+    """Whether a module that is called from outside any region starts one.
+
+    A model of MMEngine is no region: its forward computes losses and
+    predictions too; the modules that it calls are.
+    """
+    return not isinstance(module, BaseModel) and any(True for _ in module.parameters())
+
+
+def plan_model(
+    model: nn.Module, passes: Iterable[Callable[[], Any]], config: QuantizeConfig
+) -> Plan:
+    """Records ``passes`` over a model and plans its quantization.
+
+    Args:
+        model (nn.Module): The float model; left as it was.
+        passes (Iterable[Callable]): Each runs the model once.
+        config (QuantizeConfig): Target, widths, overrides.
+
+    Returns:
+        Plan: Plain data.
+
+    Raises:
+        QuantizeError: If there is nothing to quantize, a pattern of
+            ``overrides`` matches nothing, or the budget of ``mixed_precision``
+            is out of reach.
+    """
+    graph = record(model, passes, is_region)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    plan = make_plan(graph, config, shapes)
+    if config.searches_bits:
+        check_budget(plan, weight_elements(plan, shapes), config.mixed_precision)
+    elif config.mixed_precision:
+        plan = with_found_bits(plan, config.mixed_precision)
+    return plan
+
+
+def probe_passes(
+    model: nn.Module,
+    dummy_input: Any,
+    training_input: Any = None,
+    preprocessor: Optional[nn.Module] = None,
+) -> list[Callable[[], Any]]:
+    """The passes that show all of a model's call sites.
+
+    Args:
+        model (nn.Module): The float model.
+        dummy_input (Any): An image tensor (N, C, H, W), a tuple of
+            positional or a dict of keyword arguments; for a model of
+            MMEngine a batch as its dataloader yields it.
+        training_input (Any, optional): A batch to compute the loss on.
+            Defaults to ``dummy_input``.
+        preprocessor (nn.Module, optional): Makes a batch what a model of MMEngine
+            takes. Defaults to its own ``data_preprocessor``.
+
+    Returns:
+        List[Callable]: Each runs the model once.
+
+    Raises:
+        QuantizeError: If the input is none of these.
+    """
+    if isinstance(dummy_input, Tensor):
+        device = next(model.parameters()).device
+        return [lambda: model(dummy_input.to(device))]
+    if isinstance(model, BaseModel):
+        batch = dummy_input if training_input is None else training_input
+        if preprocessor is None:
+            preprocessor = model.data_preprocessor
+        return [
+            lambda: _run_batch(model, preprocessor, dummy_input, 'predict'),
+            lambda: _try_loss(model, preprocessor, batch),
+        ]
+    if isinstance(dummy_input, dict):
+        return [lambda: model(**dummy_input)]
+    if isinstance(dummy_input, (tuple, list)):
+        return [lambda: model(*dummy_input)]
+    raise QuantizeError(
+        f'dummy_input is a {type(dummy_input).__name__}; give an image '
+        'tensor (N, C, H, W), or a batch as the dataloader yields it'
+    )
+
+
+def _run_batch(
+    model: BaseModel, preprocessor: nn.Module, batch: Any, mode: str
+) -> None:
+    # A preprocessor may change its batch in place.
+    data = preprocessor(copy.deepcopy(batch), False)
+    model._run_forward(data, mode=mode)
+
+
+def _try_loss(model: BaseModel, preprocessor: nn.Module, batch: Any) -> None:
+    """Reaches, from the ground truth, heads that found nothing to do."""
+    try:
+        _run_batch(model, preprocessor, batch, 'loss')
+    except Exception as error:  # noqa: B902 - a batch without ground truth
+        print_log(
+            'The loss could not be computed on the batch that '
+            f'quantization was prepared with ({type(error).__name__}: '
+            f'{error}); modules that run in training alone are not '
+            'seen.',
+            'current',
+        )
+
+
+def quantize_model(model: nn.Module, plan: Plan) -> Quantization:
+    """Gives a model the quantizers of ``plan``, without ranges.
+
+    Args:
+        model (nn.Module): The float model.
+        plan (Plan): From :func:`plan_model` or from a checkpoint.
+
+    Returns:
+        Quantization: Child of the model.
+    """
+    quantization = Quantization.of(model) or Quantization(model)
+    with torch.no_grad():
+        quantization.build(plan)
+    return quantization
+
+
+def unquantize_model(model: nn.Module) -> nn.Module:
+    """Takes everything off that :func:`quantize_model` put on a model."""
+    quantization = Quantization.of(model)
+    if quantization is not None:
+        quantization.detach()
+        del model.quantization
+    return model

@@ -1,0 +1,171 @@
+"""The wrapper for quantization aware training."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, Optional
+
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor, nn
+
+from ..execute import quantization as phases
+from .glibc_memory import keep_freed_memory
+from .quant_module import QuantModule
+
+
+@MODEL_WRAPPERS.register_module()
+class QuantTrainModule(QuantModule):
+    """Quantization aware training.
+
+    Training mode fake-quantizes, evaluation computes on integers. From plain
+    PyTorch, each change from ``eval()`` to ``train()`` counts as an epoch for
+    the freeze schedule; under MMEngine's runner ``QATHook`` keeps count.
+
+    Args:
+        module (nn.Module): The float model.
+        dummy_input (Any): See :class:`QuantModule`.
+        total_epochs (int, optional): Length of the training, for the freeze
+            schedule. None: nothing freezes unless the runner says so.
+        distributed (dict, optional): Arguments for DistributedDataParallel
+            (``find_unused_parameters``, ...); wraps the model with it.
+        **quantize: The keys of ``quantize=dict(...)``.
+
+    Examples:
+        >>> model = QuantTrainModule(model, dummy_input=x, total_epochs=12)
+        >>> model.train()
+        >>> loss = model(images).sum()
+        >>> model.eval()
+        >>> torch.save(model.module.state_dict(), 'qat.pth')
+    """
+
+    mode = 'qat'
+    trains = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dummy_input: Any = None,
+        *,
+        total_epochs: Optional[int] = None,
+        distributed: Optional[dict] = None,
+        **quantize: Any,
+    ) -> None:
+        self.total_epochs = total_epochs
+        self.epoch = 0
+        self.bn_frozen = self.ranges_frozen = False
+        self._was_evaluated = False
+        super().__init__(module, dummy_input, **quantize)
+        if next(module.parameters()).device.type == 'cpu':
+            keep_freed_memory()
+        # Hidden from the module tree: one level of unwrapping gives the
+        # float model, as MMEngine expects of a wrapper.
+        self._parallel: list[MMDistributedDataParallel] = []
+        self.distributed = distributed
+        if total_epochs is not None:
+            self.set_epoch(0, total_epochs)
+            self._follow_mode()
+        # Wrapping an evaluated model is no epoch yet.
+        self._was_evaluated = False
+        if distributed is not None and self.plan is not None:
+            self.distribute()
+
+    def distribute(self) -> None:
+        """Wraps the prepared model for training on several processes."""
+        self._parallel = [MMDistributedDataParallel(self.module, **self.distributed)]
+
+    @property
+    def train_phase(self) -> str:
+        return phases.TRAIN
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_ranges()
+        if self._parallel and self.training:
+            return self._parallel[0](*args, **kwargs)
+        return self.module(*args, **kwargs)
+
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        model = self._parallel[0] if self._parallel else self.module
+        return model.train_step(*args, **kwargs)
+
+    def no_sync(self) -> Any:
+        """Context that keeps gradients local, for gradient accumulation."""
+        return self._parallel[0].no_sync() if self._parallel else nullcontext()
+
+    def train(self, mode: bool = True) -> 'QuantTrainModule':
+        if mode and self._was_evaluated and self.total_epochs is not None:
+            self.set_epoch(self.epoch + 1, self.total_epochs)
+        self._was_evaluated = not mode
+        super().train(mode)
+        return self
+
+    def _follow_mode(self) -> None:
+        super()._follow_mode()
+        if self.plan is not None:
+            for norm in self._norms() if self.bn_frozen else ():
+                norm.eval()
+            self.quantization.activations.observing = not self.ranges_frozen
+
+    def set_epoch(
+        self, epoch: int, total: int, unit: Optional[int] = None
+    ) -> list[str]:
+        """Freezes what the schedule freezes by the start of an epoch.
+
+        Batch normalization's statistics freeze from epoch total // 2 - 1 on,
+        activation ranges from total // 2 + 1 on, as in the Jacinto devkit.
+
+        Args:
+            epoch (int): From 0; may be an iteration, see ``unit``.
+            total (int): Length of the training, in the same unit.
+            unit (int, optional): How many of them make an epoch of the
+                schedule; a twelfth of the training for iterations.
+
+        Returns:
+            List[str]: What froze now: ``'bn'``, ``'ranges'``.
+        """
+        self.epoch = epoch
+        freeze = self.config.freeze
+        unit = unit or 1
+        starts = dict(bn=total // 2 - unit, ranges=total // 2 + unit)
+        changed = []
+        for name, start in starts.items():
+            given = getattr(freeze, name)
+            start = start if given is None else given
+            frozen = given is not False and epoch >= start
+            attribute = f'{name}_frozen'
+            if frozen and not getattr(self, attribute):
+                changed.append(name)
+            setattr(self, attribute, frozen)
+        return changed
+
+    @torch.no_grad()
+    def measure_ranges(self, batches: Iterable[Any]) -> None:
+        """Finds what learned scales start from, before the training.
+
+        Ranges are measured in float; fake quantizers of others see what they will
+        see in training.
+
+        Args:
+            batches (Iterable): As a dataloader yields them; equally many in each
+                process.
+        """
+        training = self.training
+        self.module.eval()
+        quantization = self.quantization
+        if quantization.fake_quants is None:
+            quantization.set_phase(phases.OBSERVE)
+        else:
+            quantization.set_phase(phases.TRAIN)
+            quantization.activations.observing = False
+        for batch in batches:
+            args, call = self.predict_call(batch)
+            self.module(*args, **call)
+        nn.Module.train(self, training)
+        self._follow_mode()
+
+    def _norms(self) -> Iterator[nn.Module]:
+        return (
+            layer.norm
+            for layer in self.quantization.layers.values()
+            if layer.norm is not None
+        )
