@@ -15,7 +15,7 @@ help:
 	@echo 'build of torch is, where the registry has only one for CUDA.'
 
 demo: $(READY)
-	.venv/bin/python tools/demo.py $(if $(DATA),--data '$(DATA)') $(DEMO_ARGS)
+	.venv/bin/python demo/demo.py $(if $(DATA),--data '$(DATA)') $(DEMO_ARGS)
 
 test: $(READY)
 	.venv/bin/python -m pytest tests
@@ -25,15 +25,15 @@ lint: $(READY)
 
 # The other libraries have an environment of their own.
 peers:
-	VENV=.venv-peers PEERS=1 PYTHON='$(PYTHON)' bash tools/setup_env.sh
+	VENV=.venv-peers PEERS=1 PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	.venv-peers/bin/python benchmarks/peers.py \
 		$(or $(CONFIG),configs/bccd/ssd_mobilenet_fpn.py) '$(CHECKPOINT)' \
 		--json benchmarks/results/peers.json
 
-SETUP := tools/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
+SETUP := requirements/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
 
 $(READY): $(SETUP) mmquant_jacinto/quantizers/kernels/csrc/kernels.c
-	VENV=.venv PEERS= PYTHON='$(PYTHON)' bash tools/setup_env.sh
+	VENV=.venv PEERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	@touch $@
 
 clean:

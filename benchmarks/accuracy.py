@@ -34,7 +34,7 @@ from accuracy_runs import (
     train_float,
 )
 
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(ROOT / 'demo'))
 
 from process_settings import set_process_defaults
 from voc_folder import VOCFolder, read_split, read_voc_folder

@@ -27,7 +27,12 @@ from mmquant_jacinto.methods.layer_samples import (
     Enough,
 )
 from mmquant_jacinto.methods.reconstruction import generations
-from mmquant_jacinto.methods.rounding import output_of, round_weight, soft_round
+from mmquant_jacinto.methods.rounding import (
+    RoundingTask,
+    output_of,
+    round_weight,
+    soft_round,
+)
 from mmquant_jacinto.targets.formats import integer_bounds
 from mmquant_jacinto.targets.target import PRESETS
 
@@ -43,6 +48,10 @@ def correlated_rows(size):
     """Inputs that leave rounding to nearest far from the best."""
     inputs = torch.randn(size, 1, 6) @ (torch.eye(6) + 0.9 * torch.ones(6, 6))
     return inputs - inputs.mean(0)
+
+
+def task_of(inputs, target, weight):
+    return RoundingTask(inputs, target, weight, STEP, FORMAT)
 
 
 METHODS = [Rounding('adaround', iterations=600), Rounding('coordinate_descent')]
@@ -61,7 +70,7 @@ def test_rounding_is_near_that_of_an_exhaustive_search(options):
         costs.append(squared_error(inputs, target, integers * STEP))
     best = torch.stack(costs).amin(0)
     nearest = (weight / STEP).round().clamp(low, high) * STEP
-    integers = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    integers = round_weight(task_of(inputs, target, weight), options)
     found = squared_error(inputs, target, integers * STEP)
     plain = squared_error(inputs, target, nearest)
     assert (found <= plain).all()
@@ -76,7 +85,7 @@ def test_descent_ends_where_no_weight_alone_can_be_better():
     target = output_of(inputs, weight) + 0.1 * torch.randn(512, 4)
     target -= target.mean(0)
     options = Rounding('coordinate_descent', damping=1e-9)
-    found = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    found = round_weight(task_of(inputs, target, weight), options)
     least = squared_error(inputs, target, found * STEP)
     for column in range(6):
         for move in (-1, 1):
@@ -91,7 +100,7 @@ def test_rounding_is_never_worse_than_to_nearest():
     target = output_of(inputs, weight)
     nearest = (weight / STEP).round().clamp(-7, 7)
     options = Rounding('adaround', iterations=1)
-    integers = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    integers = round_weight(task_of(inputs, target, weight), options)
     found, plain = (
         squared_error(inputs, target, w * STEP) for w in (integers, nearest)
     )
@@ -105,16 +114,10 @@ def test_groups_are_rounded_each_by_itself():
     weight = torch.randn(4, 6) * 0.4
     target = output_of(inputs, weight)
     options = METHODS[1]
-    together = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    together = round_weight(task_of(inputs, target, weight), options)
     for group, rows in enumerate((slice(0, 2), slice(2, 4))):
-        alone = round_weight(
-            inputs[:, group : group + 1],
-            target[:, rows],
-            weight[rows],
-            STEP[rows],
-            FORMAT,
-            options,
-        )
+        part = inputs[:, group : group + 1], target[:, rows], weight[rows], STEP[rows]
+        alone = round_weight(RoundingTask(*part, FORMAT), options)
         assert torch.equal(alone, together[rows])
 
 
@@ -259,9 +262,9 @@ def test_adaround_needs_no_gradients_around_it():
     inputs, weight = correlated_rows(64), torch.randn(4, 6) * 0.4
     target = output_of(inputs, weight)
     options = Rounding('adaround', iterations=5)
-    found = round_weight(inputs, target, weight, STEP, FORMAT, options)
+    found = round_weight(task_of(inputs, target, weight), options)
     with torch.enable_grad():
-        expected = round_weight(inputs, target, weight, STEP, FORMAT, options)
+        expected = round_weight(task_of(inputs, target, weight), options)
     assert torch.equal(found, expected)
 
 

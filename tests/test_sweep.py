@@ -107,7 +107,7 @@ def report_of(least16, least8, **changes):
 )
 def test_what_counts_as_a_shortfall(report, words, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from zoo_report import shortfalls
+    from zoo.report import shortfalls
 
     found = '; '.join(shortfalls(report))
     assert bool(found) == bool(words)
@@ -116,7 +116,7 @@ def test_what_counts_as_a_shortfall(report, words, monkeypatch):
 
 def test_export_column(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from zoo_report import _equal, _exports
+    from zoo.report import _equal, _exports
 
     assert _equal(None) == '–'
     assert _equal(dict(reason='why')) == 'no'

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from zoo_report import engine_version, write_table
+from zoo.report import engine_version, write_table
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
@@ -80,11 +80,11 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
 
     torch.set_num_threads(1)
     if args.export:
-        from zoo_export import examine_export
+        from zoo.export import examine_export
 
         report = examine_export(name)
     else:
-        from zoo_check import examine
+        from zoo.check import examine
 
         report = examine(name, args.device, args.amp)
     _write(Path(path), report, engine)
@@ -154,8 +154,8 @@ def main() -> None:
     os.environ['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['zoo_preload'])
-    from zoo_configs import select
+    context.set_forkserver_preload(['zoo.preload'])
+    from zoo.configs import select
 
     chosen = select(args.patterns, args.all)
     first = {name for name, _ in select(args.first)} if args.first else set()

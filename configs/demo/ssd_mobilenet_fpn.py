@@ -1,4 +1,4 @@
-# The detector of tools/demo.py, which sets the environment variables; without
+# The detector of demo/demo.py, which sets the environment variables; without
 # them it is trained on BCCD, at the resolution of the environment or 320.
 _base_ = '../bccd/ssd_mobilenet_fpn.py'
 work_dir = 'work_dirs/demo/float'

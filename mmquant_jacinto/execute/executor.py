@@ -13,16 +13,15 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import QuantizeError
 from ..plan.plan import Plan, Step
 from ..record import ops
-from ..record.attention import WRITTEN_OUT
+from ..record.call_mode import CallMode
 from ..record.call_tree import CallNode, CallTracker, Frame
 from ..record.deform_conv import make_visible
-from ..record.ops import OPS, Op
+from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
 from .in_place import current, current_leaves, given, is_in_place, replace
@@ -61,7 +60,7 @@ class _Moment(NamedTuple):
     frame: Frame
 
 
-class Executor(TorchFunctionMode):
+class Executor(CallMode):
     """Runs the regions of a model under a plan.
 
     Args:
@@ -242,17 +241,7 @@ class Executor(TorchFunctionMode):
                 'current',
             )
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Iterable,
-        args: tuple = (),
-        kwargs: Optional[dict] = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        op = OPS.get(func)
-        if op is None:
-            return self._call_other(func, args, kwargs)
+    def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
         if self._norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
@@ -278,12 +267,7 @@ class Executor(TorchFunctionMode):
             replace(args[0], result)
         return result
 
-    def _call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """A function that is not in the table."""
-        written_out = WRITTEN_OUT.get(func)
-        if written_out is not None:
-            with self:
-                return written_out(*args, **kwargs)
+    def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         # Of a getter (`x.shape`) it makes no difference.
         if func.__name__ != '__get__':
             args = tuple([current(item) for item in args])

@@ -30,7 +30,7 @@ from .layer_samples import (
     count_rows,
     has_rows,
 )
-from .rounding import output_of, round_weight
+from .rounding import RoundingTask, output_of, round_weight
 
 # Float outputs that are held at a time.
 MAX_OUTPUTS = 2**26
@@ -156,9 +156,8 @@ class Reconstruction:
             if bias is not None:
                 outputs_mean = outputs_mean + bias.detach()
         step = self.grids.step(name)[:, None]
-        integers = round_weight(
-            inputs, target, weight, step, layer.spec.format, self.options
-        )
+        task = RoundingTask(inputs, target, weight, step, layer.spec.format)
+        integers = round_weight(task, self.options)
         if is_distributed():
             dist.broadcast(integers, 0)
         on_grid = integers * step

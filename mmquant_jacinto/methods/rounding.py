@@ -6,6 +6,8 @@ others, and for those of the inputs.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,26 @@ SWEEPS = 4
 BLOCK = 128
 
 
+class RoundingTask(NamedTuple):
+    """A layer whose weight is to be rounded, seen at ``n`` positions.
+
+    ``C`` output channels in ``G`` groups, each of which reads ``k`` inputs.
+
+    Args:
+        inputs (Tensor): What the weight is multiplied with: (n, G, k), its mean zero.
+        target (Tensor): What should come out: (n, C), its mean zero.
+        weight (Tensor): A row for each output channel: (C, k).
+        step (Tensor): Of each channel's grid: (C, 1).
+        format (TensorFormat): Of the weight.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    weight: Tensor
+    step: Tensor
+    format: TensorFormat
+
+
 def output_of(inputs: Tensor, weight: Tensor) -> Tensor:
     """What rows (n, G, k) give through a weight (C, k): (n, C)."""
     weight = weight.unflatten(0, (inputs.shape[1], -1))
@@ -36,53 +58,37 @@ def soft_round(v: Tensor) -> Tensor:
 
 
 @ROUNDINGS.register_module(name='nearest')
-def nearest(
-    inputs: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    fmt: TensorFormat,
-    options: Rounding,
-) -> Tensor:
+def nearest(task: RoundingTask, options: Rounding) -> Tensor:
     """Rounds each weight for itself.
 
     Args:
         As of :func:`adaround`.
 
     Returns:
-        Tensor: Integers, in a tensor like ``weight``.
+        Tensor: Integers, in a tensor like the weight.
     """
+    weight, step, fmt = task.weight, task.step, task.format
     return (weight / step).round_().clamp_(*integer_bounds(fmt))
 
 
 @ROUNDINGS.register_module(name='adaround')
 @torch.enable_grad()
-def adaround(
-    inputs: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    fmt: TensorFormat,
-    options: Rounding,
-) -> Tensor:
+def adaround(task: RoundingTask, options: Rounding) -> Tensor:
     """Rounds each weight up or down.
 
     Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization (arXiv
     2004.10568), eq. 21 to 25 without the activation.
 
     Args:
-        inputs (Tensor): What the weight is multiplied with: (n, G, k), its mean zero.
-        target (Tensor): What should come out: (n, C), its mean zero.
-        weight (Tensor): A row for each output channel: (C, k).
-        step (Tensor): Of each channel's grid: (C, 1).
-        fmt (TensorFormat): Of the weight.
+        task (RoundingTask): The layer.
         options (Rounding): Iterations, learning rate, regularization.
 
     Returns:
-        Tensor: Integers, in a tensor like ``weight``.
+        Tensor: Integers, in a tensor like the weight.
     """
+    inputs, target, weight, step, fmt = task
     low, high = integer_bounds(fmt)
-    rounded = nearest(inputs, target, weight, step, fmt, options)
+    rounded = nearest(task, options)
     floor = (weight / step).floor_()
     rest = (weight / step - floor).clamp_(0.01, 0.99)
     v = (-((ZETA - GAMMA) / (rest - GAMMA) - 1).log()).requires_grad_()
@@ -113,14 +119,7 @@ def adaround(
 
 @ROUNDINGS.register_module(name='coordinate_descent')
 @torch.no_grad()
-def coordinate_descent(
-    inputs: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    fmt: TensorFormat,
-    options: Rounding,
-) -> Tensor:
+def coordinate_descent(task: RoundingTask, options: Rounding) -> Tensor:
     """Puts one weight after the other where the error is least, the others as they are.
 
     Behdin et al., QuantEase: Optimization-based Quantization for Language Models (arXiv
@@ -131,8 +130,9 @@ def coordinate_descent(
         As of :func:`adaround`; of the options, ``damping``.
 
     Returns:
-        Tensor: Integers, in a tensor like ``weight``.
+        Tensor: Integers, in a tensor like the weight.
     """
+    inputs, target, weight, step, fmt = task
     low, high = integer_bounds(fmt)
     groups, count = inputs.shape[1], len(inputs)
     inputs = inputs.transpose(0, 1)
@@ -170,27 +170,20 @@ def coordinate_descent(
     return (chosen / step).round_().flatten(0, 1)
 
 
-def round_weight(
-    inputs: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    step: Tensor,
-    fmt: TensorFormat,
-    options: Rounding,
-) -> Tensor:
+def round_weight(task: RoundingTask, options: Rounding) -> Tensor:
     """Rounds with the method of ``options``, or to nearest where that is better.
 
     Args:
         As of :func:`adaround`.
 
     Returns:
-        Tensor: Integers, in a tensor like ``weight``.
+        Tensor: Integers, in a tensor like the weight.
     """
     method = look_up(ROUNDINGS, 'quantize.rounding.method', options.method)
-    chosen = method(inputs, target, weight, step, fmt, options)
-    known = nearest(inputs, target, weight, step, fmt, options)
+    chosen = method(task, options)
+    known = nearest(task, options)
     error, bound = (
-        (output_of(inputs, integers * step) - target).square().mean(0)
+        (output_of(task.inputs, integers * task.step) - task.target).square().mean(0)
         for integers in (chosen, known)
     )
     return torch.where((error < bound)[:, None], chosen, known)

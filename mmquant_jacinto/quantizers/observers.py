@@ -51,8 +51,8 @@ def sample_rows(x: Tensor) -> Tensor:
 class Observer:
     """Samples tensors, and says which of their extremes ends the range.
 
-    Subclasses are entries of ``registry.OBSERVERS``. What searches a range for all steps
-    together is a ``HistogramObserver``, see
+    Subclasses are entries of ``registry.OBSERVERS``. What searches a range for all
+    steps together is a ``HistogramObserver``, see
     :mod:`~mmquant_jacinto.quantizers.range_search`.
 
     Args:

@@ -11,19 +11,18 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from . import ops
-from .attention import WRITTEN_OUT
+from .call_mode import CallMode
 from .call_tree import CallTracker
 from .deform_conv import make_visible
 from .graph import Graph, Site
-from .ops import OPS
+from .ops import Op
 from .side_effects import untouched
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(CallMode):
     """Records the calls made inside regions while a model runs.
 
     Args:
@@ -149,19 +148,9 @@ class Recorder(TorchFunctionMode):
                 if value is not None:
                     self.graph.region_outputs.add(value)
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Iterable,
-        args: tuple = (),
-        kwargs: Optional[dict] = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
         if self._opaque is not None:
             return func(*args, **kwargs)
-        op = OPS.get(func)
-        if op is None:
-            return self._record_other(func, args, kwargs)
         frame = self.tracker.frame
         name = frame.node.site_name(op.name, frame.next(op.name))
         kind = ops.kind_of(op, args, kwargs)
@@ -212,12 +201,14 @@ class Recorder(TorchFunctionMode):
             shape=tuple(leaves[0].shape),
         )
 
-    def _record_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """A function that is not in the table: values flow through it."""
-        written_out = WRITTEN_OUT.get(func)
-        if written_out is not None:
-            with self:
-                return written_out(*args, **kwargs)
+    @property
+    def is_opaque(self) -> bool:
+        return self._opaque is not None
+
+    def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Values flow through it."""
+        if self._opaque is not None:
+            return func(*args, **kwargs)
         frame = self.tracker.frame
         op = func.__name__
         name = frame.node.site_name(op, frame.next(op))

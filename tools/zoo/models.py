@@ -11,10 +11,11 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from zoo_batches import predict_batch, walk
 
 from mmquant_jacinto import quantize_model
 from mmquant_jacinto.plan.plan import Plan
+
+from .batches import predict_batch, walk
 
 NUM_DETECTIONS = 10
 # Size and number of the images: the first that a model takes. Many have a least size,

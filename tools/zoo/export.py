@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from zoo_batches import smooth_noise
-from zoo_configs import load_model_config, strip_pretrained
-from zoo_models import build_and_predict, calibrate, lighten
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.export.exporter import export_onnx
@@ -17,6 +14,10 @@ from mmquant_jacinto.export.proof.verify import verify
 from mmquant_jacinto.plan.planner import make_plan
 from mmquant_jacinto.record.recorder import record
 from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
+
+from .batches import smooth_noise
+from .configs import load_model_config, strip_pretrained
+from .models import build_and_predict, calibrate, lighten
 
 FORMAT = dict(bits=8, target='onnxruntime', observer='minmax')
 # Of the images to compare on: others than those that gave the ranges.

@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_data import compose_digits
-from demo_report import draw_detections, write_table
+from digits import compose_digits
+from report import draw_detections, write_table
 from process_settings import set_process_defaults
 from voc_folder import VOCFolder, read_voc_folder
 

@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-TOOLS = Path(__file__).resolve().parent
-PACKAGE = TOOLS.parent / 'mmquant_jacinto'
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parents[1] / 'mmquant_jacinto'
 BOUNDS = {'16': 55.0, '8': 15.0}  # dB, by bits
 EIGHT_BITS = 48.2  # dB
 DEVIATIONS = {
@@ -62,7 +62,7 @@ has not been run so far.
 def engine_version() -> str:
     """A number for all sources that results depend on: those of two do not mix."""
     digest = hashlib.sha1()
-    sources = [*PACKAGE.rglob('*.py'), *PACKAGE.rglob('*.c'), *TOOLS.glob('zoo_*.py')]
+    sources = [*PACKAGE.rglob('*.py'), *PACKAGE.rglob('*.c'), *HERE.glob('*.py')]
     for path in sorted(sources):
         if path != Path(__file__).resolve():
             digest.update(path.read_bytes())
@@ -142,7 +142,7 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
     """Writes the table of all models in Markdown.
 
     Args:
-        reports (Iterable[dict]): Of ``zoo_check.examine``.
+        reports (Iterable[dict]): Of ``check.examine``.
         path (Path): Where to.
         command (str): That made it.
     """

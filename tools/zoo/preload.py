@@ -7,9 +7,10 @@ import torch
 warnings.filterwarnings('ignore')
 torch.set_num_threads(1)
 
-from zoo_configs import import_mmpretrain  # noqa: E402
+from .configs import import_mmpretrain  # noqa: E402
 
 import_mmpretrain()
 
 import mmdet.models  # noqa: E402, F401
-import zoo_check  # noqa: E402, F401
+
+from . import check  # noqa: E402, F401

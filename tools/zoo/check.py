@@ -15,16 +15,17 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from zoo_batches import loss_batches
-from zoo_configs import load_model_config, strip_pretrained
-from zoo_models import build_and_predict, calibrate, lighten, run
-from zoo_outputs import RegionTap, signal_to_noise
 
 from mmquant_jacinto import QuantizeConfig
 from mmquant_jacinto.plan.planner import make_plan
 from mmquant_jacinto.record.recorder import record
 from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
 from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
+
+from .batches import loss_batches
+from .configs import load_model_config, strip_pretrained
+from .models import build_and_predict, calibrate, lighten, run
+from .outputs import RegionTap, signal_to_noise
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
 # cuts off is more than what 16 bits round. At 16 bits nothing else may cost what would

@@ -13,7 +13,8 @@ from typing import Any
 
 import mmdet
 from mmengine.config import Config, ConfigDict
-from zoo_batches import walk
+
+from .batches import walk
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 # What stands for a part of an architecture.

@@ -1,0 +1,44 @@
+"""Call mode: sees the torch functions that a model calls, to record or to run them."""
+
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
+
+from torch.overrides import TorchFunctionMode
+
+from .attention import WRITTEN_OUT
+from .ops import OPS, Op
+
+
+class CallMode(TorchFunctionMode):
+    """Context in which each torch function goes to one of two methods.
+
+    Attributes:
+        is_opaque (bool): Whether what is called now is no business of this mode.
+    """
+
+    is_opaque = False
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: Optional[dict] = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = OPS.get(func)
+        if op is not None:
+            return self.call(op, func, args, kwargs)
+        written_out = None if self.is_opaque else WRITTEN_OUT.get(func)
+        if written_out is None:
+            return self.call_other(func, args, kwargs)
+        with self:
+            return written_out(*args, **kwargs)
+
+    def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function of the table is called."""
+        raise NotImplementedError
+
+    def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A function that is not in the table is called."""
+        raise NotImplementedError

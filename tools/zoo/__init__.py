@@ -1,0 +1,1 @@
+"""The zoo of MMDetection: which models run, quantize, export, and how well."""
