@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from digits import compose_digits
-from report import draw_detections, write_table
 from process_settings import set_process_defaults
+from report import draw_detections, write_table
 from voc_folder import VOCFolder, read_voc_folder
 
 ROOT = Path(__file__).resolve().parent.parent
