@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from free_port import free_port
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from test_cpu_distributed import free_port
 from torch import nn
 from toy_runner import (
     BATCH_SIZE,

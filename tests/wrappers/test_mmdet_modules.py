@@ -1,13 +1,12 @@
 """The wrappers around a real detector, from plain PyTorch."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
+from paths import CONFIGS
 
 from mmquant_jacinto import (
     MMDetQuantCalibrateModule,
@@ -15,7 +14,7 @@ from mmquant_jacinto import (
     MMDetQuantTrainModule,
 )
 
-CONFIG = Path(__file__).parents[1] / 'configs/bccd/ssd_mobilenet_fpn.py'
+CONFIG = CONFIGS / 'bccd' / 'ssd_mobilenet_fpn.py'
 SIZE = 160
 
 

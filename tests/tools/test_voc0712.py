@@ -4,7 +4,6 @@ On images in the devkit's layout; the path is that of the results on BCCD.
 """
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,10 @@ pytest.importorskip('mmdet')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 from mini_voc import compose  # noqa: E402
+from paths import CONFIGS, TOOLS  # noqa: E402
 from run_tools import run_lines  # noqa: E402
 
 from mmquant_jacinto.execute.quantization import find_plan  # noqa: E402
-
-TESTS = Path(__file__).parent
-CONFIGS = TESTS.parent / 'configs' / 'jacinto_ai'
-TOOLS = TESTS.parent / 'tools'
 
 # Two iterations of a small batch in place of days, and nothing downloaded.
 SHORT = {
@@ -40,7 +36,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp('voc0712')
     compose(root / 'data' / 'VOCdevkit')
     configs = {
-        variant: CONFIGS / f'ssd_mobilenet_fpn{variant}.py'
+        variant: CONFIGS / 'jacinto_ai' / f'ssd_mobilenet_fpn{variant}.py'
         for variant in ('', '_ptq', '_qat')
     }
     work_dir = 'work_dirs/jacinto_ai/ssd_mobilenet_fpn'

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip('mmdet')
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
-from test_detectors import (  # noqa: E402
+from paths import TOOLS  # noqa: E402
+from upstream_detectors import (  # noqa: E402
     DETECTORS,
     MIM,
     OLD_STYLE,
-    OUR_TOOLS,
     SHORT,
     Workspace,
 )
@@ -35,13 +35,13 @@ def workspace(tmp_path_factory):
     workspace = Workspace(tmp_path_factory.mktemp('export'))
     config = OLD_STYLE.format(base=str(MIM / 'configs' / BASE))
     (workspace.root / 'config.py').write_text(config)
-    workspace.run((OUR_TOOLS / 'train.py', ['config.py'], OPTIONS))
+    workspace.run((TOOLS / 'train.py', ['config.py'], OPTIONS))
     return workspace
 
 
 def export(workspace, *arguments, checkpoint=CHECKPOINT, options=OPTIONS):
     """Exit code and output of a line that may fail."""
-    line = [sys.executable, str(OUR_TOOLS / 'export.py'), 'config.py', checkpoint]
+    line = [sys.executable, str(TOOLS / 'export.py'), 'config.py', checkpoint]
     line += [*arguments, '--cfg-options']
     line += [f'{key}={value}' for key, value in options.items()]
     done = subprocess.run(
@@ -58,17 +58,15 @@ def export(workspace, *arguments, checkpoint=CHECKPOINT, options=OPTIONS):
 def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
     out = workspace.run(
         (
-            OUR_TOOLS / 'export.py',
+            TOOLS / 'export.py',
             ['config.py', CHECKPOINT, '-o', 'out/model.onnx', '--verify', '2'],
             OPTIONS,
         ),
-        (OUR_TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS),
+        (TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS),
     )
     assert out.count('100.0000%') == 12
     from_checkpoint = workspace.detections('test')
-    out = workspace.run(
-        (OUR_TOOLS / 'test.py', ['config.py', 'out/model.onnx'], OPTIONS)
-    )
+    out = workspace.run((TOOLS / 'test.py', ['config.py', 'out/model.onnx'], OPTIONS))
     assert re.search(r'images, [\d.]+ images per second', out)
     assert workspace.detections('test') == from_checkpoint != []
     model = onnx.load(workspace.root / 'out' / 'model.onnx')
@@ -114,7 +112,7 @@ def test_config_of_another_target_is_refused(workspace):
 
 
 def test_checkpoint_is_tested_with_the_arithmetic_of_a_target(workspace):
-    line = (OUR_TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS)
+    line = (TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS)
     workspace.run(line)
     detections = workspace.detections('test')
     tool, arguments, options = line
@@ -134,7 +132,7 @@ def test_target_that_does_not_fit_is_refused(workspace, config, target, message)
     lines = [line for line in content.splitlines() if 'quantize =' not in line]
     (workspace.root / 'float.py').write_text('\n'.join(lines))
     options = [f'{k}={v}' for k, v in OPTIONS.items() if 'quantize' not in k]
-    line = [sys.executable, str(OUR_TOOLS / 'test.py'), config, CHECKPOINT]
+    line = [sys.executable, str(TOOLS / 'test.py'), config, CHECKPOINT]
     done = subprocess.run(
         [*line, '--target', target, '--cfg-options', *options],
         cwd=workspace.root,

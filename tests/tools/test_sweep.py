@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
+from zoo.report import _equal, _exports, shortfalls
 
 pytest.importorskip('mmdet')
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = ['detr/detr_r18_8xb2-500e_coco.py', 'ssd/ssdlite_mobilenetv2*.py']
 
 
@@ -105,19 +105,13 @@ def report_of(least16, least8, **changes):
         ),
     ],
 )
-def test_what_counts_as_a_shortfall(report, words, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from zoo.report import shortfalls
-
+def test_what_counts_as_a_shortfall(report, words):
     found = '; '.join(shortfalls(report))
     assert bool(found) == bool(words)
     assert all(word in found for word in words)
 
 
-def test_export_column(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from zoo.report import _equal, _exports
-
+def test_export_column():
     assert _equal(None) == '–'
     assert _equal(dict(reason='why')) == 'no'
     assert _equal(dict(equal=1.0)) == '100 %'

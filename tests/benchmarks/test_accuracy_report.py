@@ -1,15 +1,10 @@
 """The results table out of the results of its runs, and the intervals in it."""
 
 import json
-import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
 
 import accuracy_report
+import numpy as np
+import pytest
 
 RESULTS = [
     dict(arch='mobilenet', row='float', seed=0, scores=dict(mAP50=0.8, mAP=0.4)),

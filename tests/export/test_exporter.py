@@ -492,7 +492,7 @@ def test_missing_operator_is_named_with_its_line():
     net = Forward(lambda net, x: torch.cumsum(net.conv(x), 1), conv=nn.Conv2d(3, 4, 1))
     x = torch.randn(1, 3, 8, 8)
     calibrated(net, x, target='onnxruntime')
-    with pytest.raises(QuantizeError, match=r"'cumsum'.*test_export\.py:\d+"):
+    with pytest.raises(QuantizeError, match=r"'cumsum'.*test_exporter\.py:\d+"):
         export_onnx(net, x)
 
 

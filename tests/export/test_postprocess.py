@@ -24,6 +24,7 @@ from mmengine.config import ConfigDict  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
+from paths import CONFIGS  # noqa: E402
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.graph.graph_writer import GraphWriter  # noqa: E402
@@ -214,15 +215,12 @@ class SmallSSD:
     size = 64, 64
 
     def __init__(self):
-        from pathlib import Path
-
         from mmengine.config import Config
         from mmengine.registry import MODELS
 
         from mmquant_jacinto import MMDetQuantCalibrateModule
 
-        root = Path(__file__).parents[1]
-        cfg = Config.fromfile(root / 'configs/bccd/ssd_mobilenet_fpn.py')
+        cfg = Config.fromfile(CONFIGS / 'bccd' / 'ssd_mobilenet_fpn.py')
         init_default_scope('mmdet')
         self.model = MODELS.build(cfg.model).eval()
         images = torch.rand(1, 3, *self.size) * 255

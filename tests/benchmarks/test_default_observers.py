@@ -1,17 +1,13 @@
 """The measurement behind the presets' default observers, on a random detector."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from mini_bccd import random_detector  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
 import default_observers  # noqa: E402
+from mini_bccd import random_detector  # noqa: E402
 
 
 @pytest.fixture(scope='module')

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from distributed_runs import run_all, run_others
+from free_port import free_port
 from mmengine.device import get_device
-from test_cpu_distributed import free_port
+from paths import HELPERS
 from toy_runner import (
     BATCH_SIZE,
     NUM_TRAIN,
@@ -23,7 +23,6 @@ from toy_runner import (
 
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='needs no GPU')
 
-HERE = Path(__file__).parent
 FILE = 'mixed_precision.json'
 TIMEOUT = 300  # a deadlock would last for ever
 RUNS = [
@@ -103,7 +102,7 @@ def two(one, tmp_path_factory):
             MASTER_PORT=port,
             OMP_NUM_THREADS='1',
         )
-        script = HERE / 'distributed_runs.py'
+        script = HELPERS / 'distributed_runs.py'
         arguments = [folder, one.folder / 'float' / 'epoch_6.pth', one.folder]
         with (folder / f'rank{rank}.log').open('w') as log:
             processes.append(

@@ -1,4 +1,4 @@
-"""A run that is killed as by ``kill -9``; test_faults.py starts it as a process.
+"""A run that is killed as by ``kill -9``; tests start it as a process.
 
 Usage: fault_runs.py WORK_DIR WHERE CONFIG_AS_JSON
 """

@@ -16,7 +16,8 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector  # noqa:
 from mmengine.config import Config  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.runner import load_checkpoint  # noqa: E402
-from test_detectors import MIM, OLD_STYLE, OUR_TOOLS, SHORT, SSDLITE  # noqa: E402
+from paths import TOOLS  # noqa: E402
+from upstream_detectors import MIM, OLD_STYLE, SHORT, SSDLITE  # noqa: E402
 
 from mmquant_jacinto import Quantization  # noqa: E402
 
@@ -40,7 +41,7 @@ class Workspace:
 
     def run(self, tool, *arguments, **options):
         options = {**OPTIONS, **options}
-        argv = [str(OUR_TOOLS / tool), self.config, *arguments, '--cfg-options']
+        argv = [str(TOOLS / tool), self.config, *arguments, '--cfg-options']
         sys.argv = [*argv, *(f'{key}={value}' for key, value in options.items())]
         runpy.run_path(argv[0], run_name='__main__')
 
@@ -79,7 +80,6 @@ def workspace(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(sys, 'argv', sys.argv)
-        patch.setattr(sys, 'path', [str(OUR_TOOLS), *sys.path])
         workspace = Workspace(root)
         save_lively_detector(workspace)
         workspace.run('train.py', load_from='lively.pth')

@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -7,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from free_port import free_port
 from mmengine.config import Config
 from mmengine.device import get_device
+from paths import TOOLS
 from torch import distributed as torch_dist
 
 from mmquant_jacinto.runners.cpu_distributed import (
     init_cpu_process_group,
     use_cpu_model_wrapper,
 )
-
-TOOLS = Path(__file__).parents[1] / 'tools'
 
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='needs no GPU')
 
@@ -105,12 +104,6 @@ def group_of_one(monkeypatch):
     init_cpu_process_group('pytorch')
     yield
     torch_dist.destroy_process_group()
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return str(listener.getsockname()[1])
 
 
 def run_tool(script: str, *args: object, cwd: Path) -> str:

@@ -1,4 +1,4 @@
-"""All that test_distributed.py wants run: one of two processes, or the only one.
+"""All that ``test_distributed.py`` wants run: one of two processes, or the only one.
 
 Usage: distributed_runs.py FOLDER FLOAT_CHECKPOINT FOLDER_OF_OTHERS
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
+from paths import HELPERS
 from toy_runner import (
     EPOCHS,
     Killed,
@@ -32,7 +32,7 @@ from mmquant_jacinto.runners.checkpoint_files import latest_checkpoint
 
 QAT = dict(mode='qat', bits=8)
 PTQ = dict(mode='ptq', bits=8)
-SCRIPT = Path(__file__).parent / 'fault_runs.py'
+SCRIPT = HELPERS / 'fault_runs.py'
 TIMEOUT = 300
 
 

@@ -5,9 +5,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_channel_pairs import INVERTED, inverted
 from torch import nn
-from toy_models import Forward, calibrated, make_plan, randomize_norms
+from toy_models import (
+    INVERTED,
+    Forward,
+    calibrated,
+    inverted,
+    make_plan,
+    randomize_norms,
+)
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError, QuantTrainModule
 from mmquant_jacinto.quantizers.equalize import equalize, hostile_twin

@@ -3,13 +3,14 @@
 import copy
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip('mmdet')
+import detector_scores  # noqa: E402
+import peers  # noqa: E402
 from mini_bccd import (  # noqa: E402
     CONFIG,
     NUM_IMAGES,
@@ -19,12 +20,6 @@ from mini_bccd import (  # noqa: E402
 )
 from mmengine.config import Config  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
-
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import detector_scores  # noqa: E402
-import peers  # noqa: E402
 
 
 @pytest.fixture(scope='module')

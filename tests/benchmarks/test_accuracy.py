@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
-
 import accuracy
 import accuracy_runs
+import pytest
 from accuracy_rows import ROWS, Row
 from accuracy_runs import ROOT, Run, RunError, Setup
 

@@ -1,22 +1,17 @@
 """BCCD in small: photographs of noise, and a random detector for them."""
 
-import sys
-from pathlib import Path
-
 import cv2
+import detector_scores
 import numpy as np
+import peers
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from paths import CONFIGS
 
-ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / 'configs' / 'bccd' / 'ssd_mobilenet_fpn.py'
+CONFIG = CONFIGS / 'bccd' / 'ssd_mobilenet_fpn.py'
 CLASSES = ('RBC', 'WBC', 'Platelets')
 NUM_IMAGES = 3
 SIZE = 64
-
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import detector_scores  # noqa: E402
-import peers  # noqa: E402
 
 
 def annotate(root, boxes_of):

@@ -7,6 +7,8 @@ from torch import nn
 
 from mmquant_jacinto import QuantizeConfig, plan_model, quantize_model
 
+INVERTED = 8  # channels
+
 
 class ToyNet(nn.Module):
     """One of each thing that a graph tracer or a naive hook gets wrong.
@@ -97,6 +99,26 @@ def randomize_norms(model):
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     return model
+
+
+def inverted(activation=nn.ReLU, width=INVERTED):
+    """Expansion, depthwise and projection, as in MobileNetV2, and a stem."""
+    return randomize_norms(
+        Forward(
+            lambda net, x: net.project_norm(
+                net.project(
+                    net.act(net.depth_norm(net.depth(net.act(net.norm(net.stem(x))))))
+                )
+            ),
+            stem=nn.Conv2d(3, width, 3, padding=1, bias=False),
+            norm=nn.BatchNorm2d(width),
+            depth=nn.Conv2d(width, width, 3, groups=width, bias=False),
+            depth_norm=nn.BatchNorm2d(width),
+            project=nn.Conv2d(width, 4, 1, bias=False),
+            project_norm=nn.BatchNorm2d(4),
+            act=activation(),
+        )
+    ).eval()
 
 
 def make_plan(model, inputs, **quantize):

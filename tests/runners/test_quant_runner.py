@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
+from paths import HELPERS
 from toy_runner import (
     BATCH_SIZE,
     EPOCHS,
@@ -127,7 +127,7 @@ def float_dir(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('float')
     subprocess.run(
         [sys.executable, '-c', FLOAT_RUN, str(work_dir)],
-        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parent)},
+        env={**os.environ, 'PYTHONPATH': str(HELPERS)},
         check=True,
         timeout=300,
     )

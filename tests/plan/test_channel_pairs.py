@@ -4,32 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy_models import Forward, randomize_norms
+from toy_models import Forward, inverted
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.wrappers.prepare import plan_model
-
-INVERTED = 8
-
-
-def inverted(activation=nn.ReLU, width=INVERTED):
-    """Expansion, depthwise and projection, as in MobileNetV2, and a stem."""
-    return randomize_norms(
-        Forward(
-            lambda net, x: net.project_norm(
-                net.project(
-                    net.act(net.depth_norm(net.depth(net.act(net.norm(net.stem(x))))))
-                )
-            ),
-            stem=nn.Conv2d(3, width, 3, padding=1, bias=False),
-            norm=nn.BatchNorm2d(width),
-            depth=nn.Conv2d(width, width, 3, groups=width, bias=False),
-            depth_norm=nn.BatchNorm2d(width),
-            project=nn.Conv2d(width, 4, 1, bias=False),
-            project_norm=nn.BatchNorm2d(4),
-            act=activation(),
-        )
-    ).eval()
 
 
 def pairs_of(net, *inputs):
