@@ -11,13 +11,7 @@ import torch
 pytest.importorskip('mmdet')
 import detector_scores  # noqa: E402
 import peers  # noqa: E402
-from mini_bccd import (  # noqa: E402
-    CONFIG,
-    NUM_IMAGES,
-    SIZE,
-    annotate,
-    random_detector,
-)
+from mini_bccd import CONFIG, NUM_IMAGES, SIZE, annotate, random_detector  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 

@@ -13,15 +13,13 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from toy_distiller import distilling_model
-from toy_runner import make_config, train
+from toy_runner import PTQ, QAT, make_config, train
 
 from mmquant_jacinto import PRESETS
 from mmquant_jacinto.methods.layer_samples import gather
 from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
 
-PTQ = dict(mode='ptq', bits=8)
-QAT = dict(mode='qat', bits=8)
 FAKE_QUANTS = dict(
     QAT,
     target='onnxruntime',

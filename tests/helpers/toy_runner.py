@@ -26,6 +26,8 @@ EPOCHS = 6  # batch normalization freezes from the third on, ranges from the fif
 BATCH_SIZE = 16
 NUM_TRAIN = 64
 NUM_VAL = 48
+QAT = dict(mode='qat', bits=8)
+PTQ = dict(mode='ptq', bits=8)
 
 _names = itertools.count()
 

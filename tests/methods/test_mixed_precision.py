@@ -1,218 +1,16 @@
-"""Mixed precision: sensitivities from their formula, and widths within a budget."""
+"""Mixed precision: widths within a budget, and budgets that are none."""
 
 import json
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from mmengine.runner import Runner
-from torch import nn
-from toy_models import Forward, ToyDetector, ToyNet, make_plan, randomize_norms
-from toy_runner import (
-    differences,
-    load,
-    log_of,
-    make_config,
-    state_of,
-    train,
-    val_scores,
-)
+from bit_search import calibrate_module
+from toy_models import ToyNet, make_plan, randomize_norms
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeConfig, QuantizeError
-from mmquant_jacinto.execute.quantization import find_plan
-from mmquant_jacinto.methods.mixed_precision import BitSearch
 from mmquant_jacinto.plan.plan import Plan
 
 FILE = 'mixed_precision.json'
-CHECKPOINT = 'epoch_1.pth'
-
-
-def calibrate_module(model, image, budget, **quantize):
-    module = QuantCalibrateModule(
-        model.eval(), image, mixed_precision=budget, target='onnxruntime', **quantize
-    )
-    return module.train()
-
-
-def rounded(weight, bits):
-    """A weight on the grid of `onnxruntime`: per channel, narrow, half to even."""
-    high = 2 ** (bits - 1) - 1
-    scale = np.abs(weight).reshape(len(weight), -1).max(1) / high
-    scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return np.clip(np.rint(weight / scale), -high, high) * scale
-
-
-def numpy_of(parameter):
-    return parameter.detach().double().numpy()
-
-
-# The sensitivity
-
-
-def test_on_average_it_is_the_noise_to_signal_of_the_outputs():
-    # Exactly so of a linear function; of two outputs, the ratios add up.
-    torch.manual_seed(0)
-    net = Forward(
-        lambda net, x: (net.fc(x)[:, :3], 50 * net.other(x)),
-        fc=nn.Linear(6, 5, bias=False),
-        other=nn.Linear(6, 2, bias=False),
-    )
-    x = torch.randn(1, 6)
-    module = calibrate_module(net, x, dict(average_bits=5.0))
-    module.observe(x)
-    search = BitSearch(module.quantization, module.config.mixed_precision)
-    for seed in range(600):
-        search.probe(lambda: net(x), seed)
-    noise = search.sensitivity.result()
-    for name in ('fc', 'other'):
-        weight, image = numpy_of(net.get_submodule(name).weight), numpy_of(x)[0]
-        for bits, value in zip((4, 8), noise[name]):
-            change = (rounded(weight, bits) - weight) @ image
-            expected = np.square(change).sum() / np.square(weight @ image).sum()
-            # A sample has a relative deviation of at most sqrt(2).
-            assert value == pytest.approx(expected, rel=4 * (2 / 600) ** 0.5)
-
-
-def test_a_sample_is_the_projection_of_what_rounding_does():
-    torch.manual_seed(0)
-    net = Forward(
-        lambda net, x: net.fc(F.relu(net.norm(net.conv(x))).flatten(1)),
-        conv=nn.Conv2d(2, 4, 3, bias=False),
-        norm=nn.BatchNorm2d(4),
-        fc=nn.Linear(16, 3),
-    )
-    x = torch.randn(1, 2, 4, 4)
-    module = calibrate_module(randomize_norms(net), x, dict(average_bits=5.0))
-    module.observe(x)
-    search = BitSearch(module.quantization, module.config.mixed_precision)
-    search.probe(lambda: net(x), 7)
-    noise = search.sensitivity.result()
-
-    generator = torch.Generator().manual_seed(7)
-    direction = torch.empty(1, 3).normal_(generator=generator).double()
-    net.quantization.detach()
-    del net.quantization
-    reference = net.double()
-    y = reference(x.double())
-    weights = [reference.conv.weight, reference.fc.weight]
-    gradients = torch.autograd.grad((direction * y).sum() / y.detach().norm(), weights)
-    norm = reference.norm
-    factor = numpy_of(norm.weight) / np.sqrt(numpy_of(norm.running_var) + norm.eps)
-    for name, weight, gradient, scale in zip(
-        ('conv', 'fc'), weights, gradients, (factor[:, None, None, None], 1.0)
-    ):
-        # The grid is that of the folded weight.
-        weight = numpy_of(weight)
-        for bits, value in zip((4, 8), noise[name]):
-            change = rounded(weight * scale, bits) / scale - weight
-            expected = (gradient.numpy() * change).sum() ** 2
-            assert value == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_layer_that_matters_gets_the_bits():
-    torch.manual_seed(0)
-    net = Forward(
-        lambda net, x: net.weak(x) + net.strong(x),
-        weak=nn.Conv2d(3, 8, 3),
-        strong=nn.Conv2d(3, 8, 3),
-    )
-    nn.init.normal_(net.strong.weight, std=10.0)
-    images = [torch.randn(1, 3, 8, 8) for _ in range(4)]
-    module = calibrate_module(net, images[0], dict(average_bits=6.0))
-    table = module.search_bits(images)
-    assert {name: layer.bits for name, layer in table.layers.items()} == {
-        'weak': 4,
-        'strong': 8,
-    }
-    assert table.average_bits == 6.0
-    assert table.layers['strong'].noise[4] > 50 * table.layers['weak'].noise[4]
-
-
-@pytest.mark.parametrize('frozen', [False, True])
-def test_shared_heads_and_frozen_layers_are_measured(frozen):
-    torch.manual_seed(0)
-    net = ToyDetector()
-    image = torch.randn(1, 3, 8, 8)
-    net.requires_grad_(not frozen)
-    module = calibrate_module(net, image, dict(average_bits=6.0))
-    noise = {
-        name: layer.noise
-        for name, layer in module.search_bits([image] * 2).layers.items()
-    }
-    assert set(noise) == {'backbone.conv', 'head.tower', 'head.cls'}
-    assert all(values[4] > values[8] > 0 for values in noise.values())
-    assert all(p.grad is None for p in net.parameters())
-
-
-def test_a_head_that_ends_in_a_float_call_is_measured_before_it():
-    torch.manual_seed(0)
-    net = Forward(
-        lambda net, x: torch.special.erf(net.two(F.relu(net.one(x)))),
-        one=nn.Conv2d(3, 4, 1),
-        two=nn.Conv2d(4, 4, 1),
-    )
-    image = torch.randn(1, 3, 8, 8)
-    table = calibrate_module(net, image, dict(average_bits=6.0)).search_bits([image])
-    assert all(layer.noise[4] > 0 for layer in table.layers.values())
-
-
-def test_a_search_leaves_random_numbers_and_weights_alone():
-    torch.manual_seed(0)
-    net, image = randomize_norms(ToyNet()), torch.randn(1, 3, 16, 16)
-    module = calibrate_module(net, image, dict(average_bits=6.0))
-    before = {name: p.clone() for name, p in net.named_parameters()}
-    torch.manual_seed(1)
-    module.search_bits([image] * 2)
-    after = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(after, torch.rand(1))
-    assert not differences(before, dict(net.named_parameters()))
-
-
-def test_an_image_that_gives_nan_counts_for_nothing():
-    torch.manual_seed(0)
-    image = torch.randn(1, 3, 16, 16)
-    broken = torch.full_like(image, torch.nan)
-    results = []
-    for images in ([image], [image, broken]):
-        torch.manual_seed(0)
-        net = randomize_norms(ToyNet())
-        module = calibrate_module(net, image, dict(average_bits=6.0))
-        results.append(module.search_bits(images).layers)
-    assert results[0] == results[1]
-
-
-def test_images_that_all_give_nan_are_an_error():
-    net, image = randomize_norms(ToyNet()), torch.randn(1, 3, 16, 16)
-    module = calibrate_module(net, image, dict(average_bits=6.0))
-    with pytest.raises(QuantizeError, match='mixed_precision measured nothing'):
-        module.search_bits([torch.full_like(image, torch.nan)])
-
-
-@pytest.mark.parametrize('kind', ['last', 'one of two', 'in the middle'])
-def test_layers_in_front_of_a_float_one_are_measured(kind):
-    torch.manual_seed(0)
-    convs = {name: nn.Conv2d(3, 3, 3) for name in ('first', 'second', 'third')}
-
-    def forward(net, x):
-        x = net.first(x).relu()
-        if kind == 'one of two':
-            return net.second(x).relu(), net.third(x)
-        return net.third(net.second(x).relu())
-
-    off = 'second' if kind == 'in the middle' else 'third'
-    measured = {'first', 'second', 'third'} - {off}
-    image = torch.randn(1, 3, 12, 12)
-    module = calibrate_module(
-        Forward(forward, **convs),
-        image,
-        dict(average_bits=6.0),
-        overrides={off: False},
-    )
-    layers = module.search_bits([image]).layers
-    assert set(layers) == measured
-    assert all(min(layer.noise.values()) > 0 for layer in layers.values())
 
 
 def test_scales_of_least_error_are_found_at_the_chosen_widths():
@@ -233,9 +31,6 @@ def test_scales_of_least_error_are_found_at_the_chosen_widths():
     scale = module.quantization.part_of(found, name)
     largest = module.quantization.layers[name].folded()[0].abs().flatten(1).amax(1)
     assert (scale <= largest / (2 ** (width - 1) - 1) * 1.001).all()
-
-
-# The widths
 
 
 @pytest.mark.parametrize('candidates', [(4, 8), (8, 4), (2, 3, 4, 8, 16)])
@@ -350,9 +145,6 @@ def test_undecided_plans_survive_json():
     assert not plan.undecided == make_plan(net, image, mode='ptq').undecided
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     'value, words',
     [
@@ -442,100 +234,3 @@ def test_a_file_without_widths_is_refused(text, words, tmp_path):
         make_plan(net, image, mixed_precision=str(path))
     for word in (*words, str(path)):
         assert word in str(caught.value)
-
-
-# Through the Runner
-
-BUDGET = dict(average_bits=5.5, num_images=20)
-MIXED = dict(mode='ptq', target='onnxruntime', mixed_precision=BUDGET)
-
-
-@pytest.fixture(scope='module')
-def mixed_dir(tmp_path_factory):
-    """The work dir of a calibration that chose widths."""
-    work_dir = tmp_path_factory.mktemp('mixed')
-    train(make_config(work_dir, MIXED, **{'model.hidden': 16}))
-    return work_dir
-
-
-def config(work_dir, quantize, **changes):
-    return make_config(work_dir, quantize, **{'model.hidden': 16}, **changes)
-
-
-def widths_of(checkpoint):
-    plan = find_plan(state_of(checkpoint))
-    return {name: spec.format.bits for name, spec in plan.weights.items()}
-
-
-def test_a_config_chooses_widths_and_leaves_them(mixed_dir):
-    data = json.loads((mixed_dir / FILE).read_text())
-    widths = {name: layer['bits'] for name, layer in data['layers'].items()}
-    assert set(widths.values()) == {4, 8}
-    assert widths_of(mixed_dir / CHECKPOINT) == widths
-    assert data['average_bits'] <= 5.5
-    assert 'Sensitivity of weights: 20 images' in log_of(mixed_dir)
-    assert log_of(mixed_dir).count('Mixed precision: ') == 1
-    state = state_of(mixed_dir / CHECKPOINT)
-    assert state['quantization.activations.count'].all()
-    assert state['quantization.bias_correction'].any()
-
-
-@pytest.mark.parametrize('quantize', [MIXED, dict(mode='qat')])
-def test_the_checkpoint_tests_as_it_was_validated(quantize, mixed_dir, tmp_path):
-    cfg = config(tmp_path, quantize, load_from=str(mixed_dir / CHECKPOINT))
-    assert Runner.from_cfg(cfg).test() == val_scores(mixed_dir)[0]
-
-
-def test_the_same_run_chooses_the_same(mixed_dir, tmp_path):
-    train(config(tmp_path, MIXED))
-    assert (tmp_path / FILE).read_text() == (mixed_dir / FILE).read_text()
-    ours, theirs = (state_of(d / CHECKPOINT) for d in (tmp_path, mixed_dir))
-    assert not differences(ours, theirs)
-
-
-def test_a_finished_run_resumes(mixed_dir, tmp_path):
-    resume = dict(load_from=str(mixed_dir / CHECKPOINT), resume=True)
-    runner = train(config(tmp_path, MIXED, **resume))
-    assert 'calibrated already' in log_of(tmp_path)
-    assert val_scores(tmp_path) == val_scores(mixed_dir)
-    state = runner.model.module.state_dict()
-    assert not differences(state, state_of(mixed_dir / CHECKPOINT))
-    other = dict(MIXED, mixed_precision=dict(BUDGET, average_bits=6.0))
-    with pytest.raises(QuantizeError, match='another quantization plan'):
-        train(config(tmp_path / 'other', other, **resume))
-
-
-def test_found_widths_in_another_calibration_give_the_same(mixed_dir, tmp_path):
-    # Ranges are measured alike, so that all is the same.
-    found = dict(MIXED, mixed_precision=str(mixed_dir / FILE))
-    train(config(tmp_path, found))
-    ours, theirs = (state_of(d / CHECKPOINT) for d in (tmp_path, mixed_dir))
-    assert not differences(ours, theirs)
-    assert not (tmp_path / FILE).exists()
-
-
-def test_training_takes_found_widths_and_the_calibrated_ranges(mixed_dir, tmp_path):
-    quantize = dict(target='onnxruntime', mixed_precision=str(mixed_dir / FILE))
-    cfg = config(tmp_path, quantize, iters=4, load_from=str(mixed_dir / CHECKPOINT))
-    train(cfg)
-    assert 'belong to another' not in log_of(tmp_path)
-    assert widths_of(tmp_path / 'iter_4.pth') == widths_of(mixed_dir / CHECKPOINT)
-    assert load(tmp_path / 'iter_4.pth')['meta']['iter'] == 4
-
-
-def test_overrides_win_over_found_widths(mixed_dir, tmp_path):
-    quantize = dict(
-        target='onnxruntime',
-        mixed_precision=str(mixed_dir / FILE),
-        overrides={'backbone.stem': 16},
-    )
-    train(config(tmp_path, quantize, iters=2))
-    widths = widths_of(tmp_path / 'iter_2.pth')
-    expected = dict(widths_of(mixed_dir / CHECKPOINT), **{'backbone.stem': 16})
-    assert widths == expected
-
-
-def test_widths_of_another_model_are_refused(mixed_dir, tmp_path):
-    quantize = dict(mixed_precision=str(mixed_dir / FILE))
-    with pytest.raises(QuantizeError, match='another model.* no width for head'):
-        train(make_config(tmp_path, quantize))

@@ -1,88 +1,23 @@
 """What cannot be quantized as asked is refused, before the first iteration."""
 
 import pytest
-import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
+from refusals import refused
 from toy_runner import (
     EPOCHS,
     NUM_TRAIN,
-    WatchHook,
+    PTQ,
+    QAT,
     log_of,
     make_config,
     set_pipeline,
-    state_of,
     train,
 )
 
 from mmquant_jacinto import QuantizeError
 
-QAT = dict(mode='qat', bits=8)
-PTQ = dict(mode='ptq', bits=8)
 MODES = pytest.mark.parametrize('quantize', [QAT, PTQ], ids=['qat', 'ptq'])
-
-
-@pytest.fixture(scope='module')
-def float_checkpoint(tmp_path_factory):
-    """A trained float model."""
-    work_dir = tmp_path_factory.mktemp('float')
-    train(make_config(work_dir, iters=4))
-    return work_dir / 'iter_4.pth'
-
-
-@pytest.fixture(scope='module')
-def ptq_checkpoint(float_checkpoint, tmp_path_factory):
-    """A calibrated model."""
-    work_dir = tmp_path_factory.mktemp('ptq')
-    train(make_config(work_dir, PTQ, load_from=str(float_checkpoint)))
-    return work_dir / 'epoch_1.pth'
-
-
-@pytest.fixture(scope='module')
-def other_checkpoint(tmp_path_factory):
-    """A calibrated model whose layers have other widths."""
-    work_dir = tmp_path_factory.mktemp('other')
-    train(make_config(work_dir, PTQ, **{'model.channels': 4}))
-    return work_dir / 'epoch_1.pth'
-
-
-def refused(act, *words):
-    """Runs ``act``; its one sentence of refusal must hold all of ``words``."""
-    with pytest.raises(QuantizeError) as caught:
-        act()
-    message = str(caught.value)
-    for word in words:
-        assert word in message
-    assert '\n' not in message
-    assert not message.endswith('.')
-    return message
-
-
-@pytest.fixture
-def refused_training(tmp_path):
-    """Refusal of ``train()``; nothing may have been trained or saved."""
-
-    def refuse(quantize, *words, change=None, **changes):
-        hook = dict(type='WatchHook')
-        cfg = make_config(tmp_path, quantize, custom_hooks=[hook], **changes)
-        if change is not None:
-            change(cfg)
-        runners = []
-
-        def act():
-            runners.append(Runner.from_cfg(cfg))
-            runners[0].train()
-
-        message = refused(act, *words)
-        for runner in runners:
-            hooks = [hook for hook in runner.hooks if isinstance(hook, WatchHook)]
-            assert hooks
-            assert not hooks[0].losses
-        assert not list(tmp_path.glob('*.pth*'))
-        return message
-
-    return refuse
 
 
 @pytest.mark.parametrize(
@@ -154,22 +89,6 @@ def test_calibration_dataloader_without_an_end(refused_training, tmp_path):
     )
 
 
-@pytest.mark.parametrize('observer', ['mse', 'moving_average'])
-def test_learned_scales_without_a_finite_image(observer, refused_training):
-    def change(cfg):
-        set_pipeline(cfg, 'val_dataloader', dict(type='Break', nan=True))
-
-    quantize = dict(mode='qat', learned_scale=True, observer=observer)
-    refused_training(quantize, 'NaN or infinity on every calibration', change=change)
-
-
-def test_a_training_that_diverges_says_so(tmp_path):
-    cfg = make_config(tmp_path, dict(mode='qat', learned_scale=True))
-    cfg.optim_wrapper.optimizer.lr = 1e8
-    with pytest.raises(QuantizeError, match='has diverged; use a lower optim_wrapper'):
-        train(cfg)
-
-
 @MODES
 def test_images_that_are_missing(quantize, refused_training):
     def change(cfg):
@@ -225,152 +144,6 @@ def test_training_without_a_train_loop(quantize, refused_training):
         optim_wrapper=None,
         param_scheduler=None,
     )
-
-
-# Checkpoints
-
-
-@MODES
-@pytest.mark.parametrize('resume', [False, True])
-def test_checkpoint_of_another_model_to_train(
-    resume, quantize, refused_training, tmp_path_factory
-):
-    path = tmp_path_factory.mktemp('other') / 'other.pth'
-    torch.save(
-        dict(state_dict={'layer1.weight': torch.ones(3)}, meta=dict(epoch=1, iter=1)),
-        path,
-    )
-    refused_training(
-        quantize,
-        str(path),
-        'another model',
-        '0 of ',
-        load_from=str(path),
-        resume=resume,
-    )
-
-
-def test_checkpoint_of_another_model_to_resume(refused_training, other_checkpoint):
-    # One layer fits: enough to fine-tune from it, but not to resume.
-    refused_training(
-        QAT,
-        f'{other_checkpoint} is a checkpoint of another model',
-        load_from=str(other_checkpoint),
-        resume=True,
-    )
-
-
-@MODES
-def test_float_checkpoint_to_resume(quantize, refused_training, float_checkpoint):
-    refused_training(
-        quantize,
-        f'{float_checkpoint} is a float checkpoint',
-        f'resume=False load_from={float_checkpoint}',
-        load_from=str(float_checkpoint),
-        resume=True,
-    )
-
-
-def test_checkpoint_of_another_model_to_test(other_checkpoint, tmp_path):
-    cfg = make_config(tmp_path, QAT, load_from=str(other_checkpoint))
-    refused(Runner.from_cfg(cfg).test, str(other_checkpoint), 'another model')
-
-
-@MODES
-@pytest.mark.parametrize('act', ['test', 'val'])
-def test_float_checkpoint_to_test(act, quantize, float_checkpoint, tmp_path):
-    cfg = make_config(tmp_path, quantize, load_from=str(float_checkpoint))
-    refused(
-        getattr(Runner.from_cfg(cfg), act),
-        f'{float_checkpoint} is a float checkpoint',
-        'tools/train.py CONFIG',
-        f'quantize.mode=ptq load_from={float_checkpoint}',
-        'quantize.mode=qat',
-    )
-
-
-@pytest.mark.parametrize('act', ['test', 'val'])
-def test_no_checkpoint_to_test(act, tmp_path):
-    runner = Runner.from_cfg(make_config(tmp_path, QAT))
-    refused(getattr(runner, act), 'no quantization ranges', 'load_from')
-
-
-def test_quantized_model_given_to_the_runner(ptq_checkpoint, tmp_path):
-    cfg = make_config(tmp_path / 'first', PTQ, load_from=str(ptq_checkpoint))
-    runner = Runner.from_cfg(cfg)
-    runner.test()
-    cfg = make_config(tmp_path / 'second', QAT)
-    cfg = Config(dict(cfg, model=None))
-    for model in (runner.model, runner.model.module):
-        # A Config deep-copies a module; as in a script, it is set afterwards.
-        cfg._cfg_dict['model'] = model
-        refused(lambda: Runner.from_cfg(cfg), 'give QuantRunner the float model')
-
-
-# Numbers
-
-
-def test_calibration_on_nan_alone(refused_training, float_checkpoint):
-    def change(cfg):
-        set_pipeline(cfg, 'val_dataloader', dict(type='Break', nan=True))
-
-    refused_training(
-        PTQ,
-        'backbone/input gave NaN or infinity',
-        'load_from',
-        change=change,
-        load_from=str(float_checkpoint),
-    )
-
-
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_calibration_of_a_checkpoint_with_numbers_that_are_none(
-    value, refused_training, float_checkpoint, tmp_path_factory
-):
-    checkpoint = torch.load(float_checkpoint, weights_only=False)
-    checkpoint['state_dict']['head.bias'].fill_(value)
-    path = tmp_path_factory.mktemp('broken') / 'broken.pth'
-    torch.save(checkpoint, path)
-    refused_training(
-        PTQ, 'head/linear gave NaN or infinity', 'load_from', load_from=str(path)
-    )
-
-
-def test_calibration_leaves_a_broken_image_out_and_warns(float_checkpoint, tmp_path):
-    cfg = make_config(tmp_path, PTQ, load_from=str(float_checkpoint))
-    broken = dict(type='Break', places=[7], nan=True)
-    train(set_pipeline(cfg, 'val_dataloader', broken))
-    state = state_of(tmp_path / 'epoch_1.pth')
-    assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
-    assert (state['quantization.activations.count'] == 3).all()
-    assert 'NaN or infinity was left out of the ranges of backbone/input' in log_of(
-        tmp_path
-    )
-
-
-def test_training_leaves_a_broken_batch_out_of_the_ranges_and_warns(tmp_path):
-    # What a NaN does to weights and statistics is the same in float: here the
-    # former change in the last iteration, the latter never.
-    cfg = make_config(
-        tmp_path,
-        dict(QAT, freeze=dict(bn=0)),
-        val_dataloader=None,
-        val_cfg=None,
-        val_evaluator=None,
-        **{'train_cfg.max_epochs': 1, 'optim_wrapper.accumulative_counts': 100},
-    )
-    set_pipeline(cfg, 'train_dataloader', dict(type='Break', places=[7], nan=True))
-    runner = train(cfg)
-    state = runner.model.quantization.activations
-    assert state.low.isfinite().all()
-    assert state.high.isfinite().all()
-    assert state.count.tolist() == [3] * len(state.count)
-    assert 'NaN or infinity was left out of the ranges of backbone/input' in log_of(
-        tmp_path
-    )
-
-
-# What quantization cannot be combined with
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,7 @@ pytest.importorskip('mmdet')
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 from paths import TOOLS  # noqa: E402
-from upstream_detectors import (  # noqa: E402
-    DETECTORS,
-    MIM,
-    OLD_STYLE,
-    SHORT,
-    Workspace,
-)
+from upstream_detectors import DETECTORS, MIM, OLD_STYLE, SHORT, Workspace  # noqa: E402
 
 BASE, OPTIONS = DETECTORS['ssdlite']
 OPTIONS = {

@@ -1,31 +1,15 @@
+"""The integer model against its formulas in NumPy."""
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from outputs import run, snr
 from reference import ROUND, convolve, power_of_two, to_grid
 from torch import nn
-from torch.overrides import _get_current_function_mode
 from toy_models import Forward, calibrated, randomize_norms
 
-from mmquant_jacinto.execute.integer import integer
-
 TARGETS = ['jacinto', 'tidl']
-
-
-def run(net, x, *names):
-    """Output of a net, and of its modules by name."""
-    outputs = {}
-    handles = [
-        net.get_submodule(name).register_forward_hook(
-            lambda module, args, out, name=name: outputs.update({name: out})
-        )
-        for name in names
-    ]
-    with torch.no_grad():
-        out = net(x)
-    for handle in handles:
-        handle.remove()
-    return (out, *(outputs[name] for name in names))
 
 
 def integers(x, grid):
@@ -263,12 +247,6 @@ def test_product_of_two_activations(target):
     np.testing.assert_array_equal(out, requantize(steps, grid, (None, None)))
 
 
-def snr(reference, x):
-    """Signal to noise ratio in decibels."""
-    noise = (reference - x).pow(2).mean()
-    return float(10 * torch.log10(reference.pow(2).mean() / noise))
-
-
 @pytest.mark.parametrize('target', TARGETS)
 def test_sixteen_bits_are_close_to_float(toy_net, images, target):
     (reference,) = run(toy_net, images)
@@ -300,158 +278,6 @@ def test_bias_beyond_the_accumulator(phase, constraint):
     assert (error > 20) == (constraint == 'saturate')
 
 
-def write_in_place(net, x):
-    x = net.one(x)
-    x[:, :2] = 0.5
-    return net.two(x)
-
-
-def drop_result_of_in_place_relu(net, x):
-    x = net.one(x)
-    net.act(x)
-    return net.two(x)
-
-
-def drop_result_of_in_place_add(net, x):
-    x = net.one(x)
-    x.add_(1.0)
-    return net.two(x)
-
-
-def fill_in_place(net, x):
-    x = net.one(x)
-    x.masked_fill_(torch.eye(x.shape[-1]) > 0, 0.5)
-    return net.two(x)
-
-
-def read_what_an_in_place_activation_changed(net, x):
-    x = net.one(x)
-    return net.two(net.act(x)).mean() + x
-
-
-def activate_a_view_in_place(net, x):
-    x = net.one(x)
-    x[:, :2].relu_()
-    return net.two(x)
-
-
-# What is easily computed otherwise than the float model does.
-ODD = {
-    'lone normalization with an activation': (
-        lambda net, x: net.two(F.relu(net.norm(F.max_pool2d(net.one(x), 2)))),
-        {},
-    ),
-    'float layer with an activation': (
-        lambda net, x: net.two(F.relu(net.one(x))),
-        {'one': False},
-    ),
-    'float normalized layer with an activation': (
-        lambda net, x: net.two(F.relu(net.norm(net.one(x)))),
-        {'one': False},
-    ),
-    'float tail with an activation': (
-        lambda net, x: F.relu(net.two(net.one(x))),
-        {'two': False},
-    ),
-    'float tail with a normalization': (
-        lambda net, x: F.relu(net.norm(net.two(net.one(x)))),
-        {'two': False},
-    ),
-    'written in place': (write_in_place, {}),
-    'filled in place': (fill_in_place, {}),
-    'in-place activation of a view': (activate_a_view_in_place, {}),
-    'alias of an in-place activation': (read_what_an_in_place_activation_changed, {}),
-    'constant in a concatenation': (
-        lambda net, x: net.two(
-            torch.cat([net.one(x)[:, :2], torch.full_like(x[:, :2, 2:, 2:], 3.0)], 1)
-        ),
-        {},
-    ),
-    'in-place activation without a name': (drop_result_of_in_place_relu, {}),
-    'in-place addition without a name': (drop_result_of_in_place_add, {}),
-    'scaled addition': (
-        lambda net, x: torch.add(net.one(x), net.one(x) * 2, alpha=2),
-        {},
-    ),
-    'constant': (lambda net, x: net.two(2 - (3 + net.one(x) * 2)), {}),
-    'gate': (
-        lambda net, x: net.one(x) * net.one(x).mean((2, 3), keepdim=True).sigmoid(),
-        {},
-    ),
-    'scalar': (lambda net, x: net.one(x) * net.one(x).abs().mean(), {}),
-    'one image': (lambda net, x: net.two(net.one(x[0])), {}),
-    'attention': (
-        lambda net, x: F.scaled_dot_product_attention(
-            *[net.one(x).flatten(2).transpose(1, 2)] * 3
-        ),
-        {},
-    ),
-    'same tensor twice': (lambda net, x: (y := net.one(x)) + y, {}),
-    'stack and split': (
-        lambda net, x: net.two(
-            torch.cat(torch.stack(net.one(x).split(2, 1)).unbind()[::-1], 1)
-        ),
-        {},
-    ),
-}
-
-
-@pytest.mark.parametrize('phase', ['test', 'train'])
-@pytest.mark.parametrize('case', ODD)
-def test_quantized_net_computes_what_the_float_one_does(case, phase):
-    function, overrides = ODD[case]
-    net = randomize_norms(
-        Forward(
-            function,
-            one=nn.Conv2d(3, 4, 3),
-            two=nn.Conv2d(4, 4, 3),
-            norm=nn.BatchNorm2d(4),
-            act=nn.ReLU(inplace=True),
-        )
-    ).eval()
-    x = torch.randn(2, 3, 12, 12)
-    (reference,) = run(net, x)
-    calibrated(net, x, phase, bits=16, observer='minmax', overrides=overrides)
-    # Training keeps what the backward pass needs, and so computes otherwise.
-    with torch.set_grad_enabled(phase == 'train'):
-        assert snr(reference, net(x)) > 50
-
-
-def test_weights_are_prepared_once_until_training_goes_on(toy_net, images, monkeypatch):
-    calls = []
-
-    def counted(*args, original=integer.to_integers):
-        calls.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(integer, 'to_integers', counted)
-    quantization = calibrated(toy_net, images)
-    (first,) = run(toy_net, images)
-    assert len(calls) == len(quantization.plan.weights)
-    (again,) = run(toy_net, images)
-    assert len(calls) == len(quantization.plan.weights)
-    assert torch.equal(first, again)
-    quantization.set_phase('train')
-    with torch.no_grad():
-        toy_net.fc.bias.add_(0.5)
-    quantization.set_phase('test')
-    (changed,) = run(toy_net, images)
-    assert not torch.equal(changed, first)
-
-
-def test_loaded_float_weights_are_used_at_once(toy_net, images):
-    calibrated(toy_net, images)
-    (before,) = run(toy_net, images)
-    state = {
-        name: value.clone()
-        for name, value in toy_net.state_dict().items()
-        if not name.startswith('quantization.')
-    }
-    state['fc.bias'] += 0.5
-    toy_net.load_state_dict(state)
-    assert not torch.equal(run(toy_net, images)[0], before)
-
-
 @pytest.mark.parametrize('dtype', [torch.bfloat16])
 def test_autocast_does_not_touch_integers(toy_net, images, dtype):
     calibrated(toy_net, images)
@@ -459,26 +285,3 @@ def test_autocast_does_not_touch_integers(toy_net, images, dtype):
     with torch.autocast('cpu', dtype=dtype):
         (out,) = run(toy_net, images)
     assert torch.equal(out, expected)
-
-
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-def test_a_pass_that_is_broken_off_leaves_no_mode_behind(error):
-    def forward(net, x):
-        x = net.conv(x)
-        if net.fails:
-            raise error
-        return x
-
-    net = Forward(forward, conv=nn.Conv2d(3, 4, 1))
-    net.fails = False
-    x = torch.randn(1, 3, 4, 4)
-    calibrated(net, x, target='onnxruntime')
-    expected = net(x)
-    assert _get_current_function_mode() is None
-    net.fails = True
-    with pytest.raises(error):
-        net(x)
-    net.fails = False
-    # A keyboard interrupt runs no hooks; the next pass sets right what it left.
-    assert torch.equal(net(x), expected)
-    assert _get_current_function_mode() is None
