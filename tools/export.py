@@ -126,12 +126,16 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
     )
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise QuantizeError before anything long is done."""
+def check_packages() -> None:
+    """Raise QuantizeError where the `export` extra is missing."""
     from mmquant_jacinto.export.packages import require
 
     for package in ('onnx', 'onnx_ir', 'onnxruntime'):
         require(package)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise QuantizeError before anything long is done."""
     from mmquant_jacinto.export.configs.from_config import check_output
     from mmquant_jacinto.targets.target import get_file_target
 
@@ -178,13 +182,15 @@ def write(exported, args, console) -> None:
 def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    check_arguments(args)
+    check_packages()
     from mmquant_jacinto.export.configs import from_config
     from mmquant_jacinto.export.exporter import export_onnx
     from mmquant_jacinto.targets.target import QDQ
 
     console = Console(width=100)
+    # A target of somebody else is registered by the config's custom_imports.
     cfg = Config.fromfile(args.config)
+    check_arguments(args)
     cfg.merge_from_dict(args.cfg_options)
     wrapper = from_config.load_quantized(cfg, args.checkpoint)
     root = wrapper.quantization.root
