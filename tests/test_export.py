@@ -555,7 +555,7 @@ def test_openvino_runs_the_file_too(toy_net, images):
 def test_size_that_the_stride_does_not_divide_is_refused():
     from mmengine.config import Config
 
-    from mmquant_jacinto.export.configs.from_config import TestImages
+    from mmquant_jacinto.export.configs.test_images import TestImages
 
     resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
     cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[resize]))))
