@@ -19,12 +19,12 @@ from mmquant_jacinto.export.example import (  # noqa: E402
     named_tensors,
 )
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.session import (  # noqa: E402
+from mmquant_jacinto.export.session import (  # noqa: E402
     Session,
     kernels,
     saturates,
 )
-from mmquant_jacinto.export.proof.verify import first_difference, verify  # noqa: E402
+from mmquant_jacinto.export.verify import first_difference, verify  # noqa: E402
 
 INTEGER_KERNELS = {
     'Conv': 'QLinearConv',
@@ -438,7 +438,7 @@ def test_verification_counts_and_names_what_parts(toy_net, images):
 
 @pytest.mark.parametrize('at_a_time', [2**26, 1000])
 def test_bisection_names_the_first_tensor(toy_net, images, monkeypatch, at_a_time):
-    from mmquant_jacinto.export.proof import verify
+    from mmquant_jacinto.export import verify
     from mmquant_jacinto.targets import onnxruntime
 
     monkeypatch.setattr(verify, 'MAX_COMPARED', at_a_time)

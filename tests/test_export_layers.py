@@ -10,7 +10,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.session import (  # noqa: E402
+from mmquant_jacinto.export.session import (  # noqa: E402
     Session,
     integer_layers,
     kernels,

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.graph.graph_writer import GraphWriter  # noqa: E402
 from mmquant_jacinto.export.postprocess import _select, decode  # noqa: E402
-from mmquant_jacinto.export.proof.session import Session  # noqa: E402
+from mmquant_jacinto.export.session import Session  # noqa: E402
 from mmquant_jacinto.targets.tidl_meta_arch import (  # noqa: E402
     describe_head,
     to_text,

@@ -100,8 +100,8 @@ def print_report(report, console: Console) -> None:
 
 def prove(exported, model, examples, make_evaluator, args, console) -> None:
     """Compare file and model; raise QuantizeError where they differ too much."""
-    from mmquant_jacinto.export.proof.session import saturates
-    from mmquant_jacinto.export.proof.verify import MIN_EQUAL, verify
+    from mmquant_jacinto.export.session import saturates
+    from mmquant_jacinto.export.verify import MIN_EQUAL, verify
 
     report = verify(exported, model, examples, make_evaluator)
     print_report(report, console)

@@ -17,9 +17,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from ...errors import QuantizeError, nearest
-from ..graph.layout import decode
-from ..packages import require
+from ..errors import QuantizeError, nearest
+from .graph.layout import decode
+from .packages import require
 
 BACKENDS = ('onnxruntime', 'openvino')
 # What ONNX Runtime runs layers in integers by, and in float.
