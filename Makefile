@@ -6,7 +6,7 @@ help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
 	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
 	@echo 'make test    run the tests'
-	@echo 'make lint    run the linter'
+	@echo 'make lint    rules, format, types, and which folder may import which'
 	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth'
 	@echo 'make clean   remove caches and build output; .venv and work_dirs stay'
 	@echo
@@ -22,6 +22,9 @@ test: $(READY)
 
 lint: $(READY)
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+	.venv/bin/mypy
 
 # The other libraries have an environment of their own.
 peers:

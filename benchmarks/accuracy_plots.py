@@ -102,7 +102,7 @@ def weight_noise(config: Path, checkpoint: Path) -> dict[str, float]:
     from mmengine.config import Config
 
     from mmquant_jacinto.execute.integer.integer import Integer
-    from mmquant_jacinto.export.configs.from_config import load_quantized
+    from mmquant_jacinto.export.configs.checkpoint import load_quantized
 
     module = load_quantized(Config.fromfile(config), str(checkpoint))
     quantization = module.quantization

@@ -29,8 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, QuantizeError
 from mmquant_jacinto.export.exporter import Exported, export_onnx
-from mmquant_jacinto.export.proof.session import integer_layers
-from mmquant_jacinto.export.proof.verify import verify
+from mmquant_jacinto.export.session import integer_layers
+from mmquant_jacinto.export.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 UPSTREAM = Path(mmdet.__file__).parent / '.mim' / 'configs'

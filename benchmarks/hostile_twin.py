@@ -2,7 +2,7 @@
 
 python benchmarks/hostile_twin.py CONFIG float.pth twin.pth
 
-The case for mmquant_jacinto/equalize.py: per-tensor formats collapse on it.
+The case for mmquant_jacinto/quantizers/equalize.py: per-tensor formats collapse on it.
 """
 
 import argparse

@@ -41,7 +41,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mmquant_jacinto import MMDetQuantCalibrateModule
 from mmquant_jacinto.export.exporter import INPUT_NAME, export_onnx
-from mmquant_jacinto.export.proof.session import Session
+from mmquant_jacinto.export.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_TIMED = {

@@ -100,8 +100,8 @@ def print_report(report, console: Console) -> None:
 
 def prove(exported, model, examples, make_evaluator, args, console) -> None:
     """Compare file and model; raise QuantizeError where they differ too much."""
-    from mmquant_jacinto.export.proof.session import saturates
-    from mmquant_jacinto.export.proof.verify import MIN_EQUAL, verify
+    from mmquant_jacinto.export.session import saturates
+    from mmquant_jacinto.export.verify import MIN_EQUAL, verify
 
     report = verify(exported, model, examples, make_evaluator)
     print_report(report, console)
@@ -126,13 +126,17 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
     )
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise QuantizeError before anything long is done."""
+def check_packages() -> None:
+    """Raise QuantizeError where the `export` extra is missing."""
     from mmquant_jacinto.export.packages import require
 
     for package in ('onnx', 'onnx_ir', 'onnxruntime'):
         require(package)
-    from mmquant_jacinto.export.configs.from_config import check_output
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise QuantizeError before anything long is done."""
+    from mmquant_jacinto.export.configs.output_file import check_output
     from mmquant_jacinto.targets.target import get_file_target
 
     if args.verify < 0:
@@ -143,7 +147,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def prove_all(exported, root, images, examples, args, console) -> None:
     """Compare file and model on all images, and on another size if that is free."""
-    from mmquant_jacinto.export.configs import from_config
+    from mmquant_jacinto.export.configs.test_images import TestImages, pad_divisor
 
     if not args.verify:
         console.print('[bold]not verified[/]: --verify 0')
@@ -153,21 +157,19 @@ def prove_all(exported, root, images, examples, args, console) -> None:
     prove(exported, root, examples, evaluator, args, console)
     if args.dynamic:
         larger = tuple(n + more for n, more in zip(images.shape, (64, 128)))
-        others = from_config.TestImages(
-            images.cfg, larger, from_config.pad_divisor(root), args.images
-        )
+        others = TestImages(images.cfg, larger, pad_divisor(root), args.images)
         console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
         prove(exported, root, others.batches(2), None, args, console)
 
 
 def write(exported, args, console) -> None:
     """Write the file, and what goes beside it."""
-    from mmquant_jacinto.export.configs import from_config
+    from mmquant_jacinto.export.configs.output_file import save, write_atomically
 
-    from_config.save(exported.model, args.output)
+    save(exported.model, args.output)
     if exported.meta_arch is not None:
         prototxt = args.output.with_suffix('.prototxt')
-        from_config.write_atomically(prototxt, exported.meta_arch.encode())
+        write_atomically(prototxt, exported.meta_arch.encode())
         console.print(f'{prototxt}: the detection head, for the importer of TIDL')
     size = args.output.stat().st_size / 2**20
     console.print(
@@ -178,23 +180,28 @@ def write(exported, args, console) -> None:
 def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    check_arguments(args)
-    from mmquant_jacinto.export.configs import from_config
+    check_packages()
+    from mmquant_jacinto.export.configs.checkpoint import load_quantized
+    from mmquant_jacinto.export.configs.test_images import (
+        TestImages,
+        pad_divisor,
+        random_batch,
+    )
     from mmquant_jacinto.export.exporter import export_onnx
     from mmquant_jacinto.targets.target import QDQ
 
     console = Console(width=100)
+    # A target of somebody else is registered by the config's custom_imports.
     cfg = Config.fromfile(args.config)
+    check_arguments(args)
     cfg.merge_from_dict(args.cfg_options)
-    wrapper = from_config.load_quantized(cfg, args.checkpoint)
+    wrapper = load_quantized(cfg, args.checkpoint)
     root = wrapper.quantization.root
-    images = from_config.TestImages(
-        cfg, args.shape, from_config.pad_divisor(root), args.images
-    )
+    images = TestImages(cfg, args.shape, pad_divisor(root), args.images)
     if args.verify:
         examples = list(images.batches(args.verify))
     else:
-        examples = [from_config.random_batch(wrapper, images.shape)]
+        examples = [random_batch(wrapper, images.shape)]
     exported = export_onnx(
         wrapper,
         examples[0],

@@ -132,7 +132,7 @@ def build_dump_metric(cfg: Config, path: str) -> BaseMetric:
 
 def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
     """Test an exported file through the config's own data pipeline and evaluator."""
-    from mmquant_jacinto.export.configs.from_file import FileRun
+    from mmquant_jacinto.export.configs.file_run import FileRun
 
     if args.target is not None:
         raise QuantizeError('--target is for a checkpoint; a file has its target')

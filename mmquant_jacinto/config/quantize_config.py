@@ -39,8 +39,8 @@ class QuantizeConfig:
         bits (int | dict): Width of all tensors, or by kind, as in
             ``dict(weight=4, activation=8, output=16)``; ``sum``: of what an addition
             reads and gives, wider than ``activation`` where layers are to multiply
-            narrower ones than residual branches carry. Defaults to 8; ``sum`` and
-            ``output`` to ``activation``.
+            narrower ones than residual branches carry. Defaults to the target's, 8 for
+            all of ours; ``sum`` and ``output`` to ``activation``.
         target (str): Numeric formats and arithmetic, a name in
             :data:`~mmquant_jacinto.registry.QUANT_TARGETS`. Defaults to
             ``'jacinto'``.
@@ -85,7 +85,7 @@ class QuantizeConfig:
     """
 
     mode: str = 'qat'
-    bits: Bits = 8
+    bits: Optional[Bits] = None
     target: str = 'jacinto'
     overrides: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
@@ -107,6 +107,8 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         check_choice('mode', self.mode, MODES)
         get_preset(self.target)
+        if self.bits is None:
+            object.__setattr__(self, 'bits', self._target_bits())
         _widths('quantize.bits', self.bits)
         for pattern, value in self.overrides.items():
             _check_override(pattern, value)
@@ -205,6 +207,12 @@ class QuantizeConfig:
                 f"with target={config.target!r}; add observer='percentile'"
             )
         return config
+
+    def _target_bits(self) -> Bits:
+        weight, activation = self.preset.weight.bits, self.preset.activation.bits
+        if weight == activation:
+            return weight
+        return dict(weight=weight, activation=activation)
 
     def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
         """Width asked for tensors of ``kind``, where a module may override it."""

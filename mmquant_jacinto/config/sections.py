@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional, Union
 
 from ..errors import QuantizeError, nearest
-from ..registry import ROUNDINGS, look_up
+from ..registry import BIAS_CORRECTIONS, ROUNDINGS, look_up
 from ..targets.formats import check_bits
 
-BIAS_CORRECTIONS = ('iterative', 'sequential', 'analytic')
+_BIAS_CORRECTION = 'quantize.calibration.bias_correction'
 
 
 def check_positive(key: str, value: object) -> None:
@@ -84,9 +84,7 @@ class Calibration:
                 'a step; use a number above 0, up to 1'
             )
         if self.bias_correction is not False:
-            check_choice(
-                'calibration.bias_correction', self.bias_correction, BIAS_CORRECTIONS
-            )
+            look_up(BIAS_CORRECTIONS, _BIAS_CORRECTION, self.bias_correction)
         if self.weights not in (False, True):
             raise QuantizeError(
                 f'quantize.calibration.weights={self.weights!r} is not a switch; use '
@@ -113,12 +111,21 @@ class Calibration:
     @property
     def corrects_biases(self) -> bool:
         """bool: Whether quantized passes correct the biases."""
-        return self.bias_correction in ('iterative', 'sequential')
+        way = self.way_to_correct
+        return way is not None and way.by_passes
 
     @property
     def is_analytic(self) -> bool:
         """bool: Whether biases follow from mean inputs and rounding errors."""
-        return self.bias_correction == 'analytic'
+        way = self.way_to_correct
+        return way is not None and way.by_mean_inputs
+
+    @property
+    def way_to_correct(self) -> Any:
+        """BiasCorrection, optional: Of ``bias_correction``; None where it is off."""
+        if self.bias_correction is False:
+            return None
+        return look_up(BIAS_CORRECTIONS, _BIAS_CORRECTION, self.bias_correction)()
 
 
 @dataclass(frozen=True)

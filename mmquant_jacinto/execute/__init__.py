@@ -5,3 +5,8 @@
 (what an engine computes). ``quantization`` is the module that a model carries. Imports
 ``quantizers`` and what is before it.
 """
+
+# What it registers a config may name.
+from . import bias_correction
+
+__all__ = ['bias_correction']

@@ -24,7 +24,7 @@ from ..record.deform_conv import make_visible
 from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
-from .in_place import current, current_leaves, given, is_in_place, replace
+from .in_place_calls import current, current_leaves, given, is_in_place, replace
 
 _UNSEEN = object()
 

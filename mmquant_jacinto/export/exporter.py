@@ -22,7 +22,7 @@ from .example import Example
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
 from .postprocess import add_detections
-from .steps import Writing
+from .step_writer import Writing
 from .trace import Trace
 
 INPUT_NAME = 'images'

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..execute.behaviour import Behaviour
-from ..execute.integer.carried import integers_of
+from ..execute.integer.carried_integers import integers_of
 from ..execute.state import State
 from ..record.ops import OPS
 from ..targets.grid import Bounds, Grid

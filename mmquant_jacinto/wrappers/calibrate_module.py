@@ -121,13 +121,15 @@ class QuantCalibrateModule(FinetunedModule):
             Any: What the quantized model returns.
         """
         behaviour = self._behaviour(phases.CORRECT)
-        sequential = self.config.calibration.bias_correction == 'sequential'
-        behaviour.reference = reference if sequential else None
+        way = self.config.calibration.way_to_correct
+        in_order = way is not None and way.in_order
+        behaviour.reference = reference if in_order else None
         with torch.no_grad():
             result = self.module(*args, **kwargs)
         self._corrections += 1
-        # What a pass is off by does not depend on the passes before it: their mean.
-        behaviour.update(reference, 1 / self._corrections if sequential else lr)
+        if way is not None:
+            lr = way.step(lr, self._corrections)
+        behaviour.update(reference, lr)
         return result
 
     def round_weights(self, batches: Sequence[Any]) -> None:

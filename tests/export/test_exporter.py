@@ -14,8 +14,8 @@ pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.session import kernels  # noqa: E402
-from mmquant_jacinto.export.proof.verify import verify  # noqa: E402
+from mmquant_jacinto.export.session import kernels  # noqa: E402
+from mmquant_jacinto.export.verify import verify  # noqa: E402
 
 INTEGER_KERNELS = {
     'Conv': 'QLinearConv',

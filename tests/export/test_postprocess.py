@@ -29,7 +29,7 @@ from paths import CONFIGS  # noqa: E402
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.graph.graph_writer import GraphWriter  # noqa: E402
 from mmquant_jacinto.export.postprocess import _select, decode  # noqa: E402
-from mmquant_jacinto.export.proof.session import Session  # noqa: E402
+from mmquant_jacinto.export.session import Session  # noqa: E402
 from mmquant_jacinto.targets.tidl_meta_arch import describe_head, to_text  # noqa: E402
 
 SIZE = 128, 96

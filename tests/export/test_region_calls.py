@@ -13,7 +13,7 @@ pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.session import Session  # noqa: E402
+from mmquant_jacinto.export.session import Session  # noqa: E402
 
 
 class Detector(BaseModel):

@@ -9,7 +9,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.session import Session  # noqa: E402
+from mmquant_jacinto.export.session import Session  # noqa: E402
 
 
 def export(net, x, to='onnxruntime', **quantize):

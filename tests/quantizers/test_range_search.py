@@ -8,6 +8,7 @@ from toy_models import calibrated
 
 from mmquant_jacinto import PRESETS, QuantCalibrateModule, QuantTrainModule
 from mmquant_jacinto.plan.plan import ActivationSpec
+from mmquant_jacinto.quantizers import range_search
 from mmquant_jacinto.quantizers.activation_grids import GridFormats
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
 from mmquant_jacinto.quantizers.histograms import BINS, Histograms
@@ -172,7 +173,12 @@ def test_entropy_is_the_least_of_all_thresholds(sample, target, bits):
         return entropy_of(counts, grid, width, origin)
 
     formats = GridFormats.of([PRESETS[target].activation.with_bits(bits)])
-    best = cost(*(end.item() for end in search_ranges('entropy', counted, formats)))
+    best = cost(
+        *(
+            end.item()
+            for end in search_ranges(range_search.divergence, counted, formats)
+        )
+    )
     low, high = x.min().item(), x.max().item()
     reach = max(-low, high)
     thresholds = (reach * fraction for fraction in FRACTIONS[::4])
@@ -204,8 +210,11 @@ def test_tensor_of_zeros_gets_a_finite_grid(observer, target):
     assert 0 < grid_after(observer, torch.zeros(3, 10), target).scale < 1
 
 
-@pytest.mark.parametrize('observer', ['mse', 'entropy'])
-def test_quantizers_are_searched_each_for_itself(observer, toy_net, images):
+@pytest.mark.parametrize(
+    'observer, cost',
+    [('mse', range_search.squared_error), ('entropy', range_search.divergence)],
+)
+def test_quantizers_are_searched_each_for_itself(observer, cost, toy_net, images):
     quantization = calibrated(toy_net, images, mode='ptq', observer=observer)
     activations = quantization.activations
     together = activations.low.clone(), activations.high.clone()
@@ -214,7 +223,7 @@ def test_quantizers_are_searched_each_for_itself(observer, toy_net, images):
         alone = Histograms([spec.positive])
         for name in ('counts', 'ends', 'exponents', 'origins'):
             setattr(alone, name, getattr(counted, name)[row : row + 1])
-        low, high = search_ranges(observer, alone, GridFormats.of([spec.format]))
+        low, high = search_ranges(cost, alone, GridFormats.of([spec.format]))
         assert (low, high) == (together[0][row], together[1][row])
 
 

@@ -11,7 +11,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.verify import verify  # noqa: E402
+from mmquant_jacinto.export.verify import verify  # noqa: E402
 
 
 def test_tda4vm_gets_clips_and_weights_on_their_grid(toy_net, images):

@@ -9,8 +9,8 @@ from torch import nn
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.export.exporter import export_onnx
-from mmquant_jacinto.export.proof.session import integer_layers
-from mmquant_jacinto.export.proof.verify import verify
+from mmquant_jacinto.export.session import integer_layers
+from mmquant_jacinto.export.verify import verify
 from mmquant_jacinto.plan.planner import make_plan
 from mmquant_jacinto.record.recorder import record
 from mmquant_jacinto.wrappers.prepare import is_region, probe_passes

@@ -31,7 +31,7 @@ from ..behaviour import Behaviour
 from ..conditioning import compute_grids
 from ..fake_quantize import Simulate
 from ..state import State
-from .carried import integers_of, tag_of, with_integers
+from .carried_integers import integers_of, tag_of, with_integers
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder

@@ -118,7 +118,7 @@ def test_file_has_the_same_bits(name, preset):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnx_ir')
     from mmquant_jacinto.export.exporter import export_onnx
-    from mmquant_jacinto.export.proof.session import Session
+    from mmquant_jacinto.export.session import Session
 
     net = Forward(
         lambda net, x: net.two(BETWEEN_LAYERS[name](net, net.one(x))),

@@ -10,7 +10,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
-from mmquant_jacinto.export.proof.session import Session, integer_layers, kernels  # noqa: E402
+from mmquant_jacinto.export.session import Session, integer_layers, kernels  # noqa: E402
 
 
 def compare(net, x, y, **quantize):

@@ -14,12 +14,12 @@ from mmengine.evaluator import Evaluator
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from ...execute import quantization as phases
-from ...execute.quantization import Quantization
-from ...targets.storage import SIGNED
-from ...targets.target import CLIP
-from ..example import Example, RegionOutputs, named_tensors
-from ..exporter import Exported, export_onnx
+from ..execute import quantization as phases
+from ..execute.quantization import Quantization
+from ..targets.storage import SIGNED
+from ..targets.target import CLIP
+from .example import Example, RegionOutputs, named_tensors
+from .exporter import Exported, export_onnx
 from .session import Session, in_place_of_modules
 
 # Of the elements of all outputs, where both compute on integers.

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from ...errors import QuantizeError
 from ...execute.integer.stable_topk import StableOrder
 from ..packages import require
-from ..proof.session import Session, in_place_of_modules
-from .from_config import fit_pipeline, innermost_dataset
+from ..session import Session, in_place_of_modules
+from .test_images import fit_pipeline, innermost_dataset
 
 
 class FileRun:

@@ -1,108 +1,23 @@
-"""From a config and a checkpoint to a verified file; what tools/export.py does."""
+"""The images that a file is made for and proved on: those of a config's test."""
 
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.evaluator import Evaluator
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
 from torch import nn
 
-from ...config.quantize_config import QuantizeConfig
 from ...errors import QuantizeError
-from ...execute.quantization import find_plan
-from ...wrappers.mmdet_modules import wrapper_class
 from ...wrappers.quant_module import QuantModule
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
-
-
-def check_output(path: Path) -> None:
-    """Makes sure that a file can be written, before anything long is done.
-
-    Raises:
-        QuantizeError: If it cannot.
-    """
-    if path.suffix != '.onnx':
-        raise QuantizeError(f'-o {path} does not end in .onnx')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise QuantizeError(
-            f'-o {path} cannot be written ({error.strerror}); choose another folder'
-        ) from None
-    if path.is_dir():
-        raise QuantizeError(f'-o {path} is a folder; name a file')
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under its name only when all of it is there."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(descriptor, 'wb') as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def load_quantized(cfg: Config, checkpoint: str) -> QuantModule:
-    """Builds a config's model and gives it a quantized checkpoint.
-
-    Args:
-        cfg (Config): Its ``quantize`` key may be absent; the checkpoint knows.
-        checkpoint (str): Of ``mode='qat'`` or ``mode='ptq'``.
-
-    Returns:
-        QuantModule: A test module.
-
-    Raises:
-        QuantizeError: If the checkpoint is a float one, or was made with another
-            model or other number formats than the config says.
-    """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    try:
-        loaded = _load_checkpoint(checkpoint, map_location='cpu')
-    except (OSError, RuntimeError) as error:
-        raise QuantizeError(f'{checkpoint} cannot be read: {error}') from None
-    plan = find_plan(loaded.get('state_dict', loaded))
-    if plan is None:
-        raise QuantizeError(
-            f'{checkpoint} is a float checkpoint, without quantization ranges: train '
-            'it with quantize.mode=qat or calibrate it with quantize.mode=ptq first'
-        )
-    wanted = QuantizeConfig.parse(cfg.get('quantize'))
-    if wanted is not None and wanted.target != plan.config['target']:
-        raise QuantizeError(
-            f'{checkpoint} was made with quantize.target={plan.config["target"]!r}, '
-            f'and the config says {wanted.target!r}: give the config that it was '
-            'made with'
-        )
-    model_cfg = copy.deepcopy(cfg.model)
-    backbone = model_cfg.get('backbone')
-    if isinstance(backbone, dict) and 'init_cfg' in backbone:
-        backbone.init_cfg = None  # the checkpoint has the weights
-    model = MODELS.build(model_cfg)
-    wrapper = wrapper_class(model, 'test')(model, config=wanted)
-    _load_checkpoint_to_model(model, loaded, strict=False)
-    meta = loaded.get('meta', {}) if isinstance(loaded, dict) else {}
-    model.dataset_meta = meta.get('dataset_meta', {})
-    return wrapper.eval()
 
 
 class TestImages:
@@ -237,8 +152,3 @@ def random_batch(wrapper: QuantModule, shape: tuple[int, int]) -> Any:
     """A batch of one random image, where no other is at hand."""
     generator = torch.Generator().manual_seed(0)
     return wrapper.as_batch(torch.rand(1, 3, *shape, generator=generator) * 255)
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes an ONNX model, whole or not at all."""
-    write_atomically(path, model.SerializeToString())

@@ -9,7 +9,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
-from mmquant_jacinto.export.proof.session import Session, saturates  # noqa: E402
+from mmquant_jacinto.export.session import Session, saturates  # noqa: E402
 
 
 def test_saturation_is_asked_of_the_processor():

@@ -12,7 +12,7 @@ from mmquant_jacinto import QuantizeError  # noqa: E402
 def test_size_that_the_stride_does_not_divide_is_refused():
     from mmengine.config import Config
 
-    from mmquant_jacinto.export.configs.from_config import TestImages
+    from mmquant_jacinto.export.configs.test_images import TestImages
 
     resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
     cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[resize]))))

@@ -8,7 +8,7 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
-from mmquant_jacinto.export.proof.verify import first_difference, verify  # noqa: E402
+from mmquant_jacinto.export.verify import first_difference, verify  # noqa: E402
 
 
 def test_verification_counts_and_names_what_parts(toy_net, images):
@@ -29,7 +29,7 @@ def test_verification_counts_and_names_what_parts(toy_net, images):
 
 @pytest.mark.parametrize('at_a_time', [2**26, 1000])
 def test_bisection_names_the_first_tensor(toy_net, images, monkeypatch, at_a_time):
-    from mmquant_jacinto.export.proof import verify
+    from mmquant_jacinto.export import verify
     from mmquant_jacinto.targets import onnxruntime
 
     monkeypatch.setattr(verify, 'MAX_COMPARED', at_a_time)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ..execute.integer.carried import grid_of
+from ..execute.integer.carried_integers import grid_of
 from ..execute.integer.exact_functions import narrow
 from ..execute.integer.integer import Integer
 from ..execute.integer.sampling import Taps, sampled_weight

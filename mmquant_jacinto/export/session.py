@@ -17,9 +17,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from ...errors import QuantizeError, nearest
-from ..graph.layout import decode
-from ..packages import require
+from ..errors import QuantizeError, nearest
+from .graph.layout import decode
+from .packages import require
 
 BACKENDS = ('onnxruntime', 'openvino')
 # What ONNX Runtime runs layers in integers by, and in float.
@@ -188,7 +188,10 @@ def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
 def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
     openvino = require('openvino')
     core = openvino.Core()
-    settings = {'INFERENCE_NUM_THREADS': threads} if threads else {}
+    # Where the processor has bfloat16, it would compute floats in that.
+    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
+    if threads:
+        settings['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(core.read_model(model), 'CPU', settings)
 
     def run(array: np.ndarray) -> list[np.ndarray]:

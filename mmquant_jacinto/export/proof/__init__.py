@@ -1,1 +1,0 @@
-"""Proof: the file runs in its engine, and gives what the integer model gives."""
