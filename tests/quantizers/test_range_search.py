@@ -210,11 +210,11 @@ def test_tensor_of_zeros_gets_a_finite_grid(observer, target):
     assert 0 < grid_after(observer, torch.zeros(3, 10), target).scale < 1
 
 
-@pytest.mark.parametrize(
-    'observer, cost',
-    [('mse', range_search.squared_error), ('entropy', range_search.divergence)],
-)
-def test_quantizers_are_searched_each_for_itself(observer, cost, toy_net, images):
+COSTS = {'mse': range_search.squared_error, 'entropy': range_search.divergence}
+
+
+@pytest.mark.parametrize('observer', COSTS)
+def test_quantizers_are_searched_each_for_itself(observer, toy_net, images):
     quantization = calibrated(toy_net, images, mode='ptq', observer=observer)
     activations = quantization.activations
     together = activations.low.clone(), activations.high.clone()
@@ -223,7 +223,8 @@ def test_quantizers_are_searched_each_for_itself(observer, cost, toy_net, images
         alone = Histograms([spec.positive])
         for name in ('counts', 'ends', 'exponents', 'origins'):
             setattr(alone, name, getattr(counted, name)[row : row + 1])
-        low, high = search_ranges(cost, alone, GridFormats.of([spec.format]))
+        formats = GridFormats.of([spec.format])
+        low, high = search_ranges(COSTS[observer], alone, formats)
         assert (low, high) == (together[0][row], together[1][row])
 
 
