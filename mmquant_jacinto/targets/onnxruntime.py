@@ -84,6 +84,21 @@ class QdqArithmetic(FixedPoint):
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
         return total.float().mul_(ratio)
 
+    def average(
+        self,
+        name: str,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+    ) -> Tensor:
+        real = function(x.float() * given.scale)
+        is_global = real.shape[2:].numel() == 1
+        if 'avg_pool' not in name or is_global or _is_wide(given, grid):
+            return super().average(name, function, x, given, grid)
+        # The kernel adds up real numbers, and rounds with the zero point in.
+        return real.div_(grid.scale).sub_(grid.low).round_().add_(grid.low)
+
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)
 
