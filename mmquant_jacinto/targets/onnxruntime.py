@@ -92,12 +92,13 @@ class QdqArithmetic(FixedPoint):
         given: Grid,
         grid: Grid,
     ) -> Tensor:
-        real = function(x.float() * given.scale)
-        is_global = real.shape[2:].numel() == 1
-        if 'avg_pool' not in name or is_global or _is_wide(given, grid):
-            return super().average(name, function, x, given, grid)
-        # The kernel adds up real numbers, and rounds with the zero point in.
-        return real.div_(grid.scale).sub_(grid.low).round_().add_(grid.low)
+        if 'avg_pool' in name and not _is_wide(given, grid):
+            # The kernel adds up real numbers, and rounds with the zero point in.
+            real = function(x.float() * given.scale)
+            is_global = name.startswith('adaptive') and real.shape[2:].numel() == 1
+            if not is_global:
+                return real.div_(grid.scale).sub_(grid.low).round_().add_(grid.low)
+        return super().average(name, function, x, given, grid)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)

@@ -23,6 +23,7 @@ OPERATORS = {
     'max_pool3d': lambda x: F.max_pool3d(x[:, None], 2),
     'avg_pool1d': lambda x: F.avg_pool1d(x.flatten(2), 4),
     'avg_pool2d': lambda x: F.avg_pool2d(x, 2),
+    'avg_pool2d whole': lambda x: F.avg_pool2d(pairs(x), (1, 2)),
     'avg_pool2d edges': lambda x: F.avg_pool2d(x, 2, 2, 1, count_include_pad=False),
     'avg_pool3d': lambda x: F.avg_pool3d(x[:, None], 2),
     'adaptive_avg_pool1d': lambda x: F.adaptive_avg_pool1d(x.flatten(2), 4),
