@@ -11,8 +11,12 @@ from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activation_grids import GridFormats
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
 from mmquant_jacinto.quantizers.histograms import BINS, Histograms
-from mmquant_jacinto.quantizers.observers import SAMPLES_PER_ROW, Observation
-from mmquant_jacinto.quantizers.range_search import FRACTIONS, search_ranges
+from mmquant_jacinto.quantizers.observers import (
+    SAMPLES_PER_ROW,
+    Observation,
+    make_observer,
+)
+from mmquant_jacinto.quantizers.range_search import FRACTIONS, divergence, search_ranges
 
 SAMPLES = {
     'gauss': lambda: torch.randn(30, 1000),
@@ -172,7 +176,7 @@ def test_entropy_is_the_least_of_all_thresholds(sample, target, bits):
         return entropy_of(counts, grid, width, origin)
 
     formats = GridFormats.of([PRESETS[target].activation.with_bits(bits)])
-    best = cost(*(end.item() for end in search_ranges('entropy', counted, formats)))
+    best = cost(*(end.item() for end in search_ranges(divergence, counted, formats)))
     low, high = x.min().item(), x.max().item()
     reach = max(-low, high)
     thresholds = (reach * fraction for fraction in FRACTIONS[::4])
@@ -214,7 +218,8 @@ def test_quantizers_are_searched_each_for_itself(observer, toy_net, images):
         alone = Histograms([spec.positive])
         for name in ('counts', 'ends', 'exponents', 'origins'):
             setattr(alone, name, getattr(counted, name)[row : row + 1])
-        low, high = search_ranges(observer, alone, GridFormats.of([spec.format]))
+        observed = make_observer(observer, 0.01)
+        low, high = observed.search(alone, GridFormats.of([spec.format]))
         assert (low, high) == (together[0][row], together[1][row])
 
 

@@ -323,7 +323,7 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             if name == 'rounding' and 'method' not in item:
                 raise QuantizeError(
                     f'{key}.rounding={dict(item)!r} has no method; add one of '
-                    + ', '.join(map(repr, names(ROUNDINGS)[1:]))
+                    + ', '.join(map(repr, registered(ROUNDINGS)[1:]))
                 )
             item = _build(nested[name], f'{key}.{name}', item)
         if name == 'overrides' and not isinstance(item, Mapping):
