@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from ..errors import QuantizeError, nearest
-from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up
+from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
 from ..targets.formats import DEPTHWISE, check_bits
 from ..targets.preset import Preset
 from ..targets.target import get_preset
