@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional, Union
 
 from ..errors import QuantizeError, nearest
-from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up
+from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, names
 from ..targets.formats import DEPTHWISE, check_bits
 from ..targets.preset import Preset
 from ..targets.target import get_preset
@@ -302,12 +302,12 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         weight=FakeQuant,
         activation=FakeQuant,
     )
-    names = [item.name for item in fields(cls)]
+    known = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
     for name, item in value.items():
-        if name not in names:
+        if name not in known:
             raise QuantizeError(
-                f'{key}.{name} is not a known key; ' + nearest(name, names)
+                f'{key}.{name} is not a known key; ' + nearest(name, known)
             )
         if name in SWITCHES and item in (None, False, True):
             item = nested[name]() if item else None
