@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, names
@@ -99,7 +99,7 @@ class QuantizeConfig:
     per_channel: Union[str, bool, None] = None
     weight: Optional[FakeQuant] = None
     activation: Optional[FakeQuant] = None
-    constrain_bias: Union[str, bool, None] = None
+    constrain_bias: Union[str, Literal[False], None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
