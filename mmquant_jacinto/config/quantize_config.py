@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
@@ -99,7 +99,7 @@ class QuantizeConfig:
     per_channel: Union[str, bool, None] = None
     weight: Optional[FakeQuant] = None
     activation: Optional[FakeQuant] = None
-    constrain_bias: Union[str, bool, None] = None
+    constrain_bias: Union[str, Literal[False], None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
@@ -302,12 +302,12 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         weight=FakeQuant,
         activation=FakeQuant,
     )
-    names = [item.name for item in fields(cls)]
+    known = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
     for name, item in value.items():
-        if name not in names:
+        if name not in known:
             raise QuantizeError(
-                f'{key}.{name} is not a known key; ' + nearest(name, names)
+                f'{key}.{name} is not a known key; ' + nearest(name, known)
             )
         if name in SWITCHES and item in (None, False, True):
             item = nested[name]() if item else None

@@ -59,6 +59,15 @@ class Quantization(nn.Module):
         calibration (Calibration): What calibration measures and corrects.
     """
 
+    activations: ActivationQuantizers
+    layers: dict[str, Layer]
+    learned: Optional[LearnedWeightScales]
+    bias_correction: Tensor
+    weight_scale: Tensor
+    weight_correction: Tensor
+    equalized: Tensor
+    constrained: Tensor
+
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         if hasattr(root, NAME):

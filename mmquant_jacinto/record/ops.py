@@ -264,6 +264,7 @@ def replace_inputs(
             return (new,) + args[1:], kwargs
         return args, {**kwargs, 'tensors': new}
     replaced = iter(tensors)
+    head: tuple
     if args:
         head, rest = (next(replaced),), args[1:]
         kwargs = dict(kwargs)
@@ -296,9 +297,9 @@ def layer_operands(
 
 
 def replace_operands(
-    args: tuple, kwargs: dict, x: Tensor, weight: Tensor, bias: Optional[Tensor]
+    args: tuple, kwargs: dict, x: Any, weight: Any, bias: Any
 ) -> tuple[tuple, dict]:
-    """The same call of a layer on another input, weight and bias."""
+    """The same call of a layer on another input, weight and bias, or their names."""
     rest = {
         key: value
         for key, value in kwargs.items()

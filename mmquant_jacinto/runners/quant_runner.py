@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook, EMAHook, ProfilerHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, ProfilerHook
 from mmengine.logging import print_log
 from mmengine.model import (
     convert_sync_batchnorm,
@@ -62,6 +62,14 @@ class QuantRunner(Runner):
         QuantizeError: If ``quantize`` or something it cannot be combined
             with is set wrong.
     """
+
+    # Of MMEngine's runner: each a dict until it is built.
+    model: Any
+    _train_loop: Any
+    _train_dataloader: Any
+    _val_loop: Any
+    _hooks: list[Hook]
+    _load_from: Optional[str]
 
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))

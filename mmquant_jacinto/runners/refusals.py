@@ -112,13 +112,13 @@ def _check_fits(
     filename: str, stored: Mapping[str, Tensor], root: nn.Module, complete: bool
 ) -> None:
     """Refuses one that lacks all parameters of the model; complete, also one."""
-    names = {
+    shapes: Mapping[str, Any] = {
         key[len('module.') :] if key.startswith('module.') else key: value.shape
         for key, value in stored.items()
     }
-    names = fit_names(names, root)
+    shapes = fit_names(shapes, root)
     own = {name: p.shape for name, p in root.named_parameters()}
-    fitting = [name for name in own if names.get(name) == own[name]]
+    fitting = [name for name in own if shapes.get(name) == own[name]]
     if not fitting or (complete and len(fitting) < len(own)):
         raise QuantizeError(
             f'{filename} is a checkpoint of another model: '
