@@ -7,7 +7,6 @@ from typing import Any, Callable, Optional, Union
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, ProfilerHook
-from mmengine.logging import print_log
 from mmengine.model import (
     convert_sync_batchnorm,
     is_model_wrapper,
@@ -35,7 +34,13 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
-from .refusals import MODE, checked_plan, refuse_conflicts, refuse_synchronized_norms
+from .refusals import (
+    MODE,
+    checked_plan,
+    note_other_settings,
+    refuse_conflicts,
+    refuse_synchronized_norms,
+)
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
@@ -349,19 +354,7 @@ class QuantRunner(Runner):
             self._resume,
         )
         if testing:
-            self._note_other_settings(plan.config)
-
-    def _note_other_settings(self, stored: dict[str, Any]) -> None:
-        config = self.quantize_config
-        for key in ('bits', 'target'):
-            if stored[key] != getattr(config, key):
-                print_log(
-                    f'quantize.{key}={getattr(config, key)!r} is not what '
-                    f'this checkpoint was made with ({stored[key]!r}); it is '
-                    'tested as it was made.',
-                    'current',
-                    30,
-                )
+            note_other_settings(self.quantize_config, plan.config)
 
     @master_only
     def save_calibrated(self, filename: str) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError
 from ..execute.quantization import NAME, find_plan
 from ..plan.plan import Plan
@@ -154,3 +156,21 @@ def _leave_weights(filename: str, stored: dict[str, Tensor]) -> None:
         )
     for key in [key for key in stored if key.startswith(prefix)]:
         del stored[key]
+
+
+def note_other_settings(config: QuantizeConfig, stored: Mapping[str, Any]) -> None:
+    """Says where a test's ``quantize`` is not what its checkpoint was made with.
+
+    Args:
+        config (QuantizeConfig): Of the test.
+        stored (Mapping[str, Any]): The settings in the checkpoint's plan.
+    """
+    for key in ('bits', 'target'):
+        if stored[key] != getattr(config, key):
+            print_log(
+                f'quantize.{key}={getattr(config, key)!r} is not what '
+                f'this checkpoint was made with ({stored[key]!r}); it is '
+                'tested as it was made.',
+                'current',
+                30,
+            )
