@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union, cast
 
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
@@ -216,7 +216,7 @@ class QuantizeConfig:
 
     def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
         """Width asked for tensors of ``kind``, where a module may override it."""
-        width = self.widths(kind, self.bits)
+        width = self.widths(kind, cast(Bits, self.bits))
         return width if override is None else self.widths(kind, override, width)
 
     def widths(self, kind: str, bits: Bits, default: int = 8) -> int:

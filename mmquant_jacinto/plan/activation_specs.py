@@ -80,6 +80,7 @@ class ActivationSpecs:
             and len(chain.head.inputs) > 1
             and None not in chain.head.inputs
             for value in (*chain.head.inputs, *chain.tail.outputs)
+            if value is not None
         }
 
     def _bits(self, chain: Chain) -> Any:

@@ -51,7 +51,9 @@ class Planner:
         inputs: dict[str, dict[int, str]] = {}
         for value, entries in self.graph.region_inputs.items():
             spec = quantizers.of(value)
-            for call, leaf in entries if spec is not None else ():
+            if spec is None:
+                continue
+            for call, leaf in entries:
                 inputs.setdefault(call, {})[leaf] = spec.name
         for name, function in self.graph.unused.items():
             reason = (
@@ -184,6 +186,7 @@ class Planner:
 
     def _weight_name(self, chain: Chain) -> str:
         name = chain.head.weight
+        assert name is not None
         name = name[: -len('.weight')] if name.endswith('.weight') else name
         if chain.head.rows is not None:
             name += '[{}:{}]'.format(*chain.head.rows)

@@ -235,7 +235,7 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     Returns:
         List[Tensor]: One entry for each activation operand.
     """
-    first = (
+    first: Any = (
         args[0]
         if args
         else kwargs.get('input', kwargs.get('tensors', kwargs.get('self')))
@@ -293,7 +293,8 @@ def layer_operands(
     """Input, weight and bias in the call of a layer."""
     names = ('input', 'weight', 'bias')
     given = dict(zip(names, args[:3]))
-    return tuple(given.get(name, kwargs.get(name)) for name in names)
+    operands: Any = tuple(given.get(name, kwargs.get(name)) for name in names)
+    return operands
 
 
 def replace_operands(

@@ -249,6 +249,7 @@ class Recorder(CallMode):
         name = self.parameters.get(id(base))
         if (
             name is None
+            or base is None
             or item.shape[1:] != base.shape[1:]
             or item.stride() != base.stride()
         ):
