@@ -1,0 +1,41 @@
+"""Files in an engine: sizes, batches, and which engine."""
+
+import pytest
+import torch
+from exporting import export, results
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+pytest.importorskip('onnx_ir')
+
+from mmquant_jacinto import QuantizeError  # noqa: E402
+from mmquant_jacinto.export.session import Session, saturates  # noqa: E402
+
+
+def test_saturation_is_asked_of_the_processor():
+    assert saturates() in (True, False)
+
+
+def test_session_refuses_another_size(toy_net, images):
+    session = Session(export(toy_net, images).model)
+    with pytest.raises(QuantizeError, match='--shape'):
+        session(torch.randn(2, 3, 24, 16))
+
+
+def test_batches_are_split_for_a_file_of_single_images(toy_net):
+    x = torch.randn(1, 3, 16, 16)
+    session = Session(export(toy_net, x).model)
+    batch = torch.randn(3, 3, 16, 16)
+    (found,) = session(batch).values()
+    with torch.no_grad():
+        assert torch.equal(found, toy_net(batch))
+
+
+def test_openvino_runs_the_file_too(toy_net, images):
+    pytest.importorskip('openvino')
+    exported = export(toy_net, images)
+    expected, _ = results(toy_net, exported, images)
+    (found,) = Session(exported.model, 'openvino')(images).values()
+    (scale,) = exported.scales.values()
+    # An arithmetic of its own, a few steps apart.
+    assert (expected - found).abs().max() <= 4.01 * scale

@@ -1,0 +1,30 @@
+"""Plans as text, which is how a checkpoint carries them."""
+
+import pytest
+from toy_models import make_plan
+
+from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.plan.plan import Plan
+
+
+@pytest.mark.parametrize('target', ['jacinto', 'tidl', 'tensorrt'])
+def test_plan_survives_json(toy_net, images, target):
+    plan = make_plan(
+        toy_net,
+        images,
+        target=target,
+        bits=dict(weight=4, output=16),
+        overrides={'expand': False, 'fc': 16},
+        constrain_bias=False,
+    )
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+
+
+def test_plan_of_a_later_version_is_refused(toy_net, images):
+    text = make_plan(toy_net, images).to_json()
+    later = text.replace('"version":1', '"version":99')
+    assert later != text
+    with pytest.raises(QuantizeError, match='version 99.*update'):
+        Plan.from_json(later)

@@ -1,0 +1,41 @@
+"""Checkpoints of older versions predict what they did then, bit for bit.
+
+``old_checkpoints/make.py`` has made them.
+"""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from old_checkpoints import FOLDER, KINDS, config_of, scores_of
+from toy_distiller import DigitsStudent  # noqa: F401 - registered
+from toy_runner import load
+
+from mmquant_jacinto import QuantTestModule
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    if request.param == 'fake_quants':
+        pytest.importorskip('mmrazor.models', reason='MMRazor is not installed')
+    return request.param
+
+
+def test_every_file_has_a_test():
+    assert {path.stem for path in FOLDER.glob('*.pth')} == set(KINDS)
+
+
+def test_the_runner_tests_it_as_then(kind, tmp_path):
+    path = FOLDER / f'{kind}.pth'
+    cfg = config_of(kind, tmp_path)
+    cfg.load_from = str(path)
+    runner = Runner.from_cfg(cfg)
+    runner.test()
+    assert torch.equal(scores_of(runner.model), load(path)['expected_scores'])
+
+
+def test_its_plan_is_all_that_a_module_needs(kind, tmp_path):
+    checkpoint = load(FOLDER / f'{kind}.pth')
+    model = QuantTestModule(MODELS.build(config_of(kind, tmp_path).model))
+    model.module.load_state_dict(checkpoint['state_dict'])
+    assert torch.equal(scores_of(model), checkpoint['expected_scores'])

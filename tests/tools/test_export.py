@@ -1,0 +1,140 @@
+"""tools/export.py and tools/test.py on an upstream detector, as a user types them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('mmdet')
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+from paths import TOOLS  # noqa: E402
+from upstream_detectors import DETECTORS, MIM, OLD_STYLE, SHORT, Workspace  # noqa: E402
+
+BASE, OPTIONS = DETECTORS['ssdlite']
+OPTIONS = {
+    **SHORT,
+    **OPTIONS,
+    'quantize.mode': 'ptq',
+    'quantize.target': 'onnxruntime',
+}
+CHECKPOINT = 'work_dirs/config/epoch_1.pth'
+
+
+@pytest.fixture(scope='module')
+def workspace(tmp_path_factory):
+    """A folder with an SSDLite, calibrated on a few images."""
+    workspace = Workspace(tmp_path_factory.mktemp('export'))
+    config = OLD_STYLE.format(base=str(MIM / 'configs' / BASE))
+    (workspace.root / 'config.py').write_text(config)
+    workspace.run((TOOLS / 'train.py', ['config.py'], OPTIONS))
+    return workspace
+
+
+def export(workspace, *arguments, checkpoint=CHECKPOINT, options=OPTIONS):
+    """Exit code and output of a line that may fail."""
+    line = [sys.executable, str(TOOLS / 'export.py'), 'config.py', checkpoint]
+    line += [*arguments, '--cfg-options']
+    line += [f'{key}={value}' for key, value in options.items()]
+    done = subprocess.run(
+        line,
+        cwd=workspace.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    return done.returncode, done.stdout
+
+
+def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
+    out = workspace.run(
+        (
+            TOOLS / 'export.py',
+            ['config.py', CHECKPOINT, '-o', 'out/model.onnx', '--verify', '2'],
+            OPTIONS,
+        ),
+        (TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS),
+    )
+    assert out.count('100.0000%') == 12
+    from_checkpoint = workspace.detections('test')
+    out = workspace.run((TOOLS / 'test.py', ['config.py', 'out/model.onnx'], OPTIONS))
+    assert re.search(r'images, [\d.]+ images per second', out)
+    assert workspace.detections('test') == from_checkpoint != []
+    model = onnx.load(workspace.root / 'out' / 'model.onnx')
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert len(json.loads(metadata['mean'])) == 3
+    assert [item.name for item in (workspace.root / 'out').iterdir()] == ['model.onnx']
+
+
+def test_nothing_is_written_below_the_bound(workspace):
+    code, out = export(
+        workspace, '-o', 'bad.onnx', '--verify', '1', '--min-equal', '1.1'
+    )
+    assert code == 2
+    assert 'bad.onnx was not written' in out.replace('\n', ' ')
+    assert not list(workspace.root.glob('*bad*'))
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['-o', 'model.pt'], 'does not end in .onnx'),
+        (['-o', '/proc/none/model.onnx'], 'cannot be written'),
+        (['-o', 'a.onnx', '--target', 'tensort'], 'tensorrt'),
+        (['-o', 'a.onnx', '--images', 'nowhere'], 'no images in it'),
+    ],
+)
+def test_bad_input_is_one_sentence(workspace, arguments, message):
+    code, out = export(workspace, *arguments)
+    assert code == 2
+    errors = [line for line in out.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert 'Traceback' not in out
+    assert not (workspace.root / 'a.onnx').exists()
+
+
+def test_config_of_another_target_is_refused(workspace):
+    options = {**OPTIONS, 'quantize.target': 'jacinto'}
+    code, out = export(workspace, '-o', 'a.onnx', options=options)
+    assert code == 2
+    assert "'jacinto'" in out
+    assert 'Traceback' not in out
+
+
+def test_checkpoint_is_tested_with_the_arithmetic_of_a_target(workspace):
+    line = (TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS)
+    workspace.run(line)
+    detections = workspace.detections('test')
+    tool, arguments, options = line
+    workspace.run((tool, [*arguments, '--target', 'onnxruntime'], options))
+    assert workspace.detections('test') == detections != []
+
+
+@pytest.mark.parametrize(
+    'config, target, message',
+    [
+        ('config.py', 'tensort', 'tensorrt'),
+        ('float.py', 'onnxruntime', 'no `quantize`'),
+    ],
+)
+def test_target_that_does_not_fit_is_refused(workspace, config, target, message):
+    content = (workspace.root / 'config.py').read_text()
+    lines = [line for line in content.splitlines() if 'quantize =' not in line]
+    (workspace.root / 'float.py').write_text('\n'.join(lines))
+    options = [f'{k}={v}' for k, v in OPTIONS.items() if 'quantize' not in k]
+    line = [sys.executable, str(TOOLS / 'test.py'), config, CHECKPOINT]
+    done = subprocess.run(
+        [*line, '--target', target, '--cfg-options', *options],
+        cwd=workspace.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert message in done.stdout
+    assert 'Traceback' not in done.stdout

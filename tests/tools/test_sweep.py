@@ -1,0 +1,141 @@
+"""The sweep over MMDetection's zoo, on two small models."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+from zoo.report import _equal, _exports, shortfalls
+
+pytest.importorskip('mmdet')
+
+CONFIGS = ['detr/detr_r18_8xb2-500e_coco.py', 'ssd/ssdlite_mobilenetv2*.py']
+
+
+def sweep(folder, *arguments):
+    command = [sys.executable, 'tools/sweep.py', *arguments]
+    command += ['--work-dir', str(folder), '--table', str(folder / 'zoo.md')]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def test_sweep_examines_models_and_goes_on_where_it_was(tmp_path):
+    out = sweep(tmp_path, *CONFIGS, '--json', str(tmp_path / 'zoo.json'))
+    assert '2 models, 2 to examine' in out
+    reports = json.loads((tmp_path / 'zoo.json').read_text())
+    for report in reports:
+        assert report['status'] == 'ok', report.get('error')
+        assert report['reload'] is True
+        assert report['qat']['finite']
+        assert report['qat']['lost_gradients'] == report['qat']['new_gradients'] == []
+        assert report['sqnr']['16']['least'] > 55
+        assert report['sqnr']['8']['least'] > 15
+        assert {item['kind'] for item in report['in_float'].values()} <= {'Embedding'}
+    # All convolutions and linear layers, projections of attention among them.
+    assert [report['weights'] for report in reports] == [121, 88]
+    assert [report['config'].partition('/')[0] for report in reports] == ['detr', 'ssd']
+
+    table = (tmp_path / 'zoo.md').read_text()
+    assert '2 run quantized, 2 of them without any shortfall' in table
+    assert 'query_embedding.weight' in table
+    # Nothing has changed, so nothing is examined again.
+    assert '2 models, 0 to examine' in sweep(tmp_path, *CONFIGS)
+
+    pytest.importorskip('onnxruntime')
+    out = sweep(tmp_path, CONFIGS[1], '--export', '--json', str(tmp_path / 'zoo.json'))
+    assert '1 models, 1 to examine' in out
+    after = json.loads((tmp_path / 'zoo.json').read_text())
+    assert [report.pop('export', {}).get('equal') for report in after] == [None, 1.0]
+    assert after == reports
+    table = (tmp_path / 'zoo.md').read_text()
+    assert table.count('| yes | – |\n') == table.count('| yes | 100 % |\n') == 1
+
+
+def report_of(least16, least8, **changes):
+    def result(least):
+        return dict(heads={'head:0': 90.0, 'head:1': least}, missing=[], strayed=[])
+
+    report = dict(
+        config='folder/config.py',
+        sqnr={'16': result(least16), '8': result(least8)},
+        qat=dict(finite=True, lost_gradients=[], new_gradients=[]),
+        reload=True,
+        noise_gain=0.0,
+        in_float={
+            'embed.weight': dict(reason='no layer', kind='Embedding', trained=True)
+        },
+    )
+    return {**report, **changes}
+
+
+@pytest.mark.parametrize(
+    'report, words',
+    [
+        (report_of(55.1, 15.1), []),
+        (report_of(54.9, 15.1), ['below 55', 'head:1']),
+        (report_of(60.0, 14.0), ['below 15', '46 dB less']),
+        (report_of(40.0, 20.0, noise_gain=35.0), ['amplifies noise by 35 dB']),
+        (report_of(60.0, 20.0, reload=False), ['reloading']),
+        (
+            report_of(
+                60.0,
+                20.0,
+                in_float={'conv': dict(reason='other', kind='Conv2d', trained=True)},
+            ),
+            ['1 layers in float'],
+        ),
+        (
+            report_of(
+                60.0,
+                20.0,
+                qat=dict(finite=False, lost_gradients=['a'], new_gradients=[]),
+            ),
+            ['not finite', '1 lost gradients: `a`'],
+        ),
+    ],
+)
+def test_what_counts_as_a_shortfall(report, words):
+    found = '; '.join(shortfalls(report))
+    assert bool(found) == bool(words)
+    assert all(word in found for word in words)
+
+
+def test_export_column():
+    assert _equal(None) == '–'
+    assert _equal(dict(reason='why')) == 'no'
+    assert _equal(dict(equal=1.0)) == '100 %'
+    # Never rounded up to all.
+    assert _equal(dict(equal=0.9999999)) == '99.999 %'
+    compared = dict(
+        equal=0.5, elements=8, largest=2.0, first='neck', integer_layers=3, layers=4
+    )
+    reports = [
+        dict(config='a/a.py', export=dict(reason='no such operator')),
+        dict(config='b/b.py', export={**compared, 'skipped': ['roi_head']}),
+        dict(config='c/c.py'),
+        dict(config='d/d.py', export={**compared, 'first': None}),
+    ]
+    text = '\n'.join(_exports(reports))
+    assert '- `a/a.py`: no such operator' in text
+    assert '50 % of 8 elements, the largest difference 2 steps' in text
+    assert '- `d/d.py`: 50 % of 8 elements, all quantized tensors are equal' in text
+    assert '- `b/b.py`: 1 of 4' in text
+    assert '- `roi_head`: b' in text
+    assert 'c/c' not in text
+
+
+def test_model_that_breaks_does_not_stop_the_sweep(tmp_path):
+    out = sweep(tmp_path, CONFIGS[0], '--timeout', '0.1')
+    assert 'took more than 0.1 s' in out
+    assert '1 do not run quantized' in (tmp_path / 'zoo.md').read_text()
