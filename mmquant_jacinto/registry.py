@@ -28,7 +28,7 @@ BIAS_CORRECTIONS = Registry('bias correction', scope=_SCOPE)
 ROUNDINGS = Registry('rounding', scope=_SCOPE)
 
 
-def names(registry: Registry) -> tuple[str, ...]:
+def registered(registry: Registry) -> tuple[str, ...]:
     """What may be named, in the order of registration."""
     return tuple(registry.module_dict)
 
@@ -49,6 +49,6 @@ def look_up(registry: Registry, key: str, name: object) -> Any:
     """
     if not isinstance(name, str) or name not in registry.module_dict:
         raise QuantizeError(
-            f'{key}={name!r} is unknown; ' + nearest(name, names(registry))
+            f'{key}={name!r} is unknown; ' + nearest(name, registered(registry))
         )
     return registry.module_dict[name]

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union, cast
 
 from ..errors import QuantizeError, nearest
-from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, names
+from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
 from ..targets.formats import DEPTHWISE, check_bits
 from ..targets.preset import Preset
 from ..targets.target import get_preset
@@ -99,7 +99,7 @@ class QuantizeConfig:
     per_channel: Union[str, bool, None] = None
     weight: Optional[FakeQuant] = None
     activation: Optional[FakeQuant] = None
-    constrain_bias: Union[str, bool, None] = None
+    constrain_bias: Union[str, Literal[False], None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
@@ -131,7 +131,7 @@ class QuantizeConfig:
         searches = self.observer_class.searches and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
-                f'quantize.observer={self.observer!r} searches a range for all '
+                f'quantize.observer={self.observer_name!r} searches a range for all '
                 f'calibration images together, and quantize.mode={self.mode!r} '
                 "moves ranges with each step; use observer='percentile', "
                 "'moving_average' or 'minmax', or calibrate with mode='ptq'"
@@ -216,7 +216,7 @@ class QuantizeConfig:
 
     def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
         """Width asked for tensors of ``kind``, where a module may override it."""
-        width = self.widths(kind, self.bits)
+        width = self.widths(kind, cast(Bits, self.bits))
         return width if override is None else self.widths(kind, override, width)
 
     def widths(self, kind: str, bits: Bits, default: int = 8) -> int:
@@ -302,12 +302,12 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         weight=FakeQuant,
         activation=FakeQuant,
     )
-    keys = [item.name for item in fields(cls)]
+    known = [item.name for item in fields(cls)]
     arguments: dict[str, Any] = {}
     for name, item in value.items():
-        if name not in keys:
+        if name not in known:
             raise QuantizeError(
-                f'{key}.{name} is not a known key; ' + nearest(name, keys)
+                f'{key}.{name} is not a known key; ' + nearest(name, known)
             )
         if name in SWITCHES and item in (None, False, True):
             item = nested[name]() if item else None
@@ -323,7 +323,7 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             if name == 'rounding' and 'method' not in item:
                 raise QuantizeError(
                     f'{key}.rounding={dict(item)!r} has no method; add one of '
-                    + ', '.join(map(repr, names(ROUNDINGS)[1:]))
+                    + ', '.join(map(repr, registered(ROUNDINGS)[1:]))
                 )
             item = _build(nested[name], f'{key}.{name}', item)
         if name == 'overrides' and not isinstance(item, Mapping):

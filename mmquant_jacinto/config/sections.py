@@ -12,7 +12,7 @@ from ..targets.formats import check_bits
 _BIAS_CORRECTION = 'quantize.calibration.bias_correction'
 
 
-def check_positive(key: str, value: object) -> None:
+def check_positive(key: str, value: Any) -> None:
     """Raises where a value is no positive number, or not finite."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:

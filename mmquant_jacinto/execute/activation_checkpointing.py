@@ -91,7 +91,7 @@ def follow_checkpoints() -> None:
             args, kwargs = replayer.settle((args, kwargs))
         return original(function, *args, **kwargs)
 
-    checkpoint.follows_quantization = True
+    checkpoint.follows_quantization = True  # type: ignore[attr-defined]
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, '__dict__', {}).items()):
             if value is original:

@@ -5,7 +5,7 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 (:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -36,7 +36,7 @@ class _Tracker(CallTracker):
     semi-supervised student, a second view): it is the same function again.
     """
 
-    known: set[str] = frozenset()
+    known: Container[str] = frozenset()
 
     def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
         key = (module, invocation)
@@ -283,7 +283,8 @@ class Executor(CallMode):
         for index, quantizer in step.entries:
             operands[index] = self.behaviour.input(quantizer, operands[index])
         if layer:
-            return ops.replace_operands(args, kwargs, *operands, bias)
+            x, weight = operands
+            return ops.replace_operands(args, kwargs, x, weight, bias)
         return ops.replace_inputs(op, args, kwargs, operands)
 
 

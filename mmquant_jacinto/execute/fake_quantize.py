@@ -9,7 +9,7 @@ not run either: the quantizer behind it clamps.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,16 @@ from ..targets.grid import Grid
 from .behaviour import Behaviour
 from .conditioning import compute_grids, condition_once
 from .state import State
+
+
+class _HasGrids(Protocol):
+    """What computes grids, and can go back to earlier ones."""
+
+    def present(self) -> tuple:
+        """The grids as they are."""
+
+    def become(self, grids: tuple) -> None:
+        """Goes back to what :meth:`present` gave."""
 
 
 class Simulate(Behaviour):
@@ -85,7 +95,8 @@ class Simulate(Behaviour):
         ]
         if not parameters or not torch.is_grad_enabled():
             return None
-        return sum(parameter.sum() for parameter in parameters) * 0.0
+        total: Any = sum(parameter.sum() for parameter in parameters)
+        return total * 0.0
 
     def end(self) -> None:
         self.activations.end_step()
@@ -103,7 +114,7 @@ class Simulate(Behaviour):
 
     @contextmanager
     def replay(self, memory: tuple) -> Iterator[None]:
-        owners = self.grids, self.activations
+        owners: tuple[_HasGrids, ...] = self.grids, self.activations
         observing = self.activations.observing
         present = [owner.present() for owner in owners]
         for owner, past in zip(owners, memory):

@@ -59,6 +59,15 @@ class Quantization(nn.Module):
         calibration (Calibration): What calibration measures and corrects.
     """
 
+    activations: ActivationQuantizers
+    layers: dict[str, Layer]
+    learned: Optional[LearnedWeightScales]
+    bias_correction: Tensor
+    weight_scale: Tensor
+    weight_correction: Tensor
+    equalized: Tensor
+    constrained: Tensor
+
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         if hasattr(root, NAME):
@@ -251,33 +260,11 @@ class Quantization(nn.Module):
             for key in [key for key in mine if key.startswith(f'{prefix}fake_quants.')]:
                 mine.remove(key)
                 del state_dict[key]
-        if self.plan is None or plan.to_json() != self.plan.to_json():
-            policy = self.on_other_plan
-            if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
-                policy = 'adopt'
-            if policy == 'refuse':
-                raise QuantizeError(
-                    'the checkpoint was made with another quantization plan '
-                    f'({_settings(plan)}) than this config gives '
-                    f'({_settings(self.plan)}); resume with the same '
-                    '`quantize`, or use load_from to start anew from its '
-                    'weights'
-                )
-            if policy == 'ignore' and self.plan.takes_state_of(plan):
-                policy = 'take'
-            if policy == 'ignore':
-                print_log(
-                    'The ranges in the checkpoint belong to another '
-                    f'quantization plan ({_settings(plan)}); only its '
-                    'weights are loaded.',
-                    'current',
-                )
-                # Those of its children, too.
-                for key in mine:
-                    del state_dict[key]
-                return
-            if policy != 'take':
-                self.build(plan)
+        if not self._accepts(plan):
+            # Those of its children, too.
+            for key in mine:
+                del state_dict[key]
+            return
         self.activations.forget_histograms()
         for key in mine:
             name = key[len(prefix) :]
@@ -289,6 +276,36 @@ class Quantization(nn.Module):
                 target.copy_(state_dict[key])
         self.activations.refresh()
         self.set_phase(self.phase)
+
+    def _accepts(self, plan: Plan) -> bool:
+        """Whether the state of a checkpoint's plan is taken; builds it if it must.
+
+        Raises:
+            QuantizeError: If another plan is to be refused.
+        """
+        if self.plan is not None and plan.to_json() == self.plan.to_json():
+            return True
+        policy = self.on_other_plan
+        if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
+            policy = 'adopt'
+        if policy == 'refuse':
+            raise QuantizeError(
+                'the checkpoint was made with another quantization plan '
+                f'({_settings(plan)}) than this config gives ({_settings(self.plan)}); '
+                'resume with the same `quantize`, or use load_from to start anew from '
+                'its weights'
+            )
+        if policy == 'adopt':
+            self.build(plan)
+            return True
+        if self.plan.takes_state_of(plan):
+            return True
+        print_log(
+            'The ranges in the checkpoint belong to another quantization plan '
+            f'({_settings(plan)}); only its weights are loaded.',
+            'current',
+        )
+        return False
 
 
 def _encode(plan: Plan) -> Tensor:

@@ -26,7 +26,7 @@ def choose_target(name: str, plan: Plan) -> Target:
             f'--target {name} cannot compute with; quantize it with one of '
             + ', '.join(map(repr, fitting))
         )
-    for spec in (*plan.activations, *plan.weights.values()):
+    for spec in plan.specs:
         if spec.format.bits > target.max_bits:
             raise QuantizeError(
                 f'{spec.name} has {spec.format.bits} bits, and --target {name} takes '

@@ -202,8 +202,9 @@ def _additions(
         more = trace.target.head_outputs(trace, *head)
     if head is None:
         return more, None
-    shape = tuple(images.shape[2:])
-    return more, trace.target.head_text(head[0], [*outputs, *more], shape)
+    height, width = images.shape[2:]
+    names = [*outputs, *more]
+    return more, trace.target.head_text(head[0], names, (height, width))
 
 
 def _dense_head(trace: Trace) -> tuple[nn.Module, Any] | None:
@@ -224,7 +225,8 @@ def _detections(
         )
     if len(images) != 1:
         raise QuantizeError('--postprocess is for files that take one image')
-    return add_detections(trace, *head, tuple(images.shape[2:]))
+    height, width = images.shape[2:]
+    return add_detections(trace, *head, (height, width))
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import QuantizeError
 from .graph.graph_writer import GraphWriter
@@ -20,7 +20,7 @@ BOXES, SCORES, LABELS = 'boxes', 'scores', 'labels'
 
 
 def add_detections(
-    trace: Trace, head: nn.Module, raw: Any, shape: tuple[int, int]
+    trace: Trace, head: Any, raw: Any, shape: tuple[int, int]
 ) -> dict[str, tuple[str, Tensor]]:
     """Writes what turns a head's output into detections.
 
@@ -59,7 +59,7 @@ def add_detections(
     return outputs
 
 
-def decode(head: nn.Module, raw: Any, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def decode(head: Any, raw: Any, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Boxes and scores of all places.
 
     Args:
@@ -119,7 +119,7 @@ def _clip(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def _class_scores(head: nn.Module, places: Tensor) -> Tensor:
+def _class_scores(head: Any, places: Tensor) -> Tensor:
     """Scores of a level's places; zero below the threshold and the best ``nms_pre``.
 
     As in MMDetection, both are decided by the class alone.
@@ -138,14 +138,14 @@ def _places(x: Tensor, size: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, size)
 
 
-def _expected_distance(head: nn.Module, places: Tensor) -> Tensor:
+def _expected_distance(head: Any, places: Tensor) -> Tensor:
     """Distances as the mean of the distribution that GFL predicts."""
     bins = head.reg_max + 1
     shares = places.reshape(places.shape[0], -1, 4, bins).softmax(-1)
     return (shares * head.integral.project).sum(-1)
 
 
-def _decodes_as_usual(head: nn.Module, bases: set[str]) -> bool:
+def _decodes_as_usual(head: Any, bases: set[str]) -> bool:
     method = getattr(type(head), '_predict_by_feat_single', None)
     usual = getattr(method, '__module__', '').endswith('base_dense_head')
     parts = ('prior_generator', 'bbox_coder', 'test_cfg')
@@ -155,7 +155,7 @@ def _decodes_as_usual(head: nn.Module, bases: set[str]) -> bool:
 
 
 def _decode_yolox(
-    head: nn.Module, scores: list, predictions: list, objectness: list
+    head: Any, scores: list, predictions: list, objectness: list
 ) -> tuple[Tensor, Tensor]:
     priors = head.prior_generator.grid_priors(
         [x.shape[2:] for x in scores],
@@ -171,7 +171,7 @@ def _decode_yolox(
     return head._bbox_decode(torch.cat(priors), boxes), kept
 
 
-def _drop(head: nn.Module, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def _drop(head: Any, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of boxes that are too small become zero."""
     smallest = head.test_cfg.get('min_bbox_size', -1)
     if smallest < 0:

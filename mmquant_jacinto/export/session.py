@@ -189,7 +189,7 @@ def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
     openvino = require('openvino')
     core = openvino.Core()
     # Where the processor has bfloat16, it would compute floats in that.
-    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
+    settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(core.read_model(model), 'CPU', settings)

@@ -209,15 +209,13 @@ def _rounds_alike(exported: Exported, model: nn.Module) -> bool:
     return (
         exported.form != CLIP
         and exported.target.storage != SIGNED
-        and all(spec.format.bits <= 8 for spec in plan.activations)
-        and all(spec.format.bits <= 8 for spec in plan.weights.values())
+        and all(spec.format.bits <= 8 for spec in plan.specs)
     )
 
 
 def _is_wide(exported: Exported, model: nn.Module) -> bool:
     plan = Quantization.of(model).plan
-    specs = (*plan.activations, *plan.weights.values())
-    return exported.form != CLIP and any(spec.format.bits > 8 for spec in specs)
+    return exported.form != CLIP and any(spec.format.bits > 8 for spec in plan.specs)
 
 
 def _add_quantization(

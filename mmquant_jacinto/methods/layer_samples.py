@@ -224,7 +224,7 @@ def _patches(
     if dims == 1:
         x, kernel = x.unsqueeze(2), [1, *kernel]
         stride, dilation = [1, *stride], [1, *dilation]
-    columns = F.unfold(x, kernel, dilation, 0, stride)
+    columns = F.unfold(x, tuple(kernel), tuple(dilation), 0, tuple(stride))
     return columns.transpose(1, 2).unflatten(2, (groups, -1)).flatten(0, 1)
 
 

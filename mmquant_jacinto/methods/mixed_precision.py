@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
 import torch
 from mmengine.fileio import get_text
@@ -132,7 +132,7 @@ class BitSearch:
             seed (int): Of the random projection; another one in each pass.
         """
         quantization = self.quantization
-        behaviour = quantization.executor.behaviour
+        behaviour = cast(Probe, quantization.executor.behaviour)
         device = quantization.bias_correction.device
         behaviour.generator = torch.Generator(device).manual_seed(seed)
         with torch.enable_grad():
@@ -214,6 +214,7 @@ def check_budget(
     least, most = (decided + free * config.candidates[end] for end in (0, -1))
     if least <= _budget(config, elements) <= most:
         return
+    per_unit: float
     if config.average_bits is not None:
         given, unit = f'average_bits={config.average_bits!r}', 'bits on average'
         per_unit = sum(elements.values())

@@ -5,7 +5,6 @@ that has none, or one that is wider than what it multiplies: an entry quantizes 
 where it is read.
 """
 
-from collections.abc import Sequence
 from typing import Any, Optional
 
 from ..config.quantize_config import QuantizeConfig
@@ -41,7 +40,7 @@ class ActivationSpecs:
         self._add_results()
         self._add_narrowed()
 
-    def unique(self) -> Sequence[ActivationSpec]:
+    def unique(self) -> tuple[ActivationSpec, ...]:
         """All of them, without repetitions."""
         return tuple({spec.name: spec for spec in self._specs.values()}.values())
 
@@ -81,6 +80,7 @@ class ActivationSpecs:
             and len(chain.head.inputs) > 1
             and None not in chain.head.inputs
             for value in (*chain.head.inputs, *chain.tail.outputs)
+            if value is not None
         }
 
     def _bits(self, chain: Chain) -> Any:

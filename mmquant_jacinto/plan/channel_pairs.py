@@ -67,7 +67,7 @@ class _Finder:
         for name, users in self.users.items():
             first = users[0]
             second = readers[first.name] if first.weight == name else None
-            if second is None or second.weight == name:
+            if second is None or second.weight in (None, name):
                 continue
             # All calls of the one lead to all calls of the other: heads are
             # shared over levels.
@@ -93,7 +93,7 @@ class _Finder:
             for chain, site in zip(chains, users)
         ):
             return False
-        norms = {chain.norm for chain in chains}
+        norms = {chain.norm for chain in chains if chain is not None}
         biases = {site.bias for site in users}
         if len(norms) > 1 or len(biases) > 1:
             return False
@@ -110,6 +110,7 @@ class _Finder:
     def _has_matching_channels(self, first: Site, second: Site) -> bool:
         if second.rows or second.weight in self.flow.graph.read_elsewhere:
             return False
+        assert first.weight is not None and second.weight is not None
         weight = self.shapes[first.weight]
         channels = first.shape[-1 if first.kind == ops.LINEAR else 1 - len(weight)]
         further = self.shapes[second.weight]

@@ -125,9 +125,11 @@ class Dataflow:
         """Finds the values that share a quantizer."""
         for site in self.active:
             if site.kind == ops.PASS:
+                source = site.inputs[0]
+                assert source is not None
                 for value in site.outputs:
-                    self.groups.join(value, site.inputs[0])
-                    if site.inputs[0] in self.raw:
+                    self.groups.join(value, source)
+                    if source in self.raw:
                         self.raw.add(value)
             elif site.kind == ops.CAT:
                 made = [

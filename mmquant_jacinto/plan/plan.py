@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from ..errors import QuantizeError
 from ..targets.formats import TensorFormat
@@ -148,6 +148,11 @@ class Plan:
     in_float: dict[str, str] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
     undecided: tuple[str, ...] = ()
+
+    @property
+    def specs(self) -> tuple[Union[ActivationSpec, WeightSpec], ...]:
+        """Tuple[ActivationSpec | WeightSpec]: Of all quantizers."""
+        return (*self.activations, *self.weights.values())
 
     def bias_width(self, weight: str) -> int:
         """Width in bits of the bias that belongs to a weight quantizer."""

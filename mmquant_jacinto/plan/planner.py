@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from ..config.quantize_config import QuantizeConfig
+from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..record import ops
 from ..record.graph import Graph, Site
@@ -50,7 +51,9 @@ class Planner:
         inputs: dict[str, dict[int, str]] = {}
         for value, entries in self.graph.region_inputs.items():
             spec = quantizers.of(value)
-            for call, leaf in entries if spec is not None else ():
+            if spec is None:
+                continue
+            for call, leaf in entries:
                 inputs.setdefault(call, {})[leaf] = spec.name
         for name, function in self.graph.unused.items():
             reason = (
@@ -94,9 +97,12 @@ class Planner:
         if not self.config.equalization:
             return ()
         found = [
-            tuple(self._weight_name(self.chains[site.name]) for site in pair)
-            for pair in find_pairs(self.flow, shapes)
-            if all(site.name in self.chains for site in pair)
+            (
+                self._weight_name(self.chains[first.name]),
+                self._weight_name(self.chains[second.name]),
+            )
+            for first, second in find_pairs(self.flow, shapes)
+            if first.name in self.chains and second.name in self.chains
         ]
         pairs = tuple(pair for pair in found if specs.keys() >= set(pair))
         if not pairs:
@@ -124,7 +130,7 @@ class Planner:
             learned_scale=config.learns_own_scales,
             **self._fake_quant(),
         )
-        if config.searches_bits:
+        if isinstance(config.mixed_precision, MixedPrecision):
             settings['mixed_precision'] = config.mixed_precision.to_dict()
         return settings
 
@@ -171,14 +177,16 @@ class Planner:
         """Format of a weight; of one that is computed the shape is not known."""
         bits = self.overrides.find(site.module)
         width = self.config.bits_of('weight', bits)
-        per_channel = self.config.channel_scales
-        if per_channel == DEPTHWISE:
+        scales = self.config.channel_scales
+        per_channel = bool(scales)
+        if scales == DEPTHWISE:
             # (out, in / groups, ...): each output channel reads one input channel.
             per_channel = site.kind == ops.CONV and shape[1:2] == (1,)
         return replace(self.preset.weight, bits=width, per_channel=per_channel)
 
     def _weight_name(self, chain: Chain) -> str:
         name = chain.head.weight
+        assert name is not None
         name = name[: -len('.weight')] if name.endswith('.weight') else name
         if chain.head.rows is not None:
             name += '[{}:{}]'.format(*chain.head.rows)

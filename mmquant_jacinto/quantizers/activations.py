@@ -6,7 +6,7 @@ processes, one collective, whatever number of layers the model has.
 """
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from .observers import (
     make_observer,
     ranked,
 )
+from .range_search import HistogramObserver
 
 # Of the exponential average: a range keeps following, slowly, for ever.
 MIN_AVERAGE_FACTOR = 0.001
@@ -56,6 +57,13 @@ class ActivationQuantizers(nn.Module):
         learned (bool): Whether the steps are parameters of the training, see
             :mod:`learned_scales`. A range is then the first that was measured.
     """
+
+    low: Tensor
+    high: Tensor
+    count: Tensor
+    steps: Tensor
+    rejected: Tensor
+    _positive: Tensor
 
     def __init__(
         self,
@@ -253,7 +261,8 @@ class ActivationQuantizers(nn.Module):
         """Finds the ranges in what the histograms have counted, if it is new."""
         if self._is_settled:
             return
-        low, high = self.observer.search(self._histograms, self._formats)
+        observer = cast(HistogramObserver, self.observer)
+        low, high = observer.search(self._histograms, self._formats)
         seen = self.count > 0
         self.low.copy_(torch.where(seen, low, self.low))
         self.high.copy_(torch.where(seen, high, self.high))
@@ -352,14 +361,18 @@ class ActivationQuantizers(nn.Module):
 
     def _make_grids(self, on_host: bool) -> list[Grid]:
         scale, low, high = self._grid_columns('cpu' if on_host else self.low.device)
+        columns: tuple[Sequence, Sequence, Sequence]
         if on_host:
             self._check_finite(scale)
             columns = scale.tolist(), low.long().tolist(), high.long().tolist()
         else:
-            columns = tuple(item.float().unbind() for item in (scale, low, high))
+            steps, lowest, highest = (
+                item.float().unbind() for item in (scale, low, high)
+            )
+            columns = steps, lowest, highest
         return [
-            Grid(*row, 2**spec.format.bits, spec.format.rounding)
-            for spec, row in zip(self.specs, zip(*columns))
+            Grid(step, first, last, 2**spec.format.bits, spec.format.rounding)
+            for spec, step, first, last in zip(self.specs, *columns)
         ]
 
     def _check_finite(self, scale: Tensor) -> None:

@@ -3,7 +3,8 @@
 from typing import NamedTuple, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..plan.plan import Step
 from ..record import ops
@@ -38,7 +39,7 @@ def quantize_computed_weight(
     return ops.replace_operands(args, kwargs, x, quantized.to(weight.dtype), bias)
 
 
-def folds_norm(fmt: TensorFormat, norm: Optional[nn.Module]) -> bool:
+def folds_norm(fmt: TensorFormat, norm: Optional[_BatchNorm]) -> bool:
     """Whether a normalization becomes part of a computed weight.
 
     With a scale for each channel the integers are those without it, which is what a
@@ -55,7 +56,7 @@ def computed_layer(
     args: tuple,
     kwargs: dict,
     given: Optional[Grid],
-    norm: Optional[nn.Module],
+    norm: Optional[_BatchNorm],
 ) -> ComputedLayer:
     """The integer operands of a call, with its normalization folded in.
 

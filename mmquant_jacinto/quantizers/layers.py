@@ -1,9 +1,10 @@
 """Layers: the modules and parameters behind a weight quantizer, folding included."""
 
-from typing import Optional
+from typing import Optional, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..plan.plan import WeightSpec
 
@@ -27,7 +28,7 @@ class Layer:
         spec: WeightSpec,
         owner: nn.Module,
         bias_owner: Optional[nn.Module],
-        norm: Optional[nn.Module],
+        norm: Optional[_BatchNorm],
     ) -> None:
         self.spec = spec
         self.owner = owner
@@ -49,7 +50,9 @@ class Layer:
             spec,
             owner(spec.weight),
             owner(spec.bias),
-            None if spec.norm is None else root.get_submodule(spec.norm),
+            None
+            if spec.norm is None
+            else cast(_BatchNorm, root.get_submodule(spec.norm)),
         )
 
     def with_spec(self, spec: WeightSpec) -> 'Layer':
@@ -142,13 +145,13 @@ class Layer:
         return self.weight * self.along_channels(factor), fold_bias(bias, norm, factor)
 
 
-def norm_factor(norm: nn.Module) -> Tensor:
+def norm_factor(norm: _BatchNorm) -> Tensor:
     """Factor per channel of a batch normalization with frozen statistics: (C,)."""
     factor = torch.rsqrt(norm.running_var + norm.eps)
     return factor if norm.weight is None else factor * norm.weight
 
 
-def fold_bias(bias: Optional[Tensor], norm: nn.Module, factor: Tensor) -> Tensor:
+def fold_bias(bias: Optional[Tensor], norm: _BatchNorm, factor: Tensor) -> Tensor:
     """A bias behind a normalization of that :func:`norm_factor`: (C,)."""
     mean = norm.running_mean
     bias = (-mean if bias is None else bias - mean) * factor

@@ -39,6 +39,9 @@ class LearnedActivationScales(nn.Module):
             affine grids: (Q,). None where there is none.
     """
 
+    _power_of_two: Tensor
+    _moves: Tensor
+
     def __init__(self, specs: Sequence[ActivationSpec]) -> None:
         super().__init__()
         formats = [spec.format for spec in specs]
@@ -93,6 +96,9 @@ class LearnedWeightScales(nn.Module):
         log2_scale (nn.Parameter): Of the factor on each step: (E,), one for each
             channel of per-channel formats, one for the tensor otherwise.
     """
+
+    _index: Tensor
+    _power_of_two: Tensor
 
     def __init__(self, specs: Mapping[str, WeightSpec]) -> None:
         super().__init__()

@@ -190,8 +190,8 @@ class Extremes:
         layout = self._layout_of(observations, depth, device)
         samples = [item.sample for item in observations]
         highs = _largest(samples, layout.depth)
-        signed = [samples[i] for i in layout.signed]
-        lows = _largest(signed, layout.depth, negated=True)
+        negated = [samples[i] for i in layout.signed]
+        lows = _largest(negated, layout.depth, negated=True)
         if layout.bounds is not None:
             above, below = layout.bounds
             highs = _clamp(highs, above, below)
@@ -246,7 +246,7 @@ class Extremes:
         clips = [item.clip or (None, None) for item in observations]
         bounds = None
         if any(end is not None for clip in clips for end in clip):
-            bounds = tuple(
+            above, below = (
                 torch.tensor(
                     [open_end if clip[i] is None else clip[i] for clip in clips],
                     dtype=torch.float32,
@@ -254,6 +254,7 @@ class Extremes:
                 )[:, None]
                 for i, open_end in enumerate((-torch.inf, torch.inf))
             )
+            bounds = above, below
         return Layout(
             torch.tensor(slots, device=device),
             per_quantizer,

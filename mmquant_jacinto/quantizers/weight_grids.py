@@ -176,8 +176,8 @@ class WeightGrids:
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
         columns = factor, bias, step, factor / step, deviation, offset
-        columns = (column.split(self.sizes) for column in columns)
-        self._foldings = dict(zip(self.layers, map(Folding, *columns)))
+        parts = (column.split(self.sizes) for column in columns)
+        self._foldings = dict(zip(self.layers, map(Folding, *parts)))
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:

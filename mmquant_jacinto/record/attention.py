@@ -8,7 +8,8 @@ fits no range.
 """
 
 import math
-from typing import Callable, Optional
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +150,7 @@ def multi_head_attention_forward(
             f'was expecting embedding dimension of {embed_dim_to_check}, but got '
             f'{width}'
         )
-    weights = (
+    weights: Iterable[Any] = (
         (q_proj_weight, k_proj_weight, v_proj_weight)
         if use_separate_proj_weight
         else _parts(in_proj_weight, width)

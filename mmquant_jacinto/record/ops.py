@@ -235,7 +235,7 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     Returns:
         List[Tensor]: One entry for each activation operand.
     """
-    first = (
+    first: Any = (
         args[0]
         if args
         else kwargs.get('input', kwargs.get('tensors', kwargs.get('self')))
@@ -264,6 +264,7 @@ def replace_inputs(
             return (new,) + args[1:], kwargs
         return args, {**kwargs, 'tensors': new}
     replaced = iter(tensors)
+    head: tuple
     if args:
         head, rest = (next(replaced),), args[1:]
         kwargs = dict(kwargs)
@@ -292,13 +293,14 @@ def layer_operands(
     """Input, weight and bias in the call of a layer."""
     names = ('input', 'weight', 'bias')
     given = dict(zip(names, args[:3]))
-    return tuple(given.get(name, kwargs.get(name)) for name in names)
+    operands: Any = tuple(given.get(name, kwargs.get(name)) for name in names)
+    return operands
 
 
 def replace_operands(
-    args: tuple, kwargs: dict, x: Tensor, weight: Tensor, bias: Optional[Tensor]
+    args: tuple, kwargs: dict, x: Any, weight: Any, bias: Any
 ) -> tuple[tuple, dict]:
-    """The same call of a layer on another input, weight and bias."""
+    """The same call of a layer on another input, weight and bias, or their names."""
     rest = {
         key: value
         for key, value in kwargs.items()

@@ -21,6 +21,8 @@ from .graph import Graph, Site
 from .ops import Op
 from .side_effects import untouched
 
+_VALUE = '_mmquant_value'  # (token, number) on a tensor object
+
 
 class Recorder(CallMode):
     """Records the calls made inside regions while a model runs.
@@ -58,18 +60,18 @@ class Recorder(CallMode):
         """Takes the recorder off the model."""
         self.tracker.remove()
         for tensor in self._given:
-            tensor.__dict__.pop('_mmquant_value', None)
+            tensor.__dict__.pop(_VALUE, None)
 
     # A value's number travels on the tensor object itself: it dies with it,
     # so nothing is kept alive and no id can be mistaken for a reused one.
     def _value_of(self, item: Any) -> Optional[int]:
-        token, value = getattr(item, '_mmquant_value', (None, None))
+        token, value = getattr(item, _VALUE, (None, None))
         return value if token is self._token else None
 
     def _name_value(self, tensor: Tensor, origin: tuple[str, int]) -> int:
         # The same origin in a further pass is the same value.
         value = self._values.setdefault(origin, len(self._values))
-        tensor._mmquant_value = (self._token, value)
+        setattr(tensor, _VALUE, (self._token, value))
         return value
 
     def _operand(self, item: Any, origin: tuple[str, int]) -> Optional[int]:
@@ -81,7 +83,7 @@ class Recorder(CallMode):
                     self.readers.setdefault(name, origin[0])
         if not _is_activation(item):
             return None
-        known = getattr(item, '_mmquant_value', None)
+        known = getattr(item, _VALUE, None)
         if known is not None and known[0] is self._token:
             return known[1]
         if self._constants.intersection((id(item), id(item._base))) or isinstance(
@@ -118,12 +120,14 @@ class Recorder(CallMode):
             and isinstance(module, _BatchNorm)
         ):
             self._opaque = module
+            self.is_opaque = True
             origin = f'{self.tracker.frame.node.name}/batch_norm:input'
             self._opaque_input = self._operand(args[0], (origin, 0))
 
     def _exit(self, module: nn.Module, output: Any) -> None:
         if module is self._opaque:
             self._opaque = None
+            self.is_opaque = False
             node = self.tracker.frame.node
             if isinstance(output, Tensor):
                 name = node.site_name('batch_norm', 0)
@@ -201,10 +205,6 @@ class Recorder(CallMode):
             shape=tuple(leaves[0].shape),
         )
 
-    @property
-    def is_opaque(self) -> bool:
-        return self._opaque is not None
-
     def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Values flow through it."""
         if self._opaque is not None:
@@ -249,6 +249,7 @@ class Recorder(CallMode):
         name = self.parameters.get(id(base))
         if (
             name is None
+            or base is None
             or item.shape[1:] != base.shape[1:]
             or item.stride() != base.stride()
         ):

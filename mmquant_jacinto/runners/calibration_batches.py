@@ -28,7 +28,7 @@ def first_batch(dataloader: DataLoader, key: str) -> Any:
     Raises:
         QuantizeError: If there are no images, or none can be read.
     """
-    dataset = dataloader.dataset
+    dataset: Any = dataloader.dataset
     if len(dataset) == 0:
         raise QuantizeError(
             f'{key} has no images; check its ann_file, data_prefix and filter_cfg'

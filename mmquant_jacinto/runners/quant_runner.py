@@ -6,8 +6,7 @@ from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook, EMAHook, ProfilerHook
-from mmengine.logging import print_log
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, ProfilerHook
 from mmengine.model import (
     convert_sync_batchnorm,
     is_model_wrapper,
@@ -35,7 +34,13 @@ from .checkpoint_files import (
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
-from .refusals import MODE, checked_plan, refuse_conflicts, refuse_synchronized_norms
+from .refusals import (
+    MODE,
+    checked_plan,
+    note_other_settings,
+    refuse_conflicts,
+    refuse_synchronized_norms,
+)
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
@@ -62,6 +67,14 @@ class QuantRunner(Runner):
         QuantizeError: If ``quantize`` or something it cannot be combined
             with is set wrong.
     """
+
+    # Of MMEngine's runner: each a dict until it is built.
+    model: Any
+    _train_loop: Any
+    _train_dataloader: Any
+    _val_loop: Any
+    _hooks: list[Hook]
+    _load_from: Optional[str]
 
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
@@ -341,19 +354,7 @@ class QuantRunner(Runner):
             self._resume,
         )
         if testing:
-            self._note_other_settings(plan.config)
-
-    def _note_other_settings(self, stored: dict[str, Any]) -> None:
-        config = self.quantize_config
-        for key in ('bits', 'target'):
-            if stored[key] != getattr(config, key):
-                print_log(
-                    f'quantize.{key}={getattr(config, key)!r} is not what '
-                    f'this checkpoint was made with ({stored[key]!r}); it is '
-                    'tested as it was made.',
-                    'current',
-                    30,
-                )
+            note_other_settings(self.quantize_config, plan.config)
 
     @master_only
     def save_calibrated(self, filename: str) -> None:

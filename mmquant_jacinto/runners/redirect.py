@@ -9,6 +9,7 @@ part of MMEngine that is changed is the loading of quantized checkpoints
 """
 
 import functools
+from typing import Any
 
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -25,7 +26,7 @@ def redirect_runner() -> None:
         _install(flexible)
 
 
-def _install(runner: type) -> None:
+def _install(runner: Any) -> None:
     original = runner.__dict__['from_cfg'].__func__
     if getattr(original, 'redirects_to_quant_runner', False):
         return
@@ -41,5 +42,5 @@ def _install(runner: type) -> None:
             )
         return QuantRunner.from_cfg(cfg)
 
-    from_cfg.redirects_to_quant_runner = True
+    from_cfg.redirects_to_quant_runner = True  # type: ignore[attr-defined]
     runner.from_cfg = classmethod(from_cfg)

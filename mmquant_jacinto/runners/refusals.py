@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError
 from ..execute.quantization import NAME, find_plan
 from ..plan.plan import Plan
@@ -112,13 +114,13 @@ def _check_fits(
     filename: str, stored: Mapping[str, Tensor], root: nn.Module, complete: bool
 ) -> None:
     """Refuses one that lacks all parameters of the model; complete, also one."""
-    names = {
+    shapes: Mapping[str, Any] = {
         key[len('module.') :] if key.startswith('module.') else key: value.shape
         for key, value in stored.items()
     }
-    names = fit_names(names, root)
+    shapes = fit_names(shapes, root)
     own = {name: p.shape for name, p in root.named_parameters()}
-    fitting = [name for name in own if names.get(name) == own[name]]
+    fitting = [name for name in own if shapes.get(name) == own[name]]
     if not fitting or (complete and len(fitting) < len(own)):
         raise QuantizeError(
             f'{filename} is a checkpoint of another model: '
@@ -154,3 +156,21 @@ def _leave_weights(filename: str, stored: dict[str, Tensor]) -> None:
         )
     for key in [key for key in stored if key.startswith(prefix)]:
         del stored[key]
+
+
+def note_other_settings(config: QuantizeConfig, stored: Mapping[str, Any]) -> None:
+    """Says where a test's ``quantize`` is not what its checkpoint was made with.
+
+    Args:
+        config (QuantizeConfig): Of the test.
+        stored (Mapping[str, Any]): The settings in the checkpoint's plan.
+    """
+    for key in ('bits', 'target'):
+        if stored[key] != getattr(config, key):
+            print_log(
+                f'quantize.{key}={getattr(config, key)!r} is not what '
+                f'this checkpoint was made with ({stored[key]!r}); it is '
+                'tested as it was made.',
+                'current',
+                30,
+            )

@@ -27,7 +27,7 @@ def allow_mmengine_checkpoints() -> None:
     try:
         from numpy._core import multiarray
     except ImportError:
-        from numpy.core import multiarray
+        from numpy.core import multiarray  # type: ignore[no-redef]
     names = 'float16 float32 float64 int8 uint8 int16 int32 int64 bool'
     dtypes = [type(np.dtype(name)) for name in names.split()]
     # NumPy 2 moved these two; a checkpoint may come from either.

@@ -1,6 +1,6 @@
 """Grids: the integers that a quantized tensor may take, and how values get there."""
 
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from .formats import HALF_AWAY, HALF_EVEN, HALF_UP
 
 # Real (low, high) of an activation that is fused into a quantizer; None is open.
 Bounds = Optional[tuple[Optional[float], Optional[float]]]
+# Python's number or a tensor of no dimension: whoever computes with a grid knows which
+# it is, from where the grid came; a type checker does not.
+Number = Any
 
 
 class Grid(NamedTuple):
@@ -27,9 +30,9 @@ class Grid(NamedTuple):
         rounding (str): One of :data:`~mmquant_jacinto.targets.formats.ROUNDINGS`.
     """
 
-    scale: Union[float, Tensor]
-    low: Union[int, Tensor]
-    high: Union[int, Tensor]
+    scale: Number
+    low: Number
+    high: Number
     levels: int
     rounding: str
 

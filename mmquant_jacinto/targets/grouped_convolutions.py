@@ -36,8 +36,10 @@ def merge_groups(model: onnx.ModelProto) -> None:
         if stored is None or readers[node.input[1]] > 1 or stored.data_type != _INT8:
             continue
         group = next((a for a in node.attribute if a.name == 'group'), None)
+        if group is None:
+            continue
         weight = numpy_helper.to_array(stored)
-        count = _merged(1 if group is None else group.i, weight.shape[1])
+        count = _merged(group.i, weight.shape[1])
         if count > 1:
             merged = _block_diagonal(weight, group.i, count)
             stored.CopyFrom(numpy_helper.from_array(merged, stored.name))

@@ -101,7 +101,8 @@ def _starting_with(names: list[str], prefix: str) -> list[str]:
     return [name for name in names if name.startswith(prefix)]
 
 
-def _detections(head: nn.Module, code_type: str, background: int) -> dict[str, Any]:
+# From here on a head is Any: of MMDetection's classes nothing is imported.
+def _detections(head: Any, code_type: str, background: int) -> dict[str, Any]:
     cfg = head.test_cfg
     return {
         'num_classes': head.num_classes + (background >= 0),
@@ -121,7 +122,7 @@ def _frame(shape: tuple[int, int]) -> dict[str, Any]:
     return {'in_width': shape[1], 'in_height': shape[0], 'framework': 'MMDetection'}
 
 
-def _describe_ssd(head: nn.Module, names: list[str], shape: tuple[int, int]) -> dict:
+def _describe_ssd(head: Any, names: list[str], shape: tuple[int, int]) -> dict:
     generator = head.prior_generator
     priors = []
     for level, (step, _) in enumerate(generator.strides):
@@ -151,9 +152,7 @@ def _describe_ssd(head: nn.Module, names: list[str], shape: tuple[int, int]) -> 
     return {'name': 'ssd', 'caffe_ssd': ssd}
 
 
-def _describe_retinanet(
-    head: nn.Module, names: list[str], shape: tuple[int, int]
-) -> dict:
+def _describe_retinanet(head: Any, names: list[str], shape: tuple[int, int]) -> dict:
     generator = head.prior_generator
     is_sigmoid = head.use_sigmoid_cls
     retinanet = {
@@ -178,7 +177,7 @@ def _describe_retinanet(
     return {'name': 'retinanet', 'tidl_retinanet': retinanet}
 
 
-def _describe_yolox(head: nn.Module, names: list[str], shape: tuple[int, int]) -> dict:
+def _describe_yolox(head: Any, names: list[str], shape: tuple[int, int]) -> dict:
     levels = _starting_with(names, YOLOX_LEVEL)
     yolox = {
         'name': 'yolox',

@@ -3,17 +3,19 @@
 import copy
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..execute import quantization as phases
 from ..execute.analytic_correction import MeanInputs
 from ..execute.behaviour import Behaviour
+from ..execute.calibrate import Correct, Observe
 from ..methods.layer_samples import Enough
 from ..methods.mixed_precision import BitSearch, BitTable
 from ..methods.reconstruction import Reconstruction
@@ -92,7 +94,7 @@ class QuantCalibrateModule(FinetunedModule):
             :func:`~mmquant_jacinto.execute.calibrate.channel_moments`.
         """
         self.keep_float_weights()
-        behaviour = self._behaviour(phases.OBSERVE)
+        behaviour = cast(Observe, self._behaviour(phases.OBSERVE))
         with torch.no_grad():
             self.module(*args, **kwargs)
         self._inputs.add(behaviour.inputs.take())
@@ -120,7 +122,7 @@ class QuantCalibrateModule(FinetunedModule):
         Returns:
             Any: What the quantized model returns.
         """
-        behaviour = self._behaviour(phases.CORRECT)
+        behaviour = cast(Correct, self._behaviour(phases.CORRECT))
         way = self.config.calibration.way_to_correct
         in_order = way is not None and way.in_order
         behaviour.reference = reference if in_order else None
@@ -182,7 +184,8 @@ class QuantCalibrateModule(FinetunedModule):
         for batch in batches:
             args, kwargs = self.arguments(copy.deepcopy(batch))
             self.observe(*args, **kwargs)
-        search = BitSearch(self.quantization, self.config.mixed_precision)
+        config = cast(MixedPrecision, self.config.mixed_precision)
+        search = BitSearch(self.quantization, config)
         first = get_rank() * len(batches)
         for seed, batch in enumerate(batches, first):
             self.probe_step(search, copy.deepcopy(batch), seed)

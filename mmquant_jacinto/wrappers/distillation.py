@@ -66,7 +66,7 @@ def fit_names(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, A
 
 
 def _renamed(state_dict: Mapping[str, Any], rename: Rename) -> OrderedDict:
-    renamed = OrderedDict(_renamed_items(state_dict, rename))
+    renamed: Any = OrderedDict(_renamed_items(state_dict, rename))
     # Versions of modules, by their names.
     metadata = getattr(state_dict, '_metadata', None)
     if metadata is not None:

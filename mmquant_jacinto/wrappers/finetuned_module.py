@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from .quant_module import QuantModule
 class FinetunedModule(QuantModule):
     """A model that can be fine-tuned for what it gave in float."""
 
-    _float_weights: Mapping[str, Tensor] | None = None
+    _float_weights: dict[str, Tensor] | None = None
 
     def keep_float_weights(self) -> None:
         """Keeps the weights, if they are asked for, before anything changes them."""

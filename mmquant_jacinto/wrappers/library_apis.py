@@ -7,6 +7,7 @@ test in a runner is; otherwise it runs in float, and says so.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from mmengine.logging import print_log
@@ -35,7 +36,7 @@ def keep_quantizers_when_loading() -> None:
 
     @functools.wraps(original)
     def load_state_dict(
-        module: nn.Module, state_dict: dict, *args: Any, **kwargs: Any
+        module: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         if isinstance(module, BaseModel):
             state_dict = fit_names(state_dict, module)
@@ -43,15 +44,18 @@ def keep_quantizers_when_loading() -> None:
                 state_dict = _keep_quantizers(module, state_dict)
         original(module, state_dict, *args, **kwargs)
 
-    load_state_dict.keeps_quantizers = True
+    load_state_dict.keeps_quantizers = True  # type: ignore[attr-defined]
     mmengine_checkpoint.load_state_dict = load_state_dict
 
 
-def _keep_quantizers(model: BaseModel, state_dict: dict) -> dict:
+def _keep_quantizers(
+    model: BaseModel, state_dict: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Hands the quantizer state over to the first pass; returns the rest."""
     if find_plan(state_dict) is None:
         return state_dict
-    rest, quantizers = type(state_dict)(), {}
+    rest: Any = type(state_dict)()
+    quantizers = {}
     for key, value in state_dict.items():
         if key.startswith(PREFIX):
             quantizers[key[len(PREFIX) :]] = value

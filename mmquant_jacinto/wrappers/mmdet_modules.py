@@ -15,7 +15,7 @@ from .train_module import QuantTrainModule
 _BATCH_KEYS = ('inputs', 'data_samples')
 
 
-class _MMDet:
+class _MMDet(QuantModule):
     """What is particular to mmdet's detectors.
 
     A bare image tensor needs data samples beside it to be prepared on, and a call

@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..config.quantize_config import QuantizeConfig
+from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..execute.quantization import Quantization
 from ..methods.mixed_precision import check_budget, weight_elements, with_found_bits
@@ -48,10 +49,11 @@ def plan_model(
     graph = record(model, passes, is_region)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plan = make_plan(graph, config, shapes)
-    if config.searches_bits:
-        check_budget(plan, weight_elements(plan, shapes), config.mixed_precision)
-    elif config.mixed_precision:
-        plan = with_found_bits(plan, config.mixed_precision)
+    bits = config.mixed_precision
+    if isinstance(bits, MixedPrecision):
+        check_budget(plan, weight_elements(plan, shapes), bits)
+    elif bits:
+        plan = with_found_bits(plan, bits)
     return plan
 
 

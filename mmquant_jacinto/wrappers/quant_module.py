@@ -38,6 +38,7 @@ class QuantModule(nn.Module):
             model has nothing to quantize.
     """
 
+    module: Any  # any model: its methods are not nn.Module's
     mode: Optional[str] = None
     trains = False
     eval_phase = phases.TEST

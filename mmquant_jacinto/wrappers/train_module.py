@@ -85,7 +85,7 @@ class QuantTrainModule(QuantModule):
         return self.module(*args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        model = self._parallel[0] if self._parallel else self.module
+        model: Any = self._parallel[0] if self._parallel else self.module
         return model.train_step(*args, **kwargs)
 
     def no_sync(self) -> Any:

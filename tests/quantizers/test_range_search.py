@@ -8,12 +8,15 @@ from toy_models import calibrated
 
 from mmquant_jacinto import PRESETS, QuantCalibrateModule, QuantTrainModule
 from mmquant_jacinto.plan.plan import ActivationSpec
-from mmquant_jacinto.quantizers import range_search
 from mmquant_jacinto.quantizers.activation_grids import GridFormats
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
 from mmquant_jacinto.quantizers.histograms import BINS, Histograms
-from mmquant_jacinto.quantizers.observers import SAMPLES_PER_ROW, Observation
-from mmquant_jacinto.quantizers.range_search import FRACTIONS, search_ranges
+from mmquant_jacinto.quantizers.observers import (
+    SAMPLES_PER_ROW,
+    Observation,
+    make_observer,
+)
+from mmquant_jacinto.quantizers.range_search import FRACTIONS, divergence, search_ranges
 
 SAMPLES = {
     'gauss': lambda: torch.randn(30, 1000),
@@ -173,12 +176,7 @@ def test_entropy_is_the_least_of_all_thresholds(sample, target, bits):
         return entropy_of(counts, grid, width, origin)
 
     formats = GridFormats.of([PRESETS[target].activation.with_bits(bits)])
-    best = cost(
-        *(
-            end.item()
-            for end in search_ranges(range_search.divergence, counted, formats)
-        )
-    )
+    best = cost(*(end.item() for end in search_ranges(divergence, counted, formats)))
     low, high = x.min().item(), x.max().item()
     reach = max(-low, high)
     thresholds = (reach * fraction for fraction in FRACTIONS[::4])
@@ -210,10 +208,7 @@ def test_tensor_of_zeros_gets_a_finite_grid(observer, target):
     assert 0 < grid_after(observer, torch.zeros(3, 10), target).scale < 1
 
 
-COSTS = {'mse': range_search.squared_error, 'entropy': range_search.divergence}
-
-
-@pytest.mark.parametrize('observer', COSTS)
+@pytest.mark.parametrize('observer', ['mse', 'entropy'])
 def test_quantizers_are_searched_each_for_itself(observer, toy_net, images):
     quantization = calibrated(toy_net, images, mode='ptq', observer=observer)
     activations = quantization.activations
@@ -223,8 +218,8 @@ def test_quantizers_are_searched_each_for_itself(observer, toy_net, images):
         alone = Histograms([spec.positive])
         for name in ('counts', 'ends', 'exponents', 'origins'):
             setattr(alone, name, getattr(counted, name)[row : row + 1])
-        formats = GridFormats.of([spec.format])
-        low, high = search_ranges(COSTS[observer], alone, formats)
+        observed = make_observer(observer, 0.01)
+        low, high = observed.search(alone, GridFormats.of([spec.format]))
         assert (low, high) == (together[0][row], together[1][row])
 
 

@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
 from ...plan.plan import Step
@@ -368,9 +369,12 @@ class Integer(Behaviour):
         multiplier = self.engine.multiplier(size, given, grid)
         return IntegerLayer(integers, bias, _shaped(multiplier, integers))
 
-    def norm_of(self, step: Step) -> Optional[nn.Module]:
+    def norm_of(self, step: Step) -> Optional[_BatchNorm]:
         """The batch normalization in a step's chain."""
-        return step.norm and self.state.executor.root.get_submodule(step.norm)
+        if not step.norm:
+            return None
+        norm: Any = self.state.executor.root.get_submodule(step.norm)
+        return norm
 
 
 def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:

@@ -42,12 +42,13 @@ class Taps(NamedTuple):
     @classmethod
     def of(cls, kernel: Sequence[int], geometry: Sequence) -> Taps:
         """Those of a call, from what follows its operands."""
-        stride, padding, dilation, _, groups = geometry[:5]
-        axes = (tuple(per_axis(value, 2)) for value in (stride, padding, dilation))
-        return cls(tuple(kernel), *axes, groups)
+        stride, padding, dilation = (
+            tuple(per_axis(value, 2)) for value in geometry[:3]
+        )
+        return cls(tuple(kernel), stride, padding, dilation, geometry[4])
 
     @property
-    def count(self) -> int:
+    def points(self) -> int:
         """int: Positions that each output element reads."""
         return self.kernel[0] * self.kernel[1]
 
@@ -90,7 +91,7 @@ def sample(
     batch, channels, height, width = x.shape
     size = taps.size(height, width)
     parts = batch * taps.groups  # images and their groups of channels
-    offset = _first(offset, taps.groups, (taps.count, 2, *size))
+    offset = _first(offset, taps.groups, (taps.points, 2, *size))
     rows, columns = (
         (offset[:, :, axis] + base).flatten(1)
         for axis, base in enumerate(taps.positions(height, width, x.device))
@@ -101,9 +102,9 @@ def sample(
         samples = samples * _first(mask, taps.groups, (samples.shape[1], 1))
     samples = round_tensor(samples, grid.rounding).clamp_(grid.low, grid.high)
     share = channels // taps.groups
-    samples = samples.view(batch, taps.groups, taps.count, *size, share)
+    samples = samples.view(batch, taps.groups, taps.points, *size, share)
     samples = samples.permute(0, 1, 5, 2, 3, 4)
-    return samples.reshape(batch, channels * taps.count, *size)
+    return samples.reshape(batch, channels * taps.points, *size)
 
 
 def sampled_weight(weight: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def load_quantized(cfg: Config, checkpoint: str) -> QuantModule:
     model_cfg = copy.deepcopy(cfg.model)
     backbone = model_cfg.get('backbone')
     if isinstance(backbone, dict) and 'init_cfg' in backbone:
-        backbone.init_cfg = None  # the checkpoint has the weights
+        backbone['init_cfg'] = None  # the checkpoint has the weights
     model = MODELS.build(model_cfg)
     wrapper = wrapper_class(model, 'test')(model, config=wanted)
     _load_checkpoint_to_model(model, loaded, strict=False)

@@ -47,7 +47,8 @@ class TestImages:
         self.folder = folder
         loader = self.cfg.get('test_dataloader')
         self.dataset_cfg = None if loader is None else innermost_dataset(loader.dataset)
-        self.shape = tuple(shape) if shape else self._default_shape(divisor)
+        height, width = shape if shape else self._default_shape(divisor)
+        self.shape = height, width
         if any(size % divisor for size in self.shape):
             fitting = tuple(-(-size // divisor) * divisor for size in self.shape)
             raise QuantizeError(
@@ -62,7 +63,8 @@ class TestImages:
             scale = transform.get('scale')
             if _is(transform, 'Resize') and isinstance(scale, (tuple, list)):
                 width, height = scale
-                return tuple(-(-n // divisor) * divisor for n in (height, width))
+                rows, columns = (-(-n // divisor) * divisor for n in (height, width))
+                return rows, columns
         raise QuantizeError(
             'the size of the images does not follow from test_dataloader; give '
             '--shape HEIGHT WIDTH'

@@ -129,7 +129,7 @@ def _addmm(site, x, first, second, *, beta=1, alpha=1):
 @translates('einsum')
 def _einsum(site, equation, *operands):
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = operands[0]
+        (operands,) = operands
     return site.node('Einsum', *operands, equation=equation.replace(' ', ''))
 
 

@@ -43,25 +43,25 @@ def write_samples(
     """
     batch, channels, height, width = like.shape
     size, parts = taps.size(height, width), batch * taps.groups
-    share, count = channels // taps.groups, taps.count * size[0] * size[1]
-    offset = _first(site, offset, batch, (parts, taps.count, 2, *size))
+    share, count = channels // taps.groups, taps.points * size[0] * size[1]
+    moves = _first(site, offset, batch, (parts, taps.points, 2, *size))
     places = []
     for axis, base in enumerate(taps.positions(height, width, like.device)):
-        place = site.node('Gather', offset, site.ints(axis), axis=2)
+        place = site.node('Gather', moves, site.ints(axis), axis=2)
         places.append(site.reshape(site.node('Add', place, base), (parts, count)))
     pixels = site.reshape(x, (parts, share, height, width))
     total = interpolate(site, pixels, (parts, share, height, width), *places)
     if mask is not None:
-        mask = _first(site, mask, batch, (parts, count, 1))
-        total = site.node('Mul', total, mask)
+        factors = _first(site, mask, batch, (parts, count, 1))
+        total = site.node('Mul', total, factors)
     low, high = storage.low - storage.zero_point, storage.high - storage.zero_point
     if (given.low, given.high) != (low, high):
         total = site.node('Clip', total, float(given.low), float(given.high))
     unit = given._replace(scale=1.0)
     samples = site.writer.quantize(total, unit, storage, f'{site.name}:samples')
-    samples = site.reshape(samples, (batch, taps.groups, taps.count, *size, share))
+    samples = site.reshape(samples, (batch, taps.groups, taps.points, *size, share))
     samples = site.node('Transpose', samples, perm=[0, 1, 5, 2, 3, 4])
-    samples = site.reshape(samples, (batch, channels * taps.count, *size))
+    samples = site.reshape(samples, (batch, channels * taps.points, *size))
     return site.writer.dequantize(samples, given, storage, f'{site.name}:samples')
 
 

@@ -36,7 +36,7 @@ def _reshape(site, x, *args, **kwargs):
 @translates('permute')
 def _permute(site, x, *dims):
     if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
-        dims = dims[0]
+        (dims,) = dims
     return site.node('Transpose', x, perm=[axis_of(d, x.dim()) for d in dims])
 
 
@@ -173,7 +173,7 @@ def _items(site: SiteWriter, x: Tensor, index: Any) -> list:
 @translates('getitem')
 def _getitem(site, x, index):
     items = _items(site, x, index)
-    axes, starts, ends, steps = [], [], [], []
+    cuts: list[tuple[int, int, int, int]] = []  # axis, start, end and step
     indexed: dict[int, Tensor] = {}
     axis = 0
     for item in items:
@@ -187,20 +187,18 @@ def _getitem(site, x, index):
             indexed[axis] = item
         elif isinstance(item, int):
             start = axis_of(item, x.shape[axis])
-            axes.append(axis), starts.append(start), ends.append(start + 1)
-            steps.append(1)
+            cuts.append((axis, start, start + 1, 1))
         elif item != slice(None):
             start, end, step = item.indices(x.shape[axis])
             if item.stop is None and step > 0:
                 end = TO_THE_END
-            axes.append(axis), starts.append(start), ends.append(end)
-            steps.append(step)
+            cuts.append((axis, start, end, step))
         axis += 1
     if len(indexed) > 1:
         raise NotImplementedError('indexing by several tensors')
     out = site.value(x)
-    if axes:
-        out = cut(site, out, axes, starts, ends, steps)
+    if cuts:
+        out = cut(site, out, *zip(*cuts))
     for axis, item in indexed.items():
         out = site.node('Gather', out, item, axis=axis)
         if any(isinstance(other, int) for other in items):
@@ -276,7 +274,8 @@ def _cummax(site, x, dim):
 
 @translates('flip')
 def _flip(site, x, *dims):
-    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else dims
+    if len(dims) == 1 and isinstance(dims[0], (list, tuple)):
+        (dims,) = dims
     axes = [axis_of(d, x.dim()) for d in dims]
     low = [np.iinfo(np.int64).min] * len(axes)
     return cut(site, x, axes, [-1] * len(axes), low, [-1] * len(axes))

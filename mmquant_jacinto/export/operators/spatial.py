@@ -113,6 +113,7 @@ def write_resize(site: SiteWriter, x: Any, source: Sequence[int], call: Resize) 
     if call.antialias:
         raise NotImplementedError('antialias')
     mode = call.mode
+    options: dict[str, Any]
     if mode == 'nearest':
         options = dict(
             coordinate_transformation_mode='asymmetric', nearest_mode='floor'
@@ -133,9 +134,9 @@ def write_resize(site: SiteWriter, x: Any, source: Sequence[int], call: Resize) 
     scales = call.scales(source, target)
     # Other factors leave the size to an engine's rounding.
     if all((16 * scale).is_integer() for scale in scales):
-        scales = [1.0, 1.0, *scales]
-        scales = site.writer.constant(np.asarray(scales, np.float32), 'scales')
-        return site.node('Resize', x, None, scales, mode=kind, **options)
+        factors = np.asarray([1.0, 1.0, *scales], np.float32)
+        name = site.writer.constant(factors, 'scales')
+        return site.node('Resize', x, None, name, mode=kind, **options)
     sizes = site.ints(list(site.out.shape))
     return site.node('Resize', x, None, None, sizes, mode=kind, **options)
 

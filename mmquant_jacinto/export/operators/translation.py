@@ -12,7 +12,7 @@ The arguments are those of the call; ``site.out`` is its result, for shapes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Callable, Union
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..graph.graph_writer import GraphWriter, onnx_dtype
 
-Names = Union[str, list]
 TO_THE_END = np.iinfo(np.int64).max  # whatever the size is
 TRANSLATIONS: dict[str, Callable] = {}
 
@@ -73,8 +72,12 @@ class SiteWriter:
         """A constant of int64."""
         return self.writer.constant(np.asarray(values, np.int64), 'shape')
 
-    def node(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Names:
-        """Adds a node; operands may be tensors, numbers or names."""
+    def node(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """Adds a node; operands may be tensors, numbers or names.
+
+        Returns:
+            str | List[str]: Name of the result, a list where there are more.
+        """
         names = ['' if x is None else self.value(x) for x in inputs]
         return self.writer.node(op, names, self.name, outputs, **attributes)
 

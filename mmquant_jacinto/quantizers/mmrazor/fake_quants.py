@@ -10,7 +10,7 @@ engine's own state.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -49,6 +49,8 @@ class FakeQuantizers(nn.Module):
     Raises:
         QuantizeError: If they cannot be built.
     """
+
+    ready: Tensor
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class FakeQuantizers(nn.Module):
             Tensor: Shape and dtype of ``x``.
         """
         index = self.index[name]
-        module = self.quantizers[index]
+        module: Any = self.quantizers[index]
         if not self.learns:
             module.enable_observer(self.observing)
             self._ready.add(index)
@@ -121,7 +123,7 @@ class FakeQuantizers(nn.Module):
         return module(x.float()).to(x.dtype)
 
     def _start_learning(self, index: int) -> None:
-        module = self.quantizers[index]
+        module: Any = self.quantizers[index]
         module.enable_param_learning()
         self._ready.add(index)
         # What the observer saw has served, is of this process alone, and has a shape
@@ -146,7 +148,8 @@ class FakeQuantizers(nn.Module):
         fresh = [i for i in range(len(self.tensors)) if i not in self._agreed]
         parts = []
         for index in fresh:
-            module, has = self.quantizers[index], float(index in self._ready)
+            module: Any = self.quantizers[index]
+            has = float(index in self._ready)
             state = torch.cat([module.scale.flatten(), module.zero_point.flatten()])
             parts.append(torch.cat([state * has, state.new_tensor([has])]))
         flat = torch.cat(parts)
@@ -165,12 +168,13 @@ class FakeQuantizers(nn.Module):
         self._agreed = set(self._ready)
         for index in self._ready:
             if self.learns:
-                self.quantizers[index].enable_param_learning()
+                module: Any = self.quantizers[index]
+                module.enable_param_learning()
 
     @torch.no_grad()
     def qparams(self, index: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a tensor: one of each, or one for each channel."""
-        module = self.quantizers[index]
+        module: Any = self.quantizers[index]
         # As LearnableFakeQuantize computes with.
         least = torch.finfo(torch.float32).eps
         scale = module.scale.detach().flatten().clamp(min=least)
@@ -194,6 +198,9 @@ class FakeQuants(nn.Module):
     Args:
         plan (Plan): Its ``config['fake_quant']`` says what to build.
     """
+
+    weight: Optional[FakeQuantizers]
+    activation: Optional[FakeQuantizers]
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()

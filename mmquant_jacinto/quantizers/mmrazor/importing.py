@@ -48,8 +48,7 @@ class _TablesLoader(Loader):
         try:
             self.loader.exec_module(module)
         except ImportError:
-            module.__all__ = ['BackendConfigs']
-            module.BackendConfigs = _NoTables()
+            vars(module).update(__all__=['BackendConfigs'], BackendConfigs=_NoTables())
 
 
 class _TablesFinder(MetaPathFinder):
