@@ -181,7 +181,7 @@ def without_entry(registered, module, operators):
 
 def pairs(x):
     """Maps of two elements each, whose means are often ties."""
-    return x.reshape(len(x), x[:1].numel() // 2, 1, 2)
+    return x.reshape(len(x), x.shape[1:].numel() // 2, 1, 2)
 
 
 def sixes(x):
