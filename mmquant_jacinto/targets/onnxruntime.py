@@ -84,6 +84,22 @@ class QdqArithmetic(FixedPoint):
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
         return total.float().mul_(ratio)
 
+    def average(
+        self,
+        name: str,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+    ) -> Tensor:
+        if 'avg_pool' in name and not _is_wide(given, grid):
+            # The kernel adds up real numbers, and rounds with the zero point in.
+            real = function(x.float() * given.scale)
+            is_global = name.startswith('adaptive') and real.shape[2:].numel() == 1
+            if not is_global:
+                return real.div_(grid.scale).sub_(grid.low).round_().add_(grid.low)
+        return super().average(name, function, x, given, grid)
+
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)
 

@@ -182,14 +182,15 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.group_norm`` of integers: (N, C, ...)."""
-    rows = x.double().reshape(x.shape[0], num_groups, -1)
+    count = x.shape[1:].numel() // num_groups
+    rows = x.double().reshape(x.shape[0], num_groups, count)
     mean, gain = _statistics(rows, eps / given.scale**2)
     if weight is not None:
         gain = gain * weight.double().view(num_groups, -1)
     offset = -mean * gain
     if bias is not None:
         offset = offset + bias.double().view(num_groups, -1)
-    shape = (x.shape[0], -1) + (1,) * (x.dim() - 2)
+    shape = x.shape[:2] + (1,) * (x.dim() - 2)
     channels = x.shape[1] // num_groups
     gain, offset = (
         item.expand(-1, -1, channels).reshape(shape).float() for item in (gain, offset)

@@ -254,8 +254,12 @@ class Integer(Behaviour):
             real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
             steps = real.div_(grid.scale)
         elif step.kind == ops.AVERAGE:
-            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
-            steps = func(*args, **kwargs) * (first.scale / grid.scale)
+
+            def average(operand: Tensor) -> Tensor:
+                given = ops.replace_inputs(op, args, kwargs, [operand])
+                return func(*given[0], **given[1])
+
+            steps = self.engine.average(op.name, average, x, first, grid)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
