@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .formats import HALF_EVEN
-from .kernels import Grid
+from .kernels import Grid, divisor
 
 
 class FixedPoint:
@@ -44,7 +44,8 @@ class FixedPoint:
             given (Grid): Of the input.
             grid (Grid): Of the output.
         """
-        return (weight_scale.double() * given.scale / grid.scale).float()
+        unit = weight_scale.double() * given.scale
+        return (unit / divisor(grid.scale, unit)).float()
 
     def scale(
         self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
@@ -108,7 +109,8 @@ class QdqEngine(FixedPoint):
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         if _is_wide(given, grid):
             return super().multiplier(weight_scale, given, grid)
-        return weight_scale.float() * given.scale / grid.scale
+        unit = weight_scale.float() * given.scale
+        return unit / divisor(grid.scale, unit)
 
     def scale(
         self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
@@ -124,7 +126,7 @@ class QdqEngine(FixedPoint):
         if _is_wide(first, second, grid):
             # Not in place: either may be the one that is broadcast.
             total = x.float() * first.scale + y.float() * second.scale
-            return total.div_(grid.scale)
+            return total.div_(divisor(grid.scale, total))
         a, b = _ratio(first.scale, grid.scale), _ratio(second.scale, grid.scale)
         zero_a, zero_b, zero = -first.low, -second.low, -grid.low
         # The zero points are taken into one constant, in this order.
@@ -140,7 +142,7 @@ class QdqEngine(FixedPoint):
     ) -> Tensor:
         if _is_wide(first, second, grid):
             product = (x.float() * first.scale) * (y.float() * second.scale)
-            return product.div_(grid.scale)
+            return product.div_(divisor(grid.scale, product))
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
         # Two roundings to float32, then that to an integer, the zero point in.
         total = (x * y).float().mul_(ratio).sub_(grid.low)

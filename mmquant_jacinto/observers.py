@@ -35,7 +35,11 @@ def sample_rows(x: Tensor) -> Tensor:
     Each row of the first (batch) axis is sampled alike, so a batch gives the
     union of what its halves give.
     """
-    x = x.detach().contiguous()
+    x = x.detach()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        # Any order of a row will do, and moving it around takes long.
+        x = x.permute(0, 2, 3, 1)
+    x = x.contiguous()
     rows = len(x) if x.dim() > 1 else 1
     row = x.numel() // rows
     # Odd, so as not to walk down the same columns of a feature map.
@@ -117,6 +121,8 @@ class Layout(NamedTuple):
         signed_slots (Tensor): Row of each of those.
         bounds (tuple, optional): Least and largest value that each
             observation's clip lets through: (P, 1) each.
+        signed_bounds (tuple, optional): The same of the negated elements of those
+            in ``signed``.
     """
 
     slots: Tensor
@@ -126,6 +132,7 @@ class Layout(NamedTuple):
     signed: list[int]
     signed_slots: Tensor
     bounds: Optional[tuple[Tensor, Tensor]]
+    signed_bounds: Optional[tuple[Tensor, Tensor]]
 
 
 class Extremes:
@@ -161,10 +168,8 @@ class Extremes:
         signed = [samples[i] for i in layout.signed]
         lows = _largest(signed, layout.depth, negated=True)
         if layout.bounds is not None:
-            above, below = layout.bounds
-            highs = _clamp(highs, above, below)
-            signed = layout.signed
-            lows = _clamp(lows, -below[signed], -above[signed])
+            highs = _clamp(highs, *layout.bounds)
+            lows = _clamp(lows, *layout.signed_bounds)
         return (
             self._merge(highs, layout.slots, layout, device),
             self._merge(lows, layout.signed_slots, layout, device),
@@ -211,7 +216,7 @@ class Extremes:
             if not self.positive[item.quantizer]
         ]
         clips = [item.clip or (None, None) for item in observations]
-        bounds = None
+        bounds = signed_bounds = None
         if any(end is not None for clip in clips for end in clip):
             bounds = tuple(
                 torch.tensor(
@@ -221,6 +226,8 @@ class Extremes:
                 )[:, None]
                 for i, open_end in enumerate((-torch.inf, torch.inf))
             )
+            above, below = (end[signed] for end in bounds)
+            signed_bounds = -below, -above
         return Layout(
             torch.tensor(slots, device=device),
             per_quantizer,
@@ -229,6 +236,7 @@ class Extremes:
             signed,
             torch.tensor([slots[i] for i in signed], device=device),
             bounds,
+            signed_bounds,
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton_kernels
 from .activation_grids import SMALLEST_RANGE, power_of_two_above
 from .activations import ActivationQuantizers
 from .formats import integer_bounds
@@ -76,7 +76,7 @@ class WeightGrids:
             layer.spec.axis == 0 and len(layer.weight) == layer.spec.channels
             for layer in layers.values()
         )
-        self._native_reach: native.Reach | None = None
+        self._reach: native.Reach | triton_kernels.Reach | None = None
         self.version = 0  # changes with the steps
         self._all_steps: Tensor | None = None
         self._steps: dict[str, Tensor] = {}
@@ -141,9 +141,9 @@ class WeightGrids:
         """
         low, high = self._channel_reach()
         reach = torch.maximum(high, -low)
-        deviation = torch.rsqrt(
-            self._from_norms('running_var', self._ones) + self.eps
-        )
+        variance = self._from_norms('running_var', self._ones) + self.eps
+        # As `weights.norm_factor`.
+        deviation = variance.sqrt_().reciprocal_()
         factor = self._from_norms('weight', self._ones) * deviation
         offset = self._biases() - self._from_norms('running_mean', self._zeros)
         bias = offset * factor + self._from_norms('bias', self._zeros)
@@ -184,13 +184,17 @@ class WeightGrids:
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""
         weights = [layer.weight for layer in self.layers.values()]
-        if self._by_row and all(
-            native.takes(weight) and weight.is_contiguous() for weight in weights
-        ):
-            if self._native_reach is None:
-                shapes = [(len(x), x.numel() // len(x)) for x in weights]
-                self._native_reach = native.Reach(shapes)
-            return self._native_reach(weights)
+        if self._by_row:
+            shapes = [(len(x), x.numel() // len(x)) for x in weights]
+            if all(triton_kernels.takes_rows(x, len(x)) for x in weights):
+                if self._reach is None:
+                    device = self.layer_of.device
+                    self._reach = triton_kernels.Reach(shapes, device)
+                return self._reach(weights)
+            if all(native.takes(x) and x.is_contiguous() for x in weights):
+                if self._reach is None:
+                    self._reach = native.Reach(shapes)
+                return self._reach(weights)
         ends = [channel_reach(layer) for layer in self.layers.values()]
         low, high = (torch.cat(end) for end in zip(*ends))
         return low, high

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from . import native
+from . import native, triton_kernels
 from .activation_grids import SMALLEST_RANGE, power_of_two_above
 from .formats import TensorFormat, integer_bounds
-from .kernels import round_tensor
+from .kernels import divisor, round_tensor
 from .plan import WeightSpec
 
 CONSTRAIN_ABOVE = 15.0
@@ -157,7 +157,8 @@ class Layer:
 
 def norm_factor(norm: nn.Module) -> Tensor:
     """Factor per channel of a batch normalization with frozen statistics: (C,)."""
-    factor = torch.rsqrt(norm.running_var + norm.eps)
+    # A GPU's own `rsqrt` is off by a bit, and weights are rounded with it.
+    factor = (norm.running_var + norm.eps).sqrt_().reciprocal_()
     return factor if norm.weight is None else factor * norm.weight
 
 
@@ -200,13 +201,20 @@ def to_integers(weight: Tensor, scale: Tensor, fmt: TensorFormat) -> Tensor:
 
 
 def _on_grid(
-    weight: Tensor, factor: Tensor, step: Tensor, fmt: TensorFormat
+    weight: Tensor, factor: Optional[Tensor], step: Tensor, fmt: TensorFormat
 ) -> Tensor:
     """``clamp(round(weight * factor)) * step``; factor and step shaped to multiply it.
 
-    Ties, which rounding differs in, do not occur in training.
+    The factor is the inverse of the step where it is None. Ties, which rounding
+    differs in, do not occur in training.
     """
     limits = integer_bounds(fmt)
+    along_rows = step.shape[:1].numel() == step.numel()
+    if along_rows and triton_kernels.takes_rows(weight, step.numel()):
+        return triton_kernels.quantize_rows(weight, factor, step, limits)
+    if factor is None:
+        # A product takes half the time of a quotient.
+        factor = step.reciprocal()
     by_row = len(weight) == factor.numel() == len(factor) and weight.is_contiguous()
     if by_row and native.takes(weight):
         return native.quantize_rows(weight, factor, step, limits)
@@ -218,8 +226,7 @@ class _QuantizeWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
-        # A product takes half the time of a quotient.
-        return _on_grid(weight, step.reciprocal(), step, fmt)
+        return _on_grid(weight, None, step, fmt)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -295,6 +302,10 @@ def _weight_gradients(
     """Gradient of a folded weight, and its dot product with it in each channel."""
     # The gradient of a layer's weight is the layer's own, and large.
     in_place = not torch.is_grad_enabled()
+    if in_place and layer.spec.axis == 0 and grad.stride() == weight.stride():
+        channels = layer.spec.channels
+        if all(triton_kernels.takes_rows(x, channels) for x in (grad, weight)):
+            return grad, triton_kernels.fold_gradient(grad, weight, factor)
     by_row = layer.spec.axis == 0 and grad.is_contiguous() and weight.is_contiguous()
     if in_place and by_row and native.takes(grad) and native.takes(weight):
         return grad, native.fold_gradient(grad, weight, factor)
@@ -356,7 +367,9 @@ def step_of(weight: Tensor, axis: int, fmt: TensorFormat) -> Tensor:
         reach = magnitude.amax().view((1,) * weight.dim())
     reach = reach.clamp_(min=SMALLEST_RANGE)
     high = integer_bounds(fmt)[1]
-    return power_of_two_above(reach) / (high + 1) if fmt.power_of_two else reach / high
+    if fmt.power_of_two:
+        return power_of_two_above(reach) / (high + 1)
+    return reach / divisor(high, reach)
 
 
 def bias_limits(bits: int) -> tuple[float, float]:
