@@ -172,13 +172,8 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, grid: Grid, low: Tensor, high: Tensor) -> Tensor:
         ctx.save_for_backward(x, low, high)
-        x = torch.clamp(x, low, high)
-        if grid.rounding == HALF_EVEN:
-            # One kernel, where the chain is four.
-            return torch.fake_quantize_per_tensor_affine(
-                x, grid.scale, grid.low.neg().int(), 0, grid.levels - 1
-            )
-        return _quantize_(x, grid)
+        # ATen's own kernel would make numbers of NaN.
+        return _quantize_(torch.clamp(x, low, high), grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:

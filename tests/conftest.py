@@ -1,15 +1,82 @@
+"""Where and how the tests run.
+
+``MMQUANT_TEST_DEVICE=cuda`` runs the engine's tests on a GPU: tensors are made there,
+and NumPy sees copies of them.
+"""
+
+import os
+
 import pytest
 import torch
 from toy_models import ToyNet, randomize_norms
+
+DEVICE = os.environ.get('MMQUANT_TEST_DEVICE', 'cpu')
+_PROCESSES = 'it starts processes, which share work on CPUs'
+_RUNTIME = 'ONNX Runtime and what it is compared with run on a CPU'
+CPU_ONLY = {
+    'test_native': 'its kernels are those of a CPU',
+    'test_host_memory': 'it is about the memory of the host',
+    **dict.fromkeys(
+        ('test_cpu_distributed', 'test_distributed', 'test_faults'), _PROCESSES
+    ),
+    **dict.fromkeys(
+        (
+            'test_export',
+            'test_export_layers',
+            'test_export_postprocess',
+            'test_export_regions',
+            'test_export_tools',
+        ),
+        _RUNTIME,
+    ),
+}
 
 
 def pytest_configure(config):
     # The toy nets are too small to share among threads.
     torch.set_num_threads(1)
+    if DEVICE != 'cpu':
+        # The package is imported by now: its constants are where they always are.
+        torch.set_default_device(DEVICE)
+
+
+def pytest_collection_modifyitems(items):
+    if DEVICE == 'cpu':
+        return
+    for item in items:
+        reason = CPU_ONLY.get(item.path.stem)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def place(request, monkeypatch):
+    """Makes a test's tensors on the device that was asked for."""
+    if DEVICE == 'cpu':
+        yield
+        return
+    if places_tensors(request.module):
+        torch.set_default_device(None)
+        yield
+        torch.set_default_device(DEVICE)
+        return
+    to_numpy, from_numpy = torch.Tensor.numpy, torch.from_numpy
+    monkeypatch.setattr(torch.Tensor, 'numpy', lambda x: to_numpy(x.cpu()))
+    monkeypatch.setattr(torch, 'from_numpy', lambda x: from_numpy(x).to(DEVICE))
+    yield
+
+
+def places_tensors(module):
+    """Whether a test module says itself where its tensors are, or has a runner."""
+    return getattr(module, 'PLACES_TENSORS', False) or any(
+        getattr(item, '__module__', None) == 'toy_runner'
+        or getattr(item, '__name__', None) == 'toy_runner'
+        for item in vars(module).values()
+    )
+
+
+@pytest.fixture(autouse=True)
+def seed(place):
     torch.manual_seed(0)
 
 
