@@ -168,9 +168,7 @@ class Reach:
         device (torch.device): Where they are.
     """
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, int]], device: torch.device
-    ) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
         rows, columns = (torch.tensor(side, device='cpu') for side in zip(*shapes))
         starts = rows.cumsum(0) - rows
         self._total = int(rows.sum())

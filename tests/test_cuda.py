@@ -15,9 +15,7 @@ from mmquant_jacinto.kernels import Grid, fake_quantize
 from mmquant_jacinto.weights import fold_layer, quantize_weight
 
 PLACES_TENSORS = True
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='there is no GPU'
-)
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 HALF = [torch.float16, torch.bfloat16]
 
 

@@ -21,7 +21,8 @@ from mmquant_jacinto import QuantTrainModule, triton_kernels
 from mmquant_jacinto.activations import STEPS_OBSERVED
 
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
-SIZES = ((16, 512), (2, 64))
+# Batch, side of the images, and rounds.
+SIZES = ((16, 512, 4), (2, 64, 9))
 VARIANTS = ('float', 'live', 'settled', 'frozen')
 TOP = 15  # operations in a profile
 
@@ -29,7 +30,6 @@ TOP = 15  # operations in a profile
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', default='cuda')
-    parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--targets', nargs='+', default=['jacinto', 'onnxruntime'])
     parser.add_argument('--json', type=Path, required=True)
     parser.add_argument('--profiles', type=Path, help='folder for profiles')
@@ -45,9 +45,7 @@ class Trainer:
         dtype (torch.dtype, optional): Of autocast; None: none.
     """
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, dtype: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, dtype: Any) -> None:
         self.model, self.images, self.dtype = model, images, dtype
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
         device = images.device.type
@@ -110,7 +108,13 @@ def peak_of(run: Callable[[], None], device: str) -> float:
 
 
 def measure(
-    batch: int, size: int, precision: str, target: str, layout: str, args: Any
+    batch: int,
+    size: int,
+    rounds: int,
+    precision: str,
+    target: str,
+    layout: str,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Times and memory of all variants, side by side."""
     images = torch.randn(batch, 3, size, size, device=args.device)
@@ -125,7 +129,7 @@ def measure(
     # Four steps: of the settled ones, one of them observes.
     steps = 4
     times: dict[str, list[float]] = {name: [] for name in trainers}
-    for round_ in range(args.rounds + 1):
+    for round_ in range(rounds + 1):
         for name, trainer in trainers.items():
             elapsed = seconds_of(trainer, args.device, steps)
             if round_:  # the first warms up
@@ -142,7 +146,7 @@ def measure(
     result['peak_mib'] = {
         name: round(peak_of(trainer, args.device)) for name, trainer in trainers.items()
     }
-    if args.profiles is not None and target == args.targets[0]:
+    if args.profiles is not None and (precision, target) == ('fp16', args.targets[0]):
         for name in ('float', 'live', 'frozen'):
             label = f'{precision}_{batch}x{size}_{layout}_{name}'
             profile(trainers[name], args.device, label, args.profiles)
@@ -166,21 +170,19 @@ def profile(run: Callable[[], None], device: str, label: str, folder: Path) -> N
         keys.append('self_device_time_total')
     with (folder / 'profiles.txt').open('a') as file:
         for key in keys:
-            table = averages.table(
-                sort_by=key, row_limit=TOP, max_name_column_width=60
-            )
+            table = averages.table(sort_by=key, row_limit=TOP, max_name_column_width=60)
             print(f'== {label}, by {key}, two steps\n{table}', file=file)
 
 
 def cases(args: argparse.Namespace) -> list[tuple]:
-    sizes = SIZES if args.device == 'cuda' else ((2, 64),)
+    sizes = SIZES if args.device == 'cuda' else ((2, 64, 2),)
     found = [
         (*size, precision, target, 'contiguous')
-        for size in sizes
         for target in args.targets
+        for size in sizes
         for precision in DTYPES
     ]
-    found.insert(3, (*sizes[0], 'fp16', args.targets[0], 'channels_last'))
+    found.insert(2, (*sizes[0], 'fp16', args.targets[0], 'channels_last'))
     return found
 
 
