@@ -101,7 +101,9 @@ def mask(grad: Tensor, inside: Tensor) -> Tensor:
 
 def takes_rows(weight: Tensor, channels: int) -> bool:
     """Whether a weight lies in memory row by row, one for each channel."""
-    return takes(weight) and weight.dtype is torch.float32 and len(weight) == channels
+    return (
+        takes(weight) and weight.dtype is torch.float32 and weight.shape[0] == channels
+    )
 
 
 def quantize_rows(

@@ -7,7 +7,7 @@ operation runs once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -81,7 +81,16 @@ class WeightGrids:
         self._all_steps: Tensor | None = None
         self._steps: dict[str, Tensor] = {}
         self._live_steps: dict[str, Tensor] = {}
+        self._places = dict(zip(layers, self._spans()))
+        self._columns: tuple[Tensor, ...] = ()
         self._foldings: dict[str, Folding] = {}
+
+    def _spans(self) -> Iterator[slice]:
+        """Where each layer is among the channels of all."""
+        start = 0
+        for size in self.sizes:
+            yield slice(start, start + size)
+            start += size
 
     def step(self, name: str) -> Tensor:
         """Step of the folded weight's grid: (C,)."""
@@ -97,6 +106,11 @@ class WeightGrids:
 
     def folding(self, name: str) -> Folding:
         """What folding the layer's normalization takes, as last computed."""
+        # Made on demand: live normalizations are not folded.
+        if name not in self._foldings:
+            place = self._places[name]
+            columns = (column[place] for column in self._columns)
+            self._foldings[name] = Folding(*columns)
         return self._foldings[name]
 
     @property
@@ -111,6 +125,7 @@ class WeightGrids:
             self._all_steps,
             self._steps,
             self._live_steps,
+            self._columns,
             self._foldings,
         )
 
@@ -121,6 +136,7 @@ class WeightGrids:
             self._all_steps,
             self._steps,
             self._live_steps,
+            self._columns,
             self._foldings,
         ) = grids
 
@@ -176,24 +192,23 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
-        columns = factor, bias, step, factor / step, deviation, offset
-        columns = (column.split(self.sizes) for column in columns)
-        self._foldings = dict(zip(self.layers, map(Folding, *columns)))
+        self._columns = factor, bias, step, factor / step, deviation, offset
+        self._foldings = {}
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""
         weights = [layer.weight for layer in self.layers.values()]
         if self._by_row:
-            shapes = [(len(x), x.numel() // len(x)) for x in weights]
-            if all(triton_kernels.takes_rows(x, len(x)) for x in weights):
+            kernels = None
+            if all(map(triton_kernels.takes_rows, weights, self.sizes)):
+                kernels = triton_kernels
+            elif all(native.takes(x) and x.is_contiguous() for x in weights):
+                kernels = native
+            if kernels is not None:
                 if self._reach is None:
-                    device = self.layer_of.device
-                    self._reach = triton_kernels.Reach(shapes, device)
-                return self._reach(weights)
-            if all(native.takes(x) and x.is_contiguous() for x in weights):
-                if self._reach is None:
-                    self._reach = native.Reach(shapes)
+                    shapes = [(len(x), x.numel() // len(x)) for x in weights]
+                    self._reach = kernels.Reach(shapes, self.layer_of.device)
                 return self._reach(weights)
         ends = [channel_reach(layer) for layer in self.layers.values()]
         low, high = (torch.cat(end) for end in zip(*ends))

@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from mmengine.model import BaseDataPreprocessor
 from toy_models import ToyNet, randomize_norms
 
 DEVICE = os.environ.get('MMQUANT_TEST_DEVICE', 'cpu')
@@ -36,8 +37,8 @@ def pytest_configure(config):
     # The toy nets are too small to share among threads.
     torch.set_num_threads(1)
     if DEVICE != 'cpu':
-        # The package is imported by now: its constants are where they always are.
-        torch.set_default_device(DEVICE)
+        # Runs that are compared are to be the same.
+        torch.backends.cudnn.deterministic = True
 
 
 def pytest_collection_modifyitems(items):
@@ -49,21 +50,27 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    # Around fixtures of a module or of the session too.
+    placed = DEVICE != 'cpu' and not places_tensors(item.module)
+    if placed:
+        torch.set_default_device(DEVICE)
+    yield
+    if placed:
+        torch.set_default_device(None)
+
+
 @pytest.fixture(autouse=True)
 def place(request, monkeypatch):
     """Makes a test's tensors on the device that was asked for."""
-    if DEVICE == 'cpu':
-        yield
-        return
-    if places_tensors(request.module):
-        torch.set_default_device(None)
-        yield
-        torch.set_default_device(DEVICE)
+    if DEVICE == 'cpu' or places_tensors(request.module):
         return
     to_numpy, from_numpy = torch.Tensor.numpy, torch.from_numpy
     monkeypatch.setattr(torch.Tensor, 'numpy', lambda x: to_numpy(x.cpu()))
     monkeypatch.setattr(torch, 'from_numpy', lambda x: from_numpy(x).to(DEVICE))
-    yield
+    # It follows the model's `.to()`, which nobody calls.
+    monkeypatch.setattr(BaseDataPreprocessor, 'device', torch.device(DEVICE))
 
 
 def places_tensors(module):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_tools import python_path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
 
@@ -290,7 +291,7 @@ def run_command(*arguments, **environment):
     return subprocess.run(
         [sys.executable, 'benchmarks/accuracy.py', *arguments],
         cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+        env={**os.environ, 'PYTHONPATH': python_path(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

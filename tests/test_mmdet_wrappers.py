@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
@@ -14,6 +13,8 @@ from mmquant_jacinto import (
     MMDetQuantTestModule,
     MMDetQuantTrainModule,
 )
+
+DetDataSample = pytest.importorskip('mmdet.structures').DetDataSample
 
 CONFIG = Path(__file__).parents[1] / 'configs/bccd/ssd_mobilenet_fpn.py'
 SIZE = 160

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
+from run_tools import python_path
 from toy_runner import (
     BATCH_SIZE,
     EPOCHS,
@@ -127,7 +128,7 @@ def float_dir(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('float')
     subprocess.run(
         [sys.executable, '-c', FLOAT_RUN, str(work_dir)],
-        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parent)},
+        env={**os.environ, 'PYTHONPATH': python_path(Path(__file__).parent)},
         check=True,
         timeout=300,
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_tools import python_path
 
 pytest.importorskip('mmdet')
 
@@ -20,7 +21,7 @@ def sweep(folder, *arguments):
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, 'PYTHONPATH': python_path(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from reference import ROUND, power_of_two
 from torch import nn
-from toy_models import Forward, calibrated, randomize_norms
+from toy_models import Forward, calibrated, randomize_norms, seeded
 
 from mmquant_jacinto import PRESETS
 from mmquant_jacinto.weight_grids import WeightGrids
@@ -228,7 +228,7 @@ def test_gradient_through_a_folded_layer_is_that_without_rounding(case, uses):
 
     def gradients(weight, bias):
         # A head that several levels share uses its layers more than once.
-        generator = torch.Generator().manual_seed(1)
+        generator = seeded(1)
         total = 0
         for _ in range(uses):
             arriving = torch.randn(weight.shape, generator=generator)

@@ -99,6 +99,11 @@ def randomize_norms(model):
     return model
 
 
+def seeded(seed):
+    """A generator of random numbers for where tensors are made."""
+    return torch.Generator(torch.empty(0).device).manual_seed(seed)
+
+
 def make_plan(model, inputs, **quantize):
     """The plan of a model for ``quantize=dict(...)``."""
     config = QuantizeConfig.parse(quantize or True)

@@ -36,14 +36,13 @@ class Stage(NamedTuple):
         command (Callable): Arguments behind ``python``, from those of this script.
         results (Callable): What it found, from the same.
         limit (float): Seconds.
-        site (str, optional): Folder of packages that it needs: ``'site_cpu'`` with
-            MMDetection, ``'site_cuda'`` with mmcv's operators for a GPU too.
+        needs_mmdet (bool): Whether it waits for MMDetection.
     """
 
     command: Callable[[argparse.Namespace], list[str]]
     results: Callable[[argparse.Namespace], Any]
     limit: float
-    site: Optional[str] = None
+    needs_mmdet: bool = False
 
 
 def pytest_stage(name: str, limit: float, *files: str) -> Stage:
@@ -62,7 +61,7 @@ def pytest_stage(name: str, limit: float, *files: str) -> Stage:
 
 
 def script_stage(
-    name: str, script: str, limit: float, site: Optional[str] = None, *more: str
+    name: str, script: str, limit: float, *more: str, needs_mmdet: bool = False
 ) -> Stage:
     def command(args: argparse.Namespace) -> list[str]:
         target = args.out / 'logs' / f'{name}.json'
@@ -74,7 +73,7 @@ def script_stage(
         path = args.out / 'logs' / f'{name}.json'
         return json.loads(path.read_text()) if path.exists() else None
 
-    return Stage(command, results, limit, site)
+    return Stage(command, results, limit, needs_mmdet)
 
 
 # By worth.
@@ -83,13 +82,16 @@ STAGES = {
     'tests': pytest_stage('tests', 150, 'tests', '--deselect=tests/test_cuda.py'),
     'sums': script_stage('sums', 'tools/gpu_sums.py', 40),
     'step_time': script_stage(
-        'step_time', 'tools/gpu_step_time.py', 120, None, '--profiles', '{out}'
+        'step_time', 'tools/gpu_step_time.py', 120, '--profiles', '{out}'
     ),
     'training': script_stage('training', 'tools/gpu_training.py', 60),
-    'detectors': script_stage('detectors', 'tools/gpu_detectors.py', 110, 'site_cpu'),
+    'detectors': script_stage(
+        'detectors', 'tools/gpu_detectors.py', 120, needs_mmdet=True
+    ),
     'zoo': script_stage(
-        *('zoo', 'tools/sweep.py', 150, 'site_cuda', *ZOO, '--amp', '--jobs', '6'),
-        *('--timeout', '100', '--work-dir', '{out}/logs/zoo'),
+        *('zoo', 'tools/sweep.py', 200, *ZOO, '--amp', '--jobs', '10'),
+        *('--timeout', '150', '--work-dir', '{out}/logs/zoo'),
+        needs_mmdet=True,
     ),
 }
 
@@ -110,7 +112,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--minutes', type=float, default=7.5, help='for all stages')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_check'))
     parser.add_argument(
-        '--sites', type=Path, help='where packages appear while this runs'
+        '--mmdet', type=Path, help='where MMDetection appears while this runs'
     )
     return parser.parse_args()
 
@@ -152,20 +154,13 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def site_of(stage: Stage, args: argparse.Namespace, until: float) -> Optional[str]:
-    """The folder of packages for a stage, waited for; None where it does not come."""
-    if args.sites is None:
-        return ''
-    kinds = [stage.site]
-    if stage.site == 'site_cpu':
-        kinds.insert(0, 'site_cuda')  # better, where it is there already
-    while True:
-        for kind in kinds:
-            if (args.sites / kind / 'done').exists():
-                return str(args.sites / kind)
+def wait_for(folder: Path, until: float) -> bool:
+    """Whether a folder of packages was complete in time."""
+    while not (folder / 'done').exists():
         if time.monotonic() > until:
-            return None
+            return False
         time.sleep(1)
+    return True
 
 
 def run_stage(
@@ -174,11 +169,10 @@ def run_stage(
     """Runs a stage; whatever goes wrong is in what it returns."""
     start = time.monotonic()
     environment = dict(os.environ, MMQUANT_TEST_DEVICE=args.device)
-    if stage.site is not None:
-        site = site_of(stage, args, deadline - 30)
-        if site is None:
-            return dict(status='its packages were not there in time')
-        paths = [site, os.environ.get('PYTHONPATH', '')]
+    if stage.needs_mmdet and args.mmdet is not None:
+        if not wait_for(args.mmdet, deadline - 30):
+            return dict(status='MMDetection was not there in time')
+        paths = [str(args.mmdet), os.environ.get('PYTHONPATH', '')]
         environment['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
     waited = time.monotonic() - start
     limit = min(stage.limit, deadline - time.monotonic())

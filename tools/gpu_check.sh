@@ -30,26 +30,19 @@ install() {
         --disable-pip-version-check --target "$@"
 }
 
-# mmcv, compiled or from an earlier run, and what is imported with it, in
-# $work/site_KIND; it is complete when there is a file `done`.
-provide_mmcv() {
-    local kind=$1
-    shift
-    if ! ls "$pack/mmcv_$kind"/*.whl >/dev/null 2>&1; then
-        env MMCV_WITH_OPS=1 CFLAGS='-g0 -O1' MAX_JOBS="${JOBS:-$(nproc)}" "$@" nice -n 19 \
+# mmcv, compiled or from an earlier run, and MMDetection, which needs it, in
+# $work/mmdet; it is complete when there is a file `done`.
+provide_mmdet() {
+    local wheels=$pack/mmcv
+    if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
+        wheels=$out/mmcv
+        # One architecture, that of the GPU that is there, as torch asks for.
+        MMCV_WITH_OPS=1 CFLAGS='-g0 -O1' MAX_JOBS=$(nproc) nice -n 19 \
             "$python" -m pip wheel --no-index --no-deps --no-build-isolation \
-            --no-cache-dir -v -w "$out/mmcv_$kind" "$pack"/sources/mmcv-*.tar.gz || return
+            --no-cache-dir -v -w "$wheels" "$pack"/sources/mmcv-*.tar.gz || return
     fi
-    install "$work/site_$kind" "$pack"/mmdet/*.whl \
-        "$(ls "$out/mmcv_$kind"/*.whl "$pack/mmcv_$kind"/*.whl 2>/dev/null | head -1)" &&
-        touch "$work/site_$kind/done"
-}
-
-provide_all() {
-    provide_mmcv cpu CUDA_VISIBLE_DEVICES= FORCE_CUDA=0 >"$out/logs/mmcv_cpu.log" 2>&1
-    arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null) &&
-        provide_mmcv cuda FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$arch" \
-            >"$out/logs/mmcv_cuda.log" 2>&1
+    install "$work/mmdet" "$pack"/mmdet/*.whl "$wheels"/*.whl &&
+        touch "$work/mmdet/done"
 }
 
 install "$work/site" "$pack"/wheels/*.whl
@@ -64,9 +57,9 @@ if ninja=$(command -v ninja); then
 fi
 # A group of its own, so that compilers end with it.
 set -m
-provide_all &
+provide_mmdet >"$out/logs/mmcv.log" 2>&1 &
 provider=$!
-"$python" tools/gpu_check.py --sites "$work" --out "$out" ${more[@]+"${more[@]}"}
+"$python" tools/gpu_check.py --mmdet "$work/mmdet" --out "$out" ${more[@]+"${more[@]}"}
 result=$?
 kill -- -$provider 2>/dev/null
 tar -C "$out" -czf "$out/logs.tar.gz" logs && rm -r "$out/logs"

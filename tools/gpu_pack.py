@@ -36,7 +36,7 @@ def download(folder: Path, *options: str) -> None:
 def pack(folder: Path) -> None:
     """Fills a folder with wheels and sources.
 
-    What an earlier run compiled (``mmcv_cpu``, ``mmcv_cuda``) stays, and is used.
+    What an earlier run compiled stays, if it was put into ``mmcv``, and is used.
 
     Args:
         folder (Path): Where to.
