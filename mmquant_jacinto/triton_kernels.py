@@ -163,7 +163,7 @@ def fold_gradient(grad: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 class Reach:
-    """Smallest and largest element of each row of many matrices, in one launch.
+    """All rows of many matrices in one launch: their ends, and putting them on grids.
 
     Args:
         shapes (Sequence[Tuple[int, int]]): Rows and columns of each.
@@ -180,6 +180,11 @@ class Reach:
         self._owner = owner.to(device)
         self._offset = (within * columns[owner]).to(device)
         self._columns = columns.to(device)
+        elements = rows * columns
+        self._elements = int(elements.sum())
+        self.starts = (elements.cumsum(0) - elements).tolist()
+        starts_there = torch.tensor(self.starts, device='cpu')
+        self._place = (starts_there[owner] + within * columns[owner]).to(device)
         self._known: tuple[list[int], Tensor] | None = None
 
     def __call__(self, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -204,6 +209,39 @@ class Reach:
             num_warps=4,
         )
         return low, high
+
+    def quantize(
+        self,
+        matrices: Sequence[Tensor],
+        factor: Tensor,
+        step: Tensor,
+        limits: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """:func:`quantize_rows` of all of them.
+
+        Args:
+            matrices (Sequence[Tensor]): As above.
+            factor (Tensor): One value for each row of all of them.
+            step (Tensor): The same.
+            limits (Tuple[Tensor, Tensor]): Smallest and largest integers, the same.
+
+        Returns:
+            Tensor: Their elements, end to end; ``starts`` says where each begins.
+        """
+        out = torch.empty(self._elements, device=self._device)
+        _quantize_all[(self._total,)](
+            self._addresses([x.data_ptr() for x in matrices]),
+            self._owner,
+            self._offset,
+            self._columns,
+            self._place,
+            factor,
+            step,
+            *limits,
+            out,
+            **_OPTIONS,
+        )
+        return out
 
     def _addresses(self, addresses: list[int]) -> Tensor:
         # Parameters stay where they are, as a rule.
@@ -312,6 +350,36 @@ if triton is not None:
             total += value * tl.load(weight + place, mask=there, other=0.0)
             tl.store(grad + place, value * by, mask=there)
         tl.store(dots + row, tl.sum(total, 0))
+
+    @triton.jit
+    def _quantize_all(
+        addresses,
+        owner,
+        offset,
+        columns,
+        place,
+        factor,
+        step,
+        lowest,
+        highest,
+        out,
+        BLOCK: tl.constexpr,
+    ):
+        row = tl.program_id(0)
+        matrix = tl.load(owner + row)
+        start = tl.load(addresses + matrix).to(tl.pointer_type(tl.float32))
+        start += tl.load(offset + row)
+        out += tl.load(place + row)
+        width = tl.load(columns + matrix)
+        by, size = tl.load(factor + row), tl.load(step + row)
+        least, most = tl.load(lowest + row), tl.load(highest + row)
+        for first in range(0, width, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            there = column < width
+            value = tl.load(start + column, mask=there, other=0.0) * by
+            value = tl.where(value < least, least, value)
+            value = tl.where(value > most, most, value)
+            tl.store(out + column, _rounded(value, 0) * size, mask=there)
 
     @triton.jit
     def _reach(addresses, owner, offset, columns, low, high, BLOCK: tl.constexpr):

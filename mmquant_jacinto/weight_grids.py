@@ -59,7 +59,10 @@ class WeightGrids:
         def column(values: list) -> Tensor:
             return torch.tensor(values, device=device).repeat_interleave(sizes)
 
-        self.high = column([float(integer_bounds(spec.format)[1]) for spec in specs])
+        self.low, self.high = (
+            column([float(integer_bounds(spec.format)[end]) for spec in specs])
+            for end in (0, 1)
+        )
         self.per_channel = column([spec.format.per_channel for spec in specs])
         self.power_of_two = column([spec.format.power_of_two for spec in specs])
         self.eps = column(
@@ -83,7 +86,12 @@ class WeightGrids:
         self._live_steps: dict[str, Tensor] = {}
         self._places = dict(zip(layers, self._spans()))
         self._columns: tuple[Tensor, ...] = ()
+        self._live_columns: Tensor | None = None
         self._foldings: dict[str, Folding] = {}
+        # Weights on their grids, end to end, where all are put there at once.
+        self._on_grids: Tensor | None = None
+        self._index = {name: i for i, name in enumerate(layers)}
+        self._live: tuple[list[bool], Tensor] | None = None
 
     def _spans(self) -> Iterator[slice]:
         """Where each layer is among the channels of all."""
@@ -113,6 +121,44 @@ class WeightGrids:
             self._foldings[name] = Folding(*columns)
         return self._foldings[name]
 
+    @torch.no_grad()
+    def quantize_all(self) -> None:
+        """Puts all weights on their grids, where one launch can."""
+        layers = self.layers.values()
+        if not isinstance(self._reach, triton_kernels.Reach) or any(
+            layer.correction is not None for layer in layers
+        ):
+            return
+        _, _, step, factor_in_steps, *_ = self._columns
+        live_step = self._live_columns
+        is_live = self._live_mask([layer.norm_is_live for layer in layers])
+        self._on_grids = self._reach.quantize(
+            [layer.weight for layer in layers],
+            torch.where(is_live, live_step.reciprocal(), factor_in_steps),
+            torch.where(is_live, live_step, step),
+            (self.low, self.high),
+        )
+
+    def forget_quantized(self) -> None:
+        """Drops what :meth:`quantize_all` made."""
+        self._on_grids = None
+
+    def on_grid(self, name: str) -> Tensor | None:
+        """A weight as :meth:`quantize_all` left it; None where it did not."""
+        if self._on_grids is None:
+            return None
+        weight = self.layers[name].weight
+        start = self._reach.starts[self._index[name]]
+        return self._on_grids.as_strided(weight.shape, weight.stride(), start)
+
+    def _live_mask(self, flags: list[bool]) -> Tensor:
+        """Channels of layers with live normalizations, bool."""
+        if self._live is None or self._live[0] != flags:
+            channels = torch.tensor(flags, device='cpu').pin_memory()
+            channels = channels.to(self.layer_of.device, non_blocking=True)
+            self._live = flags, channels[self.layer_of]
+        return self._live[1]
+
     @property
     def all_steps(self) -> Tensor:
         """Tensor: Steps of all layers, end to end."""
@@ -127,6 +173,7 @@ class WeightGrids:
             self._live_steps,
             self._columns,
             self._foldings,
+            self._on_grids,
         )
 
     def become(self, grids: tuple) -> None:
@@ -138,6 +185,7 @@ class WeightGrids:
             self._live_steps,
             self._columns,
             self._foldings,
+            self._on_grids,
         ) = grids
 
     @property
@@ -193,6 +241,7 @@ class WeightGrids:
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
         self._columns = factor, bias, step, factor / step, deviation, offset
+        self._live_columns, self._on_grids = live, None
         self._foldings = {}
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 

@@ -221,18 +221,6 @@ def _on_grid(
     return (weight * factor).round_().clamp_(*limits).mul_(step)
 
 
-class _QuantizeWeight(torch.autograd.Function):
-    """Puts a weight on a grid; the gradient passes straight through."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
-        return _on_grid(weight, None, step, fmt)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        return grad, None, None
-
-
 class Folding(NamedTuple):
     """A frozen normalization in numbers, and the grid of the folded weight.
 
@@ -269,16 +257,21 @@ class _FoldLayer(torch.autograd.Function):
         bias: Optional[Tensor],
         norm_weight: Optional[Tensor],
         norm_bias: Optional[Tensor],
+        on_grid: Optional[Tensor],
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight)
         ctx.layer, ctx.folding = layer, folding
-        spread = layer.along_channels
-        on_grid = _on_grid(
-            weight,
-            spread(folding.factor_in_steps),
-            spread(folding.step),
-            layer.spec.format,
-        )
+        if on_grid is None:
+            spread = layer.along_channels
+            on_grid = _on_grid(
+                weight,
+                spread(folding.factor_in_steps),
+                spread(folding.step),
+                layer.spec.format,
+            )
+        else:
+            # What a function was given is not what it returns.
+            on_grid = on_grid.view_as(on_grid)
         # A view of what all layers share would be changed with it.
         return on_grid, folding.bias.clone()
 
@@ -293,7 +286,7 @@ class _FoldLayer(torch.autograd.Function):
             # bias offset * norm_weight * deviation + norm_bias.
             to_norm = (dots + bias_grad * folding.offset) * folding.deviation
         to_bias = bias_grad * folding.factor if needs[3] else None
-        return None, None, to_weight, to_bias, to_norm, bias_grad
+        return None, None, to_weight, to_bias, to_norm, bias_grad, None
 
 
 def _weight_gradients(
@@ -316,12 +309,16 @@ def _weight_gradients(
     return grad.mul_(spread) if in_place else grad * spread, dots
 
 
-def fold_layer(layer: Layer, folding: Folding) -> tuple[Tensor, Tensor]:
+def fold_layer(
+    layer: Layer, folding: Folding, on_grid: Optional[Tensor] = None
+) -> tuple[Tensor, Tensor]:
     """Folds a frozen normalization into a layer and fake-quantizes its weight.
 
     Args:
         layer (Layer): With a normalization that uses running statistics.
         folding (Folding): Computed from the layer's present parameters.
+        on_grid (Tensor, optional): The weight, folded and quantized, where it is
+            there already.
 
     Returns:
         Tuple[Tensor, Tensor]: Weight on its grid, and bias: (C,). Gradients
@@ -329,23 +326,36 @@ def fold_layer(layer: Layer, folding: Folding) -> tuple[Tensor, Tensor]:
     """
     norm = layer.norm
     return _FoldLayer.apply(
-        layer, folding, layer.weight, layer.bias, norm.weight, norm.bias
+        layer, folding, layer.weight, layer.bias, norm.weight, norm.bias, on_grid
     )
 
 
-def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
+def quantize_weight(
+    weight: Tensor, step: Tensor, fmt: TensorFormat, on_grid: Optional[Tensor] = None
+) -> Tensor:
     """Fake-quantizes a weight.
 
     Args:
         weight (Tensor): The weight.
         step (Tensor): Of its grid, shaped to multiply the weight.
         fmt (TensorFormat): Its format.
+        on_grid (Tensor, optional): What the result will be, where it is there
+            already.
 
     Returns:
         Tensor: Shape of the weight. Its gradient is that of the weight,
         without the rounding.
     """
-    return _QuantizeWeight.apply(weight, step, fmt)
+    if on_grid is None:
+        with torch.no_grad():
+            on_grid = _on_grid(weight, None, step, fmt)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return on_grid
+    # Straight through: the weight in the graph, with other values. A function of
+    # our own takes ten times as long, twice for each layer of each step.
+    out = weight.view_as(weight)
+    out.data = on_grid
+    return out
 
 
 def step_of(weight: Tensor, axis: int, fmt: TensorFormat) -> Tensor:

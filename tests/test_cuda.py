@@ -19,11 +19,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is 
 HALF = [torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=['triton', 'torch'])
+@pytest.fixture(params=['triton', 'triton, large', 'torch'])
 def kernels(request, monkeypatch):
+    if request.param == 'triton, large':
+        monkeypatch.setattr('mmquant_jacinto.kernels.SMALL', 0)
     if request.param == 'torch':
         monkeypatch.setattr(triton_kernels, 'triton', None)
-    elif triton_kernels.triton is None:
+    elif no_triton():
         pytest.skip('Triton is not installed')
 
 
@@ -41,6 +43,10 @@ def equal(x, y):
     """Bit for bit, but for the sign of zero; NaN equals NaN."""
     x, y = x.detach().cpu(), y.detach().cpu()
     return bool(((x == y) | (x.isnan() & y.isnan())).all())
+
+
+def no_triton():
+    return triton_kernels.triton is None
 
 
 def placed(grid):
@@ -93,8 +99,11 @@ def test_half_precision_is_that_of_a_cpu(name, dtype, kernels):
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('together', [False, True])
 @pytest.mark.parametrize('frozen', [False, True])
-def test_weights_and_their_gradients_are_those_of_a_cpu(frozen, layout, kernels):
+def test_weights_and_their_gradients_are_those_of_a_cpu(
+    frozen, together, layout, kernels
+):
     results = []
     net = randomize_norms(
         nn.Sequential(nn.Conv2d(5, 70, 3, padding=1), nn.BatchNorm2d(70), nn.ReLU())
@@ -110,11 +119,14 @@ def test_weights_and_their_gradients_are_those_of_a_cpu(frozen, layout, kernels)
         behaviour = quantization.executor.behaviour
         behaviour.begin()
         grids = behaviour.grids
+        on_grid = grids.on_grid('0') if together else None
+        assert not together or device == 'cpu' or on_grid is not None or no_triton()
         if frozen:
-            weight, bias = fold_layer(layer, grids.folding('0'))
+            weight, bias = fold_layer(layer, grids.folding('0'), on_grid)
         else:
             step = layer.along_channels(grids.live_step('0'))
-            weight, bias = quantize_weight(layer.weight, step, layer.spec.format), None
+            fmt = layer.spec.format
+            weight, bias = quantize_weight(layer.weight, step, fmt, on_grid), None
         torch.manual_seed(1)
         grad = torch.randn(weight.shape)
         model.zero_grad()
@@ -131,7 +143,7 @@ def test_weights_and_their_gradients_are_those_of_a_cpu(frozen, layout, kernels)
 
 
 def test_reach_of_weights_has_nan_in_it():
-    if triton_kernels.triton is None:
+    if no_triton():
         pytest.skip('Triton is not installed')
     weights = [torch.randn(4, 30), torch.randn(7, 2500), torch.randn(6, 3, 3, 3)]
     weights[1][2, 2400] = torch.nan
