@@ -65,7 +65,6 @@ def main() -> None:
         waits=lambda: waits(args) if args.device == 'cuda' else None,
         fp32=lambda: times(args, large),
         fp16=lambda: times(args, large, '--amp'),
-        small=lambda: times(args, (2, 64)),
     )
     for name, run in parts.items():
         try:

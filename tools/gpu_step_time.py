@@ -146,7 +146,8 @@ def measure(
     result['peak_mib'] = {
         name: round(peak_of(trainer, args.device)) for name, trainer in trainers.items()
     }
-    if args.profiles is not None and (precision, target) == ('fp16', args.targets[0]):
+    profiled = 'fp16', args.targets[0], 'contiguous'
+    if args.profiles is not None and (precision, target, layout) == profiled:
         for name in ('float', 'live', 'frozen'):
             label = f'{precision}_{batch}x{size}_{layout}_{name}'
             profile(trainers[name], args.device, label, args.profiles)
