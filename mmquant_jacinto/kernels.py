@@ -76,6 +76,14 @@ def divisor(number: float, x: Tensor) -> Union[float, Tensor]:
     return torch.full((), number, dtype=x.dtype, device=x.device)
 
 
+def inverse_root(x: Tensor) -> Tensor:
+    """``1 / sqrt(x)``, rounded twice on every device: (float32).
+
+    A GPU's ``rsqrt`` is off by a bit, and so is the ``sqrt`` of a CPU.
+    """
+    return x.sqrt().reciprocal_() if x.is_cuda else x.rsqrt()
+
+
 def round_tensor(x: Tensor, rounding: str) -> Tensor:
     """Rounds ``x`` to integers, in place.
 

@@ -16,6 +16,7 @@ from . import native, triton_kernels
 from .activation_grids import SMALLEST_RANGE, power_of_two_above
 from .activations import ActivationQuantizers
 from .formats import integer_bounds
+from .kernels import inverse_root
 from .plan import Plan
 from .weights import Folding, Layer, bias_limits, channel_reach
 
@@ -206,8 +207,7 @@ class WeightGrids:
         low, high = self._channel_reach()
         reach = torch.maximum(high, -low)
         variance = self._from_norms('running_var', self._ones) + self.eps
-        # As `weights.norm_factor`.
-        deviation = variance.sqrt_().reciprocal_()
+        deviation = inverse_root(variance)
         factor = self._from_norms('weight', self._ones) * deviation
         offset = self._biases() - self._from_norms('running_mean', self._zeros)
         bias = offset * factor + self._from_norms('bias', self._zeros)

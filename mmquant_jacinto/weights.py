@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import native, triton_kernels
 from .activation_grids import SMALLEST_RANGE, power_of_two_above
 from .formats import TensorFormat, integer_bounds
-from .kernels import divisor, round_tensor
+from .kernels import divisor, inverse_root, round_tensor
 from .plan import WeightSpec
 
 CONSTRAIN_ABOVE = 15.0
@@ -157,8 +157,7 @@ class Layer:
 
 def norm_factor(norm: nn.Module) -> Tensor:
     """Factor per channel of a batch normalization with frozen statistics: (C,)."""
-    # A GPU's own `rsqrt` is off by a bit, and weights are rounded with it.
-    factor = (norm.running_var + norm.eps).sqrt_().reciprocal_()
+    factor = inverse_root(norm.running_var + norm.eps)
     return factor if norm.weight is None else factor * norm.weight
 
 

@@ -39,6 +39,8 @@ def pytest_configure(config):
     if DEVICE != 'cpu':
         # Runs that are compared are to be the same.
         torch.backends.cudnn.deterministic = True
+        # The package is imported by now: its constants are where they always are.
+        torch.set_default_device(DEVICE)
 
 
 def pytest_collection_modifyitems(items):
@@ -53,12 +55,12 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     # Around fixtures of a module or of the session too.
-    placed = DEVICE != 'cpu' and not places_tensors(item.module)
-    if placed:
-        torch.set_default_device(DEVICE)
-    yield
-    if placed:
+    placed_there = DEVICE != 'cpu' and places_tensors(item.module)
+    if placed_there:
         torch.set_default_device(None)
+    yield
+    if placed_there:
+        torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)

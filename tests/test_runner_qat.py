@@ -115,6 +115,7 @@ FLOAT_RUN = """
 import sys
 import torch
 torch.set_num_threads(1)
+torch.backends.cudnn.deterministic = True
 from mmengine.runner import Runner
 from toy_runner import make_config
 Runner.from_cfg(make_config(sys.argv[1])).train()
