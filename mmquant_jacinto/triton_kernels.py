@@ -137,31 +137,6 @@ def quantize_rows(
     return out
 
 
-def fold_gradient(grad: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies each row of a gradient by a factor, in place.
-
-    Args:
-        grad (Tensor): See :func:`takes_rows`; overwritten.
-        weight (Tensor): Laid out as ``grad``.
-        factor (Tensor): C values.
-
-    Returns:
-        Tensor: Dot product of each row, as it was, with the weight's: (C,).
-    """
-    rows = len(grad)
-    dots = torch.empty(rows, device=grad.device)
-    _fold_gradient[(rows,)](
-        grad,
-        weight,
-        factor.contiguous(),
-        dots,
-        grad.numel() // rows,
-        BLOCK=BLOCK,
-        num_warps=4,
-    )
-    return dots
-
-
 class Reach:
     """All rows of many matrices in one launch: their ends, and putting them on grids.
 
@@ -336,20 +311,6 @@ if triton is not None:
         value = tl.where(value < lowest, lowest, value)
         value = tl.where(value > highest, highest, value)
         tl.store(out + place, _rounded(value, 0) * size, mask=there)
-
-    @triton.jit
-    def _fold_gradient(grad, weight, factor, dots, columns, BLOCK: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
-        by = tl.load(factor + row)
-        total = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, columns, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            there = column < columns
-            place = row * columns + column
-            value = tl.load(grad + place, mask=there, other=0.0)
-            total += value * tl.load(weight + place, mask=there, other=0.0)
-            tl.store(grad + place, value * by, mask=there)
-        tl.store(dots + row, tl.sum(total, 0))
 
     @triton.jit
     def _quantize_all(
