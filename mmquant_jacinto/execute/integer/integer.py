@@ -34,7 +34,7 @@ from ..conditioning import compute_grids
 from ..fake_quantize import Simulate
 from ..state import State
 from .carried_integers import integers_of, tag_of, with_integers
-from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from .exact_functions import EXACT_FUNCTIONS, is_exact, is_global_pool, narrow
 from .exact_sums import exact_sums
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
@@ -264,7 +264,10 @@ class Integer(Behaviour):
                 given = ops.replace_inputs(op, args, kwargs, [_summable(operand)])
                 return func(*given[0], **given[1]).to(operand.dtype)
 
-            steps = self.engine.average(op.name, average, x, first, grid)
+            pools = 'avg_pool' in op.name and not is_global_pool(
+                op.name, x.shape[2:], args[1:], kwargs
+            )
+            steps = self.engine.average(average, x, first, grid, pools)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
