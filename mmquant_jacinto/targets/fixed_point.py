@@ -12,7 +12,7 @@ from typing import Callable
 
 from torch import Tensor
 
-from .grid import Grid
+from .grid import Grid, divisor
 
 
 class FixedPoint:
@@ -41,7 +41,8 @@ class FixedPoint:
             given (Grid): Of the input.
             grid (Grid): Of the output.
         """
-        return (weight_scale.double() * given.scale / grid.scale).float()
+        unit = weight_scale.double() * given.scale
+        return (unit / divisor(grid.scale, unit)).float()
 
     def scale(
         self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
