@@ -34,6 +34,7 @@ from ..fake_quantize import Simulate
 from ..state import State
 from .carried_integers import integers_of, tag_of, with_integers
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from .ongoing_pass import COMPUTING, OngoingPass
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
 
@@ -75,21 +76,22 @@ class Integer(Behaviour):
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
-        self._autocast: list[torch.autocast] = []
-        self._order: Optional[StableOrder] = None
-        # Chains whose normalization is part of a weight that the model computes.
-        self._folded: set[str] = set()
+        self._here = OngoingPass()
+        self._has_grids = False
 
     def begin(self) -> None:
-        grids = self.fallback.grids
-        if not grids.is_computed:
-            compute_grids(grids, self.state)
-        if self.engine.has_exact_functions and self._order is None:
-            self._order = StableOrder()
-            self._order.__enter__()
+        grids, here = self.fallback.grids, self._here
+        if not self._has_grids:
+            with COMPUTING:
+                if not self._has_grids:
+                    compute_grids(grids, self.state)
+                    self._has_grids = True
+        if self.engine.has_exact_functions and here.order is None:
+            here.order = StableOrder()
+            here.order.__enter__()
 
     def end(self) -> None:
-        order, self._order = self._order, None
+        order, self._here.order = self._here.order, None
         if order is not None:
             order.__exit__(None, None, None)
 
@@ -99,11 +101,11 @@ class Integer(Behaviour):
     def enter_region(self) -> None:
         # Half precision cannot hold the accumulators.
         device = self.activations.low.device.type
-        self._autocast.append(torch.autocast(device, enabled=False))
-        self._autocast[-1].__enter__()
+        self._here.autocast.append(torch.autocast(device, enabled=False))
+        self._here.autocast[-1].__enter__()
 
     def leave_region(self) -> None:
-        self._autocast.pop().__exit__(None, None, None)
+        self._here.autocast.pop().__exit__(None, None, None)
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
@@ -129,7 +131,7 @@ class Integer(Behaviour):
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
-            self._folded.discard(step.chain)
+            self._here.folded.discard(step.chain)
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
@@ -143,7 +145,7 @@ class Integer(Behaviour):
 
     def is_folded(self, step: Step) -> bool:
         """Whether weights have the normalization of a step's chain in them."""
-        return step.weight is not None or step.chain in self._folded
+        return step.weight is not None or step.chain in self._here.folded
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         # Alone, it is the head of its chain; behind a layer that stays in float
@@ -360,7 +362,7 @@ class Integer(Behaviour):
         norm = self.norm_of(step)
         if not folds_norm(step.weight_format, norm):
             return None
-        self._folded.add(step.chain)
+        self._here.folded.add(step.chain)
         integers, size, bias = computed_layer(step, args, kwargs, given, norm)
         multiplier = self.engine.multiplier(size, given, grid)
         return IntegerLayer(integers, bias, _shaped(multiplier, integers))
