@@ -6,7 +6,7 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 """
 
 import threading
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -31,24 +31,44 @@ _UNSEEN = object()
 
 
 class _Tracker(CallTracker):
-    """Sends a further run of a known module to its last recorded one.
+    """Sends a run that does what a former one did back to that one.
 
-    In training a module may run more often than in the recorded passes (a
-    semi-supervised student, a second view): it is the same function again.
+    In training a module may also run more often than in the recorded passes (a
+    semi-supervised student, a second view): it is the same function again, and goes
+    to the last recorded run.
+
+    Args:
+        root (nn.Module): The model.
+        plan (Plan): What names the recorded runs.
+        **hooks: Of :class:`~mmquant_jacinto.record.call_tree.CallTracker`.
     """
 
-    known: Container[str] = frozenset()
+    def __init__(self, root: nn.Module, plan: Plan, **hooks: Callable) -> None:
+        super().__init__(root, **hooks)
+        self.known = _node_names(
+            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
+        )
+        self._repeats = plan.repeats
+        self._begins = {repeat.begin for repeat in plan.repeats.values()}
 
     def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
         key = (module, invocation)
-        if invocation and key not in parent.children:
-            node = parent.child(module, invocation)
+        known = key in parent.children
+        node = parent.child(module, invocation)
+        repeat = self._repeats.get(node.name)
+        if repeat is not None:
+            former = (parent.child(module, index) for index in range(invocation))
+            node.loop = next(run for run in former if run.name == repeat.begin)
+            node.kept = self.counted(repeat.kept)
+            return node
+        if invocation and not known:
             while invocation and node.name not in self.known:
                 invocation -= 1
                 node = parent.child(module, invocation)
             parent.children[key] = node
-            return node
-        return parent.child(module, invocation)
+        if node.name in self._begins:
+            node.loop = node
+        return node
 
 
 class _Moment(NamedTuple):
@@ -98,9 +118,12 @@ class Executor(CallMode):
         self.plan = plan
         self.behaviour = Behaviour()
         self.regions = {root.get_submodule(name) for name in plan.regions}
-        self.tracker = _Tracker(root, self._enter, self._exit, self._run_root)
-        self.tracker.known = _node_names(
-            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
+        self.tracker = _Tracker(
+            root,
+            plan,
+            on_enter=self._enter,
+            on_exit=self._exit,
+            on_root=self._run_root,
         )
         # In a region nothing happens as other modules start and end.
         self._watched = self.regions | {

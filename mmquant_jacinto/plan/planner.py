@@ -18,7 +18,7 @@ from .activation_specs import ActivationSpecs
 from .channel_pairs import find_pairs
 from .fusion import Chain, Dataflow
 from .overrides import Overrides
-from .plan import OVERRIDES, Plan, Step, WeightSpec
+from .plan import OVERRIDES, Plan, Repeat, Step, WeightSpec
 
 
 class Planner:
@@ -72,6 +72,7 @@ class Planner:
             in_float=self.in_float,
             pairs=self._pairs(weights, weight_specs),
             undecided=self._undecided(weight_specs),
+            repeats={run: Repeat(*known) for run, known in self.graph.repeats.items()},
         )
 
     def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ and whatever follows has the former names too. So names do not depend on how oft
 """
 
 import threading
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any, Callable, Optional
 
 from torch import nn
@@ -186,6 +186,13 @@ class CallTracker:
             node = self.resolve(caller.node, self.names[module], key[1])
             caller.node.runs[key] = node
         return node if node.loop is None else caller.turn(node, node.loop)
+
+    def counted(self, names: Iterable[str]) -> frozenset[Any]:
+        """What a frame counts by, of modules by name and functions behind a slash."""
+        modules = {name: module for module, name in self.names.items()}
+        return frozenset(
+            name[1:] if name.startswith('/') else modules[name] for name in names
+        )
 
     def frame_of(self, node: CallNode, module: nn.Module) -> Frame:
         """A new frame."""

@@ -61,6 +61,9 @@ class Graph:
             uses, and which function reads them; an empty string for none.
         read_elsewhere (Set[str]): Parameters that something else reads than the
             layer or the normalization that they belong to.
+        repeats (Dict[str, Tuple[str, Tuple[str]]]): Run of a module to the former
+            one that it is again, and what its caller goes on counting: see
+            :mod:`~mmquant_jacinto.record.same_work`.
     """
 
     regions: list[str] = field(default_factory=list)
@@ -70,6 +73,7 @@ class Graph:
     hidden: set[int] = field(default_factory=set)
     unused: dict[str, str] = field(default_factory=dict)
     read_elsewhere: set[str] = field(default_factory=set)
+    repeats: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""
