@@ -31,6 +31,15 @@ def wide_name(name: str) -> str:
     return re.sub(r':\d+bits$', '', name)
 
 
+def module_of(name: str) -> str:
+    """The module whose call a quantizer, or a call site, is named after.
+
+    See :mod:`~mmquant_jacinto.record.call_tree`.
+    """
+    calls = name.rpartition('/')[0].rpartition('>')[2]
+    return re.sub(r'#\d+', '', calls)
+
+
 @dataclass(frozen=True)
 class ActivationSpec:
     """One activation quantizer; several tensors may share it.

@@ -34,6 +34,7 @@ from ..fake_quantize import Simulate
 from ..state import State
 from .carried_integers import integers_of, tag_of, with_integers
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from .needed_ranges import NeededRanges
 from .ongoing_pass import COMPUTING, OngoingPass
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
@@ -76,16 +77,16 @@ class Integer(Behaviour):
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
+        self.ranges = NeededRanges(state.activations)
         self._here = OngoingPass()
         self._has_grids = False
 
     def begin(self) -> None:
-        grids, here = self.fallback.grids, self._here
-        if not self._has_grids:
-            with COMPUTING:
-                if not self._has_grids:
-                    compute_grids(grids, self.state)
-                    self._has_grids = True
+        here = self._here
+        with COMPUTING:
+            if not self._has_grids:
+                compute_grids(self.fallback.grids, self.state)
+                self._has_grids = True
         if self.engine.has_exact_functions and here.order is None:
             here.order = StableOrder()
             here.order.__enter__()
@@ -108,6 +109,7 @@ class Integer(Behaviour):
         self._here.autocast.pop().__exit__(None, None, None)
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
+        self.ranges.check(quantizer, x)
         return self._quantize(quantizer, x, None)
 
     def call(
@@ -117,6 +119,7 @@ class Integer(Behaviour):
             # The head of the chain has done it.
             return args[0] if args else kwargs['input']
         tensors = ops.tensor_inputs(op, args, kwargs)
+        self.ranges.check_inputs(step, tensors)
         if step.kind == ops.PASS:
             return self._carry(tensors[0], func(*args, **kwargs))
         integers = [integers_of(x) for x in tensors]
@@ -165,12 +168,13 @@ class Integer(Behaviour):
     def _emit(self, step: Step, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
+        self.ranges.check_output(step, x)
         return self._quantize(step.output, x, step.clip)
 
     def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
-            # It stays in float, or calibration never came here.
+            self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
         return self._requantize(grid, x.float() / grid.scale, clip)
 
