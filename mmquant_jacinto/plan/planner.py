@@ -17,6 +17,7 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from .activation_specs import ActivationSpecs
 from .channel_pairs import find_pairs
 from .fusion import Chain, Dataflow
+from .network import network_of
 from .overrides import Overrides
 from .plan import OVERRIDES, Plan, Repeat, Step, WeightSpec
 
@@ -25,16 +26,15 @@ class Planner:
     """Builds a :class:`Plan`; see :func:`make_plan`."""
 
     def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
-        self.graph = graph
         self.config = config
         self.preset = config.preset
         self.overrides = Overrides(config.overrides)
-        self.flow = flow = Dataflow(graph)
+        self.graph, self.in_float = network_of(graph, self.overrides)
+        self.flow = flow = Dataflow(self.graph)
         self.active, self.chains = flow.active, flow.chains
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
-        self.in_float: dict[str, str] = {}
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
         quantizers = ActivationSpecs(self.flow, self.config, self.overrides)

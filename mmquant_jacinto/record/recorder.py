@@ -18,6 +18,7 @@ from . import ops
 from .call_mode import CallMode
 from .deform_conv import make_visible
 from .graph import Graph, Site
+from .inference import LOSS, reached_by_inference
 from .ops import Op
 from .same_work import Operand, SameWork, WorkTracker, is_activation
 from .side_effects import untouched
@@ -67,6 +68,9 @@ class Recorder(CallMode):
             on_root=self._run_root,
         )
         self._has_run = False  # a region, in this pass
+        self._region_name = ''
+        self.mode: Any = None  # of this pass
+        self.modes: dict[str, set] = {}  # of the passes that ran a region
         self._region: Optional[nn.Module] = None
         self._opaque: Optional[nn.Module] = None
         self._opaque_input: Optional[int] = None
@@ -124,6 +128,7 @@ class Recorder(CallMode):
 
     def _run_root(self, starts: bool) -> None:
         self._has_run = False
+        self.mode = self.tracker.mode if starts else None
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._region is None and self.is_region(module):
@@ -131,7 +136,10 @@ class Recorder(CallMode):
             if name not in self.graph.regions:
                 self.graph.regions.append(name)
             self._region = module
+            self._region_name = name
+            self.modes.setdefault(name, set()).add(self.mode)
             call = self.tracker.frame.node.name
+            reads = self.graph.calls.setdefault(call, (name, {}))[1]
             for index, leaf in enumerate(tree_flatten((args, kwargs))[0]):
                 if not is_activation(leaf):
                     continue
@@ -140,6 +148,9 @@ class Recorder(CallMode):
                     value = self._name_value(leaf, (call, index))
                     self._given.append(leaf)
                     self.graph.region_inputs.setdefault(value, [])
+                values = reads.setdefault(index, [])
+                if value not in values:
+                    values.append(value)
                 entries = self.graph.region_inputs.get(value)
                 if entries is not None and (call, index) not in entries:
                     entries.append((call, index))
@@ -296,6 +307,7 @@ class Recorder(CallMode):
 
     def _add(self, site: Site, args: tuple = ()) -> None:
         self.work.note(site, args)
+        self.graph.region_of.setdefault(site.name, self._region_name)
         known = self.graph.sites.setdefault(site.name, site)
         if known is not site:
             known.further_inputs += [
@@ -327,7 +339,7 @@ def record(
     passes = list(passes)
     work = SameWork()
     for _ in range(ATTEMPTS):
-        recorder = _record_once(model, passes, is_region, work)
+        recorder, predictions = _record_once(model, passes, is_region, work)
         if work.settle():
             break
         work = SameWork(work.told_apart, work.kept)
@@ -338,6 +350,10 @@ def record(
         )
     graph = recorder.graph
     graph.repeats = work.found()
+    only_loss = [name for name, modes in recorder.modes.items() if modes == {LOSS}]
+    if only_loss and predictions:
+        reached = reached_by_inference(model, predictions, only_loss)
+        graph.only_loss = tuple(name for name in only_loss if name not in reached)
     graph.read_elsewhere = set(recorder.readers)
     used = {site.weight for site in graph.sites.values()} | recorder.multiplied
     graph.unused = {
@@ -353,16 +369,21 @@ def _record_once(
     passes: Iterable[Callable[[], Any]],
     is_region: Callable[[nn.Module], bool],
     work: SameWork,
-) -> Recorder:
+) -> tuple[Recorder, list[Callable[[], Any]]]:
+    """Records the passes; returns also which of them compute no loss."""
+    predictions = []
     with untouched(model), torch.no_grad():
         recorder = Recorder(model, is_region, work)
         try:
             model.eval()
             for run in passes:
+                recorder.tracker.mode = None
                 run()
+                if recorder.tracker.mode != LOSS:
+                    predictions.append(run)
         finally:
             recorder.remove()
-    return recorder
+    return recorder, predictions
 
 
 def _function_of(origin: str) -> str:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten
 from . import ops
 from .call_tree import CallNode, CallTracker, Frame
 from .graph import Site
+from .inference import mode_of
 
 # The result is a part of the operand, or the operand in another layout: the same work.
 VIEWS = frozenset(
@@ -278,7 +279,12 @@ class WorkTracker(CallTracker):
         work (SameWork): What finds them.
         read (Callable): Tells what a tensor is: an :class:`Operand`.
         **hooks: Of :class:`~mmquant_jacinto.record.call_tree.CallTracker`.
+
+    Attributes:
+        mode (Any): What the last pass of a model of MMEngine was asked for.
     """
+
+    mode: Any = None
 
     def __init__(self, root: nn.Module, work: SameWork, read: Any, **hooks: Any):
         super().__init__(root, **hooks)
@@ -290,6 +296,10 @@ class WorkTracker(CallTracker):
 
     def frame_of(self, node: CallNode, module: nn.Module) -> Frame:
         return WorkFrame(node, module)
+
+    def enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        self.mode = mode_of(module, args, kwargs)
+        return super().enter_root(module, args, kwargs)
 
     def find(self, module: nn.Module, args: tuple, kwargs: dict) -> CallNode:
         caller: Any = self.frame

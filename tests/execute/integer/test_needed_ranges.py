@@ -1,4 +1,4 @@
-"""A layer without ranges is an error of the test, and nothing is in float in silence."""
+"""A test refuses a layer without ranges; nothing is in float in silence."""
 
 import logging
 
