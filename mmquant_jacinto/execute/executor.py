@@ -49,24 +49,29 @@ class _Tracker(CallTracker):
             [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
         )
         self._repeats = plan.repeats
+        # Their parts, at least, may run again unforeseen, and all that follows with
+        # them. Elsewhere it would be too many to take note of.
+        self._outermost = {'', *plan.regions}
+        self._weighted = {
+            name
+            for module, name in self.names.items()
+            if any(True for _ in module.parameters())
+        }
         self._begins = {repeat.begin for repeat in plan.repeats.values()}
 
     def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
-        key = (module, invocation)
-        known = key in parent.children
         node = parent.child(module, invocation)
         repeat = self._repeats.get(node.name)
+        former = [parent.child(module, index) for index in range(invocation)]
         if repeat is not None:
-            former = (parent.child(module, index) for index in range(invocation))
             node.loop = next(run for run in former if run.name == repeat.begin)
             node.kept = self.counted(repeat.kept)
-            return node
-        if invocation and not known:
-            while invocation and node.name not in self.known:
-                invocation -= 1
-                node = parent.child(module, invocation)
-            parent.children[key] = node
-        if node.name in self._begins:
+        elif former and node.name not in self.known:
+            recorded = [run for run in former if run.name in self.known]
+            node.loop = (recorded or former)[-1]
+        elif node.name in self._begins or (
+            parent.module in self._outermost and module in self._weighted
+        ):
             node.loop = node
         return node
 

@@ -46,12 +46,14 @@ def network_of(graph: Graph, overrides: Overrides) -> tuple[Graph, dict[str, str
                 # What such a region makes enters from outside now.
                 if value in graph.region_inputs or value not in made | graph.hidden:
                     inputs.setdefault(value, []).append((call, leaf))
+    regions = [name for name in graph.regions if name not in left_out]
     reasons = {
         name: (
             'only the loss calls it, which is no part of the network; '
             f'quantize.overrides={{{name!r}: 8}} quantizes it'
         )
         for name in left_out
+        # Where inference calls the parts of a module by themselves, they are there.
+        if not any(other.startswith(f'{name}.') for other in regions)
     }
-    regions = [name for name in graph.regions if name not in left_out]
     return replace(graph, regions=regions, sites=sites, region_inputs=inputs), reasons
