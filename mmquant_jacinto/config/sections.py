@@ -54,8 +54,11 @@ def check_choice(key: str, value: object, valid: tuple) -> None:
 
 def check_count(key: str, value: object, least: int) -> None:
     """Raises where a value is no integer, or too small a one."""
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    if not is_count or not least <= value <= LARGEST_COUNT:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not least <= value <= LARGEST_COUNT
+    ):
         raise QuantizeError(
             f'quantize.{key}={value!r} is not a count; use '
             f'an integer of at least {least}, below 2**31'
