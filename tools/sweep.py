@@ -153,8 +153,11 @@ def main() -> None:
     paths = [str(TOOLS), str(ROOT), os.environ.get('PYTHONPATH', '')]
     os.environ['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['zoo.preload'])
+    # A process that was forked cannot use a GPU that its parent has looked at.
+    kind = 'forkserver' if args.device == 'cpu' else 'spawn'
+    context = multiprocessing.get_context(kind)
+    if kind == 'forkserver':
+        context.set_forkserver_preload(['zoo.preload'])
     from zoo.configs import select
 
     chosen = select(args.patterns, args.all)

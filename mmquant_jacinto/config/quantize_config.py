@@ -133,7 +133,7 @@ class QuantizeConfig:
         searches = self.observer_class.searches and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
-                f'quantize.observer={self.observer!r} searches a range for all '
+                f'quantize.observer={self.observer_name!r} searches a range for all '
                 f'calibration images together, and quantize.mode={self.mode!r} '
                 "moves ranges with each step; use observer='percentile', "
                 "'moving_average' or 'minmax', or calibrate with mode='ptq'"

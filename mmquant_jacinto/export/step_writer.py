@@ -20,7 +20,7 @@ from ..record import ops
 from ..record.ops import Op
 from ..targets.grid import Grid
 from ..targets.storage import Storage
-from .graph.calls import all_tensors
+from .graph.calls import all_tensors, in_order
 from .operators.exact import EXACT_OPERATORS
 from .operators.sampling import write_samples
 from .operators.table import TRANSLATIONS
@@ -98,7 +98,7 @@ class Writing(Integer):
         ):
             self._write_exact(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
-            trace.write(op.name, step.chain, args, kwargs, out)
+            trace.write(op.name, step.chain, in_order(func, args), kwargs, out)
         else:
             self._carry_name(tensors[0], out)
         is_whole = step.last or self.is_folded(step) or not step.norm

@@ -26,7 +26,15 @@ from ..execute.state import State
 from ..record.ops import OPS
 from ..targets.grid import Bounds, Grid
 from ..targets.target import CLIP, Target
-from .graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, writes
+from .graph.calls import (
+    CONSTANTS,
+    READS,
+    all_tensors,
+    in_order,
+    is_float,
+    origin,
+    writes,
+)
 from .graph.graph_writer import GraphWriter
 from .operators.table import TRANSLATIONS
 from .operators.translation import SiteWriter
@@ -274,7 +282,7 @@ class Trace(TorchFunctionMode):
             if name in CONSTANTS and not any(map(self.knows, values)):
                 self.fix(out)
             else:
-                self.write(name, site, args, kwargs, out)
+                self.write(name, site, in_order(func, args), kwargs, out)
             base = args[0]._base if writes(func) else None
             if base is not None and self.name_of(base) is None:
                 # It is no constant any more.

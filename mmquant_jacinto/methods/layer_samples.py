@@ -96,7 +96,9 @@ class Collected:
         generator = torch.Generator().manual_seed(
             zlib.crc32(f'{name} {number}'.encode())
         )
-        order = torch.randperm(len(rows), generator=generator)[: self.share[name]]
+        order = torch.randperm(len(rows), generator=generator, device=generator.device)[
+            : self.share[name]
+        ]
         self.rows[name].append(rows[order.to(rows.device)].float())
 
     def check_end(self, batches: int) -> None:

@@ -325,7 +325,8 @@ def differences(first, second):
         for name in names
         if name not in first
         or name not in second
-        or not torch.equal(first[name], second[name])
+        # On a GPU one of them may be in memory, the other from a file.
+        or not torch.equal(first[name].cpu(), second[name].cpu())
     ]
 
 

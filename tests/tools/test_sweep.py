@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from paths import ROOT
+from run_tools import python_path
 from zoo.report import _equal, _exports, shortfalls
 
 pytest.importorskip('mmdet')
@@ -20,7 +21,7 @@ def sweep(folder, *arguments):
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, 'PYTHONPATH': python_path(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,7 +4,7 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from ...targets.grid import Grid
+from ...targets.grid import Grid, divisor
 
 _TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
 
@@ -37,6 +37,6 @@ def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
         return None
     grid, integers = known
     if integers is None:
-        integers = (x / grid.scale).round_()
+        integers = (x / divisor(grid.scale, x)).round_()
         with_integers(x, grid, integers)
     return grid, integers

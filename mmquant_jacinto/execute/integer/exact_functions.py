@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...record.ops import per_axis
-from ...targets.grid import Grid
+from ...targets.grid import Grid, divisor
 from .sampling import Resize, grid_sample, interpolate
 
 # So many squares of 8-bit integers add up exactly in float32.
@@ -158,7 +158,7 @@ def _softmax(
     else:
         unit = unit_of(given, scale)
         bits, offset = rounded_exp(unit, given.levels)
-        x = x if mask is None else x + mask / unit
+        x = x if mask is None else x + mask / divisor(unit, mask)
     steps = x - x.amax(dim, keepdim=True)
     powers = (steps * unit).double().exp_().mul_(2.0**bits).add_(offset).floor_()
     total = powers.sum(dim, keepdim=True).float()
@@ -167,7 +167,7 @@ def _softmax(
 
 def _statistics(rows: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Mean and inverse deviation of rows of integers, float64: (..., 1)."""
-    count = rows.shape[-1]
+    count = divisor(rows.shape[-1], rows)
     mean = rows.sum(-1, keepdim=True) / count
     variance = rows.square().sum(-1, keepdim=True) / count - mean * mean
     return mean, 1.0 / (variance + epsilon).sqrt()
@@ -182,14 +182,15 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.group_norm`` of integers: (N, C, ...)."""
-    rows = x.double().reshape(x.shape[0], num_groups, -1)
+    count = x.shape[1:].numel() // num_groups
+    rows = x.double().reshape(x.shape[0], num_groups, count)
     mean, gain = _statistics(rows, eps / given.scale**2)
     if weight is not None:
         gain = gain * weight.double().view(num_groups, -1)
     offset = -mean * gain
     if bias is not None:
         offset = offset + bias.double().view(num_groups, -1)
-    shape = (x.shape[0], -1) + (1,) * (x.dim() - 2)
+    shape = x.shape[:2] + (1,) * (x.dim() - 2)
     channels = x.shape[1] // num_groups
     gain, offset = (
         item.expand(-1, -1, channels).reshape(shape).float() for item in (gain, offset)

@@ -9,6 +9,7 @@ computes in float64. How the result is scaled to the output's grid is the
 engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
 """
 
+from contextlib import ExitStack
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -26,7 +27,7 @@ from ...quantizers.computed_weights import (
 from ...quantizers.weights import quantize_bias, to_integers
 from ...record import ops
 from ...record.ops import Op
-from ...targets.grid import Bounds, Grid, round_tensor
+from ...targets.grid import Bounds, Grid, divisor, round_tensor
 from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..conditioning import compute_grids
@@ -34,6 +35,7 @@ from ..fake_quantize import Simulate
 from ..state import State
 from .carried_integers import integers_of, tag_of, with_integers
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from .exact_sums import exact_sums
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
 
@@ -75,7 +77,7 @@ class Integer(Behaviour):
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
-        self._autocast: list[torch.autocast] = []
+        self._contexts: list[ExitStack] = []
         self._order: Optional[StableOrder] = None
         # Chains whose normalization is part of a weight that the model computes.
         self._folded: set[str] = set()
@@ -97,13 +99,14 @@ class Integer(Behaviour):
         self.end()
 
     def enter_region(self) -> None:
-        # Half precision cannot hold the accumulators.
         device = self.activations.low.device.type
-        self._autocast.append(torch.autocast(device, enabled=False))
-        self._autocast[-1].__enter__()
+        self._contexts.append(ExitStack())
+        # Half precision cannot hold the accumulators.
+        self._contexts[-1].enter_context(torch.autocast(device, enabled=False))
+        self._contexts[-1].enter_context(exact_sums(device))
 
     def leave_region(self) -> None:
-        self._autocast.pop().__exit__(None, None, None)
+        self._contexts.pop().close()
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         return self._quantize(quantizer, x, None)
@@ -170,7 +173,8 @@ class Integer(Behaviour):
         if grid is None:
             # It stays in float, or calibration never came here.
             return x if clip is None else torch.clamp(x, *clip)
-        return self._requantize(grid, x.float() / grid.scale, clip)
+        x = x.float()
+        return self._requantize(grid, x / divisor(grid.scale, x), clip)
 
     def _requantize(self, grid: Grid, steps: Tensor, clip: Bounds) -> Tensor:
         """From real steps of the output's grid to a tensor on it."""
@@ -249,13 +253,18 @@ class Integer(Behaviour):
             ((second, y),) = rest
             steps = self.engine.multiply(x, y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
-            steps = self._look_up(op.name, first, x) / grid.scale
+            steps = self._look_up(op.name, first, x)
+            steps = steps / divisor(grid.scale, steps)
         elif self._is_exact(op, first, grid, args, kwargs):
             real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
-            steps = real.div_(grid.scale)
+            steps = real.div_(divisor(grid.scale, real))
         elif step.kind == ops.AVERAGE:
-            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
-            steps = func(*args, **kwargs) * (first.scale / grid.scale)
+
+            def average(operand: Tensor) -> Tensor:
+                given = ops.replace_inputs(op, args, kwargs, [_summable(operand)])
+                return func(*given[0], **given[1]).to(operand.dtype)
+
+            steps = self.engine.average(op.name, average, x, first, grid)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
@@ -391,5 +400,10 @@ def _largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
 
 
 def _exact(total: Tensor) -> Tensor:
-    # A convolution algorithm on an accelerator may be off by a fraction.
+    # An algorithm for convolutions of float64 may be off by a fraction.
     return total.round_() if total.is_cuda else total
+
+
+def _summable(x: Tensor) -> Tensor:
+    # A GPU multiplies a sum by the inverse of the number of its terms.
+    return x.double() if x.is_cuda else x

@@ -20,6 +20,15 @@ CONSTANTS = frozenset(
 # They make a number of the program of a tensor.
 READS = frozenset('item tolist __float__ __int__ __index__'.split())
 
+# As in ``2.0 / tensor``: the operands are the other way round. ``__rsub__`` is a
+# function of its own.
+_REFLECTED = frozenset('__rdiv__ __rtruediv__ __rpow__ __rmatmul__'.split())
+
+
+def in_order(func: Callable, args: tuple) -> tuple:
+    """Operands of a call as the function has them whose name it goes by."""
+    return args[::-1] if func.__name__ in _REFLECTED else args
+
 
 def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors in the arguments of a call, bounds of slices among them."""

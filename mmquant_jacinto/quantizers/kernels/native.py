@@ -204,9 +204,14 @@ class Reach:
 
     Args:
         shapes (Sequence[Tuple[int, int]]): Rows and columns of each.
+        device (torch.device, optional): Theirs, always a CPU.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        device: Optional[torch.device] = None,
+    ) -> None:
         rows, columns = (torch.tensor(side) for side in zip(*shapes))
         self._rows, self._columns = rows, columns
         self._starts = rows.cumsum(0) - rows
