@@ -1,6 +1,5 @@
 """The runner that quantizes: MMEngine's, with the model wrapped by phase."""
 
-import itertools
 import os
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -14,7 +13,7 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from mmengine.registry import RUNNERS
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from ..config.quantize_config import QuantizeConfig
@@ -26,7 +25,12 @@ from ..record.side_effects import preserved_random_state
 from ..wrappers.distillation import student_of
 from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
-from .calibration_batches import calibration_dataloader, count_batches, first_batch
+from .calibration_batches import (
+    Batches,
+    calibration_dataloader,
+    count_batches,
+    first_batch,
+)
 from .calibration_loop import CalibrationLoop, check_measured
 from .checkpoint_files import (
     PART,
@@ -45,6 +49,7 @@ from .refusals import (
     refuse_synchronized_norms,
 )
 from .run_start import find_start, load_from_in_file
+from .train_batches import equalize_epochs, with_new_workers
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
@@ -159,8 +164,11 @@ class QuantRunner(Runner):
         self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
-        self._renew_workers()
+        self._train_dataloader = with_new_workers(
+            self._train_loop, self._train_dataloader
+        )
         self._train_loop = self.build_train_loop(self._train_loop)
+        equalize_epochs(self._train_loop)
         self._wrap('train')
         self._prepare(self._train_loop.dataloader)
         if self.distributed:
@@ -197,19 +205,6 @@ class QuantRunner(Runner):
         checkpoint = read_checkpoint(str(self._load_from))
         self._check_checkpoint(self._load_from, checkpoint, testing)
         return checkpoint
-
-    def _renew_workers(self) -> None:
-        """Gives each epoch workers of its own: a resumed one cannot have old ones."""
-        loop, loader = self._train_loop, self._train_dataloader
-        if not isinstance(loop, dict) or not isinstance(loader, dict):
-            return
-        by_iteration = (
-            loop['type'] in (IterBasedTrainLoop, IterBasedTrainLoop.__name__)
-            if 'type' in loop
-            else not loop.get('by_epoch')
-        )
-        if loader.get('persistent_workers') and not by_iteration:
-            self._train_dataloader = {**loader, 'persistent_workers': False}
 
     def val(self) -> dict:
         """Validates a quantized checkpoint."""
@@ -273,7 +268,7 @@ class QuantRunner(Runner):
             loader = calibration_dataloader(self, config)
             batches = count_batches(loader, config)
             self.logger.info(f'Ranges that training starts from: {batches} batches.')
-            self.model.measure_ranges(itertools.islice(loader, batches))
+            self.model.measure_ranges(Batches(loader, batches))
         if learned is not None:
             check_measured(self.model.quantization.activations, self.logger)
 

@@ -33,6 +33,7 @@ FAKE_QUANTS = dict(
     ),
 )
 WORLD_BATCH = 16
+UNEVEN = 49  # images: 4 batches in the first of two processes, 3 in the second
 
 
 class Runs:
@@ -149,11 +150,39 @@ def run_all(folder, float_checkpoint, launcher):
             find_unused_parameters=True,
             **{'model.even_head': True, 'train_dataloader.sampler.shuffle': False},
         )
+    run_uneven(runs, load_from)
     runs.save('unequal', unequal_samples(get_rank(), runs.world))
     runs.save('rows', [rows_of(only, get_rank()) for only in (0, 1, None)])
     runs.train('qat_iterations', QAT, iters=6)
     for name in ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4'):
         runs.test(f'test_{name.partition("/")[0]}', runs.folder / f'{name}.pth')
+
+
+def run_uneven(runs, load_from):
+    """Runs in which the first of two processes has a batch more, of a single image."""
+    sampler = dict(type='DefaultSampler', shuffle=False, round_up=False)
+    loader = dict(
+        batch_size=WORLD_BATCH // 2,
+        dataset=dict(type='DigitsDataset', start=0, stop=UNEVEN),
+        sampler=sampler,
+        collate_fn=dict(type='default_collate'),
+    )
+    calibration = dict(dataloader=loader, bias_correction='iterative')
+    ptq = dict(
+        PTQ,
+        bits=4,
+        target='onnxruntime',
+        calibration=calibration,
+        rounding='coordinate_descent',
+        finetune=dict(iterations=8),
+    )
+    runs.train('ptq_uneven', ptq, load_from=load_from)
+    qat = dict(QAT, learned_scale=True, calibration=dict(dataloader=loader))
+    fewer = {
+        'train_dataloader.dataset.stop': UNEVEN,
+        'train_dataloader.sampler.round_up': False,
+    }
+    runs.train('qat_uneven', qat, load_from=load_from, **fewer)
 
 
 def run_others(folder, others, launcher):
