@@ -259,10 +259,11 @@ class QuantRunner(Runner):
         if self.model.quantization.has_scales:
             return
         learned = self.quantize_config.learned_scale
+        images = self.quantize_config.calibration.dataloader
         config = (
-            Calibration(iterations=1)
+            Calibration(iterations=1, dataloader=images)
             if learned is None
-            else Calibration(num_images=learned.num_images)
+            else Calibration(num_images=learned.num_images, dataloader=images)
         )
         with preserved_random_state():
             loader = calibration_dataloader(self, config)
