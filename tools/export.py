@@ -8,11 +8,18 @@ computes, on images of the test set.
 
 import argparse
 import logging
+import math
 import sys
 from pathlib import Path
 
-from command_line import exit_on_quantize_error
-from mmengine.config import Config, DictAction
+from command_line import (
+    check_file,
+    check_shape,
+    exit_on_quantize_error,
+    merge_options,
+    read_config,
+)
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -140,7 +147,16 @@ def check_arguments(args: argparse.Namespace) -> None:
     from mmquant_jacinto.targets.target import get_file_target
 
     if args.verify < 0:
-        raise QuantizeError(f'--verify {args.verify} is not a number of images')
+        raise QuantizeError(
+            f'--verify {args.verify} is not a number of images; use 0 or more'
+        )
+    if args.min_equal is not None and not 0 <= args.min_equal < math.inf:
+        raise QuantizeError(
+            f'--min-equal {args.min_equal} is not a share; use a number from 0 to 1'
+        )
+    if args.shape is not None:
+        check_shape(args.shape)
+    check_file(args.checkpoint)
     get_file_target(args.target)
     check_output(args.output)
 
@@ -192,9 +208,9 @@ def main() -> None:
 
     console = Console(width=100)
     # A target of somebody else is registered by the config's custom_imports.
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     check_arguments(args)
-    cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     wrapper = load_quantized(cfg, args.checkpoint)
     root = wrapper.quantization.root
     images = TestImages(cfg, args.shape, pad_divisor(root), args.images)

@@ -29,6 +29,7 @@ from .observers import (
     ranked,
 )
 from .range_search import HistogramObserver
+from .scalar_names import scalar_names
 
 # Of the exponential average: a range keeps following, slowly, for ever.
 MIN_AVERAGE_FACTOR = 0.001
@@ -329,12 +330,11 @@ class ActivationQuantizers(nn.Module):
     def scalars(self) -> dict[str, float]:
         """The ranges, for a visualizer: ``range/<name>/low`` and high."""
         self.settle()
-        ends = zip(
-            self.specs, self.low.tolist(), self.high.tolist(), self.count.tolist()
-        )
+        names = scalar_names(spec.name for spec in self.specs)
+        ends = zip(names, self.low.tolist(), self.high.tolist(), self.count.tolist())
         return {
-            f'range/{spec.name}/{end}': value
-            for spec, low, high, count in ends
+            f'range/{name}/{end}': value
+            for name, low, high, count in ends
             if count
             for end, value in (('low', low), ('high', high))
         }

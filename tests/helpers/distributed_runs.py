@@ -34,6 +34,7 @@ FAKE_QUANTS = dict(
 )
 WORLD_BATCH = 16
 TESTED = ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4')
+UNEVEN = 49  # images: 4 batches in the first of two processes, 3 in the second
 
 
 class Runs:
@@ -96,6 +97,7 @@ def run_all(folder, float_checkpoint, launcher):
         train_with_mmrazor(runs, load_from)
     train_all(runs, load_from)
     train_one_sided(runs)
+    run_uneven(runs, load_from)
     runs.save('unequal', unequal_samples(get_rank(), runs.world))
     runs.save('rows', [rows_of(only, get_rank()) for only in (0, 1, None)])
     runs.train('qat_iterations', QAT, iters=6)
@@ -170,6 +172,33 @@ def train_one_sided(runs):
             find_unused_parameters=True,
             **{'model.even_head': True, 'train_dataloader.sampler.shuffle': False},
         )
+
+
+def run_uneven(runs, load_from):
+    """Runs in which the first of two processes has a batch more, of a single image."""
+    sampler = dict(type='DefaultSampler', shuffle=False, round_up=False)
+    loader = dict(
+        batch_size=WORLD_BATCH // 2,
+        dataset=dict(type='DigitsDataset', start=0, stop=UNEVEN),
+        sampler=sampler,
+        collate_fn=dict(type='default_collate'),
+    )
+    calibration = dict(dataloader=loader, bias_correction='iterative')
+    ptq = dict(
+        PTQ,
+        bits=4,
+        target='onnxruntime',
+        calibration=calibration,
+        rounding='coordinate_descent',
+        finetune=dict(iterations=8),
+    )
+    runs.train('ptq_uneven', ptq, load_from=load_from)
+    qat = dict(QAT, learned_scale=True, calibration=dict(dataloader=loader))
+    fewer = {
+        'train_dataloader.dataset.stop': UNEVEN,
+        'train_dataloader.sampler.round_up': False,
+    }
+    runs.train('qat_uneven', qat, load_from=load_from, **fewer)
 
 
 def run_others(folder, others, launcher):
