@@ -6,7 +6,7 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 """
 
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -24,7 +24,15 @@ from ..record.deform_conv import make_visible
 from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
-from .in_place_calls import current, current_leaves, given, is_in_place, replace
+from .in_place_calls import (
+    current,
+    current_leaves,
+    is_in_place,
+    operand_of,
+    replace,
+    with_operand,
+)
+from .ordinary_tensors import made_ordinary, ordinary_tensors, same_mode
 
 _UNSEEN = object()
 
@@ -86,6 +94,8 @@ class Executor(CallMode):
         self._region: Optional[nn.Module] = None
         self._norm: Optional[nn.Module] = None
         self._in_root = False
+        # Of the region that runs in inference mode.
+        self._ordinary: Optional[AbstractContextManager] = None
         # In a part that is run again: gives a normalization other buffers.
         self._spare: Optional[Callable[[nn.Module], None]] = None
         checkpointing.follow_checkpoints()
@@ -98,7 +108,8 @@ class Executor(CallMode):
         if starts:
             if self._region is not None:
                 # A keyboard interrupt runs no hooks.
-                self._close()
+                with same_mode():
+                    self._close()
             checkpointing.forget(self)
             checkpointing.start(self)
             self.behaviour.begin()
@@ -118,6 +129,9 @@ class Executor(CallMode):
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
         checkpointing.stop(self)
+        if self._ordinary is not None:
+            self._ordinary.__exit__(None, None, None)
+            self._ordinary = None
         self._region = self._norm = self.tracker.watched = None
 
     def remember(self) -> _Moment:
@@ -185,6 +199,10 @@ class Executor(CallMode):
                 # Called by somebody else (`model.extract_feat(x)`): a pass of
                 # its own.
                 self.behaviour.begin()
+            if torch.is_inference_mode_enabled():
+                self._ordinary = ordinary_tensors()
+                self._ordinary.__enter__()
+                args, kwargs = result = made_ordinary((args, kwargs))
             names = self.plan.inputs.get(self.tracker.frame.node.name)
             if names:
                 result = self._quantize_inputs(names, args, kwargs)
@@ -248,23 +266,40 @@ class Executor(CallMode):
                 if step is not None and self.behaviour.folds(step, self._norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.stack[-1].next(op.name))
+        step = self._step(op.site, self.tracker.stack[-1].next(op.site))
         args = tuple([current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
         if step.entries:
             args, kwargs = self._quantize_operands(step, op, args, kwargs)
-        in_place = args and isinstance(args[0], Tensor) and is_in_place(func, kwargs)
-        if in_place and args[0]._is_view():
-            # What it is a view of changes too.
-            real = func(*args, **kwargs)
-            if op.kind != ops.CLIP:
-                return real
-            # Twice in place, and autograd has lost what the first one gave.
-            func = given
+        if is_in_place(func, kwargs):
+            return self._call_in_place(step, op, func, args, kwargs)
+        return self.behaviour.call(step, op, func, args, kwargs)
+
+    def _call_in_place(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        """A call that overwrites its first operand, or ``out``."""
+        out = kwargs.get('out')
+        if isinstance(out, Tensor):
+            kwargs = {key: item for key, item in kwargs.items() if key != 'out'}
+            result = self.behaviour.call(step, op, func, args, kwargs)
+            if out.shape != result.shape:
+                out.resize_(result.shape)
+            self.behaviour.overwrite(out, result)
+            return out
+        x = operand_of(args, kwargs)
+        # What moves elements in place changes no value, or the memory itself.
+        is_shared = step.kind != ops.PASS and (step.is_shared or x._is_view())
+        if is_shared:
+            # Out of place: autograd may need what it was.
+            args, kwargs = with_operand(self.behaviour.copy(x), args, kwargs)
         result = self.behaviour.call(step, op, func, args, kwargs)
-        if in_place and result is not args[0]:
-            replace(args[0], result)
+        if is_shared:
+            self.behaviour.overwrite(x, result)
+            return x
+        if result is not x:
+            replace(x, result)
         return result
 
     def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:

@@ -34,6 +34,12 @@ from .region_calls import RegionCall, missing_function
 
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
+# What translations call the arguments that torch has several names for.
+_KEYWORDS = {
+    **{'axis': 'dim', 'keepdims': 'keepdim'},
+    **dict.fromkeys(('input', 'self'), 'x'),
+    **dict.fromkeys(('other', 'mat2'), 'y'),
+}
 TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
 
 
@@ -316,10 +322,9 @@ class Trace(TorchFunctionMode):
         if translate is None:
             return None, self._missing(op, '', site, args)
         kwargs = {
-            {'axis': 'dim', 'keepdims': 'keepdim', 'input': 'x', 'self': 'x'}.get(
-                key, key
-            ): value
+            _KEYWORDS.get(key, key): value
             for key, value in kwargs.items()
+            if key != 'out'
         }
         count = len(self.writer.nodes)
         try:

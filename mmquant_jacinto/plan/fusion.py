@@ -82,7 +82,12 @@ class Dataflow:
         self.chains: dict[str, Chain] = {}
         self.raw: set[int] = set()
         self.active = self._active_sites()
+        self.steep = self._steep()
         self._fuse()
+        # Others may read them too: what passes them on is as raw as they are.
+        self.raw |= self.steep.intersection(
+            value for chain in self.chains.values() for value in chain.tail.outputs
+        )
         self._join()
         # Inside a chain, or for no grid.
         self.raw |= {
@@ -170,7 +175,10 @@ class Dataflow:
         if reader.kind == ops.NORM:
             fits = chain.head.kind in ops.WEIGHTED and not chain.followers
             return reader if fits else None
-        return reader if reader.kind == ops.CLIP else None
+        if reader.kind != ops.CLIP or self.steep.intersection(reader.outputs):
+            # A bound that keeps what is divided by from zero is no step of a grid.
+            return None
+        return reader
 
     def _statistics(self) -> set[int]:
         """Values that follow from powers and roots alone; they stay in float."""
@@ -207,12 +215,51 @@ class Dataflow:
             if value in found
         }
 
+    def _steep(self) -> set[int]:
+        """Values that a logarithm, a root or a division by them reads.
+
+        They stay in float, and so does what serves nothing else on the way there: on
+        a grid a small one would become zero, and so would a sum of many. Layers and
+        products of activations are quantized, unless they are read so themselves.
+        """
+        found: set[int] = set()
+        for site in reversed(self.graph.sites.values()):
+            for value in site.outputs:
+                readers = self.consumers.get(value, [])
+                leading = [
+                    _passes_on(item) and found.issuperset(item.outputs)
+                    for item in readers
+                ]
+                leads = any(leading) if site.op in ops.POSITIVE else all(leading)
+                leads = leads and bool(readers)
+                is_layer = site.kind in (*ops.WEIGHTED, ops.MATMUL, ops.NORM)
+                if (leads and not is_layer) or any(
+                    _is_steep(item, value) for item in readers
+                ):
+                    found.add(value)
+        return found
+
+
+def _is_steep(reader: Site, value: int) -> bool:
+    """Whether a value near zero makes much of a difference to a call's result."""
+    op = reader.op.strip('_')
+    if op in ('rdiv', 'rfloordiv', 'rmod'):
+        return reader.inputs[0] == value
+    if op in ops.DIVISIONS:
+        return value in reader.inputs[1:]
+    return op in ops.STEEP
+
+
+def _passes_on(reader: Site) -> bool:
+    """Whether a call gives elements, or means or sums, of what it reads."""
+    is_elementwise = reader.kind in (ops.PASS, ops.CLIP, ops.ADD, ops.AVERAGE)
+    return is_elementwise or reader.op in (*ops.ELEMENTWISE, 'sum')
+
 
 def _reads_precisely(reader: Site, value: int, found: set[int]) -> bool:
-    is_divisor = reader.op in ('div', 'truediv') and reader.inputs[1:] == [value]
     passes_on = reader.kind == ops.PASS or reader.op in ops.ELEMENTWISE
     return (
         reader.op in ops.PRECISE
-        or is_divisor
+        or _is_steep(reader, value)
         or (passes_on and found.issuperset(reader.outputs))
     )

@@ -99,6 +99,8 @@ class Step:
             multiplied, and the quantizers that they get here.
         weight_format (TensorFormat, optional): Of a weight that the model
             computes anew in each pass; its grid follows from it.
+        is_shared (bool): Whether others read what a call in place changes, through
+            views of its memory.
     """
 
     kind: str
@@ -111,6 +113,7 @@ class Step:
     clip: Optional[Clip] = None
     entries: tuple[tuple[int, str], ...] = ()
     weight_format: Optional[TensorFormat] = None
+    is_shared: bool = False
 
     @property
     def follows(self) -> bool:
@@ -191,9 +194,12 @@ class Plan:
 
     def to_json(self) -> str:
         """Serializes the plan."""
-        return json.dumps(
-            {'version': PLAN_VERSION, **asdict(self)}, separators=(',', ':')
-        )
+        data = asdict(self)
+        for step in data['steps'].values():
+            # As earlier versions wrote it.
+            if not step['is_shared']:
+                del step['is_shared']
+        return json.dumps({'version': PLAN_VERSION, **data}, separators=(',', ':'))
 
     @classmethod
     def from_json(cls, text: str) -> 'Plan':

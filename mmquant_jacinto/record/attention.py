@@ -9,7 +9,7 @@ fits no range.
 
 import math
 from collections.abc import Iterable
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -243,7 +243,5 @@ def _merge_masks(
     return sum(found[1:], found[0]) if found else None
 
 
-WRITTEN_OUT: dict[Callable, Callable] = {
-    F.multi_head_attention_forward: multi_head_attention_forward,
-    F.scaled_dot_product_attention: scaled_dot_product_attention,
-}
+ops.write_out(F.multi_head_attention_forward, multi_head_attention_forward)
+ops.write_out(F.scaled_dot_product_attention, scaled_dot_product_attention)

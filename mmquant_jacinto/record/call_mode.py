@@ -5,8 +5,8 @@ from typing import Any, Callable, Optional
 
 from torch.overrides import TorchFunctionMode
 
-from .attention import WRITTEN_OUT
-from .ops import OPS, Op
+from . import attention as attention  # fills WRITTEN_OUT
+from .ops import OPS, WRITTEN_OUT, Op
 
 
 class CallMode(TorchFunctionMode):

@@ -31,6 +31,7 @@ from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..conditioning import compute_grids
 from ..fake_quantize import Simulate
+from ..in_place_calls import is_in_place
 from ..state import State
 from .carried_integers import integers_of, tag_of, with_integers
 from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
@@ -116,7 +117,11 @@ class Integer(Behaviour):
             return args[0] if args else kwargs['input']
         tensors = ops.tensor_inputs(op, args, kwargs)
         if step.kind == ops.PASS:
-            return self._carry(tensors[0], func(*args, **kwargs))
+            known = tag_of(tensors[0])  # before it is overwritten
+            out = func(*args, **kwargs)
+            if out is tensors[0] and not is_in_place(func, kwargs):
+                return out
+            return self._carry(known, out)
         integers = [integers_of(x) for x in tensors]
         if step.kind == ops.CAT:
             return self._cat(step, func(*args, **kwargs), integers)
@@ -181,18 +186,23 @@ class Integer(Behaviour):
         )
         return with_integers(integers * grid.scale, grid, integers)
 
-    def _carry(self, x: Tensor, out: Any) -> Any:
-        """The result of an operation that only moves elements."""
-        known = tag_of(x)
+    def _carry(self, known: Optional[tuple[Grid, Optional[Tensor]]], out: Any) -> Any:
+        """The result of an operation that only moves elements, of ``known``."""
         if known is not None:
             for leaf in tree_flatten(out)[0]:
-                if (
-                    isinstance(leaf, Tensor)
-                    and leaf.is_floating_point()
-                    and leaf is not x
-                ):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point():
                     with_integers(leaf, known[0], None)
         return out
+
+    def copy(self, x: Tensor) -> Tensor:
+        known, copy = tag_of(x), super().copy(x)
+        return copy if known is None else with_integers(copy, *known)
+
+    def overwrite(self, x: Tensor, result: Tensor) -> None:
+        known = tag_of(result)
+        super().overwrite(x, result)
+        if known is not None:
+            with_integers(x, *known)
 
     def _cat(
         self, step: Step, out: Tensor, integers: list[Optional[tuple[Grid, Tensor]]]
