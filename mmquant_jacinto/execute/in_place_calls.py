@@ -5,7 +5,8 @@ from typing import Any, Callable
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..record.ops import OPS, writes_in_place
+from ..record.memory import writes_in_place
+from ..record.ops import OPS
 
 _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
 

@@ -98,57 +98,15 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'upsample',
     ),
     PASS: (
-        'reshape',
-        'view',
-        'view_as',
-        'reshape_as',
-        'flatten',
-        'unflatten',
-        'permute',
-        'transpose',
-        'swapaxes',
-        'movedim',
-        't',
-        'contiguous',
-        'clone',
-        'squeeze',
-        'unsqueeze',
-        'expand',
-        'expand_as',
-        'repeat',
-        'repeat_interleave',
-        'chunk',
-        'split',
-        'unbind',
-        'getitem',
-        'narrow',
-        'select',
-        'index_select',
-        'gather',
-        'flip',
-        'roll',
-        'tile',
-        'max_pool1d',
-        'max_pool2d',
-        'max_pool3d',
-        'adaptive_max_pool1d',
-        'adaptive_max_pool2d',
-        'adaptive_max_pool3d',
-        'pixel_shuffle',
-        'pixel_unshuffle',
-        'channel_shuffle',
-        'unfold',
-        'pad',
-        'float',
-        'to',
-        'type_as',
-        'broadcast_to',
-        'amax',
-        'masked_fill',
-        'dropout',
-        'dropout2d',
-        'alias',
-        'detach',
+        *('reshape', 'view', 'view_as', 'reshape_as', 'flatten', 'unflatten'),
+        *('permute', 'transpose', 'swapaxes', 'movedim', 't', 'contiguous', 'clone'),
+        *('squeeze', 'unsqueeze', 'expand', 'expand_as', 'repeat', 'repeat_interleave'),
+        *('chunk', 'split', 'unbind', 'getitem', 'narrow', 'select', 'index_select'),
+        *('gather', 'flip', 'roll', 'tile', 'max_pool1d', 'max_pool2d', 'max_pool3d'),
+        *('adaptive_max_pool1d', 'adaptive_max_pool2d', 'adaptive_max_pool3d'),
+        *('pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'unfold', 'pad'),
+        *('float', 'to', 'type_as', 'broadcast_to', 'amax', 'masked_fill', 'dropout'),
+        *('dropout2d', 'alias', 'detach'),
     ),
     COMPUTE: (
         'batch_norm',
@@ -321,32 +279,6 @@ def replace_inputs(
     return tuple(items), named
 
 
-def writes_in_place(func: Callable, kwargs: dict) -> bool:
-    """Whether a call overwrites a tensor that it gets."""
-    if kwargs and (kwargs.get('inplace') or kwargs.get('out') is not None):
-        return True
-    name = func.__name__
-    is_method = name.endswith('_') and not name.endswith('__')
-    return is_method or (name in _ASSIGNMENTS and func in OPS)
-
-
-# `x += y` and the like.
-_ASSIGNMENTS = frozenset(
-    f'__i{name}__' for name in 'add sub mul div truediv pow matmul mod floordiv'.split()
-)
-
-
-def version_of(x: Tensor) -> int:
-    """How often a tensor, or a view of its memory, has been written to."""
-    return 0 if x.is_inference() else x._version
-
-
-def unseen_version(x: Tensor) -> int:
-    """The same, by calls that no torch function mode sees."""
-    with torch._C.DisableTorchFunction():
-        return version_of(x)
-
-
 def per_axis(value: Any, dims: int) -> list[int]:
     """One value for each dimension of space, of an argument that may be one for all."""
     values = list(value) if isinstance(value, (tuple, list)) else [value]
@@ -401,7 +333,7 @@ def name_of(op: Op, args: tuple, kwargs: dict) -> str:
     if args and not isinstance(args[0], Tensor):
         return 'rpow'
     exponent = kwargs.get('exponent', args[1] if len(args) > 1 else None)
-    is_smooth = not isinstance(exponent, Tensor) and exponent >= 1
+    is_smooth = isinstance(exponent, (int, float)) and exponent >= 1
     return 'pow' if is_smooth else 'root'
 
 

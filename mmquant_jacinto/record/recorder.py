@@ -18,7 +18,8 @@ from .call_mode import CallMode
 from .call_tree import CallTracker
 from .deform_conv import make_visible
 from .graph import Graph, Site
-from .ops import Op, unseen_version, writes_in_place
+from .memory import unseen_version, writes_in_place
+from .ops import Op
 from .side_effects import untouched
 
 _VALUE = '_mmquant_value'  # (token, number, version) on a tensor object

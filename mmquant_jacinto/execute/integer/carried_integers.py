@@ -4,7 +4,7 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from ...record.ops import version_of
+from ...record.memory import version_of
 from ...targets.grid import Grid
 
 _TAG = '_mmquant_integers'  # (grid, integers) on a tensor object

@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_flatten
 
 import mmquant_jacinto
 
+from ...record.memory import writes_in_place
+
 _PACKAGE = str(Path(mmquant_jacinto.__file__).parent)
 # What these return follows from shapes and numbers alone.
 CONSTANTS = frozenset(
@@ -29,10 +31,14 @@ def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
     return [x for x in (*leaves, *bounds) if isinstance(x, Tensor)]
 
 
-def writes(func: Callable) -> bool:
-    """Whether a method changes its tensor."""
-    name = func.__name__
-    return name == '__setitem__' or (name.endswith('_') and not name.endswith('__'))
+def written_by(func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+    """The tensor that a call overwrites, if it does."""
+    if func.__name__ != '__setitem__' and not writes_in_place(func, kwargs):
+        return None
+    written = kwargs.get('out')
+    if written is None:
+        written = args[0] if args else kwargs.get('input', kwargs.get('self'))
+    return written if isinstance(written, Tensor) else None
 
 
 def is_float(x: Any) -> bool:

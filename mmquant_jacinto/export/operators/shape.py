@@ -233,10 +233,10 @@ def _setitem(site, x, index, value):
     rest = x.shape[len(region) :]
     name = site.node('Expand', name, site.ints([*shape, *rest]))
     name = site.reshape(name, [*(end - start for start, end in region), *rest])
-    return _replace(site, site.value(x), x.shape, region, name)
+    return replace_part(site, site.value(x), x.shape, region, name)
 
 
-def _replace(
+def replace_part(
     site: SiteWriter,
     x: str,
     shape: Sequence[int],
@@ -251,7 +251,7 @@ def _replace(
     inner = cut(site, x, [axis], [start], [end], [1])
     narrowed = [*shape[:axis], end - start, *shape[axis + 1 :]]
     region = [*region[:axis], (0, end - start), *region[axis + 1 :]]
-    parts = [_replace(site, inner, narrowed, region, value)]
+    parts = [replace_part(site, inner, narrowed, region, value)]
     if start:
         parts.insert(0, cut(site, x, [axis], [0], [start], [1]))
     if end < size:
