@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,6 +36,8 @@ from .in_place_calls import (
 from .ordinary_tensors import made_ordinary, ordinary_tensors, same_mode
 
 _UNSEEN = object()
+_NAME = 'scaled_dot_product_attention'
+_WHOLE = Op(_NAME, ops.COMPUTE, _NAME)
 
 
 class _Tracker(CallTracker):
@@ -87,6 +90,9 @@ class Executor(CallMode):
         self.tracker.known = _node_names(
             [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
         )
+        if any(name.rpartition('/')[2].startswith(_WHOLE.site) for name in plan.steps):
+            # A plan of an earlier version has one step for it.
+            self.whole = {F.scaled_dot_product_attention: _WHOLE}
         # In a region nothing happens as other modules start and end.
         self._watched = self.regions | {
             module for module in root.modules() if isinstance(module, _BatchNorm)

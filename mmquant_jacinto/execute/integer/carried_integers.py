@@ -3,6 +3,7 @@
 from typing import Any, Optional
 
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from ...record.memory import version_of
 from ...targets.grid import Grid
@@ -37,3 +38,12 @@ def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
         integers = (x / grid.scale).round_()
         with_integers(x, grid, integers)
     return grid, integers
+
+
+def carry(known: Optional[tuple[Grid, Optional[Tensor]]], out: Any) -> Any:
+    """What an operation gives that only moves elements of a tensor of this tag."""
+    if known is not None:
+        for leaf in tree_flatten(out)[0]:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                with_integers(leaf, known[0], None)
+    return out

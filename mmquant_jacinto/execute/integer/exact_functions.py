@@ -312,3 +312,16 @@ EXACT_FUNCTIONS: Mapping[str, Callable] = {
     'avg_pool2d': average_pool,
     **dict.fromkeys(RESIZES, resize),
 }
+
+
+def compute(name: str, x: Tensor, given: Grid | None, *args: Any, **kwargs: Any) -> Any:
+    """A function of these, laid out in memory as PyTorch's own does it."""
+    out = EXACT_FUNCTIONS[name](x, given, *args, **kwargs)
+    layout = torch.contiguous_format
+    if name in _LAID_OUT_AS_INPUT and x.dim() == 4 and not x.is_contiguous():
+        if x.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+    return out.contiguous(memory_format=layout)
+
+
+_LAID_OUT_AS_INPUT = ('group_norm', 'avg_pool2d', *RESIZES)

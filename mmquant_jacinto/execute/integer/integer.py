@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten
 
 from ...plan.plan import Step
 from ...quantizers.computed_weights import (
@@ -33,8 +32,9 @@ from ..conditioning import compute_grids
 from ..fake_quantize import Simulate
 from ..in_place_calls import is_in_place
 from ..state import State
-from .carried_integers import integers_of, tag_of, with_integers
-from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from . import exact_functions
+from .carried_integers import carry, integers_of, tag_of, with_integers
+from .exact_functions import is_exact, narrow
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
 
@@ -121,7 +121,7 @@ class Integer(Behaviour):
             out = func(*args, **kwargs)
             if out is tensors[0] and not is_in_place(func, kwargs):
                 return out
-            return self._carry(known, out)
+            return carry(known, out)
         integers = [integers_of(x) for x in tensors]
         if step.kind == ops.CAT:
             return self._cat(step, func(*args, **kwargs), integers)
@@ -185,14 +185,6 @@ class Integer(Behaviour):
             .float()
         )
         return with_integers(integers * grid.scale, grid, integers)
-
-    def _carry(self, known: Optional[tuple[Grid, Optional[Tensor]]], out: Any) -> Any:
-        """The result of an operation that only moves elements, of ``known``."""
-        if known is not None:
-            for leaf in tree_flatten(out)[0]:
-                if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                    with_integers(leaf, known[0], None)
-        return out
 
     def copy(self, x: Tensor) -> Tensor:
         known, copy = tag_of(x), super().copy(x)
@@ -261,7 +253,7 @@ class Integer(Behaviour):
         elif self.engine.function(op.name) is not None and not rest:
             steps = self._look_up(op.name, first, x) / grid.scale
         elif self._is_exact(op, first, grid, args, kwargs):
-            real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
+            real = exact_functions.compute(op.name, x, first, *args[1:], **kwargs)
             steps = real.div_(grid.scale)
         elif step.kind == ops.AVERAGE:
             args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
@@ -290,7 +282,7 @@ class Integer(Behaviour):
     ) -> Any:
         """An operation whose operands are not all integers."""
         if self._is_exact(op, None, self._grid(step.output), args, kwargs):
-            return EXACT_FUNCTIONS[op.name](args[0], None, *args[1:], **kwargs)
+            return exact_functions.compute(op.name, args[0], None, *args[1:], **kwargs)
         return func(*args, **kwargs)
 
     def _is_exact(

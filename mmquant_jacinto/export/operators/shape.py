@@ -70,6 +70,7 @@ def _movedim(site, x, source, destination):
     'requires_grad',
     'identity',
     'channels_last',
+    'laid_out_like',
 )
 def _identity(site, x, *args, **kwargs):
     return site.value(x)
