@@ -71,6 +71,7 @@ class Dataflow:
         active (List[Site]): Sites that compute on activations, and layers.
         chains (Dict[str, Chain]): By the name of their head.
         groups (Groups): The values that share a quantizer.
+        leaving (Set[int]): Values that a region returns, alone or as parts of others.
         raw (Set[int]): Values that no quantized operation makes. Where a layer
             reads one, it is quantized there.
     """
@@ -81,6 +82,8 @@ class Dataflow:
         self.groups = Groups()
         self.chains: dict[str, Chain] = {}
         self.raw: set[int] = set()
+        self._reads: dict[str, bool] = {}
+        self.leaving = set(graph.region_outputs)
         self.active = self._active_sites()
         self.steep = self._steep()
         self._fuse()
@@ -136,6 +139,10 @@ class Dataflow:
                     self.groups.join(value, source)
                     if source in self.raw:
                         self.raw.add(value)
+            elif site.kind == ops.CAT and not self._is_read(site):
+                # Nobody computes on it: its parts keep grids of their own.
+                self.raw.update(site.outputs)
+                self.leaving.update(v for v in site.inputs if v is not None)
             elif site.kind == ops.CAT:
                 made = [
                     value
@@ -146,6 +153,16 @@ class Dataflow:
                     self.groups.join(value, site.outputs[0])
                 if not made:
                     self.raw.update(site.outputs)
+
+    def _is_read(self, site: Site) -> bool:
+        """Whether anything but what moves elements reads what a site gives."""
+        if site.name not in self._reads:
+            readers = [r for v in site.outputs for r in self.consumers.get(v, ())]
+            self._reads[site.name] = any(
+                reader.kind not in (ops.PASS, ops.CAT) or self._is_read(reader)
+                for reader in readers
+            )
+        return self._reads[site.name]
 
     def _fuse(self) -> None:
         taken: set[str] = set()
@@ -227,7 +244,8 @@ class Dataflow:
             for value in site.outputs:
                 readers = self.consumers.get(value, [])
                 leading = [
-                    _passes_on(item) and found.issuperset(item.outputs)
+                    (_passes_on(item) and found.issuperset(item.outputs))
+                    or _is_ratio(item)
                     for item in readers
                 ]
                 leads = any(leading) if site.op in ops.POSITIVE else all(leading)
@@ -248,6 +266,12 @@ def _is_steep(reader: Site, value: int) -> bool:
     if op in ops.DIVISIONS:
         return value in reader.inputs[1:]
     return op in ops.STEEP
+
+
+def _is_ratio(reader: Site) -> bool:
+    """Whether small numbers, divided by small ones, are none."""
+    operands = [value for value in reader.inputs if value is not None]
+    return reader.op in ops.DIVISIONS and len(operands) > 1
 
 
 def _passes_on(reader: Site) -> bool:
