@@ -160,6 +160,10 @@ _TABLE: dict[str, tuple[str, ...]] = {
 }
 
 
+def _getter(name: str) -> Callable:
+    return getattr(Tensor, name).__get__
+
+
 # Spellings with a name of their own: what they are, and the name of their sites.
 # `1 / x` is a method of x, whose operands come the other way round.
 _OTHERS: dict[Callable, Op] = {
@@ -172,10 +176,9 @@ _OTHERS: dict[Callable, Op] = {
     Tensor.__rpow__: Op('rpow', COMPUTE, 'pow'),
     Tensor.__rmatmul__: Op('rmatmul', MATMUL, 'matmul'),
     # `x.T` and the like are calls too, of a property's getter.
-    **{
-        getattr(Tensor, name).__get__: Op('t', PASS, 't')
-        for name in ('T', 'mT', 'data')
-    },
+    _getter('T'): Op('T', PASS, 't'),
+    _getter('mT'): Op('mT', PASS, 't'),
+    _getter('data'): Op('detach', PASS, 't'),
 }
 
 

@@ -47,7 +47,12 @@ def _transpose(site, x, dim0, dim1):
     return site.node('Transpose', x, perm=order)
 
 
-@translates('t')
+@translates('mT')
+def _matrix_transpose(site, x):
+    return _transpose(site, x, -2, -1)
+
+
+@translates('t', 'T')
 def _t(site, x):
     return site.node('Transpose', x, perm=list(range(x.dim()))[::-1])
 
