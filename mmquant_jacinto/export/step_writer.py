@@ -20,12 +20,12 @@ from ..record import ops
 from ..record.ops import Op
 from ..targets.grid import Grid
 from ..targets.storage import Storage
-from .graph.calls import all_tensors, in_order, lacks_batch
+from .graph.calls import all_tensors, lacks_batch, written_by
 from .operators.exact import EXACT_OPERATORS
 from .operators.sampling import write_samples
 from .operators.table import TRANSLATIONS
 from .operators.translation import SiteWriter
-from .trace import TAG, Trace
+from .trace import Trace
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
 
@@ -84,7 +84,7 @@ class Writing(Integer):
         if isinstance(out, Tensor) and any(out is x for x in tensors):
             # Computed in place: the operand keeps its name for the nodes below.
             for x in tensors:
-                setattr(x, TAG, (trace, *tags[id(x)]))
+                trace.mark(x, *tags[id(x)])
         if step.kind in ops.WEIGHTED and op.name not in TRANSLATIONS:
             trace.lose(out, f'ONNX has no {op.name}, which {step.chain} calls')
         elif self._reads_lost(step, op, args, kwargs, out):
@@ -98,13 +98,32 @@ class Writing(Integer):
         ):
             self._write_exact(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
-            trace.write(op.name, step.chain, in_order(func, args), kwargs, out)
+            trace.write(op.name, step.chain, args, kwargs, out)
         else:
             self._carry_name(tensors[0], out)
         is_whole = step.last or self.is_folded(step) or not step.norm
         if step.kind == ops.PASS or is_whole:
             self._finish(step, out)
+        written = written_by(func, args, kwargs)
+        if written is not None:
+            trace.wrote(written, step.chain)
         return out
+
+    def copy(self, x: Tensor) -> Tensor:
+        trace = self.trace
+        with trace.paused():
+            copy = super().copy(x)
+        if trace.knows(x):
+            trace.mark(copy, *trace.tag(x))
+        return copy
+
+    def overwrite(self, x: Tensor, result: Tensor) -> None:
+        trace = self.trace
+        with trace.paused():
+            super().overwrite(x, result)
+        if trace.knows(result) or trace.is_fixed(result):
+            trace.mark(x, *trace.tag(result))
+            trace.wrote(x, trace.tracker.frame.node.name + '/overwrite')
 
     def _reads_lost(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
@@ -138,13 +157,12 @@ class Writing(Integer):
         with trace.paused():
             out = super().after_norm(step, x)
         if out is not x:
-            setattr(out, TAG, (trace, *tag))
+            trace.mark(out, *tag)
             self._finish(step, out)
         return out
 
     def _carry_name(self, x: Tensor, out: Tensor) -> None:
-        name, reason = self.trace.tag(x)
-        setattr(out, TAG, (self.trace, name, reason))
+        self.trace.mark(out, *self.trace.tag(x))
 
     def _finish(self, step: Step, out: Any) -> None:
         """Quantizes what a step gave, if its quantizer did."""

@@ -212,7 +212,8 @@ class Planner:
             )
             return {
                 site.name: Step(
-                    site.kind, inputs, site.name, True, name_of(site.outputs[0])
+                    *(site.kind, inputs, site.name, True, name_of(site.outputs[0])),
+                    is_shared=site.is_shared,
                 )
             }
         entries = quantizers.entries(site)
@@ -249,6 +250,7 @@ class Planner:
                 chain.clip,
                 entries if head else (),
                 weight_format if head else None,
+                item.is_shared,
             )
         return steps
 
