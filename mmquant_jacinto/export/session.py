@@ -21,7 +21,8 @@ from ..errors import QuantizeError, nearest
 from .graph.layout import decode
 from .packages import require
 
-BACKENDS = ('onnxruntime', 'openvino')
+ENGINES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
+BACKENDS = tuple(ENGINES)
 # What ONNX Runtime runs layers in integers by, and in float.
 _INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
 _FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')

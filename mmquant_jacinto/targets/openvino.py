@@ -13,3 +13,4 @@ class OpenVino(Target):
     preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = QdqArithmetic
     packs_4_bits = True
+    backend = 'openvino'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,27 @@ def open_dataset(cfg: Config) -> Any:
             dataset.full_init()
         return dataset
     except (OSError, KeyError, AttributeError) as error:
-        raise QuantizeError(
-            f'the images of test_dataloader cannot be read ({error}); give a '
-            'folder of images with --images, or --verify 0 to export without proof'
-        ) from None
+        raise _unreadable(error) from None
+
+
+def read(dataset: Any, indices: Iterable[int]) -> Iterator[dict]:
+    """Images of a dataset, in batches of one.
+
+    Raises:
+        QuantizeError: If one is not there.
+    """
+    for index in indices:
+        try:
+            yield pseudo_collate([dataset[index]])
+        except OSError as error:
+            raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> QuantizeError:
+    return QuantizeError(
+        f'the images of test_dataloader cannot be read ({error}); give a '
+        'folder of images with --images, or --verify 0 to export without proof'
+    )
 
 
 def telling_images(dataset: Any, first: int) -> Iterator[dict]:
@@ -61,18 +78,17 @@ def telling_images(dataset: Any, first: int) -> Iterator[dict]:
         chosen |= _extremes(sizes)
     else:
         chosen |= set(range(0, count, -(-count // MAX_READ)))
-    for index in sorted(chosen):
-        yield pseudo_collate([dataset[index]])
+    yield from read(dataset, sorted(chosen))
 
 
 def _known_sizes(dataset: Any) -> np.ndarray | None:
     """Heights and widths (N, 2) that a dataset's annotations say."""
-    read = getattr(dataset, 'get_data_info', None)
-    if read is None or not len(dataset):
+    info_of = getattr(dataset, 'get_data_info', None)
+    if info_of is None or not len(dataset):
         return None
     sizes = []
     for index in range(len(dataset)):
-        info = read(index)
+        info = info_of(index)
         size = (info.get('height'), info.get('width'))
         if not all(size):
             return None

@@ -17,9 +17,11 @@ from ...execute.quantization import Quantization
 from ...wrappers.quant_module import QuantModule
 from .file_input import FileInput
 from .image_sources import (
+    MAX_READ,
     folder_images,
     made_up_images,
     open_dataset,
+    read,
     telling_images,
 )
 from .pipelines import fit_dataset, kind, pipelines
@@ -64,20 +66,28 @@ class TestImages:
     ) -> None:
         self.cfg = copy.deepcopy(cfg)
         self.model, self.folder, self.count = model, folder, count
+        self._dataset: Any = None
         check_divisor(shape, pad_divisor(model))
-        looked_at = list(self._looked_at())
-        self.sizes = sorted({network_size(model, batch) for batch in looked_at})
-        tallest, widest = (max(sides) for sides in zip(*self.sizes))
+        try:
+            looked_at = self._looked_at()
+        except QuantizeError:
+            if shape is None or count:
+                raise
+            # Of a config alone, the size is known and nothing else.
+            self.sizes, self.input = [], FileInput(tuple(shape), True, True)
+            return
+        self.sizes = self._sizes_of(looked_at)
         if shape is None:
-            shape = (tallest, widest)
+            tallest, widest = (max(sides) for sides in zip(*self.sizes))
             padded = len(self.sizes) > 1 and not free
-            self.input = FileInput(shape, padded=padded)
+            self.input = FileInput((tallest, widest), padded=padded)
         else:
             self.input = self._asked_for(tuple(shape))
-            if self.input.fitted:
-                looked_at = list(self._looked_at())
         if not free:
-            self.input.whole = self._masks_padding(looked_at)
+            self.input.whole = self._masks_padding(self._looked_at())
+
+    def _sizes_of(self, batches: list[dict]) -> list[tuple[int, int]]:
+        return sorted({network_size(self.model, batch) for batch in batches})
 
     def _asked_for(self, shape: tuple[int, int]) -> FileInput:
         """How the images become as large as ``--shape`` says."""
@@ -88,8 +98,8 @@ class TestImages:
             return FileInput(shape, padded=True)
         loader = self.cfg.get('test_dataloader')
         fitted = loader is not None and fit_dataset(loader.dataset, shape)
-        looked_at = list(self._looked_at())
-        sizes = {network_size(self.model, batch) for batch in looked_at}
+        self._dataset = None
+        sizes = self._sizes_of(self._looked_at())
         if not _hold(shape, sizes):
             height, width = max(sizes)
             raise QuantizeError(
@@ -97,17 +107,26 @@ class TestImages:
                 f'test pipeline the network gets images of {height} x {width}; use '
                 f'a --shape that holds them, or change test_dataloader'
             )
-        return FileInput(shape, fitted=fitted, padded=sizes != {shape})
+        return FileInput(shape, fitted=fitted, padded=sizes != [shape])
 
-    def _looked_at(self) -> Iterable[dict]:
+    def _looked_at(self) -> list[dict]:
+        """Images whose sizes stand for all."""
         if self.folder is not None:
-            return itertools.islice(folder_images(self.cfg, self.folder), self.count)
+            images = folder_images(self.cfg, self.folder)
+            return list(itertools.islice(images, self.count or MAX_READ))
         try:
-            return telling_images(open_dataset(self.cfg), self.count)
+            return list(telling_images(self.dataset, self.count))
         except QuantizeError:
             if self.count:
                 raise
-            return made_up_images(self.cfg)
+            return list(made_up_images(self.cfg))
+
+    @property
+    def dataset(self) -> Any:
+        """Dataset: Of the test, with the pipeline that the file needs."""
+        if self._dataset is None:
+            self._dataset = open_dataset(self.cfg)
+        return self._dataset
 
     def _last_step(self) -> str:
         """The step of the test pipeline that the size of an image comes from."""
@@ -134,18 +153,11 @@ class TestImages:
 
     def batches(self) -> Iterator[dict]:
         """The first images, one a batch, as a dataloader yields them."""
-        source = self._looked_at_in_order()
-        yield from itertools.islice(source, self.count)
-
-    def _looked_at_in_order(self) -> Iterator[dict]:
-        from mmengine.dataset import pseudo_collate
-
         if self.folder is not None:
-            yield from folder_images(self.cfg, self.folder)
-            return
-        dataset = open_dataset(self.cfg)
-        for index in range(len(dataset)):
-            yield pseudo_collate([dataset[index]])
+            images = folder_images(self.cfg, self.folder)
+        else:
+            images = read(self.dataset, range(len(self.dataset)))
+        yield from itertools.islice(images, self.count)
 
 
 def _hold(shape: tuple[int, int], sizes: Iterable[tuple[int, int]]) -> bool:
