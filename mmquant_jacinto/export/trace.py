@@ -28,6 +28,7 @@ from ..targets.grid import Bounds, Grid
 from ..targets.target import CLIP, Target
 from .graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, writes
 from .graph.graph_writer import GraphWriter
+from .late_reads import LateReads
 from .operators.table import TRANSLATIONS
 from .operators.translation import SiteWriter
 from .region_calls import RegionCall, missing_function
@@ -52,6 +53,7 @@ class Trace(TorchFunctionMode):
         calls (List[RegionCall]): The regions in the graph.
         skipped (List[str]): Regions that read nothing the graph knows.
         needed (Set[str]): What regions that are left out read of the graph, by name.
+        late (LateReads): What is read behind the last region.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Trace(TorchFunctionMode):
         self.calls: list[RegionCall] = []
         self.skipped: list[str] = []
         self.needed: set[str] = set()
+        self.late = LateReads()
         self.parameters = {id(p): name for name, p in root.named_parameters()}
         self.tracker = state.executor.tracker
         self._open: list[RegionCall] = []  # the region that runs
@@ -227,6 +230,7 @@ class Trace(TorchFunctionMode):
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
         self.calls.append(call)
+        self.late.restart()
 
     def _skip(self, region: str) -> None:
         if region not in self.skipped:
@@ -268,6 +272,8 @@ class Trace(TorchFunctionMode):
         op = OPS.get(func)
         name = op.name if op else func.__name__.strip('_')
         if any(known for known, _ in before):
+            if not self._open:
+                self.late.read(map(self.name_of, all_tensors(args, kwargs)))
             self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
             site = self.tracker.frame.node.name + '/' + name
@@ -275,11 +281,12 @@ class Trace(TorchFunctionMode):
                 self.fix(out)
             else:
                 self.write(name, site, args, kwargs, out)
+            if not self._open:
+                self.late.wrote(out, self.name_of)
             base = args[0]._base if writes(func) else None
             if base is not None and self.name_of(base) is None:
                 # It is no constant any more.
-                reason = f'{name} writes into a part of it {origin(site)}'
-                self.lose(base, reason)
+                self.lose(base, f'{name} writes into a part of it {origin(site)}')
         elif all(fixed for _, fixed in before) and (before or name in CONSTANTS):
             if not self._is_read:
                 self.fix(out)
