@@ -270,9 +270,8 @@ def main() -> None:
     wrapper = load_quantized(cfg, args.checkpoint)
     root = wrapper.quantization.root
     choose_target(args.target, wrapper.quantization.plan)
-    images = TestImages(
-        cfg, root, args.shape, args.images, args.verify, free=args.dynamic
-    )
+    shape = args.shape and tuple(args.shape)
+    images = TestImages(cfg, root, shape, args.images, args.verify, args.dynamic)
     print_input(images, console)
     exported, examples = export(wrapper, images, args)
     preset = Quantization.of(root).plan.config['target']

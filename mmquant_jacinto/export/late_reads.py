@@ -25,14 +25,14 @@ class LateReads:
         self._since: set[str | None] = set()
 
     def restart(self) -> None:
-        """A region has ended."""
+        """A region has ended, and all that was read so far is behind it."""
         self.names, self._since = set(), set()
 
     def read(self, names: Iterable[str | None]) -> None:
-        """A call outside of the regions has read tensors of these names."""
+        """A call has read tensors of these names."""
         self.names |= {name for name in names if name and name not in self._since}
 
     def wrote(self, output: Any, name_of: Any) -> None:
-        """A call outside of the regions has given this."""
+        """A call has given this."""
         leaves = tree_flatten(output)[0]
         self._since |= {name_of(x) for x in leaves if isinstance(x, Tensor)}

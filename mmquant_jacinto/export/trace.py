@@ -272,8 +272,7 @@ class Trace(TorchFunctionMode):
         op = OPS.get(func)
         name = op.name if op else func.__name__.strip('_')
         if any(known for known, _ in before):
-            if not self._open:
-                self.late.read(map(self.name_of, all_tensors(args, kwargs)))
+            self.late.read(map(self.name_of, all_tensors(args, kwargs)))
             self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
             site = self.tracker.frame.node.name + '/' + name
@@ -281,8 +280,7 @@ class Trace(TorchFunctionMode):
                 self.fix(out)
             else:
                 self.write(name, site, args, kwargs, out)
-            if not self._open:
-                self.late.wrote(out, self.name_of)
+            self.late.wrote(out, self.name_of)
             base = args[0]._base if writes(func) else None
             if base is not None and self.name_of(base) is None:
                 # It is no constant any more.

@@ -1,8 +1,8 @@
 """Grids of more than 8 bits, written in elementary operators.
 
 OpenVINO 2026.4 takes QuantizeLinear to 65536 levels for its low precision transforms,
-and what comes out has nothing to do with the input: 2 dB of signal to noise behind three
-convolutions. Divided, rounded, clipped and multiplied in float32 it is 100 dB.
+and what comes out has nothing to do with the input: 2 dB of signal to noise behind
+three convolutions. Divided, rounded, clipped and multiplied in float32 it is 100 dB.
 """
 
 from __future__ import annotations

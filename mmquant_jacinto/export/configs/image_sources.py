@@ -116,9 +116,7 @@ def folder_images(cfg: Config, folder: str) -> Iterator[dict]:
         QuantizeError: If there are none.
     """
     paths = sorted(
-        path
-        for path in Path(folder).glob('*')
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        path for path in Path(folder).glob('*') if path.suffix.lower() in IMAGE_SUFFIXES
     )
     if not paths:
         raise QuantizeError(f'--images {folder}: there are no images in it')

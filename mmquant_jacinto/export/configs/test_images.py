@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ...errors import QuantizeError
@@ -74,7 +75,7 @@ class TestImages:
             if shape is None or count:
                 raise
             # Of a config alone, the size is known and nothing else.
-            self.sizes, self.input = [], FileInput(tuple(shape), True, True)
+            self.sizes, self.input = [], FileInput(shape, True, True)
             return
         self.sizes = self._sizes_of(looked_at)
         if shape is None:
@@ -82,7 +83,7 @@ class TestImages:
             padded = len(self.sizes) > 1 and not free
             self.input = FileInput((tallest, widest), padded=padded)
         else:
-            self.input = self._asked_for(tuple(shape))
+            self.input = self._asked_for(shape)
         if not free:
             self.input.whole = self._masks_padding(self._looked_at())
 
@@ -164,9 +165,15 @@ def _hold(shape: tuple[int, int], sizes: Iterable[tuple[int, int]]) -> bool:
     return all(a <= b for size in sizes for a, b in zip(size, shape))
 
 
+def preprocess(model: nn.Module, batch: dict) -> dict:
+    """What a model of MMEngine makes of a batch before its network gets it."""
+    assert isinstance(model, BaseModel)
+    return model.data_preprocessor(copy.deepcopy(batch), False)
+
+
 def network_size(model: nn.Module, batch: dict) -> tuple[int, int]:
     """Height and width that a model's preprocessor makes of a batch."""
-    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    data = preprocess(model, batch)
     height, width = data['inputs'].shape[-2:]
     return height, width
 
@@ -194,8 +201,8 @@ def region_outputs(model: nn.Module, batch: dict, given: FileInput) -> list[Tens
     quantization.set_phase(phases.FLOAT)
     try:
         with torch.no_grad(), given.applied(model):
-            data = model.data_preprocessor(copy.deepcopy(batch), False)
-            model._run_forward(data, mode='predict')
+            assert isinstance(model, BaseModel)
+            model._run_forward(preprocess(model, batch), mode='predict')
     finally:
         quantization.set_phase(phase)
         for handle in handles:
