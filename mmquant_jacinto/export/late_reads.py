@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -28,9 +29,11 @@ class LateReads:
         """A region has ended, and all that was read so far is behind it."""
         self.names, self._since = set(), set()
 
-    def read(self, names: Iterable[str | None]) -> None:
-        """A call has read tensors of these names."""
-        self.names |= {name for name in names if name and name not in self._since}
+    def read(self, names: Iterable[str | None], output: Any) -> None:
+        """A call has read tensors of these names and given this."""
+        # A size is the same whatever stands in for the tensor.
+        if not isinstance(output, (torch.Size, int)):
+            self.names |= {name for name in names if name and name not in self._since}
 
     def wrote(self, output: Any, name_of: Any) -> None:
         """A call has given this."""

@@ -272,7 +272,7 @@ class Trace(TorchFunctionMode):
         op = OPS.get(func)
         name = op.name if op else func.__name__.strip('_')
         if any(known for known, _ in before):
-            self.late.read(map(self.name_of, all_tensors(args, kwargs)))
+            self.late.read(map(self.name_of, all_tensors(args, kwargs)), out)
             self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
             site = self.tracker.frame.node.name + '/' + name
