@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ...errors import QuantizeError
-from ..region_calls import RegionCall
-from ..trace import Trace
+from ..tracing.region_calls import RegionCall
+from ..tracing.trace import Trace
 
 
 def encode(output: Any, names: Iterator[str | None]) -> Any:
@@ -46,7 +46,7 @@ def decode(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
 
     A tensor that is not there is zeros of its shape: the model's own code between two
     modules of the file reads on, and what it computes goes to modules of the file
-    alone (see :class:`~mmquant_jacinto.export.late_reads.LateReads`).
+    alone (see :class:`~mmquant_jacinto.export.tracing.late_reads.LateReads`).
     """
     ((kind, content),) = layout.items()
     if kind == 'tuple':

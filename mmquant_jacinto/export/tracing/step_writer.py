@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ..execute.integer.carried_integers import grid_of
-from ..execute.integer.exact_functions import narrow
-from ..execute.integer.integer import Integer
-from ..execute.integer.sampling import Taps, sampled_weight
-from ..execute.state import State
-from ..plan.plan import Step
-from ..quantizers.computed_weights import computed_layer
-from ..record import ops
-from ..record.ops import Op
-from ..targets.grid import Grid
-from ..targets.storage import Storage
-from .graph.calls import all_tensors, lacks_batch, written_by
-from .operators.exact import EXACT_OPERATORS
-from .operators.sampling import write_samples
-from .operators.table import TRANSLATIONS
-from .operators.translation import SiteWriter
+from ...execute.integer.carried_integers import grid_of
+from ...execute.integer.exact_functions import narrow
+from ...execute.integer.integer import Integer
+from ...execute.integer.sampling import Taps, sampled_weight
+from ...execute.state import State
+from ...plan.plan import Step
+from ...quantizers.computed_weights import computed_layer
+from ...record import ops
+from ...record.ops import Op
+from ...targets.grid import Grid
+from ...targets.storage import Storage
+from ..graph.calls import all_tensors, lacks_batch, written_by
+from ..operators.exact import EXACT_OPERATORS
+from ..operators.sampling import write_samples
+from ..operators.table import TRANSLATIONS
+from ..operators.translation import SiteWriter
 from .trace import Trace
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..execute.behaviour import Behaviour
-from ..execute.state import State
-from ..record.ops import OPS
-from ..targets.grid import Bounds, Grid
-from ..targets.target import CLIP, Target
-from .graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, written_by
+from ...execute.behaviour import Behaviour
+from ...execute.state import State
+from ...record.ops import OPS
+from ...targets.grid import Bounds, Grid
+from ...targets.target import CLIP, Target
+from ..graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, written_by
+from ..operators.table import TRANSLATIONS
+from ..operators.translation import SiteWriter
 from .late_reads import LateReads
 from .names import Names
-from .operators.table import TRANSLATIONS
-from .operators.translation import SiteWriter
 from .region_calls import RegionCall, missing_function
 
 # What a translation raises on arguments that it was not written for.
