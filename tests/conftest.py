@@ -1,17 +1,90 @@
+"""Where and how the tests run.
+
+``MMQUANT_TEST_DEVICE=cuda`` runs the engine's tests on a GPU: tensors are made there,
+and NumPy sees copies of them.
+"""
+
+import os
+
 import pytest
 import torch
+from mmengine.model import BaseDataPreprocessor
+from paths import HELPERS
 from qat_runs import watch
 from toy_models import ToyNet, randomize_norms
 from toy_runner import QAT, make_config, train
+
+DEVICE = os.environ.get('MMQUANT_TEST_DEVICE', 'cpu')
+_PROCESSES = 'it starts processes, which share work on CPUs'
+_RUNTIME = 'ONNX Runtime and what it is compared with run on a CPU'
+# Folders and files of tests, and why a GPU has nothing to do with them.
+CPU_ONLY = {
+    'quantizers/kernels/test_native.py': 'its kernels are those of a CPU',
+    'wrappers/test_glibc_memory.py': 'it is about the memory of the host',
+    'runners/test_cpu_distributed.py': _PROCESSES,
+    'runners/test_distributed.py': _PROCESSES,
+    'runners/test_killed_runs.py': _PROCESSES,
+    'export/': _RUNTIME,
+    'targets/': _RUNTIME,
+}
+# What has a runner, which places the model by itself.
+RUNS = {'toy_runner', 'qat_runs', 'ptq_runs', 'killed_runs', 'old_checkpoints'}
 
 
 def pytest_configure(config):
     # The toy nets are too small to share among threads.
     torch.set_num_threads(1)
+    if DEVICE != 'cpu':
+        # Runs that are compared are to be the same.
+        torch.backends.cudnn.deterministic = True
+        # The package is imported by now: its constants are where they always are.
+        torch.set_default_device(DEVICE)
+
+
+def pytest_collection_modifyitems(items):
+    if DEVICE == 'cpu':
+        return
+    for item in items:
+        path = item.path.relative_to(HELPERS.parent).as_posix()
+        for start, reason in CPU_ONLY.items():
+            if path.startswith(start):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    # Around fixtures of a module or of the session too.
+    placed_there = DEVICE != 'cpu' and places_tensors(item.module)
+    if placed_there:
+        torch.set_default_device(None)
+    yield
+    if placed_there:
+        torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def place(request, monkeypatch):
+    """Makes a test's tensors on the device that was asked for."""
+    if DEVICE == 'cpu' or places_tensors(request.module):
+        return
+    to_numpy, from_numpy = torch.Tensor.numpy, torch.from_numpy
+    monkeypatch.setattr(torch.Tensor, 'numpy', lambda x: to_numpy(x.cpu()))
+    monkeypatch.setattr(torch, 'from_numpy', lambda x: from_numpy(x).to(DEVICE))
+    # It follows the model's `.to()`, which nobody calls.
+    monkeypatch.setattr(BaseDataPreprocessor, 'device', torch.device(DEVICE))
+
+
+def places_tensors(module):
+    """Whether a test module says itself where its tensors are, or has a runner."""
+    return getattr(module, 'PLACES_TENSORS', False) or any(
+        getattr(item, '__module__', None) in RUNS
+        or getattr(item, '__name__', None) in RUNS
+        for item in vars(module).values()
+    )
+
+
+@pytest.fixture(autouse=True)
+def seed(place):
     torch.manual_seed(0)
 
 

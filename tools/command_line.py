@@ -4,17 +4,20 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.runners.checkpoint_files import what_is_wrong
 from mmquant_jacinto.runners.cpu_distributed import (
     init_cpu_process_group,
     use_cpu_model_wrapper,
 )
+
+MAX_SIDE = 2**15  # of an image, in pixels
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +45,69 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        QuantizeError: If it is not there, or no config of a model.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise QuantizeError(
+            f'{path} is no Python: {error.msg} in line {error.lineno} of it, or of a '
+            'config in its _base_'
+        ) from error
+    except OSError as error:
+        missing = error.filename or path
+        reason = f'{missing} is not there' if error.strerror else str(error)
+        raise QuantizeError(
+            f'{path} cannot be read as a config: {reason}; give a .py, .yaml or .json '
+            'file'
+        ) from error
+    if 'model' not in cfg:
+        raise QuantizeError(f'{path} has no model; give a config with model=dict(...)')
+    return cfg
+
+
+def merge_options(cfg: Config, options: Optional[dict[str, Any]]) -> None:
+    """Apply --cfg-options.
+
+    Raises:
+        QuantizeError: If one goes into what is no dict or list of that size.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        given = ' '.join(f'{key}={value}' for key, value in (options or {}).items())
+        reason = str(error).partition('. ')[0]
+        raise QuantizeError(
+            f'--cfg-options {given} does not fit the config: {reason}'
+        ) from error
+
+
+def check_file(path: str) -> None:
+    """Raise QuantizeError where a checkpoint or model file is not whole."""
+    reason = None if '://' in path else what_is_wrong(path)
+    if reason is not None:
+        raise QuantizeError(f'{path} {reason}; give a whole .pth or .onnx file')
+
+
+def check_shape(shape: tuple[int, int]) -> None:
+    """Raise QuantizeError where --shape is not the size of an image."""
+    if not all(0 < size <= MAX_SIDE for size in shape):
+        raise QuantizeError(
+            f'--shape {shape[0]} {shape[1]} is not the size of an image; use a height '
+            f'and a width from 1 to {MAX_SIDE}, such as --shape 320 320'
+        )
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the options that training and testing share."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

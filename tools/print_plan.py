@@ -10,16 +10,21 @@ import logging
 from pathlib import Path
 
 import torch
-from command_line import exit_on_quantize_error
-from mmengine.config import Config, DictAction
+from command_line import (
+    check_shape,
+    exit_on_quantize_error,
+    merge_options,
+    read_config,
+)
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import _load_checkpoint
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.execute.quantization import find_plan
 from mmquant_jacinto.plan.plan import Plan
 from mmquant_jacinto.plan.summary import describe
+from mmquant_jacinto.runners.checkpoint_files import read_checkpoint
 from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
 
 
@@ -43,13 +48,14 @@ def parse_args() -> argparse.Namespace:
 
 def plan_of_config(args: argparse.Namespace) -> Plan:
     """Plan a config's model on a random image."""
-    cfg = Config.fromfile(args.source)
-    cfg.merge_from_dict(args.cfg_options)
+    check_shape(args.shape)
+    cfg = read_config(args.source)
+    merge_options(cfg, args.cfg_options)
     config = QuantizeConfig.parse(cfg.get('quantize'))
     if config is None:
         raise QuantizeError(
-            f'{args.source} has no quantize key, or a falsy one; add --cfg-options '
-            'quantize.mode=qat'
+            f'{args.source} has no quantize key, or a falsy one; set '
+            "quantize=dict(mode='qat')"
         )
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
@@ -59,7 +65,7 @@ def plan_of_config(args: argparse.Namespace) -> Plan:
 
 def plan_of_checkpoint(path: str) -> Plan:
     """Read the plan that a checkpoint carries."""
-    checkpoint = _load_checkpoint(path, map_location='cpu')
+    checkpoint = read_checkpoint(path)
     plan = find_plan(checkpoint.get('state_dict', checkpoint))
     if plan is None:
         raise QuantizeError(f'{path} is a float checkpoint: there is no plan in it')

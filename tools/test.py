@@ -13,6 +13,7 @@ from copy import deepcopy
 from command_line import (
     add_common_arguments,
     build_runner,
+    check_file,
     exit_on_quantize_error,
     load_config,
 )
@@ -141,7 +142,7 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
             f'{args.checkpoint} is tested in one process and without --tta; '
             'for those, test the checkpoint'
         )
-    run = FileRun(cfg, args.checkpoint, args.backend)
+    run = FileRun.read(cfg, args.checkpoint, args.backend)
     runner = build_runner(run.cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
@@ -165,6 +166,7 @@ def set_engine(runner: Runner, target: str) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
+    check_file(args.checkpoint)
     if args.checkpoint.endswith('.onnx'):
         if args.show or args.show_dir:
             enable_visualization(cfg, args)

@@ -11,6 +11,8 @@ from command_line import (
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
+from mmquant_jacinto.runners.checkpoint_files import latest_checkpoint, read_start
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -43,6 +45,18 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def resume_latest(cfg: Config) -> None:
+    """Resume the last run, or start from the config's load_from if there is none."""
+    if not cfg.get('quantize'):
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        cfg.load_from = None if cfg.resume else cfg.get('load_from')
+        return
+    latest = latest_checkpoint(cfg.work_dir)
+    # Where it has a start only, the runner starts again from that.
+    cfg.resume = latest is not None or read_start(cfg.work_dir) is not None
+    cfg.load_from = latest if cfg.resume else cfg.get('load_from')
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -52,10 +66,7 @@ def main() -> None:
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if args.resume == 'auto':
-        # With nothing to resume, it starts from the config's load_from.
-        latest = find_latest_checkpoint(cfg.work_dir)
-        cfg.resume = latest is not None
-        cfg.load_from = None if cfg.resume else cfg.get('load_from')
+        resume_latest(cfg)
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     build_runner(cfg).train()

@@ -18,6 +18,8 @@ from .sections import (
     MixedPrecision,
     Rounding,
     check_choice,
+    check_switch,
+    is_number,
 )
 
 MODES = ('qat', 'ptq')
@@ -131,25 +133,18 @@ class QuantizeConfig:
         searches = self.observer_class.searches and self.learned_scale is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
-                f'quantize.observer={self.observer!r} searches a range for all '
+                f'quantize.observer={self.observer_name!r} searches a range for all '
                 f'calibration images together, and quantize.mode={self.mode!r} '
                 "moves ranges with each step; use observer='percentile', "
                 "'moving_average' or 'minmax', or calibrate with mode='ptq'"
             )
-        if (
-            not isinstance(self.percentile, (int, float))
-            or not 0 <= self.percentile < 50
-        ):
+        if not is_number(self.percentile) or not 0 <= self.percentile < 50:
             raise QuantizeError(
                 f'quantize.percentile={self.percentile!r} is not a share; use '
                 'a number of percent from 0 to below 50, such as 0.01'
             )
-        if self.per_channel not in (None, False, True, DEPTHWISE):
-            raise QuantizeError(
-                f'quantize.per_channel={self.per_channel!r} is unknown; use True, '
-                f'False or {DEPTHWISE!r}'
-            )
-        if self.constrain_bias not in (None, False):
+        check_switch('per_channel', self.per_channel, None, DEPTHWISE)
+        if self.constrain_bias is not None and self.constrain_bias is not False:
             check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
         if self.searches_bits and self.mode != 'ptq':
             raise QuantizeError(
@@ -159,11 +154,7 @@ class QuantizeConfig:
                 "mixed_precision='WORK_DIR/mixed_precision.json', which that leaves"
             )
         for key in ('constrain_weights', 'equalize'):
-            value = getattr(self, key)
-            if value not in (None, False, True):
-                raise QuantizeError(
-                    f'quantize.{key}={value!r} is not a switch; use True or False'
-                )
+            check_switch(key, getattr(self, key), None)
 
     @classmethod
     def parse(cls, value: Any) -> Optional['QuantizeConfig']:
@@ -309,17 +300,23 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             raise QuantizeError(
                 f'{key}.{name} is not a known key; ' + nearest(name, known)
             )
-        if name in SWITCHES and item in (None, False, True):
+        is_switch = item is None or isinstance(item, bool)
+        if name in SWITCHES and is_switch:
             item = nested[name]() if item else None
         elif name == 'rounding' and isinstance(item, str):
             item = Rounding(item)
-        elif name == 'mixed_precision' and (not item or isinstance(item, str)):
+        elif name == 'mixed_precision' and (
+            isinstance(item, str) or item is None or item is False
+        ):
             item = item or None
         elif name in ('weight', 'activation') and item is None:
             pass
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
-                raise QuantizeError(f'{key}.{name}={item!r} is not a dict')
+                keys = ', '.join(other.name for other in fields(nested[name]))
+                raise QuantizeError(
+                    f'{key}.{name}={item!r} is not a dict; use one with keys of {keys}'
+                )
             if name == 'rounding' and 'method' not in item:
                 raise QuantizeError(
                     f'{key}.rounding={dict(item)!r} has no method; add one of '
@@ -358,6 +355,11 @@ def _widths(key: str, bits: object) -> None:
     if not isinstance(bits, Mapping):
         check_bits(key, bits)
         return
+    if not bits:
+        raise QuantizeError(
+            f'{key}={bits!r} is empty; use a width, or a dict of widths such as '
+            'dict(weight=8)'
+        )
     for kind, value in bits.items():
         if kind not in TENSOR_KINDS:
             raise QuantizeError(

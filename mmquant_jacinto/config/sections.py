@@ -10,14 +10,37 @@ from ..registry import BIAS_CORRECTIONS, ROUNDINGS, look_up
 from ..targets.formats import check_bits
 
 _BIAS_CORRECTION = 'quantize.calibration.bias_correction'
+# Rates and factors beyond this overflow in float32 within a few steps.
+LARGEST_FACTOR = 1e6
+LARGEST_COUNT = 2**31 - 1
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number; True and False, which Python counts, are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_positive(key: str, value: Any) -> None:
-    """Raises where a value is no positive number, or not finite."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    """Raises where a value is no positive number, or too large to compute with."""
+    if not is_number(value) or not 0 < value <= LARGEST_FACTOR:
         raise QuantizeError(
-            f'quantize.{key}={value!r} is not a positive number; use one above 0'
+            f'quantize.{key}={value!r} is not a positive number; use one above 0, '
+            f'up to {LARGEST_FACTOR:g}'
+        )
+
+
+def check_switch(key: str, value: object, *others: object) -> None:
+    """Raises where a value is neither True nor False, nor one of ``others``.
+
+    By identity and type: 1 and 0 equal the switches, and say nothing of which is
+    meant where a key also takes words or numbers.
+    """
+    valid = (True, False, *others)
+    if not any(type(value) is type(item) and value == item for item in valid):
+        words = [repr(item) for item in valid if item is not None]
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is not a switch; use '
+            f'{", ".join(words[:-1])} or {words[-1]}'
         )
 
 
@@ -31,10 +54,14 @@ def check_choice(key: str, value: object, valid: tuple) -> None:
 
 def check_count(key: str, value: object, least: int) -> None:
     """Raises where a value is no integer, or too small a one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not least <= value <= LARGEST_COUNT
+    ):
         raise QuantizeError(
             f'quantize.{key}={value!r} is not a count; use '
-            f'an integer of at least {least}'
+            f'an integer of at least {least}, below 2**31'
         )
 
 
@@ -78,18 +105,14 @@ class Calibration:
         check_count('calibration.epochs', self.epochs, 0)
         if self.iterations is not None:
             check_count('calibration.iterations', self.iterations, 1)
-        if not isinstance(self.lr, (int, float)) or not 0 < self.lr <= 1:
+        if not is_number(self.lr) or not 0 < self.lr <= 1:
             raise QuantizeError(
                 f'quantize.calibration.lr={self.lr!r} is not '
                 'a step; use a number above 0, up to 1'
             )
         if self.bias_correction is not False:
             look_up(BIAS_CORRECTIONS, _BIAS_CORRECTION, self.bias_correction)
-        if self.weights not in (False, True):
-            raise QuantizeError(
-                f'quantize.calibration.weights={self.weights!r} is not a switch; use '
-                'True or False'
-            )
+        check_switch('calibration.weights', self.weights)
         given = self.dataloader
         is_loader = isinstance(given, Mapping) and 'dataset' in given
         if given is not None and not is_loader:
@@ -266,11 +289,7 @@ class MixedPrecision:
                 'average_bits (such as 5.0) and model_size (megabytes)'
             )
         budget = getattr(self, given[0])
-        if (
-            isinstance(budget, bool)
-            or not isinstance(budget, (int, float))
-            or not 0 < budget < math.inf
-        ):
+        if not is_number(budget) or not 0 < budget < math.inf:
             raise QuantizeError(
                 f'{key}.{given[0]}={budget!r} is not a budget; use a number above 0'
             )

@@ -78,6 +78,8 @@ class Simulate(Behaviour):
             self._has_begun = True
         self.activations.begin_step()
         compute_grids(self.grids, self.state)
+        if self.state.learned is None and self._fake_quants is None:
+            self.grids.quantize_all()
         self._unlearned = self._all_learned()
 
     def _all_learned(self) -> Optional[Tensor]:
@@ -100,6 +102,7 @@ class Simulate(Behaviour):
 
     def end(self) -> None:
         self.activations.end_step()
+        self.grids.forget_quantized()
         if self._uncorrected < len(self._live):
             # What a calibration corrected is in the statistics of a batch already.
             for name in self._live:
@@ -242,7 +245,7 @@ class Simulate(Behaviour):
         # The same in a second run, for activation checkpointing.
         ours = self.state.learned is None and self._fake_quants is None
         if layer.norm is not None and ours:
-            return fold_layer(layer, self.grids.folding(name))
+            return fold_layer(layer, self.grids.folding(name), self.grids.on_grid(name))
         weight, bias = layer.folded()
         weight = self._on_grid(name, layer, weight, self.grids.step(name))
         correction = self.state.correction(name)
@@ -261,7 +264,8 @@ class Simulate(Behaviour):
             rows = learned_weight(channel_rows(layer, weight), step, learned, name, fmt)
             weight = from_channel_rows(layer, rows)
         else:
-            weight = quantize_weight(weight, layer.along_channels(step), fmt)
+            size = layer.along_channels(step)
+            weight = quantize_weight(weight, size, fmt, self.grids.on_grid(name))
         if self._unlearned is not None:
             weight, self._unlearned = weight + self._unlearned, None
         return weight

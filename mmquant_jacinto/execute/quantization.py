@@ -320,7 +320,15 @@ def _encode(plan: Plan) -> Tensor:
 
 def read_plan(tensor: Tensor) -> Plan:
     """Decodes the plan that a checkpoint stores as bytes (uint8)."""
-    return Plan.from_json(bytes(tensor.cpu().tolist()).decode())
+    try:
+        return Plan.from_json(bytes(tensor.cpu().tolist()).decode())
+    except QuantizeError:
+        raise
+    except (ValueError, TypeError, LookupError) as error:
+        raise QuantizeError(
+            'the plan in the checkpoint is no JSON of this package '
+            f'({type(error).__name__}: {error}); give a checkpoint as it was saved'
+        ) from error
 
 
 def find_plan(state_dict: Mapping[str, Tensor]) -> Optional[Plan]:

@@ -22,8 +22,8 @@ from .example import Example
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
 from .postprocess import add_detections
-from .step_writer import Writing
-from .trace import Trace
+from .tracing.step_writer import Writing
+from .tracing.trace import Trace
 
 INPUT_NAME = 'images'
 
@@ -136,7 +136,12 @@ def export_onnx(
         outputs, layout = choose_outputs(trace)
         more, meta_arch = _additions(trace, outputs, given.images, postprocess)
     scales = {name: _scale(trace, source) for name, (source, _) in outputs.items()}
-    described = {'layout': layout, 'scales': scales, **_describe(trace)}
+    described = {
+        'layout': layout,
+        'scales': scales,
+        'parameters': _shapes(root, layout),
+        **_describe(trace),
+    }
     proto = trace.writer.build(
         {**outputs, **more}, type(root).__name__, {**described, **(metadata or {})}
     )
@@ -161,6 +166,18 @@ def _scale(trace: Trace, name: str) -> float | None:
     """Step of the grid of a tensor of the graph, if it is on one."""
     known = trace.writer.quantized.get(name)
     return None if known is None else float(known[1].scale)
+
+
+def _shapes(root: nn.Module, layout: list[dict]) -> dict[str, list[int]]:
+    """Shapes of the parameters of the modules that a file holds, by name."""
+    quantization = {id(p) for p in Quantization.of(root).parameters()}
+    regions = [item['region'] for item in layout]
+    return {
+        name: list(parameter.shape)
+        for name, parameter in root.named_parameters()
+        if id(parameter) not in quantization
+        and any(not region or name.startswith(f'{region}.') for region in regions)
+    }
 
 
 def _describe(trace: Trace) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
+from ..targets.wide_grids import has_wide_grids
 from .graph.layout import decode
 from .packages import require
 
-BACKENDS = ('onnxruntime', 'openvino')
+ENGINES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
+BACKENDS = tuple(ENGINES)
 # What ONNX Runtime runs layers in integers by, and in float.
 _INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
 _FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')
@@ -46,6 +48,11 @@ class Session:
             raise QuantizeError(
                 f'--backend {backend!r} is unknown; ' + nearest(backend, BACKENDS)
             )
+        if not model.graph.input or not model.graph.output:
+            raise QuantizeError(
+                'the file is no ONNX model: no graph with an input and an output is in '
+                'it; give one that tools/export.py wrote'
+            )
         self.metadata = {item.key: item.value for item in model.metadata_props}
         self.input_name = model.graph.input[0].name
         self.input_shape = tuple(
@@ -53,7 +60,16 @@ class Session:
         )
         self.output_names = [item.name for item in model.graph.output]
         start = _start_onnxruntime if backend == 'onnxruntime' else _start_openvino
-        self._run = start(model.SerializeToString(), self.input_name, threads)
+        try:
+            self._run = start(model.SerializeToString(), self.input_name, threads)
+        except QuantizeError:
+            raise
+        except Exception as error:  # noqa: B902 - each engine has errors of its own
+            reason = str(error).splitlines()[0] if str(error) else ''
+            raise QuantizeError(
+                f'{backend} cannot run the file ({type(error).__name__}: {reason}); '
+                'give one that tools/export.py wrote for it'
+            ) from error
 
     @property
     def layout(self) -> list[dict]:
@@ -64,6 +80,23 @@ class Session:
                 'modules of the model it holds'
             )
         return json.loads(self.metadata['layout'])
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks that the file was made of a model like this one.
+
+        Raises:
+            QuantizeError: If a parameter of a module that the file holds has another
+                shape, or is missing. Older files do not say what they were made of.
+        """
+        own = dict(model.named_parameters())
+        for name, shape in json.loads(self.metadata.get('parameters', '{}')).items():
+            found = own.get(name)
+            if found is None or list(found.shape) != shape:
+                here = 'missing' if found is None else f'{list(found.shape)}'
+                raise QuantizeError(
+                    f'the file was made from another config: {name} is {shape} in it, '
+                    f'and {here} here; use the config that it was made with'
+                )
 
     @property
     def skipped(self) -> list[str]:
@@ -187,6 +220,11 @@ def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
 
 def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
     openvino = require('openvino')
+    if has_wide_grids(onnx.load_from_string(model)):
+        raise QuantizeError(
+            'the file quantizes to 16 bits by QuantizeLinear, which OpenVINO computes '
+            'otherwise; export it with --target openvino'
+        )
     core = openvino.Core()
     # Where the processor has bfloat16, it would compute floats in that.
     settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
@@ -215,6 +253,7 @@ def in_place_of_modules(model: nn.Module, session: Session) -> Iterator[None]:
         QuantizeError: If the model lacks a module that the file names.
     """
     layout = session.layout
+    session.check_fits(model)
     outputs: dict[str, Tensor] = {}
     calls: dict[str, list[Any]] = {}
     for item in layout:

@@ -1,3 +1,9 @@
+"""Hooks: what a training does between its steps, one class a file.
+
+``qat_hook`` keeps the freeze schedule, ``exact_resume_hook`` makes a resumed run end
+where the uninterrupted one ends. Imports ``wrappers`` and what is before it.
+"""
+
 from .exact_resume_hook import ExactResumeHook
 from .qat_hook import QATHook
 

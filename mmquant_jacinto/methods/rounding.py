@@ -100,7 +100,9 @@ def adaround(task: RoundingTask, options: Rounding) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     warm = int(WARMUP * options.iterations)
     for iteration in range(options.iterations):
-        rows = torch.randint(len(inputs), (BATCH,), generator=generator)
+        rows = torch.randint(
+            len(inputs), (BATCH,), generator=generator, device=generator.device
+        )
         rows = rows.to(inputs.device)
         up = soft_round(v)
         soft = (floor + up).clamp(low, high) * step

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizeError
 from ..plan.plan import ActivationSpec
+from ..plan.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
 from .activation_grids import GridFormats
 from .histograms import Histograms
@@ -329,12 +330,11 @@ class ActivationQuantizers(nn.Module):
     def scalars(self) -> dict[str, float]:
         """The ranges, for a visualizer: ``range/<name>/low`` and high."""
         self.settle()
-        ends = zip(
-            self.specs, self.low.tolist(), self.high.tolist(), self.count.tolist()
-        )
+        names = scalar_names(spec.name for spec in self.specs)
+        ends = zip(names, self.low.tolist(), self.high.tolist(), self.count.tolist())
         return {
-            f'range/{spec.name}/{end}': value
-            for spec, low, high, count in ends
+            f'range/{name}/{end}': value
+            for name, low, high, count in ends
             if count
             for end, value in (('low', low), ('high', high))
         }

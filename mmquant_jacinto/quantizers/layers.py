@@ -2,11 +2,11 @@
 
 from typing import Optional, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..plan.plan import WeightSpec
+from ..targets.grid import inverse_root
 
 
 class Layer:
@@ -147,7 +147,7 @@ class Layer:
 
 def norm_factor(norm: _BatchNorm) -> Tensor:
     """Factor per channel of a batch normalization with frozen statistics: (C,)."""
-    factor = torch.rsqrt(norm.running_var + norm.eps)
+    factor = inverse_root(norm.running_var + norm.eps)
     return factor if norm.weight is None else factor * norm.weight
 
 

@@ -121,8 +121,9 @@ class LearnedWeightScales(nn.Module):
     @torch.no_grad()
     def factors(self) -> Tensor:
         """The factor on the step of each channel of all layers: (C,)."""
-        log2 = self.log2_scale
-        return factor_of(log2, self._power_of_two)[self._index]
+        # In float64: what devices call the power of two in float32 differs in a bit.
+        log2 = self.log2_scale.double()
+        return factor_of(log2, self._power_of_two).float()[self._index]
 
     def place(self, name: str) -> slice:
         """Where the factors of a weight quantizer are among all."""

@@ -37,7 +37,11 @@ def sample_rows(x: Tensor) -> Tensor:
     Each row of the first (batch) axis is sampled alike, so a batch gives the
     union of what its halves give.
     """
-    x = x.detach().contiguous()
+    x = x.detach()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        # Any order of a row will do, and moving it around takes long.
+        x = x.permute(0, 2, 3, 1)
+    x = x.contiguous()
     rows = len(x) if x.dim() > 1 else 1
     row = x.numel() // rows
     # Odd, so as not to walk down the same columns of a feature map.
@@ -149,6 +153,8 @@ class Layout(NamedTuple):
         signed_slots (Tensor): Row of each of those.
         bounds (tuple, optional): Least and largest value that each
             observation's clip lets through: (P, 1) each.
+        signed_bounds (tuple, optional): The same of the negated elements of those
+            in ``signed``.
     """
 
     slots: Tensor
@@ -158,6 +164,7 @@ class Layout(NamedTuple):
     signed: list[int]
     signed_slots: Tensor
     bounds: Optional[tuple[Tensor, Tensor]]
+    signed_bounds: Optional[tuple[Tensor, Tensor]]
 
 
 class Extremes:
@@ -193,10 +200,8 @@ class Extremes:
         negated = [samples[i] for i in layout.signed]
         lows = _largest(negated, layout.depth, negated=True)
         if layout.bounds is not None:
-            above, below = layout.bounds
-            highs = _clamp(highs, above, below)
-            signed = layout.signed
-            lows = _clamp(lows, -below[signed], -above[signed])
+            highs = _clamp(highs, *layout.bounds)
+            lows = _clamp(lows, *layout.signed_bounds)
         return (
             self._merge(highs, layout.slots, layout, device),
             self._merge(lows, layout.signed_slots, layout, device),
@@ -244,7 +249,7 @@ class Extremes:
             if not self.positive[item.quantizer]
         ]
         clips = [item.clip or (None, None) for item in observations]
-        bounds = None
+        bounds = signed_bounds = None
         if any(end is not None for clip in clips for end in clip):
             above, below = (
                 torch.tensor(
@@ -255,6 +260,7 @@ class Extremes:
                 for i, open_end in enumerate((-torch.inf, torch.inf))
             )
             bounds = above, below
+            signed_bounds = -below[signed], -above[signed]
         return Layout(
             torch.tensor(slots, device=device),
             per_quantizer,
@@ -263,6 +269,7 @@ class Extremes:
             signed,
             torch.tensor([slots[i] for i in signed], device=device),
             bounds,
+            signed_bounds,
         )
 
 

@@ -7,16 +7,17 @@ operation runs once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..plan.plan import Plan
 from ..targets.formats import integer_bounds
+from ..targets.grid import inverse_root
 from .activation_grids import SMALLEST_RANGE, power_of_two_above
 from .activations import ActivationQuantizers
-from .kernels import native
+from .kernels import native, triton_kernels
 from .layers import Layer, channel_reach
 from .weights import Folding, bias_limits
 
@@ -60,7 +61,10 @@ class WeightGrids:
         def column(values: list) -> Tensor:
             return torch.tensor(values, device=device).repeat_interleave(sizes)
 
-        self.high = column([float(integer_bounds(spec.format)[1]) for spec in specs])
+        self.low, self.high = (
+            column([float(integer_bounds(spec.format)[end]) for spec in specs])
+            for end in (0, 1)
+        )
         self.per_channel = column([spec.format.per_channel for spec in specs])
         self.power_of_two = column([spec.format.power_of_two for spec in specs])
         self.eps = column(
@@ -77,12 +81,26 @@ class WeightGrids:
             layer.spec.axis == 0 and len(layer.weight) == layer.spec.channels
             for layer in layers.values()
         )
-        self._native_reach: native.Reach | None = None
+        self._reach: native.Reach | triton_kernels.Reach | None = None
         self.version = 0  # changes with the steps
         self._all_steps: Tensor | None = None
         self._steps: dict[str, Tensor] = {}
         self._live_steps: dict[str, Tensor] = {}
+        self._places = dict(zip(layers, self._spans()))
+        self._columns: tuple[Tensor, ...] = ()
+        self._live_columns: Tensor | None = None
         self._foldings: dict[str, Folding] = {}
+        # Weights on their grids, end to end, where all are put there at once.
+        self._on_grids: Tensor | None = None
+        self._index = {name: i for i, name in enumerate(layers)}
+        self._live: tuple[list[bool], Tensor] | None = None
+
+    def _spans(self) -> Iterator[slice]:
+        """Where each layer is among the channels of all."""
+        start = 0
+        for size in self.sizes:
+            yield slice(start, start + size)
+            start += size
 
     def step(self, name: str) -> Tensor:
         """Step of the folded weight's grid: (C,)."""
@@ -98,7 +116,51 @@ class WeightGrids:
 
     def folding(self, name: str) -> Folding:
         """What folding the layer's normalization takes, as last computed."""
+        # Made on demand: live normalizations are not folded.
+        if name not in self._foldings:
+            place = self._places[name]
+            columns = (column[place] for column in self._columns)
+            self._foldings[name] = Folding(*columns)
         return self._foldings[name]
+
+    @torch.no_grad()
+    def quantize_all(self) -> None:
+        """Puts all weights on their grids, where one launch can."""
+        layers = self.layers.values()
+        if not isinstance(self._reach, triton_kernels.Reach) or any(
+            layer.correction is not None for layer in layers
+        ):
+            return
+        _, _, step, factor_in_steps, *_ = self._columns
+        live_step = self._live_columns
+        is_live = self._live_mask([layer.norm_is_live for layer in layers])
+        self._on_grids = self._reach.quantize(
+            [layer.weight for layer in layers],
+            torch.where(is_live, live_step.reciprocal(), factor_in_steps),
+            torch.where(is_live, live_step, step),
+            (self.low, self.high),
+        )
+
+    def forget_quantized(self) -> None:
+        """Drops what :meth:`quantize_all` made."""
+        self._on_grids = None
+
+    def on_grid(self, name: str) -> Tensor | None:
+        """A weight as :meth:`quantize_all` left it; None where it did not."""
+        if self._on_grids is None:
+            return None
+        weight = self.layers[name].weight
+        assert isinstance(self._reach, triton_kernels.Reach)
+        start = self._reach.starts[self._index[name]]
+        return self._on_grids.as_strided(weight.shape, weight.stride(), start)
+
+    def _live_mask(self, flags: list[bool]) -> Tensor:
+        """Channels of layers with live normalizations, bool."""
+        if self._live is None or self._live[0] != flags:
+            channels = torch.tensor(flags, device='cpu').pin_memory()
+            channels = channels.to(self.layer_of.device, non_blocking=True)
+            self._live = flags, channels[self.layer_of]
+        return self._live[1]
 
     @property
     def all_steps(self) -> Tensor:
@@ -112,7 +174,9 @@ class WeightGrids:
             self._all_steps,
             self._steps,
             self._live_steps,
+            self._columns,
             self._foldings,
+            self._on_grids,
         )
 
     def become(self, grids: tuple) -> None:
@@ -122,7 +186,9 @@ class WeightGrids:
             self._all_steps,
             self._steps,
             self._live_steps,
+            self._columns,
             self._foldings,
+            self._on_grids,
         ) = grids
 
     @property
@@ -142,7 +208,8 @@ class WeightGrids:
         """
         low, high = self._channel_reach()
         reach = torch.maximum(high, -low)
-        deviation = torch.rsqrt(self._from_norms('running_var', self._ones) + self.eps)
+        variance = self._from_norms('running_var', self._ones) + self.eps
+        deviation = inverse_root(variance)
         factor = self._from_norms('weight', self._ones) * deviation
         offset = self._biases() - self._from_norms('running_mean', self._zeros)
         bias = offset * factor + self._from_norms('bias', self._zeros)
@@ -175,21 +242,25 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._steps = dict(zip(self.layers, step.split(self.sizes)))
-        columns = factor, bias, step, factor / step, deviation, offset
-        parts = (column.split(self.sizes) for column in columns)
-        self._foldings = dict(zip(self.layers, map(Folding, *parts)))
+        self._columns = factor, bias, step, factor / step, deviation, offset
+        self._live_columns, self._on_grids = live, None
+        self._foldings = {}
         self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""
         weights = [layer.weight for layer in self.layers.values()]
-        if self._by_row and all(
-            native.takes(weight) and weight.is_contiguous() for weight in weights
-        ):
-            if self._native_reach is None:
-                shapes = [(len(x), x.numel() // len(x)) for x in weights]
-                self._native_reach = native.Reach(shapes)
-            return self._native_reach(weights)
+        if self._by_row:
+            kernels = None
+            if all(map(triton_kernels.takes_rows, weights, self.sizes)):
+                kernels = triton_kernels
+            elif all(native.takes(x) and x.is_contiguous() for x in weights):
+                kernels = native
+            if kernels is not None:
+                if self._reach is None:
+                    shapes = [(len(x), x.numel() // len(x)) for x in weights]
+                    self._reach = kernels.Reach(shapes, self.layer_of.device)
+                return self._reach(weights)
         ends = [channel_reach(layer) for layer in self.layers.values()]
         low, high = (torch.cat(end) for end in zip(*ends))
         return low, high

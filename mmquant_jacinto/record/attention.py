@@ -194,7 +194,7 @@ def multi_head_attention_forward(
     if not need_weights:
         return out, None
     with torch._C.DisableTorchFunction():
-        shown = dropped.view(batch, num_heads, length, -1)
+        shown = dropped.view(batch, num_heads, length, dropped.shape[-1])
         shown = shown.mean(1) if average_attn_weights else shown
     return out, shown if is_batched else shown.squeeze(0)
 

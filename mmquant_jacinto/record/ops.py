@@ -313,7 +313,7 @@ def replace_operands(
 def kind_of(op: Op, args: tuple, kwargs: dict) -> str:
     """Kind of a call, which may depend on its arguments.
 
-    Resizing to the nearest neighbour only copies elements; filling with
+    Resizing to the nearest neighbour only copies elements; filling or padding with
     anything but zero puts a value among them that no range allows for.
     """
     if op.name == 'pad':
@@ -326,6 +326,8 @@ def kind_of(op: Op, args: tuple, kwargs: dict) -> str:
     if op.name == 'masked_fill':
         value = kwargs.get('value', args[2] if len(args) > 2 else None)
         return PASS if not isinstance(value, Tensor) and value == 0 else OTHER
+    if op.name == 'pad':
+        return OTHER if kwargs.get('value', args[3] if len(args) > 3 else 0) else PASS
     return op.kind
 
 

@@ -1,4 +1,10 @@
-"""Quantization's place in MMEngine: runner, loop, and how they are chosen."""
+"""Runners: quantization's place in MMEngine, and how a config gets there.
+
+``redirect`` hands a config with a truthy ``quantize`` to ``quant_runner``, which wraps
+the model for its phase; ``calibration_loop`` calibrates; ``checkpoint_files`` survive a
+kill; ``refusals`` say what cannot be combined; ``upstream_fixes`` mend what breaks on
+current torch. Imports ``hooks`` and what is before it.
+"""
 
 from .calibration_loop import CalibrationLoop
 from .cpu_distributed import init_cpu_process_group, use_cpu_model_wrapper

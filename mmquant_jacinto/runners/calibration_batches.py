@@ -1,7 +1,8 @@
 """Images to prepare and to calibrate on, out of a runner's config."""
 
-import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 from mmengine.dataset import InfiniteSampler
@@ -11,8 +12,45 @@ from torch.utils.data import DataLoader
 
 from ..config.sections import Calibration
 from ..errors import QuantizeError
+from .seen_datasets import dataset_seen_through, find_pipeline
+from .train_batches import equalize_batches
 
 ATTEMPTS = 8
+
+
+@contextmanager
+def readable_images() -> Iterator[None]:
+    """Says of any error in a pipeline that an image could not be read."""
+    try:
+        yield
+    except Exception as error:  # noqa: B902 - a pipeline raises any
+        raise QuantizeError(
+            'an image of the calibration set could not be read '
+            f'({type(error).__name__}: {error}); check '
+            'train_dataloader or quantize.calibration.dataloader'
+        ) from error
+
+
+class Batches:
+    """The first batches of a dataloader, anew each time.
+
+    Args:
+        loader (DataLoader): Where from.
+        size (int): How many.
+    """
+
+    def __init__(self, loader: DataLoader, size: int) -> None:
+        self.loader, self.size = loader, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for _ in range(self.size):
+            with readable_images():
+                batch = next(batches)
+            yield batch
 
 
 def first_batch(dataloader: DataLoader, key: str) -> Any:
@@ -50,9 +88,9 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
     """Builds the loader of ``quantize.calibration``.
 
     By default the training images, seen through the pipeline of validation
-    (or test): what is calibrated is what will be deployed. Images come in one
-    random order, the same in each pass: that of ``randomness.seed``, of 0 where the
-    config has none. So the seed also decides which ``num_images`` of them are taken.
+    (or test), in its batches: what is calibrated is what will be deployed. They come
+    in one random order, the same in each pass: that of ``randomness.seed``, of 0 where
+    the config has none. So the seed also decides which ``num_images`` are taken.
 
     Raises:
         QuantizeError: If there is no pipeline to see the images through, or
@@ -78,6 +116,7 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
             f'{key}.sampler is an InfiniteSampler, and calibration sees the same '
             "images several times; use dict(type='DefaultSampler', shuffle=True)"
         )
+    equalize_batches(loader, key)
     return loader
 
 
@@ -89,45 +128,37 @@ def count_batches(loader: DataLoader, config: Calibration) -> int:
     return min(math.ceil(config.num_images / step), len(loader))
 
 
-def _default_dataloader(runner: Runner) -> dict:
-    train = copy.deepcopy(dict(runner.cfg.train_dataloader))
-    inference = runner.cfg.get('val_dataloader') or runner.cfg.get('test_dataloader')
+def _default_dataloader(runner: Any) -> dict:
+    """The training images as validation sees them: pipeline, batches and collation.
+
+    A pipeline's results fit the batches that they are made for: without random crops
+    images have several sizes, and a library's own collation takes its own training's.
+    """
+    train = runner._train_dataloader
+    inference = runner._val_dataloader or runner._test_dataloader
     if not inference:
         raise QuantizeError(
             'calibration needs images without random augmentation, and there '
             'is no val_dataloader or test_dataloader to take a pipeline '
             'from; set quantize.calibration.dataloader'
         )
-    dataset = _base_dataset(train['dataset'])
-    _set_pipeline(dataset, _find_pipeline(inference['dataset']))
     return dict(
-        batch_size=train.get('batch_size', 1),
-        num_workers=train.get('num_workers', 0),
-        dataset=dataset,
+        batch_size=_setting(inference, 'batch_size', 1) or 1,
+        num_workers=_setting(train, 'num_workers', 0),
+        dataset=dataset_seen_through(
+            _setting(train, 'dataset'), find_pipeline(_setting(inference, 'dataset'))
+        ),
         sampler=dict(type='DefaultSampler', shuffle=True),
-        **{name: train[name] for name in ('collate_fn', 'pin_memory') if name in train},
+        **{
+            name: _setting(loader, name)
+            for name, loader in (('collate_fn', inference), ('pin_memory', train))
+            if not isinstance(loader, dict) or name in loader
+        },
     )
 
 
-def _base_dataset(dataset: dict) -> dict:
-    """The data set below wrappers that repeat, balance or mix images."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
-
-
-def _find_pipeline(dataset: dict) -> list:
-    dataset = _base_dataset(dataset)
-    if 'pipeline' not in dataset and dataset.get('datasets'):
-        return _find_pipeline(dataset['datasets'][0])
-    return dataset['pipeline']
-
-
-def _set_pipeline(dataset: dict, pipeline: list) -> None:
-    if dataset.get('datasets'):
-        for index, part in enumerate(dataset['datasets']):
-            dataset['datasets'][index] = _base_dataset(part)
-            _set_pipeline(dataset['datasets'][index], pipeline)
-        dataset.pop('pipeline', None)
-    else:
-        dataset['pipeline'] = copy.deepcopy(pipeline)
+def _setting(loader: Any, name: str, default: Any = None) -> Any:
+    """A setting of a loader, or of a loader's config."""
+    if isinstance(loader, dict):
+        return loader.get(name, default)
+    return getattr(loader, name, default)

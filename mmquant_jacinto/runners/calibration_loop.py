@@ -4,7 +4,6 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Optional
 
 from mmengine.dist import get_rank, get_world_size, is_main_process
@@ -13,29 +12,21 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
 from ..methods.mixed_precision import FILE, BitSearch
 from ..quantizers.activations import ActivationQuantizers
-from .calibration_batches import calibration_dataloader, count_batches
+from .calibration_batches import (
+    Batches,
+    calibration_dataloader,
+    count_batches,
+    readable_images,
+)
 from .checkpoint_files import write_whole
+from .train_batches import equalize_batches
 
 CHECKPOINT = 'epoch_1.pth'
-
-
-class _First:
-    """The first batches of a dataloader, anew each time."""
-
-    def __init__(self, loader: DataLoader, size: int) -> None:
-        self.loader, self.size = loader, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self.loader, self.size)
 
 
 def with_progress(items: Sequence) -> Iterator[Any]:
@@ -48,19 +39,6 @@ def with_progress(items: Sequence) -> Iterator[Any]:
         yield item
         bar.update()
     print(flush=True)
-
-
-@contextmanager
-def readable_images() -> Iterator[None]:
-    """Says of any error in a pipeline that an image could not be read."""
-    try:
-        yield
-    except Exception as error:  # noqa: B902 - a pipeline raises any
-        raise QuantizeError(
-            'an image of the calibration set could not be read '
-            f'({type(error).__name__}: {error}); check '
-            'train_dataloader or quantize.calibration.dataloader'
-        ) from error
 
 
 def check_measured(activations: ActivationQuantizers, logger: MMLogger) -> None:
@@ -86,7 +64,8 @@ def check_measured(activations: ActivationQuantizers, logger: MMLogger) -> None:
         )
     if missing:
         logger.warning(
-            'Calibration never reached, so these stay in float: ' + ', '.join(missing)
+            'Calibration never reached, so a test whose images do is refused: '
+            + ', '.join(missing)
         )
 
 
@@ -120,6 +99,7 @@ class CalibrationLoop(BaseLoop):
         if dataloader is None:
             dataloader = calibration_dataloader(runner, self.config)
         super().__init__(runner, dataloader)
+        equalize_batches(self.dataloader, 'the calibration set')
         self._epoch = self._iter = 0
         self.stop_training = False
         self.val_begin = self.val_interval = 1
@@ -206,7 +186,7 @@ class CalibrationLoop(BaseLoop):
             f'Rounding of weights ({options.method}), layer after layer: {batches} '
             f'batches of {self.dataloader.batch_size or 1} images'
         )
-        self.runner.model.round_weights(_First(self.dataloader, batches))
+        self.runner.model.round_weights(Batches(self.dataloader, batches))
 
     def _finetune(self, options: Finetune) -> None:
         """Trains all that there is for the float model's outputs."""
@@ -214,7 +194,7 @@ class CalibrationLoop(BaseLoop):
             f'Fine-tuning: {options.iterations} iterations over {self.batches} batches '
             f'of {self.dataloader.batch_size or 1} images'
         )
-        self.runner.model.finetune(_First(self.dataloader, self.batches))
+        self.runner.model.finetune(Batches(self.dataloader, self.batches))
 
     def _search_bits(self) -> None:
         """Chooses the widths of weights, on one image at a time."""
@@ -244,10 +224,9 @@ class CalibrationLoop(BaseLoop):
             f'{self.dataloader.batch_size or 1} images'
         )
         means = []
-        batches = iter(self.dataloader)
+        batches = iter(Batches(self.dataloader, total))
         for index in with_progress(range(total)):
-            with readable_images():
-                batch = next(batches)
+            batch = next(batches)
             step = runner.model.calibrate_step
             means.append(step(batch, references and references[index], lr))
             self._iter += 1

@@ -1,7 +1,7 @@
 """The runner that quantizes: MMEngine's, with the model wrapped by phase."""
 
-import itertools
 import os
+from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
@@ -13,24 +13,31 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from mmengine.registry import RUNNERS
-from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner import Runner
 from torch import nn
 
 from ..config.quantize_config import QuantizeConfig
 from ..config.sections import Calibration
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook
+from ..plan.plan import Plan
 from ..record.side_effects import preserved_random_state
+from ..wrappers.distillation import student_of
 from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
-from .calibration_batches import calibration_dataloader, count_batches, first_batch
+from .calibration_batches import (
+    Batches,
+    calibration_dataloader,
+    count_batches,
+    first_batch,
+)
 from .calibration_loop import CalibrationLoop, check_measured
 from .checkpoint_files import (
+    PART,
     RemoveAfterSaving,
-    latest_checkpoint,
     note_start,
-    read_start,
+    read_checkpoint,
+    remove_parts,
     write_whole,
 )
 from .cpu_distributed import init_cpu_process_group
@@ -41,6 +48,8 @@ from .refusals import (
     refuse_conflicts,
     refuse_synchronized_norms,
 )
+from .run_start import find_start, load_from_in_file
+from .train_batches import equalize_epochs, with_new_workers
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
@@ -75,11 +84,13 @@ class QuantRunner(Runner):
     _val_loop: Any
     _hooks: list[Hook]
     _load_from: Optional[str]
+    _resume: bool
 
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
         if self.quantize_config is not None:
             refuse_conflicts(cfg)
+        self._load_from_in_file = load_from_in_file(cfg or {})
         super().__init__(*args, cfg=cfg, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -153,8 +164,11 @@ class QuantRunner(Runner):
         self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
-        self._renew_workers()
+        self._train_dataloader = with_new_workers(
+            self._train_loop, self._train_dataloader
+        )
         self._train_loop = self.build_train_loop(self._train_loop)
+        equalize_epochs(self._train_loop)
         self._wrap('train')
         self._prepare(self._train_loop.dataloader)
         if self.distributed:
@@ -172,60 +186,25 @@ class QuantRunner(Runner):
 
     def _decide_start(self) -> None:
         """Finds the checkpoint and the seed to go on with, or notes the new ones."""
-        seed = None
-        if self._resume and self._load_from is None:
-            self._load_from = latest_checkpoint(self.work_dir)
-            if self._load_from is None:
-                seed = self._start_again()
-            else:
-                self.logger.info(f'Resuming from {self._load_from}.')
-        if self._resume and self._randomness_cfg.get('seed') is None:
-            checkpoint = CheckpointLoader.load_checkpoint(self._load_from, 'cpu')
-            seed = checkpoint.get('meta', {}).get('seed')
+        start = find_start(
+            self._load_from, self._resume, self.work_dir, self._load_from_in_file
+        )
+        self._load_from, self._resume = start.load_from, start.resume
+        checkpoint = self._check_file(testing=False)
+        seed = checkpoint.get('meta', {}).get('seed') if self._resume else start.seed
         if seed is not None and self._randomness_cfg.get('seed') is None:
             self._randomness_cfg.update(seed=seed)
             self.set_randomness(**self._randomness_cfg)
         if not self._resume and is_main_process():
             note_start(self.work_dir, self._load_from, self.seed)
 
-    def _start_again(self) -> Optional[int]:
-        """Starts a killed run that had saved nothing yet from where it started.
-
-        ``--resume`` of the usual tools removes ``load_from``.
-        """
-        self._resume = False
-        start = read_start(self.work_dir)
-        if start is not None:
-            self._load_from = start['load_from']
-            self.logger.info(
-                f'{self.work_dir} has no checkpoint yet; starting again from '
-                f'{self._load_from or "the initial weights"}.'
-            )
-            return start['seed']
-        if self.quantize_config.mode == 'ptq':
-            raise QuantizeError(
-                f'resume=True, but {self.work_dir} has nothing to resume; calibrate '
-                'with resume=False and load_from=FLOAT_CHECKPOINT'
-            )
-        self.logger.warning(
-            f'{self.work_dir} has nothing to resume: training starts from the '
-            'initial weights. If the config has a load_from, --resume has removed '
-            'it; start without --resume.'
-        )
-        return None
-
-    def _renew_workers(self) -> None:
-        """Gives each epoch workers of its own: a resumed one cannot have old ones."""
-        loop, loader = self._train_loop, self._train_dataloader
-        if not isinstance(loop, dict) or not isinstance(loader, dict):
-            return
-        by_iteration = (
-            loop['type'] in (IterBasedTrainLoop, IterBasedTrainLoop.__name__)
-            if 'type' in loop
-            else not loop.get('by_epoch')
-        )
-        if loader.get('persistent_workers') and not by_iteration:
-            self._train_dataloader = {**loader, 'persistent_workers': False}
+    def _check_file(self, testing: bool) -> dict[str, Any]:
+        """Refuses a checkpoint that is no start, before any data set is built."""
+        if self._load_from is None or self._has_loaded:
+            return {}
+        checkpoint = read_checkpoint(str(self._load_from))
+        self._check_checkpoint(self._load_from, checkpoint, testing)
+        return checkpoint
 
     def val(self) -> dict:
         """Validates a quantized checkpoint."""
@@ -240,6 +219,7 @@ class QuantRunner(Runner):
     def wrap_for_test(self) -> None:
         """Wraps the float model for a test, unless it is wrapped already."""
         if self.quantize_config is not None and not isinstance(self.model, QuantModule):
+            self._check_file(testing=True)
             self._wrap('test')
             self.model.eval()
 
@@ -279,16 +259,17 @@ class QuantRunner(Runner):
         if self.model.quantization.has_scales:
             return
         learned = self.quantize_config.learned_scale
+        images = self.quantize_config.calibration.dataloader
         config = (
-            Calibration(iterations=1)
+            Calibration(iterations=1, dataloader=images)
             if learned is None
-            else Calibration(num_images=learned.num_images)
+            else Calibration(num_images=learned.num_images, dataloader=images)
         )
         with preserved_random_state():
             loader = calibration_dataloader(self, config)
             batches = count_batches(loader, config)
             self.logger.info(f'Ranges that training starts from: {batches} batches.')
-            self.model.measure_ranges(itertools.islice(loader, batches))
+            self.model.measure_ranges(Batches(loader, batches))
         if learned is not None:
             check_measured(self.model.quantization.activations, self.logger)
 
@@ -334,27 +315,35 @@ class QuantRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Calls the hooks; a checkpoint is checked before it is used."""
         if fn_name == 'after_load_checkpoint' and self.quantize_config is not None:
-            self._check_checkpoint(self._loading, kwargs['checkpoint'])
+            testing = self._train_loop is None or isinstance(self._train_loop, dict)
+            plan = self._check_checkpoint(self._loading, kwargs['checkpoint'], testing)
+            if testing:
+                note_other_settings(self.quantize_config, plan.config)
         super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_train' and self.quantize_config is not None:
+            folders = {self.work_dir}
             for hook in self._checkpoint_hooks():
                 hook.file_backend = RemoveAfterSaving(hook.file_backend)
+                folders.add(hook.out_dir)
+            for folder in folders if is_main_process() else ():
+                remove_parts(folder)
 
     def _checkpoint_hooks(self) -> list[CheckpointHook]:
         return [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
 
-    def _check_checkpoint(self, filename: str, checkpoint: dict) -> None:
-        testing = self._train_loop is None or isinstance(self._train_loop, dict)
-        plan = checked_plan(
+    def _check_checkpoint(
+        self, filename: str, checkpoint: dict, testing: bool
+    ) -> Optional[Plan]:
+        model = self.model
+        wrapped = isinstance(model, QuantModule)
+        return checked_plan(
             filename,
             checkpoint,
-            self.model.quantization.root,
+            model.quantization.root if wrapped else student_of(model),
             self.quantize_config.mode,
             testing,
             self._resume,
         )
-        if testing:
-            note_other_settings(self.quantize_config, plan.config)
 
     @master_only
     def save_calibrated(self, filename: str) -> None:
@@ -389,13 +378,18 @@ class QuantRunner(Runner):
             return
         meta = {**(kwargs.get('meta') or {}), MODE: self.quantize_config.mode}
         kwargs['meta'] = meta
-        written = filename + '.part' if local else filename
-        super().save_checkpoint(out_dir, written, file_client_args, *args, **kwargs)
+        written = filename + PART if local else filename
+        try:
+            super().save_checkpoint(out_dir, written, file_client_args, *args, **kwargs)
+        except BaseException:
+            if local and is_main_process():
+                Path(out_dir, written).unlink(missing_ok=True)
+            raise
         if not is_main_process():
             return
         path = os.path.join(out_dir, filename)
         if local:
-            os.replace(path + '.part', path)
+            os.replace(path + PART, path)
         for hook in self._checkpoint_hooks():
             backend = getattr(hook, 'file_backend', None)
             if isinstance(backend, RemoveAfterSaving):

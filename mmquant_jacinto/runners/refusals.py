@@ -87,7 +87,7 @@ def checked_plan(
     """
     stored = checkpoint.get('state_dict', checkpoint)
     complete = testing or resuming
-    _check_fits(filename, stored, root, complete)
+    check_fits(filename, stored, root, complete)
     plan = find_plan(stored)
     if resuming and not testing:
         _check_mode(filename, checkpoint.get('meta', {}), mode)
@@ -110,22 +110,40 @@ def checked_plan(
     )
 
 
-def _check_fits(
-    filename: str, stored: Mapping[str, Tensor], root: nn.Module, complete: bool
+def check_fits(
+    filename: str,
+    stored: Mapping[str, Tensor],
+    root: nn.Module,
+    complete: bool = True,
 ) -> None:
-    """Refuses one that lacks all parameters of the model; complete, also one."""
+    """Refuses a checkpoint of another model.
+
+    Args:
+        filename (str): What the user calls it.
+        stored (Mapping[str, Tensor]): Its state dict.
+        root (nn.Module): The model.
+        complete (bool): Whether all of the model's parameters have to be there, and
+            not just one. Defaults to True.
+
+    Raises:
+        QuantizeError: If they are not; it names the first.
+    """
     shapes: Mapping[str, Any] = {
         key[len('module.') :] if key.startswith('module.') else key: value.shape
         for key, value in stored.items()
+        if isinstance(value, Tensor)
     }
     shapes = fit_names(shapes, root)
     own = {name: p.shape for name, p in root.named_parameters()}
-    fitting = [name for name in own if shapes.get(name) == own[name]]
-    if not fitting or (complete and len(fitting) < len(own)):
+    others = [name for name in own if shapes.get(name) != own[name]]
+    if others and (complete or len(others) == len(own)):
+        there, here = shapes.get(others[0]), tuple(own[others[0]])
+        found = 'missing' if there is None else f'{tuple(there)} in it'
         raise QuantizeError(
             f'{filename} is a checkpoint of another model: '
-            f'{len(fitting)} of {len(own)} parameters have the name and '
-            'shape of this one'
+            f'{len(own) - len(others)} of {len(own)} parameters have the name and '
+            f'shape of this one, and {others[0]} is {here} here and {found}; use the '
+            'config that it was made with'
         )
 
 

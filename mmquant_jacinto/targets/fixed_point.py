@@ -12,7 +12,7 @@ from typing import Callable
 
 from torch import Tensor
 
-from .grid import Grid
+from .grid import Grid, divisor
 
 
 class FixedPoint:
@@ -41,7 +41,8 @@ class FixedPoint:
             given (Grid): Of the input.
             grid (Grid): Of the output.
         """
-        return (weight_scale.double() * given.scale / grid.scale).float()
+        unit = weight_scale.double() * given.scale
+        return (unit / divisor(grid.scale, unit)).float()
 
     def scale(
         self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
@@ -81,6 +82,26 @@ class FixedPoint:
     ) -> Tensor:
         """Exact sums of products of two activations, in steps of the output."""
         return total.mul_(first.scale * second.scale / grid.scale)
+
+    def average(
+        self,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+        pools: bool,
+    ) -> Tensor:
+        """Means of elements of a quantized tensor, in steps of the output.
+
+        Args:
+            function (Callable): The call, of any tensor in the place of its operand.
+            x (Tensor): Its operand: integers less the zero point, on ``given``.
+            given (Grid): Of the operand.
+            grid (Grid): Of the output.
+            pools (bool): Whether it is a pooling of parts of maps; else of whole maps,
+                a mean or a resizing.
+        """
+        return function(x) * (given.scale / grid.scale)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         """The engine's own version of a function of one tensor, if it has one.

@@ -76,3 +76,21 @@ def round_tensor(x: Tensor, rounding: str) -> Tensor:
         return x.add_(0.5).floor_()
     assert rounding == HALF_AWAY
     return x.copy_(x.abs().add_(0.5).floor_().copysign_(x))
+
+
+def divisor(number: float, x: Tensor) -> Number:
+    """A number to divide ``x`` by, so that the quotient is rounded once.
+
+    On a GPU torch multiplies by the inverse of a Python number, which rounds twice.
+    """
+    if not x.is_cuda:
+        return number
+    return torch.full((), number, dtype=x.dtype, device=x.device)
+
+
+def inverse_root(x: Tensor) -> Tensor:
+    """``1 / sqrt(x)``, rounded twice on every device: (float32).
+
+    A GPU's ``rsqrt`` is off by a bit, and so is the ``sqrt`` of a CPU.
+    """
+    return x.sqrt().reciprocal_() if x.is_cuda else x.rsqrt()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..registry import QUANT_TARGETS
 from .fixed_point import FixedPoint
 from .formats import HALF_EVEN
-from .grid import Grid
+from .grid import Grid, divisor
 from .preset import AFFINE, PER_CHANNEL, Preset
 from .target import Target
 
@@ -38,7 +38,8 @@ class QdqArithmetic(FixedPoint):
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         if _is_wide(given, grid):
             return super().multiplier(weight_scale, given, grid)
-        return weight_scale.float() * given.scale / grid.scale
+        unit = weight_scale.float() * given.scale
+        return unit / divisor(grid.scale, unit)
 
     def scale(
         self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
@@ -54,7 +55,7 @@ class QdqArithmetic(FixedPoint):
         if _is_wide(first, second, grid):
             # Not in place: either may be the one that is broadcast.
             total = x.float() * first.scale + y.float() * second.scale
-            return total.div_(grid.scale)
+            return total.div_(divisor(grid.scale, total))
         a, b = _ratio(first.scale, grid.scale), _ratio(second.scale, grid.scale)
         zero_a, zero_b, zero = -first.low, -second.low, -grid.low
         # The zero points are taken into one constant, in this order.
@@ -70,7 +71,7 @@ class QdqArithmetic(FixedPoint):
     ) -> Tensor:
         if _is_wide(first, second, grid):
             product = (x.float() * first.scale) * (y.float() * second.scale)
-            return product.div_(grid.scale)
+            return product.div_(divisor(grid.scale, product))
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
         # Two roundings to float32, then that to an integer, the zero point in.
         total = (x * y).float().mul_(ratio).sub_(grid.low)
@@ -83,6 +84,21 @@ class QdqArithmetic(FixedPoint):
             return super().sum_products(total, first, second, grid)
         ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
         return total.float().mul_(ratio)
+
+    def average(
+        self,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+        pools: bool,
+    ) -> Tensor:
+        if not pools or _is_wide(given, grid):
+            return super().average(function, x, given, grid, pools)
+        # The kernel adds up real numbers, and rounds with the zero point in.
+        real = function(x.float() * given.scale)
+        steps = real.div_(divisor(grid.scale, real))
+        return steps.sub_(grid.low).round_().add_(grid.low)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)
@@ -161,6 +177,7 @@ class OnnxRuntime(Target):
     preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
+    backend = 'onnxruntime'
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.

@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
 
 from ..config.quantize_config import QuantizeConfig
 from ..config.sections import MixedPrecision
@@ -26,6 +27,27 @@ def is_region(module: nn.Module) -> bool:
     predictions too; the modules that it calls are.
     """
     return not isinstance(module, BaseModel) and any(True for _ in module.parameters())
+
+
+def refuse_compiled(model: Any) -> None:
+    """Refuses what nothing can be quantized in: its calls cannot be seen.
+
+    Raises:
+        QuantizeError: If the model is no module, or a module of it is scripted or
+            compiled; it names the first.
+    """
+    if not isinstance(model, nn.Module):
+        raise QuantizeError(
+            f'the model to quantize is a {type(model).__name__}; give a torch.nn.Module'
+        )
+    for name, module in model.named_modules():
+        kinds = {base.__name__ for base in type(module).__mro__}
+        if isinstance(module, torch.jit.ScriptModule) or 'OptimizedModule' in kinds:
+            made_by = 'compile' if 'OptimizedModule' in kinds else 'jit.script or trace'
+            raise QuantizeError(
+                f'{name or "the model"} was made by torch.{made_by}, which hides what '
+                'is to be quantized; give the module that it was made from'
+            )
 
 
 def plan_model(
@@ -81,10 +103,7 @@ def probe_passes(
     Raises:
         QuantizeError: If the input is none of these.
     """
-    if isinstance(dummy_input, Tensor):
-        device = next(model.parameters()).device
-        return [lambda: model(dummy_input.to(device))]
-    if isinstance(model, BaseModel):
+    if isinstance(model, BaseModel) and not isinstance(dummy_input, Tensor):
         batch = dummy_input if training_input is None else training_input
         if preprocessor is None:
             preprocessor = model.data_preprocessor
@@ -93,13 +112,37 @@ def probe_passes(
             lambda: _try_loss(model, preprocessor, batch),
         ]
     if isinstance(dummy_input, dict):
-        return [lambda: model(**dummy_input)]
+        return [lambda: _run(model, (), dummy_input)]
+    if isinstance(dummy_input, Tensor):
+        return [lambda: _run(model, (dummy_input,), {})]
     if isinstance(dummy_input, (tuple, list)):
-        return [lambda: model(*dummy_input)]
+        return [lambda: _run(model, tuple(dummy_input), {})]
     raise QuantizeError(
         f'dummy_input is a {type(dummy_input).__name__}; give an image '
         'tensor (N, C, H, W), or a batch as the dataloader yields it'
     )
+
+
+def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Runs a model on what the user gave, which need not be what it takes."""
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    args, kwargs = tree_map(
+        lambda x: x.to(device) if isinstance(x, Tensor) else x, (args, kwargs)
+    )
+    try:
+        model(*args, **kwargs)
+    except QuantizeError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        given = ', '.join(
+            f'{str(x.dtype).removeprefix("torch.")} {tuple(x.shape)}'
+            for x in tree_flatten((args, kwargs))[0]
+            if isinstance(x, Tensor)
+        )
+        raise QuantizeError(
+            f'{type(model).__name__} does not run on the dummy_input ({given}): '
+            f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        ) from error
 
 
 def _run_batch(

@@ -13,7 +13,7 @@ from ..execute.quantization import Quantization
 from ..plan.plan import Plan
 from ..plan.summary import summarize
 from .distillation import check_distillation, student_of
-from .prepare import plan_model, probe_passes, quantize_model
+from .prepare import plan_model, probe_passes, quantize_model, refuse_compiled
 
 
 class QuantModule(nn.Module):
@@ -54,7 +54,8 @@ class QuantModule(nn.Module):
         super().__init__()
         if self.mode is not None:
             quantize.setdefault('mode', self.mode)
-        self.config = config or QuantizeConfig.parse(quantize or True)
+        self.config = QuantizeConfig.parse(config or quantize or True)
+        refuse_compiled(student_of(module))
         self.module = module
         self._carrier = (student_of(module),)
         if Quantization.of(self._carrier[0]) is None:

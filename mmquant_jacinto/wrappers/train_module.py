@@ -9,6 +9,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from ..config.sections import is_number
+from ..errors import QuantizeError
 from ..execute import quantization as phases
 from .glibc_memory import keep_freed_memory
 from .quant_module import QuantModule
@@ -51,12 +53,17 @@ class QuantTrainModule(QuantModule):
         distributed: Optional[dict] = None,
         **quantize: Any,
     ) -> None:
+        if total_epochs is not None and not is_number(total_epochs):
+            raise QuantizeError(
+                f'total_epochs={total_epochs!r} is not a number of epochs; give that '
+                'of the training, or None'
+            )
         self.total_epochs = total_epochs
         self.epoch = 0
         self.bn_frozen = self.ranges_frozen = False
         self._was_evaluated = False
         super().__init__(module, dummy_input, **quantize)
-        if next(module.parameters()).device.type == 'cpu':
+        if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
             keep_freed_memory()
         # Hidden from the module tree: one level of unwrapping gives the
         # float model, as MMEngine expects of a wrapper.

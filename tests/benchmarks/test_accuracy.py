@@ -11,6 +11,7 @@ import accuracy_runs
 import pytest
 from accuracy_rows import ROWS, Row
 from accuracy_runs import ROOT, Run, RunError, Setup
+from run_tools import python_path
 
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
 
@@ -287,7 +288,7 @@ def run_command(*arguments, **environment):
     return subprocess.run(
         [sys.executable, 'benchmarks/accuracy.py', *arguments],
         cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+        env={**os.environ, 'PYTHONPATH': python_path(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -100,6 +100,53 @@ BAD_VALUES = {
     'list': (['qat'], "quantize=['qat']", 'neither a dict nor a switch'),
     'key': (dict(bit=8), 'quantize.bit ', "did you mean 'bits'"),
     'float bits': (dict(bits=3.5), 'quantize.bits=3.5', 'from 2 to 16'),
+    'empty bits': (dict(bits={}), 'quantize.bits={} is empty', 'dict(weight=8)'),
+    # One is no True where a key also takes words or numbers.
+    'per channel 1': (dict(per_channel=1), 'quantize.per_channel=1', "'depthwise'"),
+    'per channel 0': (dict(per_channel=0), 'quantize.per_channel=0', "'depthwise'"),
+    'equalize 1': (dict(equalize=1), 'quantize.equalize=1', 'use True or False'),
+    'constrain bias 0': (dict(constrain_bias=0), 'quantize.constrain_bias=0', 'satur'),
+    'percentile switch': (
+        dict(percentile=True),
+        'quantize.percentile=True',
+        'a number of percent',
+    ),
+    'learned scale 1': (dict(learned_scale=1), 'quantize.learned_scale=1', 'lr_mult'),
+    'lr switch': (
+        dict(mode='ptq', calibration=dict(lr=True)),
+        'quantize.calibration.lr=True',
+        'a number above 0',
+    ),
+    'weights 1': (
+        dict(mode='ptq', calibration=dict(weights=1)),
+        'quantize.calibration.weights=1 is not a switch',
+        'use True or False',
+    ),
+    'empty mixed precision': (
+        dict(mode='ptq', mixed_precision={}),
+        'quantize.mixed_precision has no budget',
+        'average_bits',
+    ),
+    'mixed precision switch': (
+        dict(mode='ptq', mixed_precision=True),
+        'quantize.mixed_precision=True is not a dict',
+        'average_bits',
+    ),
+    'huge factor': (
+        dict(learned_scale=dict(lr_mult=1e30)),
+        'quantize.learned_scale.lr_mult=1e+30',
+        'up to 1e+06',
+    ),
+    'huge integer': (
+        dict(mode='ptq', finetune=dict(lr=10**400)),
+        'quantize.finetune.lr=1000',
+        'up to 1e+06',
+    ),
+    'huge count': (
+        dict(mode='ptq', finetune=dict(iterations=2**63)),
+        'quantize.finetune.iterations=9223372036854775808',
+        'below 2**31',
+    ),
     'no bits': (dict(bits=0), 'quantize.bits=0', 'from 2 to 16'),
     'one bit': (dict(bits=1), 'quantize.bits=1', 'from 2 to 16'),
     'many bits': (dict(bits=33), 'quantize.bits=33', 'from 2 to 16'),

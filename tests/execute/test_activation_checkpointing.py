@@ -10,7 +10,7 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
-from toy_models import calibrated, randomize_norms
+from toy_models import calibrated, randomize_norms, seeded
 from toy_runner import EPOCHS, differences, make_config, state_of, train, val_scores
 
 from mmquant_jacinto import QuantizeError, QuantTrainModule
@@ -103,7 +103,7 @@ def set_checkpointing(model, reentrant):
 
 def run(model, steps=4):
     """Losses and gradients of some steps, and the state that they lead to."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses, gradients = [], []
     for _ in range(steps):
@@ -148,7 +148,7 @@ def test_replay_happens_on_the_grids_of_its_forward_pass(reentrant):
     results = []
     for setting in (reentrant, None):
         model = set_checkpointing(make_model(), setting)
-        generator = torch.Generator().manual_seed(1)
+        generator = seeded(1)
         images = torch.randn(3, 2, 3, 16, 16, generator=generator)
         model(images[0])
         loss = model(2 * images[1]) + model(5 * images[2])

@@ -3,13 +3,21 @@
 import pytest
 import torch
 from exporting import export, results
+from refusals import refused
+from toy_models import ToyNet
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
-from mmquant_jacinto.export.session import Session, saturates  # noqa: E402
+from mmquant_jacinto.export.session import (  # noqa: E402
+    Session,
+    in_place_of_modules,
+    saturates,
+)
+
+GRAPH = onnx.helper.make_graph([], 'empty', [], [])
 
 
 def test_saturation_is_asked_of_the_processor():
@@ -20,6 +28,29 @@ def test_session_refuses_another_size(toy_net, images):
     session = Session(export(toy_net, images).model)
     with pytest.raises(QuantizeError, match='--shape'):
         session(torch.randn(2, 3, 24, 16))
+
+
+@pytest.mark.parametrize('content', [b'', onnx.helper.make_model(GRAPH)], ids=repr)
+def test_session_refuses_what_is_no_model(content):
+    model = onnx.load_from_string(content) if content == b'' else content
+    refused(lambda: Session(model), 'no ONNX model', 'tools/export.py')
+
+
+def test_session_refuses_what_no_engine_runs(toy_net, images):
+    model = export(toy_net, images).model
+    model.graph.node[0].op_type = 'Unheard'
+    refused(lambda: Session(model), 'onnxruntime cannot run the file', 'Unheard')
+
+
+def test_file_of_another_config_is_refused(toy_net, images):
+    session = Session(export(toy_net, images).model)
+    other = ToyNet()
+    session.check_fits(other)
+    name, parameter = list(other.named_parameters())[-1]
+    parameter.data = torch.zeros(3, *parameter.shape)
+    refused(lambda: session.check_fits(other), name, 'made from another config')
+    gone = in_place_of_modules(torch.nn.ReLU(), session)
+    refused(gone.__enter__, 'missing here')
 
 
 def test_batches_are_split_for_a_file_of_single_images(toy_net):

@@ -15,6 +15,12 @@ from pathlib import Path
 TIMEOUT = 900
 
 
+def python_path(folder):
+    """PYTHONPATH of a process that finds a folder, and what is found here."""
+    known = os.environ.get('PYTHONPATH')
+    return os.pathsep.join([str(folder), *([known] if known else [])])
+
+
 def run_lines(root, *lines):
     """Runs lines of (tool, arguments, options) in a folder, in a process of their own.
 

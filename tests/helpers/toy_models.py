@@ -121,6 +121,11 @@ def inverted(activation=nn.ReLU, width=INVERTED):
     ).eval()
 
 
+def seeded(seed):
+    """A generator of random numbers for where tensors are made."""
+    return torch.Generator(torch.empty(0).device).manual_seed(seed)
+
+
 def make_plan(model, inputs, **quantize):
     """The plan of a model for ``quantize=dict(...)``."""
     config = QuantizeConfig.parse(quantize or True)

@@ -313,7 +313,8 @@ def test_runner_fine_tunes_and_says_so(tmp_path):
     stored = torch.load(tmp_path / 'ptq' / 'epoch_1.pth', weights_only=False)
     key = 'quantization.activations.learned.log2_scale'
     assert stored['state_dict'][key].any()
-    assert torch.equal(stored['state_dict'][key], runner.model.module.state_dict()[key])
+    found = runner.model.module.state_dict()[key]
+    assert torch.equal(stored['state_dict'][key].cpu(), found.cpu())
 
 
 @pytest.mark.parametrize(

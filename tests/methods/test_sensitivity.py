@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from bit_search import calibrate_module
 from torch import nn
-from toy_models import Forward, ToyDetector, ToyNet, randomize_norms
+from toy_models import Forward, ToyDetector, ToyNet, randomize_norms, seeded
 from toy_runner import differences
 
 from mmquant_jacinto import QuantizeError
@@ -64,7 +64,7 @@ def test_a_sample_is_the_projection_of_what_rounding_does():
     search.probe(lambda: net(x), 7)
     noise = search.sensitivity.result()
 
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded(7)
     direction = torch.empty(1, 3).normal_(generator=generator).double()
     net.quantization.detach()
     del net.quantization

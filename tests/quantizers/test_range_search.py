@@ -46,7 +46,7 @@ def grid_after(observer, x, target='onnxruntime', bits=8):
         found.observe('x', batch)
         found.commit()
     found.settle()
-    return found.grid('x')
+    return found.host_grid('x')
 
 
 def squared_error(x, grid):
@@ -170,7 +170,7 @@ def test_entropy_is_the_least_of_all_thresholds(sample, target, bits):
         found.low.fill_(min(low, 0)), found.high.fill_(max(high, 0))
         found.count.fill_(1)
         found.refresh()
-        grid = found.grid('x')
+        grid = found.host_grid('x')
         if grid.scale < width:
             return np.inf
         return entropy_of(counts, grid, width, origin)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from reference import ROUND, power_of_two
 from torch import nn
-from toy_models import Forward, calibrated, randomize_norms
+from toy_models import Forward, calibrated, randomize_norms, seeded
 
 from mmquant_jacinto import PRESETS
 from mmquant_jacinto.quantizers.weight_grids import WeightGrids
@@ -216,19 +216,25 @@ def test_weight_before_a_live_normalization_is_on_the_folded_grid(case, target):
 def test_gradient_of_a_weight_passes_straight_through():
     weight = torch.randn(4, 3, requires_grad=True)
     arriving = torch.arange(12.0).view(4, 3)
-    quantize_weight(weight, torch.tensor(1 / 256), POWER).backward(arriving)
+    step = torch.tensor(1 / 256)
+    out = quantize_weight(weight, step, POWER)
+    out.backward(arriving.clone())
     assert torch.equal(weight.grad, arriving)  # clipped or not
+    given = quantize_weight(weight, step, POWER, out.detach().clone())
+    given.backward(arriving)
+    assert torch.equal(given, out) and torch.equal(weight.grad, 2 * arriving)
 
 
+@pytest.mark.parametrize('is_given', [False, True])
 @pytest.mark.parametrize('uses', [1, 2])
 @pytest.mark.parametrize('case', FOLDED)
-def test_gradient_through_a_folded_layer_is_that_without_rounding(case, uses):
+def test_gradient_through_a_folded_layer_is_that_without_rounding(case, uses, is_given):
     layer, grids, *_ = layer_of(case)
     parameters = [p for p in layer.parameters if p is not None and p.requires_grad]
 
     def gradients(weight, bias):
         # A head that several levels share uses its layers more than once.
-        generator = torch.Generator().manual_seed(1)
+        generator = seeded(1)
         total = 0
         for _ in range(uses):
             arriving = torch.randn(weight.shape, generator=generator)
@@ -237,6 +243,11 @@ def test_gradient_through_a_folded_layer_is_that_without_rounding(case, uses):
 
     folding = grids.folding('conv')
     weight, bias = fold_layer(layer, folding)
+    if is_given:
+        # As where all weights are put on their grids together.
+        on_grid = weight.detach().clone()
+        weight, bias = fold_layer(layer, folding, on_grid)
+        assert torch.equal(weight, on_grid)
     expected = layer.folded()
     assert torch.equal(bias, folding.bias)
     torch.testing.assert_close(bias, expected[1])

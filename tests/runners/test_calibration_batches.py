@@ -1,11 +1,19 @@
 """Which images a calibration sees, and how often."""
 
+from inspect import signature
+
 import pytest
+from mmengine.dataset import default_collate
+from mmengine.registry import FUNCTIONS
+from mmengine.runner import Runner
 from ptq_runs import ptq_config
+from refusals import refused
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from toy_runner import (
     BATCH_SIZE,
     NUM_TRAIN,
     PTQ,
+    DigitsDataset,
     ShowPlace,
     differences,
     log_of,
@@ -15,6 +23,8 @@ from toy_runner import (
 )
 
 from mmquant_jacinto import QuantCalibrateModule
+from mmquant_jacinto.runners import QuantRunner
+from mmquant_jacinto.runners.seen_datasets import dataset_seen_through, find_pipeline
 
 CHECKPOINT = 'epoch_1.pth'
 
@@ -109,6 +119,91 @@ def test_calibration_dataloader_of_the_config_is_used(float_checkpoint, tmp_path
     calibrate(tmp_path, float_checkpoint, dataloader=loader, epochs=0)
     tags = [tag for tag, _ in seen]
     assert tags.count('calibration') >= len(loader.dataset) > 0
+
+
+def refuse(batch):
+    raise AssertionError('the collation of the training')
+
+
+def test_images_come_in_the_batches_of_validation(float_checkpoint, tmp_path):
+    sizes = []
+
+    def collate(batch):
+        sizes.append(len(batch))
+        return default_collate(batch)
+
+    FUNCTIONS.register_module(name='noted_collate', module=collate, force=True)
+    FUNCTIONS.register_module(name='refused_collate', module=refuse, force=True)
+    cfg = ptq_config(tmp_path, float_checkpoint, dict(PTQ, calibration=dict(epochs=0)))
+    cfg.val_dataloader.update(batch_size=3, collate_fn=dict(type='noted_collate'))
+    cfg.train_dataloader.collate_fn = dict(type='refused_collate')
+    train(cfg)
+    # The first two are the images that the model is prepared on.
+    assert sizes[2:24] == [3] * 21 + [1]
+
+
+@pytest.mark.parametrize('given', ['train', 'val', 'both'])
+def test_loaders_may_be_objects(given, float_checkpoint, tmp_path, seen, ptq_dir):
+    cfg = ptq_config(tmp_path, float_checkpoint)
+    if given != 'val':
+        cfg.train_dataloader.dataset.pipeline = [dict(type='Jitter')]
+    loaders = {
+        f'{name}_dataloader': Runner.build_dataloader(cfg[f'{name}_dataloader'])
+        for name in ('train', 'val')
+        if given in (name, 'both')
+    }
+    kept = {name: loader.dataset.pipeline for name, loader in loaders.items()}
+    arguments = {key: cfg[key] for key in signature(Runner).parameters if key in cfg}
+    QuantRunner(**{**arguments, **loaders, 'cfg': cfg}).train()
+    ours, theirs = (state_of(folder / CHECKPOINT) for folder in (tmp_path, ptq_dir))
+    assert not differences(ours, theirs)
+    for name, loader in loaders.items():
+        assert loader.dataset.pipeline is kept[name]
+
+
+class Plain(Dataset):
+    """A data set without a pipeline."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return index
+
+
+class Repeated(Dataset):
+    """As wrappers of the libraries are."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+
+def test_pipeline_is_found_and_set_within_wrappers():
+    part = dict(type='A', pipeline=[dict(type='Train')])
+    config = dict(type='RepeatDataset', dataset=dict(type='C', datasets=[part, part]))
+    assert find_pipeline(config) == part['pipeline']
+    seen = dataset_seen_through(config, [dict(type='Val')])
+    assert [item['pipeline'] for item in seen['datasets']] == [[dict(type='Val')]] * 2
+    assert config['dataset']['datasets'][0]['pipeline'] == [dict(type='Train')]
+    refused(lambda: find_pipeline(dict(type='A')), "'A'", 'has no pipeline')
+
+
+def test_pipeline_of_objects():
+    digits = DigitsDataset(0, 8, [dict(type='ShowPlace', tag='train')])
+    pipeline = DigitsDataset(0, 8).pipeline
+    for given, size in (
+        (digits, 8),
+        (Subset(digits, [1, 2]), 2),
+        (ConcatDataset([digits, Subset(digits, [3])]), 9),
+        (Repeated(digits), 8),
+    ):
+        ShowPlace.seen.clear()
+        found = dataset_seen_through(given, pipeline)
+        assert len(found) == size
+        assert found[1]['place'] in (1, 2)
+        assert not ShowPlace.seen
+    plain = Plain()
+    assert dataset_seen_through(plain, pipeline) is plain
 
 
 def test_without_bias_correction_biases_stay(float_checkpoint, tmp_path, ptq_dir):

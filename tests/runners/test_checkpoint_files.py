@@ -8,7 +8,8 @@ from killed_runs import kill, resume
 from mmengine.fileio import LocalBackend
 from mmengine.runner import find_latest_checkpoint
 from qat_runs import assert_same_end, score_of
-from toy_runner import EPOCHS, QAT, Killed, make_config, train, val_scores
+from refusals import refused
+from toy_runner import EPOCHS, QAT, Killed, log_of, make_config, train, val_scores
 
 from mmquant_jacinto import QuantizeError
 from mmquant_jacinto.runners.checkpoint_files import latest_checkpoint
@@ -40,6 +41,32 @@ def test_last_checkpoint_that_was_cut_off_is_made_up_for(content, qat_dir, work_
 def test_last_checkpoint_is_believed_while_its_file_is_there(work_dir):
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
     assert latest_checkpoint(str(work_dir)) == str(work_dir / 'epoch_2.pth')
+
+
+DAMAGES = {
+    'cut off': (lambda content: content[: len(content) // 2], 'is cut off or damaged'),
+    'empty': (lambda content: b'', 'is empty'),
+}
+
+
+@pytest.mark.parametrize('kind', ['cut off', 'empty'])
+def test_last_checkpoint_that_is_not_whole_is_skipped(kind, qat_dir, work_dir):
+    damage, reason = DAMAGES[kind]
+    last = work_dir / 'epoch_3.pth'
+    last.write_bytes(damage(last.read_bytes()))
+    assert latest_checkpoint(str(work_dir)) == str(work_dir / 'epoch_2.pth')
+    train(make_config(work_dir, QAT, resume=True))
+    log = log_of(work_dir)
+    assert log.count(f'{last} {reason}; it is skipped') == 1
+    assert f'Resuming from {work_dir / "epoch_2.pth"}' in log
+    assert_same_end(work_dir, qat_dir)
+
+
+def test_folder_without_any_whole_checkpoint(work_dir):
+    for path in work_dir.glob('*.pth'):
+        path.write_bytes(path.read_bytes()[:1000])
+    cfg = make_config(work_dir, QAT, resume=True)
+    refused(lambda: train(cfg), 'is whole', 'epoch_3.pth is cut off', 'load_from')
 
 
 def test_folder_without_any_checkpoint(tmp_path):
@@ -109,6 +136,17 @@ def test_killed_save_leaves_no_half_checkpoint(qat_dir, tmp_path, monkeypatch):
     train(make_config(tmp_path, QAT, resume=True))
     assert_same_end(tmp_path, qat_dir, f'epoch_{EPOCHS}.pth')
     assert not list(tmp_path.glob('*.part'))
+
+
+def test_what_killed_saves_have_left_is_removed(tmp_path):
+    options = dict(quantize=QAT)
+    kill(tmp_path, 'saving:epoch_3.pth', **options)
+    left = [path.name for path in tmp_path.glob('*.part')]
+    assert left == ['epoch_3.pth.part']
+    (tmp_path / 'last_checkpoint.part').touch()
+    (tmp_path / 'notes.part').touch()
+    resume(tmp_path, **options)
+    assert [path.name for path in tmp_path.glob('*.part')] == ['notes.part']
 
 
 def test_killed_save_leaves_the_previous_file_of_that_name(

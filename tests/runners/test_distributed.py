@@ -151,7 +151,7 @@ def test_distilled_student_is_the_same_in_all_processes(one, two):
     assert 'backbone.stem.weight' in changed
 
 
-@pytest.mark.parametrize('name', RUNS)
+@pytest.mark.parametrize('name', [*RUNS, 'ptq_uneven', 'qat_uneven'])
 def test_all_processes_end_with_the_same_model(name, two):
     first, second = two.of(name)
     assert not differences(first, second)
@@ -271,6 +271,19 @@ def test_learned_scale_of_a_head_in_one_process_only_blocks_nobody(two):
     assert first[key].all() and torch.equal(first[key], second[key])
     key = 'quantization.activations.learned.log2_scale'
     assert first[key].any() and torch.equal(first[key], second[key])
+
+
+def test_processes_agree_on_the_number_of_batches(one, two):
+    for name, keys in (
+        ('ptq_uneven', ['quantize.calibration.dataloader']),
+        ('qat_uneven', ['quantize.calibration.dataloader', 'train_dataloader']),
+    ):
+        log = log_of(two.folder / name)
+        for key in keys:
+            assert log.count(f'{key} has 3 to 4 batches in the 2 processes') == 1
+        assert 'batches in the' not in log_of(one.folder / name)
+    last = torch.load(two.folder / 'qat_uneven/epoch_4.pth', weights_only=False)
+    assert last['meta']['iter'] == 4 * 3
 
 
 def test_percentile_of_unequal_parts_is_that_of_the_whole(one, two):

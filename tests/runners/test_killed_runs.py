@@ -3,6 +3,7 @@
 import pytest
 from fault_runs import random_config
 from killed_runs import end, kill, resume
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from qat_runs import assert_same_end
@@ -160,12 +161,38 @@ def test_training_killed_before_its_first_checkpoint_starts_where_it_started(
     assert not differences(ours, theirs)
 
 
-def test_calibration_with_nothing_to_resume_is_refused(tmp_path):
-    cfg = make_config(tmp_path, PTQ, resume=True)
+@pytest.mark.parametrize('quantize', [QAT, PTQ], ids=['qat', 'ptq'])
+def test_run_with_nothing_to_resume_is_refused(quantize, tmp_path):
+    cfg = make_config(tmp_path, quantize, resume=True)
     with pytest.raises(QuantizeError, match='nothing to resume.*load_from='):
         train(cfg)
+    assert not list(tmp_path.glob('*.pth'))
 
 
-def test_training_with_nothing_to_resume_says_so(tmp_path):
-    train(make_config(tmp_path, QAT, iters=2, resume=True))
-    assert 'has nothing to resume: training starts from the initial' in log_of(tmp_path)
+def run_of_file(work_dir, load_from):
+    """What the usual train.py makes of ``--resume`` and a config file."""
+    path = work_dir / 'config.py'
+    work_dir.mkdir()
+    make_config(work_dir, QAT, iters=2, load_from=load_from).dump(str(path))
+    cfg = Config.fromfile(str(path))
+    cfg.resume, cfg.load_from = True, None
+    return cfg
+
+
+def test_run_that_never_began_starts_from_the_config_file(float_checkpoint, tmp_path):
+    parts, whole = tmp_path / 'parts', tmp_path / 'whole'
+    train(run_of_file(parts, str(float_checkpoint)))
+    assert f'starting again from {float_checkpoint}' in log_of(parts)
+    train(make_config(whole, QAT, iters=2, load_from=str(float_checkpoint)))
+    ours, theirs = (state_of(folder / 'iter_2.pth') for folder in (parts, whole))
+    assert not differences(ours, theirs)
+
+
+def test_start_named_on_the_command_line_is_not_guessed(
+    float_checkpoint, tmp_path, monkeypatch
+):
+    cfg = run_of_file(tmp_path / 'run', str(float_checkpoint))
+    line = ['train.py', 'config.py', '--resume', '--cfg-options', 'load_from=b.pth']
+    monkeypatch.setattr('sys.argv', line)
+    with pytest.raises(QuantizeError, match='nothing to resume'):
+        train(cfg)

@@ -12,6 +12,7 @@ from toy_distiller import DigitsStudent  # noqa: F401 - registered
 from toy_runner import load
 
 from mmquant_jacinto import QuantTestModule
+from mmquant_jacinto.wrappers.distillation import fit_names
 
 
 @pytest.fixture(params=KINDS)
@@ -37,5 +38,5 @@ def test_the_runner_tests_it_as_then(kind, tmp_path):
 def test_its_plan_is_all_that_a_module_needs(kind, tmp_path):
     checkpoint = load(FOLDER / f'{kind}.pth')
     model = QuantTestModule(MODELS.build(config_of(kind, tmp_path).model))
-    model.module.load_state_dict(checkpoint['state_dict'])
+    model.module.load_state_dict(fit_names(checkpoint['state_dict'], model.module))
     assert torch.equal(scores_of(model), checkpoint['expected_scores'])

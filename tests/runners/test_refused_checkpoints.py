@@ -1,12 +1,14 @@
 """Checkpoints that a run cannot start from, resume or test."""
 
+import itertools
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from ptq_runs import CHECKPOINT
 from refusals import refused
-from toy_runner import PTQ, QAT, make_config, train
+from toy_runner import PTQ, QAT, DigitsDataset, make_config, train
 
 MODES = pytest.mark.parametrize('quantize', [QAT, PTQ], ids=['qat', 'ptq'])
 
@@ -47,6 +49,55 @@ def test_checkpoint_of_another_model_to_resume(refused_training, other_checkpoin
         load_from=str(other_checkpoint),
         resume=True,
     )
+
+
+NO_CHECKPOINTS = {
+    'missing': (None, 'is not there'),
+    'empty': (b'', 'is empty'),
+    'text': (b'no pickle', 'is no checkpoint that torch can load'),
+    'another archive': (b'PK\x05\x06' + bytes(18), 'is no checkpoint that torch can'),
+    'cut off': (b'PK\x03\x04' + bytes(1000), 'is cut off or damaged'),
+}
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """No data set may be built."""
+
+    def build(*args, **kwargs):
+        raise AssertionError('a data set was built')
+
+    monkeypatch.setattr(DigitsDataset, '__init__', build)
+
+
+@pytest.mark.parametrize('case', NO_CHECKPOINTS)
+def test_file_that_is_no_checkpoint(case, tmp_path, no_data):
+    content, message = NO_CHECKPOINTS[case]
+    path = tmp_path / 'given.pth'
+    if content is not None:
+        path.write_bytes(content)
+    for quantize, resume in itertools.product((QAT, PTQ), (False, True)):
+        cfg = make_config(tmp_path, quantize, load_from=str(path), resume=resume)
+        refused(Runner.from_cfg(cfg).train, f'{path} {message}', '.pth file')
+    refused(Runner.from_cfg(cfg).test, f'{path} {message}')
+
+
+@pytest.mark.parametrize('content', [[1], {}, dict(state_dict=1), dict(a=1)], ids=repr)
+def test_file_without_weights(content, tmp_path, no_data):
+    path = tmp_path / 'given.pth'
+    torch.save(content, path)
+    cfg = make_config(tmp_path, QAT, load_from=str(path))
+    for act in ('train', 'test', 'val'):
+        refused(getattr(Runner.from_cfg(cfg), act), f'{path} holds no weights')
+
+
+def test_checkpoint_is_checked_before_the_data(
+    float_checkpoint, other_checkpoint, tmp_path, no_data
+):
+    cfg = make_config(tmp_path, QAT, load_from=str(float_checkpoint))
+    refused(Runner.from_cfg(cfg).test, 'is a float checkpoint')
+    cfg = make_config(tmp_path, QAT, load_from=str(other_checkpoint), resume=True)
+    refused(Runner.from_cfg(cfg).train, 'another model')
 
 
 @MODES

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
@@ -15,6 +14,7 @@ from mmquant_jacinto import (
 )
 
 CONFIG = CONFIGS / 'bccd' / 'ssd_mobilenet_fpn.py'
+DetDataSample = pytest.importorskip('mmdet.structures').DetDataSample
 SIZE = 160
 
 

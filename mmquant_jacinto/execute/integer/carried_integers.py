@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ...record.memory import version_of
-from ...targets.grid import Grid
+from ...targets.grid import Grid, divisor
 
 _TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
 
@@ -35,7 +35,7 @@ def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
         return None
     grid, integers = known
     if integers is None:
-        integers = (x / grid.scale).round_()
+        integers = (x / divisor(grid.scale, x)).round_()
         with_integers(x, grid, integers)
     return grid, integers
 

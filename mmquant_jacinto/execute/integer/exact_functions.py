@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...record.ops import per_axis
-from ...targets.grid import Grid
+from ...targets.grid import Grid, divisor
 from .sampling import Resize, grid_sample, interpolate
 
 # So many squares of 8-bit integers add up exactly in float32.
@@ -159,7 +159,7 @@ def _softmax(
     else:
         unit = unit_of(given, scale)
         bits, offset = rounded_exp(unit, given.levels)
-        x = x if mask is None else x + mask / unit
+        x = x if mask is None else x + mask / divisor(unit, mask)
     steps = x - x.amax(dim, keepdim=True)
     powers = (steps * unit).double().exp_().mul_(2.0**bits).add_(offset).floor_()
     total = powers.sum(dim, keepdim=True).float()
@@ -168,7 +168,7 @@ def _softmax(
 
 def _statistics(rows: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Mean and inverse deviation of rows of integers, float64: (..., 1)."""
-    count = rows.shape[-1]
+    count = divisor(rows.shape[-1], rows)
     mean = rows.sum(-1, keepdim=True) / count
     variance = rows.square().sum(-1, keepdim=True) / count - mean * mean
     return mean, 1.0 / (variance + epsilon).sqrt()
@@ -183,14 +183,15 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.group_norm`` of integers: (N, C, ...)."""
-    rows = x.double().reshape(x.shape[0], num_groups, -1)
+    count = x.shape[1:].numel() // num_groups
+    rows = x.double().reshape(x.shape[0], num_groups, count)
     mean, gain = _statistics(rows, eps / given.scale**2)
     if weight is not None:
         gain = gain * weight.double().view(num_groups, -1)
     offset = -mean * gain
     if bias is not None:
         offset = offset + bias.double().view(num_groups, -1)
-    shape = (x.shape[0], -1) + (1,) * (x.dim() - 2)
+    shape = x.shape[:2] + (1,) * (x.dim() - 2)
     channels = x.shape[1] // num_groups
     gain, offset = (
         item.expand(-1, -1, channels).reshape(shape).float() for item in (gain, offset)
@@ -289,6 +290,25 @@ class Pool(NamedTuple):
             inner = self._replace(padding=0, count_include_pad=False)
             counts = inner.sums(ones)[..., : out.shape[2], : out.shape[3]]
         return torch.full_like(counts, scale).div_(counts)
+
+
+def is_global_pool(name: str, size: Sequence[int], args: tuple, kwargs: dict) -> bool:
+    """Whether a call averages whole maps, in one piece.
+
+    Args:
+        name (str): Of the function.
+        size (Sequence[int]): Of the maps.
+        args (tuple): Of the call, behind its input.
+        kwargs (dict): Of the call.
+    """
+    if name.startswith('adaptive_avg_pool'):
+        sizes = args[0] if args else kwargs['output_size']
+        return all(item == 1 for item in np.ravel(sizes))
+    if not name.startswith('avg_pool'):
+        return False
+    given = dict(zip(('kernel_size', 'stride', 'padding'), args), **kwargs)
+    kernel = per_axis(given['kernel_size'], len(size))
+    return kernel == list(size) and not any(per_axis(given.get('padding', 0), 1))
 
 
 def average_pool(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:

@@ -9,6 +9,7 @@ computes in float64. How the result is scaled to the output's grid is the
 engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
 """
 
+from contextlib import ExitStack
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -25,7 +26,7 @@ from ...quantizers.computed_weights import (
 from ...quantizers.weights import quantize_bias, to_integers
 from ...record import ops
 from ...record.ops import Op
-from ...targets.grid import Bounds, Grid, round_tensor
+from ...targets.grid import Bounds, Grid, divisor, round_tensor
 from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..conditioning import compute_grids
@@ -34,7 +35,10 @@ from ..in_place_calls import is_in_place
 from ..state import State
 from . import exact_functions
 from .carried_integers import carry, integers_of, tag_of, with_integers
-from .exact_functions import is_exact, narrow
+from .exact_functions import is_exact, is_global_pool, narrow
+from .exact_sums import exact_sums
+from .needed_ranges import NeededRanges
+from .ongoing_pass import COMPUTING, OngoingPass
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
 
@@ -76,21 +80,22 @@ class Integer(Behaviour):
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
-        self._autocast: list[torch.autocast] = []
-        self._order: Optional[StableOrder] = None
-        # Chains whose normalization is part of a weight that the model computes.
-        self._folded: set[str] = set()
+        self.ranges = NeededRanges(state.activations)
+        self._here = OngoingPass()
+        self._has_grids = False
 
     def begin(self) -> None:
-        grids = self.fallback.grids
-        if not grids.is_computed:
-            compute_grids(grids, self.state)
-        if self.engine.has_exact_functions and self._order is None:
-            self._order = StableOrder()
-            self._order.__enter__()
+        here = self._here
+        with COMPUTING:
+            if not self._has_grids:
+                compute_grids(self.fallback.grids, self.state)
+                self._has_grids = True
+        if self.engine.has_exact_functions and here.order is None:
+            here.order = StableOrder()
+            here.order.__enter__()
 
     def end(self) -> None:
-        order, self._order = self._order, None
+        order, self._here.order = self._here.order, None
         if order is not None:
             order.__exit__(None, None, None)
 
@@ -98,15 +103,18 @@ class Integer(Behaviour):
         self.end()
 
     def enter_region(self) -> None:
-        # Half precision cannot hold the accumulators.
         device = self.activations.low.device.type
-        self._autocast.append(torch.autocast(device, enabled=False))
-        self._autocast[-1].__enter__()
+        contexts = self._here.contexts
+        contexts.append(ExitStack())
+        # Half precision cannot hold the accumulators.
+        contexts[-1].enter_context(torch.autocast(device, enabled=False))
+        contexts[-1].enter_context(exact_sums(device))
 
     def leave_region(self) -> None:
-        self._autocast.pop().__exit__(None, None, None)
+        self._here.contexts.pop().close()
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
+        self.ranges.check(quantizer, x)
         return self._quantize(quantizer, x, None)
 
     def call(
@@ -116,6 +124,7 @@ class Integer(Behaviour):
             # The head of the chain has done it.
             return args[0] if args else kwargs['input']
         tensors = ops.tensor_inputs(op, args, kwargs)
+        self.ranges.check_inputs(step, tensors)
         if step.kind == ops.PASS:
             known = tag_of(tensors[0])  # before it is overwritten
             out = func(*args, **kwargs)
@@ -134,7 +143,7 @@ class Integer(Behaviour):
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
-            self._folded.discard(step.chain)
+            self._here.folded.discard(step.chain)
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
@@ -148,7 +157,7 @@ class Integer(Behaviour):
 
     def is_folded(self, step: Step) -> bool:
         """Whether weights have the normalization of a step's chain in them."""
-        return step.weight is not None or step.chain in self._folded
+        return step.weight is not None or step.chain in self._here.folded
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         # Alone, it is the head of its chain; behind a layer that stays in float
@@ -168,14 +177,16 @@ class Integer(Behaviour):
     def _emit(self, step: Step, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
+        self.ranges.check_output(step, x)
         return self._quantize(step.output, x, step.clip)
 
     def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
-            # It stays in float, or calibration never came here.
+            self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
-        return self._requantize(grid, x.float() / grid.scale, clip)
+        x = x.float()
+        return self._requantize(grid, x / divisor(grid.scale, x), clip)
 
     def _requantize(self, grid: Grid, steps: Tensor, clip: Bounds) -> Tensor:
         """From real steps of the output's grid to a tensor on it."""
@@ -251,13 +262,21 @@ class Integer(Behaviour):
             ((second, y),) = rest
             steps = self.engine.multiply(x, y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
-            steps = self._look_up(op.name, first, x) / grid.scale
+            steps = self._look_up(op.name, first, x)
+            steps = steps / divisor(grid.scale, steps)
         elif self._is_exact(op, first, grid, args, kwargs):
             real = exact_functions.compute(op.name, x, first, *args[1:], **kwargs)
-            steps = real.div_(grid.scale)
+            steps = real.div_(divisor(grid.scale, real))
         elif step.kind == ops.AVERAGE:
-            args, kwargs = ops.replace_inputs(op, args, kwargs, [x])
-            steps = func(*args, **kwargs) * (first.scale / grid.scale)
+
+            def average(operand: Tensor) -> Tensor:
+                given = ops.replace_inputs(op, args, kwargs, [_summable(operand)])
+                return func(*given[0], **given[1]).to(operand.dtype)
+
+            pools = 'avg_pool' in op.name and not is_global_pool(
+                op.name, x.shape[2:], args[1:], kwargs
+            )
+            steps = self.engine.average(average, x, first, grid, pools)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
@@ -362,7 +381,7 @@ class Integer(Behaviour):
         norm = self.norm_of(step)
         if not folds_norm(step.weight_format, norm):
             return None
-        self._folded.add(step.chain)
+        self._here.folded.add(step.chain)
         integers, size, bias = computed_layer(step, args, kwargs, given, norm)
         multiplier = self.engine.multiplier(size, given, grid)
         return IntegerLayer(integers, bias, _shaped(multiplier, integers))
@@ -393,5 +412,10 @@ def _largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
 
 
 def _exact(total: Tensor) -> Tensor:
-    # A convolution algorithm on an accelerator may be off by a fraction.
+    # An algorithm for convolutions of float64 may be off by a fraction.
     return total.round_() if total.is_cuda else total
+
+
+def _summable(x: Tensor) -> Tensor:
+    # A GPU multiplies a sum by the inverse of the number of its terms.
+    return x.double() if x.is_cuda else x

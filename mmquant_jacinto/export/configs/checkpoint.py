@@ -6,11 +6,13 @@ import copy
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 from ...config.quantize_config import QuantizeConfig
 from ...errors import QuantizeError
 from ...execute.quantization import find_plan
+from ...runners.checkpoint_files import read_checkpoint
+from ...runners.refusals import check_fits
 from ...wrappers.mmdet_modules import wrapper_class
 from ...wrappers.quant_module import QuantModule
 
@@ -26,14 +28,11 @@ def load_quantized(cfg: Config, checkpoint: str) -> QuantModule:
         QuantModule: A test module.
 
     Raises:
-        QuantizeError: If the checkpoint is a float one, or was made with another
-            model or other number formats than the config says.
+        QuantizeError: If the checkpoint cannot be read, is a float one, or was made
+            with another model or other number formats than the config says.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    try:
-        loaded = _load_checkpoint(checkpoint, map_location='cpu')
-    except (OSError, RuntimeError) as error:
-        raise QuantizeError(f'{checkpoint} cannot be read: {error}') from None
+    loaded = read_checkpoint(checkpoint)
     plan = find_plan(loaded.get('state_dict', loaded))
     if plan is None:
         raise QuantizeError(
@@ -53,7 +52,7 @@ def load_quantized(cfg: Config, checkpoint: str) -> QuantModule:
         backbone['init_cfg'] = None  # the checkpoint has the weights
     model = MODELS.build(model_cfg)
     wrapper = wrapper_class(model, 'test')(model, config=wanted)
+    check_fits(checkpoint, loaded.get('state_dict', loaded), wrapper.quantization.root)
     _load_checkpoint_to_model(model, loaded, strict=False)
-    meta = loaded.get('meta', {}) if isinstance(loaded, dict) else {}
-    model.dataset_meta = meta.get('dataset_meta', {})
+    model.dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     return wrapper.eval()

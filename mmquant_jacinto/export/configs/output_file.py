@@ -32,16 +32,27 @@ def check_output(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under its name only when all of it is there."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    """Writes a file under its name only when all of it is there.
+
+    Raises:
+        QuantizeError: If it cannot be written, for a full disk as a rule.
+    """
+    name = None
     try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
         with os.fdopen(descriptor, 'wb') as file:
             file.write(content)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise QuantizeError(
+            f'{path} cannot be written ({error.strerror}); {len(content)} bytes of '
+            'room are needed there'
+        ) from error
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

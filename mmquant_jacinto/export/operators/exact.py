@@ -142,7 +142,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> str:
     batch, channels = like.shape[:2]
-    count = like[0].numel() // num_groups
+    count = like.shape[1:].numel() // num_groups
     mean, gain = _statistics(site, x, (batch, num_groups), count, eps / given.scale**2)
     if weight is not None:
         gain = site.node('Mul', gain, _double(site, weight.view(num_groups, -1)))

@@ -169,7 +169,8 @@ def _layer_norm(site, x, normalized_shape, weight=None, bias=None, eps=1e-5):
 @translates('group_norm')
 def _group_norm(site, x, num_groups, weight=None, bias=None, eps=1e-5):
     # As ONNX had it before opset 21 had one that fits: instances of groups.
-    grouped = site.reshape(x, (x.shape[0], num_groups, -1))
+    count = x.shape[1:].numel() // num_groups
+    grouped = site.reshape(x, (x.shape[0], num_groups, count))
     ones, zeros = torch.ones(num_groups), torch.zeros(num_groups)
     out = site.node('InstanceNormalization', grouped, ones, zeros, epsilon=eps)
     out = site.reshape(out, x.shape)
@@ -198,8 +199,8 @@ def _instance_norm(
 
 
 @translates('normalize')
-def _normalize(site, x, p=2.0, dim=1, eps=1e-12):
-    norm = site.node(
-        'ReduceL2' if p == 2 else 'ReduceL1', x, axes=[axis_of(dim, x.dim())]
-    )
+def _normalize(site, x, p=2.0, dim=1, eps=1e-12, out=None):
+    if p not in (1, 2):
+        raise NotImplementedError(f'p={p}')
+    norm = site.node(f'ReduceL{int(p)}', x, axes=[axis_of(dim, x.dim())])
     return site.node('Div', x, site.node('Max', norm, eps))

@@ -142,9 +142,9 @@ def _last(site: SiteWriter, x: str) -> str:
 
 def _first(site: SiteWriter, x: Tensor, batch: int, shape: Sequence[int]) -> str:
     """The first elements of each image, in another shape."""
-    count = torch.Size(shape).numel() // batch
-    if count * batch == x.numel():
+    if torch.Size(shape).numel() == x.numel():
         return site.reshape(x, shape)
+    count = torch.Size(shape).numel() // batch
     rows = site.reshape(x, (batch, -1))
     axes = (site.ints([value]) for value in (0, count, 1))
     return site.reshape(site.node('Slice', rows, *axes), shape)

@@ -85,7 +85,9 @@ class SiteWriter:
         return self.node('Cast', x, to=onnx_dtype(dtype))
 
     def reshape(self, x: Any, shape: Sequence[int]) -> str:
-        return self.node('Reshape', x, self.ints(list(shape)))
+        # Else a size of 0 would be that of the operand.
+        options = {'allowzero': 1} if 0 in shape else {}
+        return self.node('Reshape', x, self.ints(list(shape)), **options)
 
 
 def axis_of(dim: int, rank: int) -> int:

@@ -13,6 +13,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from ...targets.formats import HALF_UP
+from ...targets.grid import Bounds, Grid
+
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = dict(
     mmquant_put_on_grid=[_POINTER] * 3
@@ -69,9 +72,8 @@ def fake_quantize(
     x: Tensor,
     out: Tensor,
     inside: Optional[Tensor],
-    scale: float,
-    limits: tuple[float, float],
-    half_up: bool,
+    grid: Grid,
+    bounds: Bounds,
 ) -> None:
     """Clamps ``x`` and puts it on a grid.
 
@@ -80,19 +82,18 @@ def fake_quantize(
         out (Tensor): Where to, laid out as ``x``; may be ``x``.
         inside (Tensor, optional): Gets 1 where ``x`` was strictly between the limits,
             else 0; uint8, laid out as ``x``. None: nobody asks.
-        scale (float): Step of the grid.
-        limits (Tuple[float, float]): Where to clamp.
-        half_up (bool): Round ties up, rather than to even.
+        grid (Grid): In Python numbers; rounds half up or to even.
+        bounds (tuple, optional): Real ``(low, high)`` of a fused activation.
     """
     _library.mmquant_put_on_grid(
         x.data_ptr(),
         out.data_ptr(),
         None if inside is None else inside.data_ptr(),
         x.numel(),
-        1.0 / scale,
-        scale,
-        *limits,
-        half_up,
+        1.0 / grid.scale,
+        grid.scale,
+        *grid.limits(bounds),
+        grid.rounding == HALF_UP,
     )
 
 
@@ -204,9 +205,14 @@ class Reach:
 
     Args:
         shapes (Sequence[Tuple[int, int]]): Rows and columns of each.
+        device (torch.device, optional): Theirs, always a CPU.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        device: Optional[torch.device] = None,
+    ) -> None:
         rows, columns = (torch.tensor(side) for side in zip(*shapes))
         self._rows, self._columns = rows, columns
         self._starts = rows.cumsum(0) - rows

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from toy_models import Forward, calibrated
 
 from mmquant_jacinto.execute.integer.exact_functions import (
     EXACT_FUNCTIONS,
@@ -94,50 +92,3 @@ def test_normalizations_are_those_of_real_numbers():
 )
 def test_which_calls_are_exact(name, given, args, kwargs, expected):
     assert is_exact(name, given, args, kwargs) is expected
-
-
-MASK = torch.zeros(49, 49).masked_fill(torch.rand(49, 49) < 0.3, -torch.inf)
-BETWEEN_LAYERS = {
-    'softmax': lambda net, x: x.softmax(-1),
-    'softmax of a module': lambda net, x: net.softmax(x),
-    'softmax of another axis': lambda net, x: torch.softmax(x, dim=1),
-    # It stays in float, and so does its sum with a constant.
-    'softmax of a sum': lambda net, x: (x + torch.linspace(0, 3, 96)).softmax(-1),
-    'layer norm': lambda net, x: net.norm(x),
-    'layer norm of many': lambda net, x: net.wide_norm(x),
-    'attention': lambda net, x: net.attention(x, x, x, attn_mask=MASK)[0],
-    'attention without weights': lambda net, x: net.attention(
-        x, x, x, need_weights=False
-    )[0],
-}
-
-
-@pytest.mark.parametrize('preset', ['onnxruntime', 'jacinto'])
-@pytest.mark.parametrize('name', BETWEEN_LAYERS)
-def test_file_has_the_same_bits(name, preset):
-    pytest.importorskip('onnxruntime')
-    pytest.importorskip('onnx_ir')
-    from mmquant_jacinto.export.exporter import export_onnx
-    from mmquant_jacinto.export.session import Session
-
-    net = Forward(
-        lambda net, x: net.two(BETWEEN_LAYERS[name](net, net.one(x))),
-        one=nn.Linear(96, 96),
-        softmax=nn.Softmax(dim=-1),
-        norm=nn.LayerNorm(96),
-        wide_norm=nn.LayerNorm((49, 96)),
-        attention=nn.MultiheadAttention(96, 4, batch_first=True),
-        two=nn.Linear(96, 8),
-    ).eval()
-    with torch.no_grad():
-        net.one.weight.mul_(3)
-    shape = (2, 49, 96)
-    x = torch.randn(shape) * 2
-    calibrated(net, x, target=preset, bits=8)
-    exported = export_onnx(net, x)
-    y = torch.randn(shape) * 2
-    with torch.no_grad():
-        expected = net(y)
-    (found,) = Session(exported.model)(y).values()
-    assert expected.unique().numel() > 3
-    assert torch.equal(found, expected)

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from toy_models import ToyDetector, calibrated
+import torch.nn.functional as F
+from exporting import export, results
+from torch import nn
+from toy_models import Forward, ToyDetector, calibrated
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -55,3 +58,18 @@ def test_metadata_says_how_to_run_the_file(toy_net, images):
     assert metadata['preset'] == metadata['target'] == 'onnxruntime'
     assert metadata['input_layout'] == 'NCHW'
     assert metadata['classes'] == '["a", "b"]'
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_operators_that_newer_opsets_call_otherwise(bits):
+    net = Forward(
+        lambda net, x: net.two(F.glu(net.one(x), 1)).amax((2, 3)),
+        one=nn.Conv2d(3, 8, 1),
+        two=nn.Conv2d(4, 4, 1),
+    )
+    x = torch.randn(1, 3, 10, 10)
+    exported = export(net, x, bits=bits)
+    expected, found = results(net, exported, torch.randn(1, 3, 10, 10))
+    assert exported.model.opset_import[0].version == (21 if bits == 16 else 17)
+    (scale,) = exported.scales.values()
+    assert (expected - found).abs().max() <= 1.01 * scale

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ..execute.integer.carried_integers import integers_of
-from ..record.memory import unseen_version
-from ..targets.target import Target
-from .graph.calls import all_tensors, origin
-from .graph.graph_writer import GraphWriter
-from .operators.translation import SiteWriter
+from ...execute.integer.carried_integers import integers_of
+from ...record.memory import unseen_version
+from ...targets.target import Target
+from ..graph.calls import all_tensors, origin
+from ..graph.graph_writer import GraphWriter
+from ..operators.translation import SiteWriter
 from .views import read_part, write_part
 
 # (graph, name in it, why it has none, version) on a tensor

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .operators.shape import replace_part
-from .operators.translation import SiteWriter, cut
+from ..operators.shape import replace_part
+from ..operators.translation import SiteWriter, cut
 
 Box = list[tuple[int, int]]  # of each axis, start and end
 

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..execute.behaviour import Behaviour
-from ..execute.state import State
-from ..record.ops import OPS
-from ..targets.grid import Bounds, Grid
-from ..targets.target import CLIP, Target
-from .graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, written_by
+from ...execute.behaviour import Behaviour
+from ...execute.state import State
+from ...record.ops import OPS
+from ...targets.grid import Bounds, Grid
+from ...targets.target import CLIP, Target
+from ..graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, written_by
+from ..operators.table import TRANSLATIONS
+from ..operators.translation import SiteWriter
+from .late_reads import LateReads
 from .names import Names
-from .operators.table import TRANSLATIONS
-from .operators.translation import SiteWriter
 from .region_calls import RegionCall, missing_function
 
 # What a translation raises on arguments that it was not written for.
@@ -56,6 +57,7 @@ class Trace(Names, TorchFunctionMode):
         calls (List[RegionCall]): The regions in the graph.
         skipped (List[str]): Regions that read nothing the graph knows.
         needed (Set[str]): What regions that are left out read of the graph, by name.
+        late (LateReads): What is read behind the last region.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Trace(Names, TorchFunctionMode):
         self.calls: list[RegionCall] = []
         self.skipped: list[str] = []
         self.needed: set[str] = set()
+        self.late = LateReads()
         self.tracker = state.executor.tracker
         self._open: list[RegionCall] = []  # the region that runs
         # A number of the image has become one of the program, and may be anywhere.
@@ -170,6 +173,7 @@ class Trace(Names, TorchFunctionMode):
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
         self.calls.append(call)
+        self.late.restart()
 
     def _skip(self, region: str) -> None:
         if region not in self.skipped:
@@ -209,12 +213,14 @@ class Trace(Names, TorchFunctionMode):
         name = op.name if op else func.__name__.strip('_')
         site = self.tracker.frame.node.name + '/' + name
         if any(known for known, _ in before):
+            self.late.read(map(self.name_of, all_tensors(args, kwargs)), out)
             self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
             if name in CONSTANTS and not any(map(self.knows, values)):
                 self.fix(out)
             else:
                 self.write(name, site, args, kwargs, out)
+            self.late.wrote(out, self.name_of)
         elif before or name in CONSTANTS:
             self.fix_like(out, all_tensors(args, kwargs))
         if written is not None:

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ..execute.integer.carried_integers import grid_of
-from ..execute.integer.exact_functions import narrow
-from ..execute.integer.integer import Integer
-from ..execute.integer.sampling import Taps, sampled_weight
-from ..execute.state import State
-from ..plan.plan import Step
-from ..quantizers.computed_weights import computed_layer
-from ..record import ops
-from ..record.ops import Op
-from ..targets.grid import Grid
-from ..targets.storage import Storage
-from .graph.calls import all_tensors, written_by
-from .operators.exact import EXACT_OPERATORS
-from .operators.sampling import write_samples
-from .operators.table import TRANSLATIONS
-from .operators.translation import SiteWriter
+from ...execute.integer.carried_integers import grid_of
+from ...execute.integer.exact_functions import narrow
+from ...execute.integer.integer import Integer
+from ...execute.integer.sampling import Taps, sampled_weight
+from ...execute.state import State
+from ...plan.plan import Step
+from ...quantizers.computed_weights import computed_layer
+from ...record import ops
+from ...record.ops import Op
+from ...targets.grid import Grid
+from ...targets.storage import Storage
+from ..graph.calls import all_tensors, lacks_batch, written_by
+from ..operators.exact import EXACT_OPERATORS
+from ..operators.sampling import write_samples
+from ..operators.table import TRANSLATIONS
+from ..operators.translation import SiteWriter
 from .trace import Trace
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
@@ -136,6 +136,10 @@ class Writing(Integer):
             bias = ops.layer_operands(args, kwargs)[2]
             if bias is not None and trace.knows(bias):
                 reason = f'{step.chain} computes its bias from the image'
+        if reason is None and lacks_batch(
+            op.name, ops.tensor_inputs(op, args, kwargs)[0]
+        ):
+            reason = f'{step.chain} is called on an image without a batch'
         if reason is None and op.name in ('group_norm', 'layer_norm'):
             if any(trace.knows(x) for x in all_tensors(args[1:], kwargs)):
                 reason = f'{step.chain} computes its weight or bias from the image'

@@ -1,0 +1,78 @@
+"""Exact sums on a GPU: which libraries may add up integers in float32.
+
+Sums of integers below 2^24 are exact in float32 in any order of adding, as long as
+nothing else happens to the terms. cuDNN may round operands to TF32 (11 bits), and
+its Winograd and FFT algorithms add up fractions. PyTorch's own convolutions multiply
+matrices, so they are exact once cuBLAS keeps from TF32 too.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class _Settings:
+    """The process's settings, as they were before the first of all contexts.
+
+    Threads may be in contexts at a time, and leave them in any order.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.enabled = self.rounds = False
+
+    def enter(self) -> None:
+        with self.lock:
+            self.depth += 1
+            if self.depth > 1:
+                return
+            self.enabled = torch.backends.cudnn.enabled
+            self.rounds = _rounds_operands()
+            torch.backends.cudnn.enabled = False
+            if self.rounds:
+                # By the older of two switches, which moves both: PyTorch refuses to
+                # multiply while they differ.
+                torch.backends.cuda.matmul.allow_tf32 = False
+
+    def leave(self) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth:
+                return
+            torch.backends.cudnn.enabled = self.enabled
+            if self.rounds:
+                torch.backends.cuda.matmul.allow_tf32 = True
+
+
+_settings = _Settings()
+
+
+@contextmanager
+def exact_sums(device: str) -> Iterator[None]:
+    """Context in which convolutions and products of matrices add exactly.
+
+    The settings are the process's own, and come back as they were.
+
+    Args:
+        device (str): Type of the device that computes. Only ``'cuda'`` has
+            settings.
+    """
+    if device != 'cuda':
+        yield
+        return
+    _settings.enter()
+    try:
+        yield
+    finally:
+        _settings.leave()
+
+
+def _rounds_operands() -> bool:
+    matmul = torch.backends.cuda.matmul
+    # From PyTorch 2.9 on; asking the older switch may then be an error.
+    if hasattr(matmul, 'fp32_precision'):
+        return matmul.fp32_precision == 'tf32'
+    return matmul.allow_tf32
