@@ -101,6 +101,23 @@ def _repeat(site, x, *args, **kwargs):
     return site.node('Tile', x, site.ints(times))
 
 
+@translates('repeat_interleave')
+def _repeat_interleave(site, x, repeats, dim=None, *, output_size=None):
+    if isinstance(repeats, Tensor):
+        raise NotImplementedError('repeats of each element')
+    shape = [x.numel()] if dim is None else list(x.shape)
+    axis = 0 if dim is None else axis_of(dim, x.dim())
+    spread = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
+    wide = [*shape[: axis + 1], repeats, *shape[axis + 1 :]]
+    out = site.node('Expand', site.reshape(x, spread), site.ints(wide))
+    return site.reshape(out, site.out.shape)
+
+
+@translates('zero', 'fill')
+def _fill(site, x, value=0):
+    return site.node('Expand', site.value(value, like=x), site.ints(x.shape))
+
+
 @translates('cat', 'concat', 'concatenate')
 def _cat(site, tensors, dim=0, **kwargs):
     axis = kwargs.get('axis', dim)

@@ -1,5 +1,6 @@
 """Operators: all torch functions that the exporter knows."""
 
+from . import arithmetic as arithmetic_operators
 from . import elementwise as elementwise_operators
 from . import layer as layer_operators
 from . import shape as shape_operators
@@ -8,6 +9,7 @@ from .translation import TRANSLATIONS
 
 __all__ = [
     'TRANSLATIONS',
+    'arithmetic_operators',
     'elementwise_operators',
     'layer_operators',
     'shape_operators',

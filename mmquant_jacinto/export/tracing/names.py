@@ -90,6 +90,17 @@ class Names:
         self.mark(x, name, reason)
         return name, reason
 
+    def mark_alike(self, x: Tensor, other: Tensor) -> None:
+        """A tensor becomes in the graph what another one is."""
+        if self._is_marked(other):
+            self.mark(x, *self.tag(other))
+
+    def keep(self, x: Tensor) -> None:
+        """Names a constant as it is, before a call overwrites it."""
+        if not self.knows(x):
+            with self.paused():
+                self.name(x, self.writer.constant(x.clone()))
+
     def wrote(self, x: Tensor, site: str) -> None:
         """A call has changed a tensor, and so what that is a view of."""
         base = _base(x)

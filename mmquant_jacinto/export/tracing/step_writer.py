@@ -73,6 +73,9 @@ class Writing(Integer):
         if trace.pauses:
             return super().call(step, op, func, args, kwargs)
         tensors = ops.tensor_inputs(op, args, kwargs)
+        written = written_by(func, args, kwargs)
+        if written is not None and any(map(trace.knows, all_tensors(args, kwargs))):
+            trace.keep(written)
         tags = {id(x): trace.tag(x) for x in tensors}
         with trace.paused():
             out = super().call(step, op, func, args, kwargs)
@@ -80,6 +83,7 @@ class Writing(Integer):
             return out
         given = all_tensors(args, kwargs)
         if not any(trace.knows(x) for x in given):
+            trace.fix_like(out, given)
             return out
         if isinstance(out, Tensor) and any(out is x for x in tensors):
             # Computed in place: the operand keeps its name for the nodes below.
@@ -104,7 +108,6 @@ class Writing(Integer):
         is_whole = step.last or self.is_folded(step) or not step.norm
         if step.kind == ops.PASS or is_whole:
             self._finish(step, out)
-        written = written_by(func, args, kwargs)
         if written is not None:
             trace.wrote(written, step.chain)
         return out
@@ -113,17 +116,15 @@ class Writing(Integer):
         trace = self.trace
         with trace.paused():
             copy = super().copy(x)
-        if trace.knows(x):
-            trace.mark(copy, *trace.tag(x))
+        trace.mark_alike(copy, x)
         return copy
 
     def overwrite(self, x: Tensor, result: Tensor) -> None:
         trace = self.trace
         with trace.paused():
             super().overwrite(x, result)
-        if trace.knows(result) or trace.is_fixed(result):
-            trace.mark(x, *trace.tag(result))
-            trace.wrote(x, trace.tracker.frame.node.name + '/overwrite')
+        trace.mark_alike(x, result)
+        trace.wrote(x, trace.tracker.frame.node.name + '/overwrite')
 
     def _reads_lost(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any

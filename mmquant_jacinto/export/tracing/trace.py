@@ -202,6 +202,8 @@ class Trace(Names, TorchFunctionMode):
             return func(*args, **kwargs)
         written = written_by(func, args, kwargs)
         before = [(self.knows(x), self.is_fixed(x)) for x in all_tensors(args, kwargs)]
+        if written is not None and any(known for known, _ in before):
+            self.keep(written)
         tag = self.tag(written)
         out = func(*args, **kwargs)
         if written is not None and self._is_marked(written):
@@ -219,12 +221,16 @@ class Trace(Names, TorchFunctionMode):
             else:
                 self.write(name, site, args, kwargs, out)
             self.late.wrote(out, self.name_of)
-        elif all(fixed for _, fixed in before) and (before or name in CONSTANTS):
-            if not self._is_read:
-                self.fix(out)
+        elif before or name in CONSTANTS:
+            self.fix_like(out, all_tensors(args, kwargs))
         if written is not None:
             self.wrote(written, site)
         return out
+
+    def fix_like(self, out: Any, given: list[Tensor]) -> None:
+        """What follows from constants alone is one."""
+        if all(map(self.is_fixed, given)) and not self._is_read:
+            self.fix(out)
 
     def write(self, op: str, site: str, args: tuple, kwargs: dict, out: Any) -> None:
         """Writes a call as it is and names its results."""
