@@ -25,8 +25,6 @@ from .postprocess import add_detections
 from .step_writer import Writing
 from .trace import Trace
 
-INPUT_NAME = 'images'
-
 
 @dataclass
 class Exported:
@@ -103,8 +101,10 @@ def export_onnx(
 
     Args:
         model (nn.Module): A quantized model with ranges, or its wrapper.
-        example (Any): An image tensor (N, C, H, W) as the model takes it, or a
-            batch as the dataloader yields it. Its size is the file's.
+        example (Any): An image tensor (N, C, H, W) as the model takes it, a batch
+            as the dataloader yields it, or what else the model takes, see
+            :meth:`~mmquant_jacinto.export.example.Example.of`. Sizes and dtypes are
+            the file's.
         target (str): What :func:`~mmquant_jacinto.targets.target.file_targets` has.
         metadata (Mapping, optional): More to write into the file.
         postprocess (bool): Add decoding and NMS, for a dense head of MMDetection:
@@ -131,7 +131,8 @@ def export_onnx(
     given = Example.of(root, example)
     trace = Trace(root, quantization, chosen, keep_values)
     with trace.running(Writing(quantization, trace)):
-        trace.add_input(given.images, INPUT_NAME)
+        for name, x in given.inputs.items():
+            trace.add_input(x, name)
         given.run()
         outputs, layout = choose_outputs(trace)
         more, meta_arch = _additions(trace, outputs, given.images, postprocess)
