@@ -10,6 +10,7 @@ which grids, and its second run happens there and on those.
 
 import functools
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, Protocol
@@ -31,24 +32,32 @@ class Replayer(Protocol):
         """What tensors, in any nesting, have become by in-place calls."""
 
 
-# The executors whose passes are going on, the innermost one last.
-_running: list[Replayer] = []
+class _Running(threading.local):
+    """The executors whose passes are going on in a thread, the innermost one last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Replayer] = []
+
+
+_running = _Running()
 
 
 def start(replayer: Replayer) -> None:
     """Notes that a pass, or a region, of ``replayer`` starts."""
-    _running.append(replayer)
+    _running.stack.append(replayer)
 
 
 def stop(replayer: Replayer) -> None:
     """Notes that it ends; the ones inside that an interrupt left over end too."""
-    while _running and _running.pop() is not replayer:
+    stack = _running.stack
+    while stack and stack.pop() is not replayer:
         pass
 
 
 def forget(replayer: Replayer) -> None:
     """Notes that nothing of ``replayer`` goes on, whatever an interrupt left over."""
-    _running[:] = [item for item in _running if item is not replayer]
+    stack = _running.stack
+    stack[:] = [item for item in stack if item is not replayer]
 
 
 def in_backward() -> bool:
@@ -85,8 +94,9 @@ def follow_checkpoints() -> None:
 
     @functools.wraps(original)
     def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
-        if _running and not isinstance(function, _Replayable):
-            replayer = _running[-1]
+        stack = _running.stack
+        if stack and not isinstance(function, _Replayable):
+            replayer = stack[-1]
             function = _Replayable(function, replayer)
             args, kwargs = replayer.settle((args, kwargs))
         return original(function, *args, **kwargs)

@@ -5,7 +5,8 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 (:mod:`calibrate`) or integer arithmetic (:mod:`integer`).
 """
 
-from collections.abc import Container, Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -30,24 +31,49 @@ _UNSEEN = object()
 
 
 class _Tracker(CallTracker):
-    """Sends a further run of a known module to its last recorded one.
+    """Sends a run that does what a former one did back to that one.
 
-    In training a module may run more often than in the recorded passes (a
-    semi-supervised student, a second view): it is the same function again.
+    In training a module may also run more often than in the recorded passes (a
+    semi-supervised student, a second view): it is the same function again, and goes
+    to the last recorded run.
+
+    Args:
+        root (nn.Module): The model.
+        plan (Plan): What names the recorded runs.
+        **hooks: Of :class:`~mmquant_jacinto.record.call_tree.CallTracker`.
     """
 
-    known: Container[str] = frozenset()
+    def __init__(self, root: nn.Module, plan: Plan, **hooks: Callable) -> None:
+        super().__init__(root, **hooks)
+        self.known = _node_names(
+            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
+        )
+        self._repeats = plan.repeats
+        # Their parts, at least, may run again unforeseen, and all that follows with
+        # them. Elsewhere it would be too many to take note of.
+        self._outermost = {'', *plan.regions}
+        self._weighted = {
+            name
+            for module, name in self.names.items()
+            if any(True for _ in module.parameters())
+        }
+        self._begins = {repeat.begin for repeat in plan.repeats.values()}
 
     def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
-        key = (module, invocation)
-        if invocation and key not in parent.children:
-            node = parent.child(module, invocation)
-            while invocation and node.name not in self.known:
-                invocation -= 1
-                node = parent.child(module, invocation)
-            parent.children[key] = node
-            return node
-        return parent.child(module, invocation)
+        node = parent.child(module, invocation)
+        repeat = self._repeats.get(node.name)
+        former = [parent.child(module, index) for index in range(invocation)]
+        if repeat is not None:
+            node.loop = next(run for run in former if run.name == repeat.begin)
+            node.kept = self.counted(repeat.kept)
+        elif former and node.name not in self.known:
+            recorded = [run for run in former if run.name in self.known]
+            node.loop = (recorded or former)[-1]
+        elif node.name in self._begins or (
+            parent.module in self._outermost and module in self._weighted
+        ):
+            node.loop = node
+        return node
 
 
 class _Moment(NamedTuple):
@@ -58,6 +84,28 @@ class _Moment(NamedTuple):
     region: Optional[nn.Module]
     norm: Optional[nn.Module]
     frame: Frame
+
+
+class _Here(threading.local):
+    """What is going on in a thread's pass.
+
+    Attributes:
+        region (nn.Module, optional): The region that runs.
+        norm (nn.Module, optional): The batch normalization that runs in it.
+        in_root (bool): Whether the root runs.
+        spare (Callable, optional): In a part that is run again: gives a
+            normalization other buffers.
+    """
+
+    def __init__(self) -> None:
+        self.region: Optional[nn.Module] = None
+        self.norm: Optional[nn.Module] = None
+        self.in_root = False
+        self.spare: Optional[Callable[[nn.Module], None]] = None
+
+    def __reduce__(self) -> tuple:
+        # A copy of a model (EMA) runs no pass yet.
+        return type(self), ()
 
 
 class Executor(CallMode):
@@ -75,19 +123,18 @@ class Executor(CallMode):
         self.plan = plan
         self.behaviour = Behaviour()
         self.regions = {root.get_submodule(name) for name in plan.regions}
-        self.tracker = _Tracker(root, self._enter, self._exit, self._run_root)
-        self.tracker.known = _node_names(
-            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
+        self.tracker = _Tracker(
+            root,
+            plan,
+            on_enter=self._enter,
+            on_exit=self._exit,
+            on_root=self._run_root,
         )
         # In a region nothing happens as other modules start and end.
         self._watched = self.regions | {
             module for module in root.modules() if isinstance(module, _BatchNorm)
         }
-        self._region: Optional[nn.Module] = None
-        self._norm: Optional[nn.Module] = None
-        self._in_root = False
-        # In a part that is run again: gives a normalization other buffers.
-        self._spare: Optional[Callable[[nn.Module], None]] = None
+        self._here = _Here()
         checkpointing.follow_checkpoints()
 
     def remove(self) -> None:
@@ -96,7 +143,7 @@ class Executor(CallMode):
 
     def _run_root(self, starts: bool) -> None:
         if starts:
-            if self._region is not None:
+            if self._here.region is not None:
                 # A keyboard interrupt runs no hooks.
                 self._close()
             checkpointing.forget(self)
@@ -105,11 +152,11 @@ class Executor(CallMode):
         else:
             self.behaviour.end()
             checkpointing.stop(self)
-        self._in_root = starts
+        self._here.in_root = starts
 
     def _open(self, module: nn.Module) -> None:
-        self._region = module
-        self.tracker.watched = self._watched
+        self._here.region = module
+        self.tracker.here.watched = self._watched
         checkpointing.start(self)
         self.behaviour.enter_region()
         self.__enter__()
@@ -118,30 +165,30 @@ class Executor(CallMode):
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
         checkpointing.stop(self)
-        self._region = self._norm = self.tracker.watched = None
+        self._here.region = self._here.norm = self.tracker.here.watched = None
 
     def remember(self) -> _Moment:
         """Where the pass is: see :mod:`checkpointing`."""
         return _Moment(
             self.behaviour,
             self.behaviour.remember(),
-            self._region,
-            self._norm,
+            self._here.region,
+            self._here.norm,
             self.tracker.frame.copy(),
         )
 
     @contextmanager
     def replay(self, moment: _Moment) -> Iterator[None]:
         """Goes on from ``moment`` a second time, during the backward pass."""
-        present = self.behaviour, self._region, self._norm, self._in_root, self._spare
-        stack = self.tracker.stack
-        self.behaviour = moment.behaviour
-        self._region, self._norm, self._in_root = None, None, True
-        self.tracker.stack = [moment.frame.copy()]
+        here, there = self._here, self.tracker.here
+        present, stack = dict(vars(here)), there.stack
+        behaviour, self.behaviour = self.behaviour, moment.behaviour
+        here.region, here.norm, here.in_root = None, None, True
+        there.stack = [moment.frame.copy()]
         try:
             with (
                 moment.behaviour.replay(moment.memory),
-                checkpointing.spare_statistics() as self._spare,
+                checkpointing.spare_statistics() as here.spare,
             ):
                 if moment.region is not None:
                     self._open(moment.region)
@@ -150,12 +197,11 @@ class Executor(CallMode):
                 try:
                     yield
                 finally:
-                    if self._region is not None:
+                    if self._here.region is not None:
                         self._close()
         finally:
-            self.tracker.stack = stack
-            self.behaviour, self._region, self._norm = present[:3]
-            self._in_root, self._spare = present[3:]
+            there.stack, self.behaviour = stack, behaviour
+            vars(here).update(present)
 
     def settle(self, values: Any) -> Any:
         """What tensors, in any nesting, have become by in-place calls."""
@@ -176,12 +222,12 @@ class Executor(CallMode):
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         result = None
-        if self._region is None:
-            if not self._in_root:
+        if self._here.region is None:
+            if not self._here.in_root:
                 self._refuse_replay(module)
             if module not in self.regions:
                 return None
-            if not self._in_root:
+            if not self._here.in_root:
                 # Called by somebody else (`model.extract_feat(x)`): a pass of
                 # its own.
                 self.behaviour.begin()
@@ -194,9 +240,9 @@ class Executor(CallMode):
         return result
 
     def _enter_norm(self, module: nn.Module) -> None:
-        self._norm = module
-        if self._spare is not None and module.training:
-            self._spare(module)
+        self._here.norm = module
+        if self._here.spare is not None and module.training:
+            self._here.spare(module)
 
     def _quantize_inputs(self, names: dict[int, str], args: tuple, kwargs: dict) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
@@ -207,23 +253,23 @@ class Executor(CallMode):
 
     def _exit(self, module: nn.Module, output: Any) -> Any:
         result = None
-        if module is self._norm:
-            self._norm = None
+        if module is self._here.norm:
+            self._here.norm = None
             step = self._step('batch_norm', 0)
             if step is not None and isinstance(output, Tensor):
                 # What it calls is not the model's.
                 with torch._C.DisableTorchFunction():
                     result = self.behaviour.after_norm(step, output)
-        if module is self._region:
+        if module is self._here.region:
             self._close()
-            if not self._in_root:
+            if not self._here.in_root:
                 self.behaviour.end()
                 self.tracker.restart()
             return current_leaves(output if result is None else result)
         return result
 
     def _step(self, op: str, index: int) -> Optional[Step]:
-        node = self.tracker.stack[-1].node
+        node = self.tracker.here.stack[-1].node
         step = node.sites.get((op, index), _UNSEEN)
         if step is _UNSEEN:
             name = node.site_name(op, index)
@@ -242,13 +288,13 @@ class Executor(CallMode):
             )
 
     def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._norm is not None:
+        if self._here.norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
-                if step is not None and self.behaviour.folds(step, self._norm):
+                if step is not None and self.behaviour.folds(step, self._here.norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.stack[-1].next(op.name))
+        step = self._step(op.name, self.tracker.here.stack[-1].next(op.name))
         args = tuple([current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)

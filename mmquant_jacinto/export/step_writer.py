@@ -20,7 +20,7 @@ from ..record import ops
 from ..record.ops import Op
 from ..targets.grid import Grid
 from ..targets.storage import Storage
-from .graph.calls import all_tensors, in_order
+from .graph.calls import all_tensors, in_order, lacks_batch
 from .operators.exact import EXACT_OPERATORS
 from .operators.sampling import write_samples
 from .operators.table import TRANSLATIONS
@@ -116,6 +116,10 @@ class Writing(Integer):
             bias = ops.layer_operands(args, kwargs)[2]
             if bias is not None and trace.knows(bias):
                 reason = f'{step.chain} computes its bias from the image'
+        if reason is None and lacks_batch(
+            op.name, ops.tensor_inputs(op, args, kwargs)[0]
+        ):
+            reason = f'{step.chain} is called on an image without a batch'
         if reason is None and op.name in ('group_norm', 'layer_norm'):
             if any(trace.knows(x) for x in all_tensors(args[1:], kwargs)):
                 reason = f'{step.chain} computes its weight or bias from the image'

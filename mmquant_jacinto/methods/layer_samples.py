@@ -83,6 +83,8 @@ class Collected:
         world = dist.get_world_size() if is_distributed() else 1
         calls = count_calls(state.plan)
         self.calls = {name: calls[name] for name in layers}
+        # What runs again does so any number of times.
+        self._ends = not state.plan.repeats
         self.share = {
             name: -(-count_rows(state.layers[name]) // (world * count * batches))
             for name, count in self.calls.items()
@@ -103,7 +105,9 @@ class Collected:
 
     def check_end(self, batches: int) -> None:
         """Raises :class:`Enough` where each layer has been called in all batches."""
-        if all(len(self.rows[n]) >= batches * count for n, count in self.calls.items()):
+        if self._ends and all(
+            len(self.rows[n]) >= batches * count for n, count in self.calls.items()
+        ):
             raise Enough
 
     def take(self, name: str) -> Tensor | None:

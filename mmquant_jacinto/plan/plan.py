@@ -13,7 +13,8 @@ from typing import Any, Optional, Union
 from ..errors import QuantizeError
 from ..targets.formats import TensorFormat
 
-PLAN_VERSION = 1
+# Of a plan with repeats. One without is what the first version reads, too.
+PLAN_VERSION = 2
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 OVERRIDES = 'quantize.overrides'  # the reason why something is in float
 
@@ -28,6 +29,15 @@ def narrow_name(name: str, bits: int) -> str:
 def wide_name(name: str) -> str:
     """The name that :func:`narrow_name` was given; any other as it is."""
     return re.sub(r':\d+bits$', '', name)
+
+
+def module_of(name: str) -> str:
+    """The module whose call a quantizer, or a call site, is named after.
+
+    See :mod:`~mmquant_jacinto.record.call_tree`.
+    """
+    calls = name.rpartition('/')[0].rpartition('>')[2]
+    return re.sub(r'#\d+', '', calls)
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """A run of a module that is a former one again.
+
+    Its caller goes back to where that one began, and counts on from there.
+
+    Args:
+        begin (str): The former run.
+        kept (Tuple[str]): What the caller goes on counting: modules, and functions
+            behind a slash.
+    """
+
+    begin: str
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything needed to rebuild a quantized model around its float one.
 
@@ -137,6 +163,7 @@ class Plan:
             channels are rescaled before anything is quantized.
         undecided (Tuple[str]): Weight quantizers whose width is still to be
             chosen, see :mod:`~mmquant_jacinto.methods.mixed_precision`.
+        repeats (Dict[str, Repeat]): By name of the run.
     """
 
     config: dict[str, Any]
@@ -148,6 +175,7 @@ class Plan:
     in_float: dict[str, str] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
     undecided: tuple[str, ...] = ()
+    repeats: dict[str, Repeat] = field(default_factory=dict)
 
     @property
     def specs(self) -> tuple[Union[ActivationSpec, WeightSpec], ...]:
@@ -168,10 +196,11 @@ class Plan:
 
         How ranges were found makes no difference to what they are.
         """
-        return (
-            (self.activations, self.weights, self.steps, self.inputs)
-            == (other.activations, other.weights, other.steps, other.inputs)
-        ) and (self.is_learned or not other.is_learned)
+        parts = [
+            (plan.activations, plan.weights, plan.steps, plan.inputs, plan.repeats)
+            for plan in (self, other)
+        ]
+        return parts[0] == parts[1] and (self.is_learned or not other.is_learned)
 
     def with_weight_bits(self, widths: Mapping[str, int]) -> 'Plan':
         """This plan with other widths of some weight quantizers, by name."""
@@ -191,9 +220,11 @@ class Plan:
 
     def to_json(self) -> str:
         """Serializes the plan."""
-        return json.dumps(
-            {'version': PLAN_VERSION, **asdict(self)}, separators=(',', ':')
-        )
+        data = asdict(self)
+        if not self.repeats:
+            del data['repeats']
+        version = PLAN_VERSION if self.repeats else 1
+        return json.dumps({'version': version, **data}, separators=(',', ':'))
 
     @classmethod
     def from_json(cls, text: str) -> 'Plan':
@@ -228,15 +259,23 @@ class Plan:
             in_float=data['in_float'],
             pairs=tuple(tuple(pair) for pair in data.get('pairs', ())),
             undecided=tuple(data.get('undecided', ())),
+            repeats={
+                name: Repeat(item['begin'], tuple(item['kept']))
+                for name, item in data.get('repeats', {}).items()
+            },
         )
 
 
 def count_calls(plan: Plan) -> dict[str, int]:
-    """Calls of each layer in a pass, by weight quantizer."""
+    """Calls of each layer in a pass, by weight quantizer.
+
+    Where parts of the model run again, however often, any layer may be in them: all
+    count once more.
+    """
     calls: dict[str, int] = {}
     for step in plan.steps.values():
         if step.weight is not None and not step.follows:
-            calls[step.weight] = calls.get(step.weight, 0) + 1
+            calls[step.weight] = calls.get(step.weight, int(bool(plan.repeats))) + 1
     return calls
 
 

@@ -17,24 +17,24 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from .activation_specs import ActivationSpecs
 from .channel_pairs import find_pairs
 from .fusion import Chain, Dataflow
+from .network import network_of
 from .overrides import Overrides
-from .plan import OVERRIDES, Plan, Step, WeightSpec
+from .plan import OVERRIDES, Plan, Repeat, Step, WeightSpec
 
 
 class Planner:
     """Builds a :class:`Plan`; see :func:`make_plan`."""
 
     def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
-        self.graph = graph
         self.config = config
         self.preset = config.preset
         self.overrides = Overrides(config.overrides)
-        self.flow = flow = Dataflow(graph)
+        self.graph, self.in_float = network_of(graph, self.overrides)
+        self.flow = flow = Dataflow(self.graph)
         self.active, self.chains = flow.active, flow.chains
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
-        self.in_float: dict[str, str] = {}
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
         quantizers = ActivationSpecs(self.flow, self.config, self.overrides)
@@ -72,6 +72,7 @@ class Planner:
             in_float=self.in_float,
             pairs=self._pairs(weights, weight_specs),
             undecided=self._undecided(weight_specs),
+            repeats={run: Repeat(*known) for run, known in self.graph.repeats.items()},
         )
 
     def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:

@@ -11,9 +11,14 @@ the function among the calls of the same function there::
 
 Names therefore do not depend on what other modules did before. Recording
 and executing share this module and nothing else.
+
+A module that runs again for the same work (the next crop, the flipped image) is no
+further call but the former one again: its caller goes back to where that one began,
+and whatever follows has the former names too. So names do not depend on how often.
 """
 
-from collections.abc import Container
+import threading
+from collections.abc import Container, Iterable
 from typing import Any, Callable, Optional
 
 from torch import nn
@@ -23,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 class CallNode:
     """A module's invocation; its children and sites are found once."""
 
-    __slots__ = ('name', 'module', 'children', 'sites', 'runs')
+    __slots__ = ('name', 'module', 'children', 'sites', 'runs', 'loop', 'kept')
 
     def __init__(self, name: str, module: str) -> None:
         self.name = name
@@ -32,6 +37,10 @@ class CallNode:
         self.sites: dict[tuple[str, int], Any] = {}
         # What `resolve` gave, by module object: it is asked at every call.
         self.runs: dict[tuple[nn.Module, int], CallNode] = {}
+        # Where a further run goes back to; itself, if it is what they go back to.
+        self.loop: Optional[CallNode] = None
+        # What its caller counts on all the same: modules, names of functions.
+        self.kept: frozenset[Any] = frozenset()
 
     def child(self, module: str, invocation: int) -> 'CallNode':
         """The node of the ``invocation``-th run of ``module`` in this one."""
@@ -47,7 +56,8 @@ class CallNode:
                 name = f'{self.name}>{module}'
             if invocation:
                 name += f'#{invocation}'
-            node = self.children[key] = CallNode(name, module)
+            # Another thread may have been faster.
+            node = self.children.setdefault(key, CallNode(name, module))
         return node
 
     def site_name(self, op: str, index: int) -> str:
@@ -58,12 +68,14 @@ class CallNode:
 class Frame:
     """A running module: its node, and what it has called so far."""
 
-    __slots__ = ('node', 'counts', 'module')
+    __slots__ = ('node', 'counts', 'module', 'marks')
 
     def __init__(self, node: CallNode, module: Optional[nn.Module]) -> None:
         self.node = node
         self.counts: dict[Any, int] = {}
         self.module = module
+        # What was counted when a run began that others go back to.
+        self.marks: dict[CallNode, dict[Any, int]] = {}
 
     def next(self, called: Any) -> int:
         """Counts a call of a module, or of a function by its name, from 0."""
@@ -71,11 +83,49 @@ class Frame:
         self.counts[called] = index + 1
         return index
 
+    def turn(self, node: CallNode, begin: CallNode) -> CallNode:
+        """Goes back to where ``begin`` started, if ``node`` is that run again."""
+        if node is begin:
+            self.marks[begin] = dict(self.counts)
+        else:
+            past = self.marks.get(begin, self.counts)
+            for called in self.counts:
+                if called not in node.kept:
+                    self.counts[called] = past.get(called, 0)
+        return begin
+
+    def clear(self) -> None:
+        """Counts everything from 0 again."""
+        self.counts.clear()
+        self.marks.clear()
+
     def copy(self) -> 'Frame':
         """The frame as it is now, to count on from twice."""
         frame = Frame(self.node, self.module)
         frame.counts = dict(self.counts)
+        frame.marks = dict(self.marks)
         return frame
+
+
+class _Here(threading.local):
+    """Where a pass is; each thread has a pass of its own.
+
+    Args:
+        tree (CallNode): The caller of the outermost modules.
+
+    Attributes:
+        stack (List[Frame]): Of the running modules.
+        watched (Container[nn.Module], optional): See :class:`CallTracker`.
+    """
+
+    def __init__(self, tree: CallNode) -> None:
+        self.tree = tree
+        self.stack: list[Frame] = [Frame(tree, None)]
+        self.watched: Optional[Container[nn.Module]] = None
+
+    def __reduce__(self) -> tuple:
+        # A copy of a model (EMA) runs no pass yet.
+        return type(self), (self.tree,)
 
 
 class CallTracker:
@@ -92,8 +142,8 @@ class CallTracker:
             and with False when it ends.
 
     Attributes:
-        watched (Container[nn.Module], optional): While it is set, ``on_enter``
-            and ``on_exit`` are called for these modules alone.
+        here (_Here): Where this thread's pass is. While its ``watched`` is set,
+            ``on_enter`` and ``on_exit`` are called for these modules alone.
     """
 
     def __init__(
@@ -106,8 +156,7 @@ class CallTracker:
         self.tree = CallNode('', '')
         self.names = {module: name for name, module in root.named_modules()}
         self.on_enter, self.on_exit, self.on_root = on_enter, on_exit, on_root
-        self.watched: Optional[Container[nn.Module]] = None
-        self.stack: list[Frame] = [Frame(self.tree, None)]
+        self.here = _Here(self.tree)
         self.handles: list[RemovableHandle] = []
         for module in root.modules():
             enter, leave = self._enter, self._leave
@@ -122,15 +171,36 @@ class CallTracker:
     @property
     def frame(self) -> Frame:
         """Frame: The innermost running module's."""
-        return self.stack[-1]
+        return self.here.stack[-1]
 
     def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
         """The node that an invocation belongs to; a place to redirect it."""
         return parent.child(module, invocation)
 
+    def find(self, module: nn.Module, args: tuple, kwargs: dict) -> CallNode:
+        """The node of the run of a module that starts now, which it counts."""
+        caller = self.here.stack[-1]
+        key = module, caller.next(module)
+        node = caller.node.runs.get(key)
+        if node is None:
+            node = self.resolve(caller.node, self.names[module], key[1])
+            caller.node.runs[key] = node
+        return node if node.loop is None else caller.turn(node, node.loop)
+
+    def counted(self, names: Iterable[str]) -> frozenset[Any]:
+        """What a frame counts by, of modules by name and functions behind a slash."""
+        modules = {name: module for module, name in self.names.items()}
+        return frozenset(
+            name[1:] if name.startswith('/') else modules[name] for name in names
+        )
+
+    def frame_of(self, node: CallNode, module: nn.Module) -> Frame:
+        """A new frame."""
+        return Frame(node, module)
+
     def restart(self) -> None:
         """Counts the invocations of the outermost modules from 0 again."""
-        self.stack[0].counts.clear()
+        self.here.stack[0].clear()
 
     def remove(self) -> None:
         """Takes all hooks off the model."""
@@ -139,29 +209,28 @@ class CallTracker:
         self.handles.clear()
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        caller = self.stack[-1]
-        invocation = caller.next(module)
-        node = caller.node.runs.get((module, invocation))
-        if node is None:
-            node = self.resolve(caller.node, self.names[module], invocation)
-            caller.node.runs[module, invocation] = node
-        self.stack.append(Frame(node, module))
-        if self.on_enter is not None and self._is_watched(module):
+        node = self.find(module, args, kwargs)
+        here = self.here
+        here.stack.append(self.frame_of(node, module))
+        if self.on_enter is not None and (
+            here.watched is None or module in here.watched
+        ):
             return self.on_enter(module, args, kwargs)
         return None
 
-    def _is_watched(self, module: nn.Module) -> bool:
-        return self.watched is None or module in self.watched
-
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        result = None
-        if self.on_exit is not None and self._is_watched(module):
+        result, here = None, self.here
+        if self.on_exit is not None and (
+            here.watched is None or module in here.watched
+        ):
             result = self.on_exit(module, output)
-        self.stack.pop()
+        here.stack.pop()
         return result
 
     def enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """What the root's pre-hook does, for a pass that began before it was there."""
+        # A keyboard interrupt runs no hooks, and leaves frames behind.
+        del self.here.stack[1:]
         self.restart()
         if self.on_root is not None:
             self.on_root(True)

@@ -61,6 +61,13 @@ class Graph:
             uses, and which function reads them; an empty string for none.
         read_elsewhere (Set[str]): Parameters that something else reads than the
             layer or the normalization that they belong to.
+        repeats (Dict[str, Tuple[str, Tuple[str]]]): Run of a module to the former
+            one that it is again, and what its caller goes on counting: see
+            :mod:`~mmquant_jacinto.record.same_work`.
+        calls (Dict[str, Tuple[str, Dict[int, List[int]]]]): Call of a region to its
+            name, and (index among the leaves of its arguments to values).
+        region_of (Dict[str, str]): Site to the region that it is in.
+        only_loss (Tuple[str]): Regions that inference does not run.
     """
 
     regions: list[str] = field(default_factory=list)
@@ -70,6 +77,10 @@ class Graph:
     hidden: set[int] = field(default_factory=set)
     unused: dict[str, str] = field(default_factory=dict)
     read_elsewhere: set[str] = field(default_factory=set)
+    repeats: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    calls: dict[str, tuple[str, dict[int, list[int]]]] = field(default_factory=dict)
+    region_of: dict[str, str] = field(default_factory=dict)
+    only_loss: tuple[str, ...] = ()
 
     def producers(self) -> dict[int, Site]:
         """Value to the site that made it."""

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
+from ..errors import QuantizeError
 from . import ops
 from .call_mode import CallMode
-from .call_tree import CallTracker
 from .deform_conv import make_visible
 from .graph import Graph, Site
+from .inference import LOSS, reached_by_inference
 from .ops import Op
+from .same_work import Operand, SameWork, WorkTracker, is_activation
 from .side_effects import untouched
 
+# Each but the last finds out what of the former one does not hold.
+ATTEMPTS = 20
 _VALUE = '_mmquant_value'  # (token, number) on a tensor object
 
 
@@ -32,13 +36,18 @@ class Recorder(CallMode):
             :meth:`remove`.
         is_region (Callable[[nn.Module], bool]): Whether a module that is
             called outside any region starts one.
+        work (SameWork): Finds the runs that do the same work.
     """
 
     def __init__(
-        self, model: nn.Module, is_region: Callable[[nn.Module], bool]
+        self,
+        model: nn.Module,
+        is_region: Callable[[nn.Module], bool],
+        work: SameWork,
     ) -> None:
         super().__init__()
         self.graph = Graph()
+        self.work = work
         self.is_region = is_region
         self._given: list[Tensor] = []  # tensors of the caller that were marked
         self._token = object()  # a recorder would keep the model alive
@@ -50,7 +59,18 @@ class Recorder(CallMode):
         # No activations, though they come from no recorded call.
         self._constants = {id(buffer) for buffer in model.buffers()}
         make_visible()
-        self.tracker = CallTracker(model, self._enter, self._exit)
+        self.tracker = WorkTracker(
+            model,
+            work,
+            self._read,
+            on_enter=self._enter,
+            on_exit=self._exit,
+            on_root=self._run_root,
+        )
+        self._has_run = False  # a region, in this pass
+        self._region_name = ''
+        self.mode: Any = None  # of this pass
+        self.modes: dict[str, set] = {}  # of the passes that ran a region
         self._region: Optional[nn.Module] = None
         self._opaque: Optional[nn.Module] = None
         self._opaque_input: Optional[int] = None
@@ -81,7 +101,7 @@ class Recorder(CallMode):
                 name = self.parameters.get(id(owner))
                 if name is not None:
                     self.readers.setdefault(name, origin[0])
-        if not _is_activation(item):
+        if not is_activation(item):
             return None
         known = getattr(item, _VALUE, None)
         if known is not None and known[0] is self._token:
@@ -95,21 +115,42 @@ class Recorder(CallMode):
         self.graph.hidden.add(value)
         return value
 
+    def _read(self, tensor: Tensor) -> Operand:
+        """What is known of a tensor that a module is given."""
+        value, shape = self._value_of(tensor), tuple(tensor.shape)
+        if self._region is None and (
+            value is None or value in self.graph.region_inputs
+        ):
+            return Operand(None, shape=shape, enters=True, is_raw=not self._has_run)
+        if value is None:
+            return Operand(None, shape=shape)
+        return Operand(value, *self.work.works(value), shape)
+
+    def _run_root(self, starts: bool) -> None:
+        self._has_run = False
+        self.mode = self.tracker.mode if starts else None
+
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._region is None and self.is_region(module):
             name = self.tracker.names[module]
             if name not in self.graph.regions:
                 self.graph.regions.append(name)
             self._region = module
+            self._region_name = name
+            self.modes.setdefault(name, set()).add(self.mode)
             call = self.tracker.frame.node.name
+            reads = self.graph.calls.setdefault(call, (name, {}))[1]
             for index, leaf in enumerate(tree_flatten((args, kwargs))[0]):
-                if not _is_activation(leaf):
+                if not is_activation(leaf):
                     continue
                 value = self._value_of(leaf)
                 if value is None:
                     value = self._name_value(leaf, (call, index))
                     self._given.append(leaf)
                     self.graph.region_inputs.setdefault(value, [])
+                values = reads.setdefault(index, [])
+                if value not in values:
+                    values.append(value)
                 entries = self.graph.region_inputs.get(value)
                 if entries is not None and (call, index) not in entries:
                     entries.append((call, index))
@@ -147,6 +188,7 @@ class Recorder(CallMode):
         if module is self._region:
             self.__exit__(None, None, None)
             self._region = None
+            self._has_run = True
             for leaf in tree_flatten(output)[0]:
                 value = self._value_of(leaf)
                 if value is not None:
@@ -155,7 +197,7 @@ class Recorder(CallMode):
     def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
         if self._opaque is not None:
             return func(*args, **kwargs)
-        frame = self.tracker.frame
+        frame: Any = self.tracker.frame
         name = frame.node.site_name(op.name, frame.next(op.name))
         kind = ops.kind_of(op, args, kwargs)
         operands = ops.tensor_inputs(op, args, kwargs)
@@ -163,10 +205,12 @@ class Recorder(CallMode):
             self._operand(item, (f'{name}:input', index))
             for index, item in enumerate(operands)
         ]
+        reads = [self._read(x) for x in operands if is_activation(x)]
         result = func(*args, **kwargs)
         site = self._make_site(name, op.name, kind, inputs, result)
         if site is None:
             return result
+        self.work.call(frame, f'/{op.name}', name, reads)
         if kind in ops.WEIGHTED:
             self._describe_weights(site, args, kwargs)
         elif kind == ops.CLIP:
@@ -177,7 +221,7 @@ class Recorder(CallMode):
             self.multiplied.update(
                 self.parameters.get(id(item), '') for item in operands
             )
-        self._add(site)
+        self._add(site, args)
         return result
 
     def _make_site(
@@ -189,7 +233,7 @@ class Recorder(CallMode):
         result: Any,
     ) -> Optional[Site]:
         """Describes a call; None where it gives no activations."""
-        leaves = [leaf for leaf in tree_flatten(result)[0] if _is_activation(leaf)]
+        leaves = [leaf for leaf in tree_flatten(result)[0] if is_activation(leaf)]
         if not leaves:
             return None
         return Site(
@@ -209,19 +253,23 @@ class Recorder(CallMode):
         """Values flow through it."""
         if self._opaque is not None:
             return func(*args, **kwargs)
-        frame = self.tracker.frame
+        frame: Any = self.tracker.frame
         op = func.__name__
         name = frame.node.site_name(op, frame.next(op))
+        operands = [
+            item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)
+        ]
         inputs = [
             self._operand(item, (f'{name}:input', index))
-            for index, item in enumerate(tree_flatten((args, kwargs))[0])
-            if isinstance(item, Tensor)
+            for index, item in enumerate(operands)
         ]
+        reads = [self._read(x) for x in operands if is_activation(x)]
         result = func(*args, **kwargs)
         # `x[...] = y` returns nothing and changes x.
         changed = args[0] if op == '__setitem__' else result
         site = self._make_site(name, op, ops.OTHER, inputs, changed)
         if site is not None:
+            self.work.call(frame, f'/{op}', name, reads)
             self._add(site)
         return result
 
@@ -257,7 +305,9 @@ class Recorder(CallMode):
         start = (item.storage_offset() - base.storage_offset()) // base.stride(0)
         return name, (start, start + item.shape[0])
 
-    def _add(self, site: Site) -> None:
+    def _add(self, site: Site, args: tuple = ()) -> None:
+        self.work.note(site, args)
+        self.graph.region_of.setdefault(site.name, self._region_name)
         known = self.graph.sites.setdefault(site.name, site)
         if known is not site:
             known.further_inputs += [
@@ -265,14 +315,6 @@ class Recorder(CallMode):
                 for value in site.inputs
                 if value is not None and value not in known.inputs
             ]
-
-
-def _is_activation(item: Any) -> bool:
-    return (
-        isinstance(item, Tensor)
-        and item.is_floating_point()
-        and not isinstance(item, nn.Parameter)
-    )
 
 
 def record(
@@ -294,15 +336,24 @@ def record(
     Returns:
         Graph: The union of what the passes called.
     """
-    with untouched(model), torch.no_grad():
-        recorder = Recorder(model, is_region)
-        try:
-            model.eval()
-            for run in passes:
-                run()
-        finally:
-            recorder.remove()
+    passes = list(passes)
+    work = SameWork()
+    for _ in range(ATTEMPTS):
+        recorder, predictions = _record_once(model, passes, is_region, work)
+        if work.settle():
+            break
+        work = SameWork(work.told_apart, work.kept)
+    else:
+        raise QuantizeError(
+            f'{type(model).__name__} calls other modules in each pass over the same '
+            'input; give it an input on which it does the same each time'
+        )
     graph = recorder.graph
+    graph.repeats = work.found()
+    only_loss = [name for name, modes in recorder.modes.items() if modes == {LOSS}]
+    if only_loss and predictions:
+        reached = reached_by_inference(model, predictions, only_loss)
+        graph.only_loss = tuple(name for name in only_loss if name not in reached)
     graph.read_elsewhere = set(recorder.readers)
     used = {site.weight for site in graph.sites.values()} | recorder.multiplied
     graph.unused = {
@@ -311,6 +362,28 @@ def record(
         if parameter.dim() > 1 and name not in used
     }
     return graph
+
+
+def _record_once(
+    model: nn.Module,
+    passes: Iterable[Callable[[], Any]],
+    is_region: Callable[[nn.Module], bool],
+    work: SameWork,
+) -> tuple[Recorder, list[Callable[[], Any]]]:
+    """Records the passes; returns also which of them compute no loss."""
+    predictions = []
+    with untouched(model), torch.no_grad():
+        recorder = Recorder(model, is_region, work)
+        try:
+            model.eval()
+            for run in passes:
+                recorder.tracker.mode = None
+                run()
+                if recorder.tracker.mode != LOSS:
+                    predictions.append(run)
+        finally:
+            recorder.remove()
+    return recorder, predictions
 
 
 def _function_of(origin: str) -> str:

@@ -64,7 +64,8 @@ def check_measured(activations: ActivationQuantizers, logger: MMLogger) -> None:
         )
     if missing:
         logger.warning(
-            'Calibration never reached, so these stay in float: ' + ', '.join(missing)
+            'Calibration never reached, so a test whose images do is refused: '
+            + ', '.join(missing)
         )
 
 

@@ -85,20 +85,21 @@ class FixedPoint:
 
     def average(
         self,
-        name: str,
         function: Callable[[Tensor], Tensor],
         x: Tensor,
         given: Grid,
         grid: Grid,
+        pools: bool,
     ) -> Tensor:
         """Means of elements of a quantized tensor, in steps of the output.
 
         Args:
-            name (str): Of the torch function: of a pooling, a mean or a resizing.
             function (Callable): The call, of any tensor in the place of its operand.
             x (Tensor): Its operand: integers less the zero point, on ``given``.
             given (Grid): Of the operand.
             grid (Grid): Of the output.
+            pools (bool): Whether it is a pooling of parts of maps; else of whole maps,
+                a mean or a resizing.
         """
         return function(x) * (given.scale / grid.scale)
 

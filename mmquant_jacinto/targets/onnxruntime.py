@@ -87,20 +87,18 @@ class QdqArithmetic(FixedPoint):
 
     def average(
         self,
-        name: str,
         function: Callable[[Tensor], Tensor],
         x: Tensor,
         given: Grid,
         grid: Grid,
+        pools: bool,
     ) -> Tensor:
-        if 'avg_pool' in name and not _is_wide(given, grid):
-            # The kernel adds up real numbers, and rounds with the zero point in.
-            real = function(x.float() * given.scale)
-            is_global = name.startswith('adaptive') and real.shape[2:].numel() == 1
-            if not is_global:
-                steps = real.div_(divisor(grid.scale, real))
-                return steps.sub_(grid.low).round_().add_(grid.low)
-        return super().average(name, function, x, given, grid)
+        if not pools or _is_wide(given, grid):
+            return super().average(function, x, given, grid, pools)
+        # The kernel adds up real numbers, and rounds with the zero point in.
+        real = function(x.float() * given.scale)
+        steps = real.div_(divisor(grid.scale, real))
+        return steps.sub_(grid.low).round_().add_(grid.low)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)

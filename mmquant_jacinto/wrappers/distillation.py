@@ -5,7 +5,6 @@ another one, its ``architecture``. That one, the student, is quantized and deplo
 What else the algorithm has, a teacher and connectors, is in float, outside the plan.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Optional
@@ -15,7 +14,7 @@ from mmengine.model import BaseTTAModel
 from torch import nn
 
 from ..errors import QuantizeError
-from ..plan.plan import Plan, Step
+from ..plan.plan import Plan, Step, module_of
 
 STUDENT = 'architecture'
 PREFIX = f'{STUDENT}.'
@@ -112,7 +111,7 @@ def check_distillation(model: nn.Module, plan: Plan) -> None:
             continue
         site = _last_site(plan, recorder.source)
         if site is not None and not plan.steps[site].last:
-            end = _module_of(_end_of_chain(plan, plan.steps[site]))
+            end = module_of(_end_of_chain(plan, plan.steps[site]))
             raise QuantizeError(
                 f'model.distiller.student_recorders.{name}.source='
                 f'{recorder.source!r} lies inside what a quantized model computes as '
@@ -121,16 +120,10 @@ def check_distillation(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _module_of(site: str) -> str:
-    """The module that makes a call, see :mod:`~mmquant_jacinto.record.call_tree`."""
-    calls = site.rpartition('/')[0].rpartition('>')[2]
-    return re.sub(r'#\d+', '', calls)
-
-
 def _last_site(plan: Plan, module: str) -> Optional[str]:
     """The last call in a module, or below it."""
     sites = [
-        site for site in plan.steps if f'{_module_of(site)}.'.startswith(f'{module}.')
+        site for site in plan.steps if f'{module_of(site)}.'.startswith(f'{module}.')
     ]
     return sites[-1] if sites else None
 

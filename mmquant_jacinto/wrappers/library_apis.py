@@ -7,6 +7,7 @@ test in a runner is; otherwise it runs in float, and says so.
 """
 
 import functools
+import threading
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from ..execute.quantization import NAME, TEST, Quantization, find_plan
 from .distillation import fit_names
+
+# Threads may share a model from its first pass on.
+_DECIDING = threading.Lock()
 
 PREFIX = NAME + '.'
 # Where the libraries leave the config: mmdet and mmseg, mmpretrain.
@@ -78,11 +82,26 @@ class _FirstPass:
 
     def __init__(self, model: BaseModel, quantizers: dict[str, Tensor]) -> None:
         self.quantizers = quantizers
+        self.is_decided = False
+        self.quantization: Optional[Quantization] = None
         self.handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, model: BaseModel, args: tuple, kwargs: dict) -> Optional[tuple]:
         if model.training:
             return None
+        with _DECIDING:
+            quantization = self._decide(model)
+        if quantization is None:
+            return None
+        # The hooks that this has installed see the next pass first; so it is for
+        # all passes that began before.
+        return quantization.executor.tracker.enter_root(model, args, kwargs)
+
+    def _decide(self, model: BaseModel) -> Optional[Quantization]:
+        """Quantizes the model if it is to be; several threads may ask."""
+        if self.is_decided:
+            return self.quantization
+        self.is_decided = True
         self.handle.remove()
         if Quantization.of(model) is not None:
             return None
@@ -101,8 +120,8 @@ class _FirstPass:
             f'{type(model).__name__} computes on integers, as its checkpoint says.',
             'current',
         )
-        # The hooks that this has installed see the next pass first.
-        return quantization.executor.tracker.enter_root(model, args, kwargs)
+        self.quantization = quantization
+        return quantization
 
 
 def _is_quantized(model: BaseModel) -> bool:

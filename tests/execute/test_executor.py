@@ -1,5 +1,8 @@
 """A quantized network computes what the float one does, however that is written."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,3 +152,33 @@ def test_a_pass_that_is_broken_off_leaves_no_mode_behind(error):
     # A keyboard interrupt runs no hooks; the next pass sets right what it left.
     assert torch.equal(net(x), expected)
     assert _get_current_function_mode() is before
+
+
+def test_threads_may_share_a_model():
+    net = Forward(
+        lambda net, x: net.two(F.relu(net.norm(net.one(x)))).softmax(1),
+        one=nn.Conv2d(3, 8, 3),
+        two=nn.Conv2d(8, 4, 1),
+        norm=nn.BatchNorm2d(8),
+    )
+    images = [torch.randn(1, 3, 32, 32) for _ in range(24)]
+    calibrated(net, images[0], target='onnxruntime')
+    expected = [run(net, image)[0] for image in images]
+    # What is computed once is computed while they run.
+    net.quantization.set_phase('test')
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda image: run(net, image)[0], images * 2))
+    assert all(map(torch.equal, outputs, expected * 2))
+
+
+def test_a_copy_of_a_model_runs_passes_of_its_own():
+    net = Forward(lambda net, x: net.conv(x), conv=nn.Conv2d(3, 4, 1))
+    x = torch.randn(1, 3, 4, 4)
+    calibrated(net, x, target='onnxruntime')
+    other = copy.deepcopy(net)
+    (expected,) = run(net, x)
+    net.quantization.detach()
+    (real,) = run(net, x)
+    (result,) = run(other, x)
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, real)

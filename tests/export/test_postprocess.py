@@ -1,6 +1,4 @@
-"""Decoding and NMS in the file, and the description of the head for TIDL."""
-
-import re
+"""Decoding and NMS in the file."""
 
 import numpy as np
 import pytest
@@ -10,81 +8,22 @@ pytest.importorskip('mmdet')
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
+from dense_heads import CLASSES, SIZE, TEST_CFG, SmallSSD, make_heads  # noqa: E402
 from mmcv.ops import batched_nms  # noqa: E402
-from mmdet.models.dense_heads import (  # noqa: E402
-    ATSSHead,
-    FCOSHead,
-    GFLHead,
-    RetinaHead,
-    RTMDetSepBNHead,
-    SSDHead,
-    YOLOXHead,
-)
-from mmengine.config import ConfigDict  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
-from paths import CONFIGS  # noqa: E402
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.graph.graph_writer import GraphWriter  # noqa: E402
 from mmquant_jacinto.export.postprocess import _select, decode  # noqa: E402
 from mmquant_jacinto.export.session import Session  # noqa: E402
-from mmquant_jacinto.targets.tidl_meta_arch import describe_head, to_text  # noqa: E402
-
-SIZE = 128, 96
-CLASSES = 3
-NMS = dict(nms_pre=1000, score_thr=0.3, max_per_img=50, min_bbox_size=0)
-TEST_CFG = ConfigDict(nms=dict(type='nms', iou_threshold=0.5), **NMS)
 
 
 @pytest.fixture(autouse=True)
 def scope():
     # Runners of other tests may have left another one.
     init_default_scope('mmdet')
-
-
-def make_heads():
-    anchors = dict(
-        type='AnchorGenerator',
-        octave_base_scale=4,
-        scales_per_octave=3,
-        ratios=[0.5, 1.0, 2.0],
-        strides=[8, 16],
-    )
-    shared = dict(num_classes=CLASSES, in_channels=8, test_cfg=TEST_CFG)
-    one_anchor = {**anchors, 'scales_per_octave': 1, 'ratios': [1.0]}
-    return {
-        'ssd': SSDHead(
-            num_classes=CLASSES,
-            in_channels=(8, 8),
-            anchor_generator=dict(
-                type='SSDAnchorGenerator',
-                scale_major=False,
-                strides=[8, 16],
-                ratios=[[2], [2, 3]],
-                min_sizes=[20, 40],
-                max_sizes=[40, 80],
-            ),
-            test_cfg=TEST_CFG,
-        ),
-        'retinanet': RetinaHead(feat_channels=8, anchor_generator=anchors, **shared),
-        'fcos': FCOSHead(feat_channels=8, strides=[8, 16], norm_cfg=None, **shared),
-        'atss': ATSSHead(
-            feat_channels=8, norm_cfg=None, anchor_generator=one_anchor, **shared
-        ),
-        'yolox': YOLOXHead(feat_channels=8, strides=[8, 16], **shared),
-        'gfl': GFLHead(
-            feat_channels=8, norm_cfg=None, anchor_generator=one_anchor, **shared
-        ),
-        'rtmdet': RTMDetSepBNHead(
-            feat_channels=8,
-            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16]),
-            bbox_coder=dict(type='DistancePointBBoxCoder'),
-            with_objectness=False,
-            **shared,
-        ),
-    }
 
 
 def outputs_of(head):
@@ -206,73 +145,9 @@ def test_detections_of_the_file_are_those_of_its_outputs(ssd):
     assert same.mean() > 0.9
 
 
-class SmallSSD:
-    """An SSD with random weights, calibrated on random images."""
-
-    size = 64, 64
-
-    def __init__(self):
-        from mmengine.config import Config
-        from mmengine.registry import MODELS
-
-        from mmquant_jacinto import MMDetQuantCalibrateModule
-
-        cfg = Config.fromfile(CONFIGS / 'bccd' / 'ssd_mobilenet_fpn.py')
-        init_default_scope('mmdet')
-        self.model = MODELS.build(cfg.model).eval()
-        images = torch.rand(1, 3, *self.size) * 255
-        self.wrapper = MMDetQuantCalibrateModule(
-            self.model,
-            dummy_input=images,
-            target='onnxruntime',
-            calibration=dict(epochs=0),
-        )
-        self.batch = self.wrapper.as_batch(images)
-        self.wrapper.train()
-        data = self.model.data_preprocessor(self.batch)
-        self.wrapper(**data, mode='predict')
-
-    def export(self, target='onnxruntime', **options):
-        from mmquant_jacinto.export.exporter import export_onnx
-
-        return export_onnx(self.wrapper, self.batch, target, **options)
-
-
 @pytest.fixture(scope='module')
 def ssd():
     return SmallSSD()
-
-
-def test_tidl_reads_the_head_of_an_ssd(ssd):
-    exported = ssd.export('tidl')
-    text = exported.meta_arch
-    outputs = {item.name for item in exported.model.graph.output}
-    named = re.findall(r'(?:box|class)_input: "(.*)"', text)
-    assert len(named) == 10
-    assert set(named) == outputs
-    generator = ssd.model.bbox_head.prior_generator
-    steps = [float(step) for step in re.findall(r'  step: (.*)', text)]
-    assert steps == [float(stride[0]) for stride in generator.strides]
-    sizes = [float(size) for size in re.findall(r'min_size: (.*)', text)]
-    assert sizes == [float(size) for size in generator.base_sizes]
-    largest = [float(size) for size in re.findall(r'max_size: (.*)', text)]
-    np.testing.assert_allclose(largest[:-1], sizes[1:], rtol=1e-4)
-    assert 'code_type: CENTER_SIZE\n' in text
-    assert 'nms_threshold: 0.45' in text
-
-
-def test_tidl_reads_anchors_and_strides():
-    heads = make_heads()
-    names = [f'{kind}.{i}' for kind in ('cls_scores', 'bbox_preds') for i in (0, 1)]
-    retinanet = to_text(describe_head(heads['retinanet'], names, SIZE))
-    assert 'octave_base_scale: 4.0' in retinanet
-    assert retinanet.count('aspect_ratio') == 3
-    assert 'background_label_id: -1' in retinanet
-    yolox = describe_head(heads['yolox'], ['yolo_level.0', 'yolo_level.1'], SIZE)
-    levels = yolox['tidl_yolo']['yolo_param']
-    assert [level['anchor_width'] for level in levels] == [8.0, 16.0]
-    with pytest.raises(QuantizeError, match='FCOSHead'):
-        describe_head(heads['fcos'], names, SIZE)
 
 
 def test_unknown_decoding_is_refused():

@@ -8,6 +8,7 @@ from torch import nn
 from toy_models import Forward
 
 onnx = pytest.importorskip('onnx')
+from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.session import integer_layers, kernels  # noqa: E402
 
 
@@ -93,3 +94,22 @@ def test_weight_that_the_model_computes(preset, normalized):
     # One scale for all channels is not the normalized weight's.
     in_float = normalized and preset == 'jacinto'
     assert ('BatchNormalization' in kinds) == in_float
+
+
+@pytest.mark.parametrize(
+    'function',
+    [
+        lambda net, x: net.two(x[0]),
+        lambda net, x: F.max_pool2d(x[0], 2),
+        lambda net, x: F.avg_pool2d(x[0], 3),
+        lambda net, x: F.adaptive_avg_pool3d(x, 2),
+    ],
+)
+def test_image_without_a_batch_is_refused(function):
+    net = Forward(
+        lambda net, x: function(net, net.one(x)),
+        one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(4, 4, 1),
+    )
+    with pytest.raises(QuantizeError, match='an image without a batch'):
+        assert_exact(net, random_inputs(1, 3, 8, 8))

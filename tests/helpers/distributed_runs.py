@@ -33,6 +33,7 @@ FAKE_QUANTS = dict(
     ),
 )
 WORLD_BATCH = 16
+TESTED = ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4')
 UNEVEN = 49  # images: 4 batches in the first of two processes, 3 in the second
 
 
@@ -90,44 +91,61 @@ def run_all(folder, float_checkpoint, launcher):
     cfg = runs.config('start', PTQ)
     Runner.from_cfg(cfg)
     runs.world = get_world_size()
-
     load_from = str(float_checkpoint)
-    runs.train('ptq', PTQ, load_from=load_from)
-    runs.train('ptq_onnxruntime', dict(PTQ, target='onnxruntime'), load_from=load_from)
-    for observer in ('mse', 'entropy', 'moving_average', 'minmax'):
-        ptq = dict(PTQ, observer=observer)
-        runs.train(f'ptq_{observer}', ptq, load_from=load_from)
-    sequential = dict(PTQ, calibration=dict(bias_correction='sequential'))
-    runs.train('ptq_sequential', sequential, load_from=load_from)
+    calibrate_all(runs, load_from)
+    if importlib.util.find_spec('mmrazor') is not None:
+        train_with_mmrazor(runs, load_from)
+    train_all(runs, load_from)
+    train_one_sided(runs)
+    run_uneven(runs, load_from)
+    runs.save('unequal', unequal_samples(get_rank(), runs.world))
+    runs.save('rows', [rows_of(only, get_rank()) for only in (0, 1, None)])
+    runs.train('qat_iterations', QAT, iters=6)
+    for name in TESTED:
+        runs.test(f'test_{name.partition("/")[0]}', runs.folder / f'{name}.pth')
+
+
+def calibrate_all(runs, load_from):
+    budget = dict(average_bits=6.0, num_images=20)
+    narrow = dict(PTQ, bits=4)
+    for name, ptq in dict(
+        ptq=PTQ,
+        ptq_onnxruntime=dict(PTQ, target='onnxruntime'),
+        ptq_mse=dict(PTQ, observer='mse'),
+        ptq_entropy=dict(PTQ, observer='entropy'),
+        ptq_moving_average=dict(PTQ, observer='moving_average'),
+        ptq_minmax=dict(PTQ, observer='minmax'),
+        ptq_sequential=dict(PTQ, calibration=dict(bias_correction='sequential')),
+        ptq_analytic=dict(narrow, calibration=dict(bias_correction='analytic')),
+        ptq_weights=dict(narrow, calibration=dict(weights=True)),
+        ptq_finetune=dict(narrow, target='onnxruntime', finetune=dict(iterations=8)),
+        ptq_mixed=dict(PTQ, mixed_precision=budget),
+    ).items():
+        runs.train(name, ptq, load_from=load_from)
     for method in ('adaround', 'coordinate_descent'):
         rounding = dict(method=method, iterations=20)
         ptq = dict(PTQ, rounding=rounding, target='onnxruntime')
         runs.train(f'ptq_{method}', ptq, load_from=load_from)
-    ptq = dict(PTQ, bits=4, target='onnxruntime', finetune=dict(iterations=8))
-    runs.train('ptq_finetune', ptq, load_from=load_from)
-    runs.train('qat_learned', dict(QAT, learned_scale=True), load_from=load_from)
-    for name, calibration in (
-        ('analytic', dict(bias_correction='analytic')),
-        ('weights', dict(weights=True)),
-    ):
-        ptq = dict(PTQ, bits=4, calibration=calibration)
-        runs.train(f'ptq_{name}', ptq, load_from=load_from)
-    budget = dict(average_bits=6.0, num_images=20)
-    runs.train('ptq_mixed', dict(PTQ, mixed_precision=budget), load_from=load_from)
-    if importlib.util.find_spec('mmrazor') is not None:
-        runs.train('qat_fake_quants', FAKE_QUANTS, load_from=load_from)
-        averaged = [dict(type='EMAHook')]
-        runs.train(
-            'qat_fake_quants_averaged',
-            FAKE_QUANTS,
-            load_from=load_from,
-            custom_hooks=averaged,
-        )
-        taught = dict(model=dict(distilling_model(load_from), _delete_=True))
-        runs.train('qat_distilled', QAT, load_from=load_from, **taught)
+
+
+def train_with_mmrazor(runs, load_from):
+    runs.train('qat_fake_quants', FAKE_QUANTS, load_from=load_from)
+    averaged = [dict(type='EMAHook')]
+    runs.train(
+        'qat_fake_quants_averaged',
+        FAKE_QUANTS,
+        load_from=load_from,
+        custom_hooks=averaged,
+    )
+    taught = dict(model=dict(distilling_model(load_from), _delete_=True))
+    runs.train('qat_distilled', QAT, load_from=load_from, **taught)
+
+
+def train_all(runs, load_from):
     runs.train('qat', QAT, load_from=load_from)
+    runs.train('qat_learned', dict(QAT, learned_scale=True), load_from=load_from)
     runs.train('qat_minmax', dict(QAT, observer='minmax'), load_from=load_from)
-    # Goes on from what the run above left after its second epoch.
+    # Goes on from what the first run left after its second epoch.
     second = str(runs.folder / 'qat' / 'epoch_2.pth')
     runs.train('qat_resumed', QAT, load_from=second, resume=True)
     parts = ['backbone.conv', 'backbone.norm', 'head']
@@ -140,6 +158,10 @@ def run_all(folder, float_checkpoint, launcher):
     runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])
     runs.train('qat_accumulated', QAT, **{'optim_wrapper.accumulative_counts': 2})
+
+
+def train_one_sided(runs):
+    """A head whose images all come to one of two processes."""
     for name, qat in (
         ('qat_one_sided', QAT),
         ('qat_one_sided_learned', dict(QAT, learned_scale=True)),
@@ -150,12 +172,6 @@ def run_all(folder, float_checkpoint, launcher):
             find_unused_parameters=True,
             **{'model.even_head': True, 'train_dataloader.sampler.shuffle': False},
         )
-    run_uneven(runs, load_from)
-    runs.save('unequal', unequal_samples(get_rank(), runs.world))
-    runs.save('rows', [rows_of(only, get_rank()) for only in (0, 1, None)])
-    runs.train('qat_iterations', QAT, iters=6)
-    for name in ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4'):
-        runs.test(f'test_{name.partition("/")[0]}', runs.folder / f'{name}.pth')
 
 
 def run_uneven(runs, load_from):
@@ -188,7 +204,7 @@ def run_uneven(runs, load_from):
 def run_others(folder, others, launcher):
     """Tests the checkpoints that another number of processes left."""
     runs = Runs(folder, launcher)
-    for name in ('ptq/epoch_1', 'qat/epoch_4', 'qat_synchronized/epoch_4'):
+    for name in TESTED:
         runs.test(f'others_{name.partition("/")[0]}', Path(others, f'{name}.pth'))
 
 

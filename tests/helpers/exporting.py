@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_models import calibrated
 
-onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 

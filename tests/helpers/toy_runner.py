@@ -217,6 +217,45 @@ class WatchHook(Hook):
         self.losses.append(outputs['loss'].item())
 
 
+def loader_config(start, stop, tag, **sampler):
+    """A dataloader of some of the digits, whose pipeline :class:`ShowPlace` counts."""
+    return dict(
+        batch_size=BATCH_SIZE,
+        num_workers=0,
+        dataset=dict(
+            type='DigitsDataset',
+            start=start,
+            stop=stop,
+            pipeline=[dict(type='ShowPlace', tag=tag)],
+        ),
+        collate_fn=dict(type='default_collate'),
+        sampler=sampler,
+    )
+
+
+def schedule_config(iters):
+    """What depends on whether a training counts epochs or iterations."""
+    by_epoch = iters is None
+    if by_epoch:
+        loop = dict(type='EpochBasedTrainLoop', max_epochs=EPOCHS, val_interval=1)
+    else:
+        loop = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=2)
+    sampler = 'DefaultSampler' if by_epoch else 'InfiniteSampler'
+    cosine = dict(type='CosineAnnealingLR', T_max=iters or EPOCHS, eta_min=0.002)
+    checkpoint = dict(type='CheckpointHook', interval=1 if by_epoch else 2)
+    return dict(
+        train_cfg=loop,
+        train_dataloader=loader_config(
+            0, NUM_TRAIN, 'train', type=sampler, shuffle=True
+        ),
+        param_scheduler=[dict(cosine, by_epoch=by_epoch)],
+        default_hooks=dict(
+            checkpoint=dict(checkpoint, by_epoch=by_epoch),
+            logger=dict(type='LoggerHook', interval=1),
+        ),
+    )
+
+
 def make_config(work_dir, quantize=None, iters=None, **changes):
     """A config that trains, validates and tests :class:`DigitsClassifier`.
 
@@ -227,29 +266,7 @@ def make_config(work_dir, quantize=None, iters=None, **changes):
             checkpoint and a validation after every second. None: `EPOCHS`.
         **changes: Merged into the config.
     """
-    by_epoch = iters is None
-    if by_epoch:
-        loop = dict(type='EpochBasedTrainLoop', max_epochs=EPOCHS, val_interval=1)
-        sampler = 'DefaultSampler'
-    else:
-        loop = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=2)
-        sampler = 'InfiniteSampler'
-
-    def loader(start, stop, tag, **kwargs):
-        return dict(
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-            dataset=dict(
-                type='DigitsDataset',
-                start=start,
-                stop=stop,
-                pipeline=[dict(type='ShowPlace', tag=tag)],
-            ),
-            collate_fn=dict(type='default_collate'),
-            sampler=dict(**kwargs),
-        )
-
-    val_loader = loader(
+    val_loader = loader_config(
         NUM_TRAIN, NUM_TRAIN + NUM_VAL, 'val', type='DefaultSampler', shuffle=False
     )
     cfg = dict(
@@ -259,32 +276,17 @@ def make_config(work_dir, quantize=None, iters=None, **changes):
         work_dir=str(work_dir),
         default_scope='mmengine',
         model=dict(type='DigitsClassifier'),
-        train_dataloader=loader(0, NUM_TRAIN, 'train', type=sampler, shuffle=True),
         val_dataloader=val_loader,
         test_dataloader=val_loader,
-        train_cfg=loop,
         val_cfg=dict(),
         test_cfg=dict(),
         val_evaluator=dict(type='ScoreMetric'),
         test_evaluator=dict(type='ScoreMetric'),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9)),
-        param_scheduler=[
-            dict(
-                type='CosineAnnealingLR',
-                T_max=iters or EPOCHS,
-                by_epoch=by_epoch,
-                eta_min=0.002,
-            )
-        ],
-        default_hooks=dict(
-            checkpoint=dict(
-                type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 2
-            ),
-            logger=dict(type='LoggerHook', interval=1),
-        ),
         custom_hooks=[],
         randomness=dict(seed=1),
         log_level='INFO',
+        **schedule_config(iters),
     )
     if quantize is not None:
         cfg['quantize'] = quantize

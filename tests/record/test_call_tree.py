@@ -141,7 +141,7 @@ def test_stack_is_whole_again_after_an_exception(image):
     tracker = CallTracker(model)
     with pytest.raises(RuntimeError):
         model(image)
-    assert len(tracker.stack) == 1
+    assert len(tracker.here.stack) == 1
     tracker.remove()
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks

@@ -6,12 +6,10 @@ from free_port import free_port
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from qat_runs import watch
+from qat_runs import ITERS, watch
 from torch import nn
 from toy_resnet import RESNET, resnet_config
 from toy_runner import (
-    BATCH_SIZE,
-    NUM_TRAIN,
     QAT,
     Killed,
     differences,
@@ -24,9 +22,6 @@ from toy_runner import (
 from mmquant_jacinto import QuantizeError
 
 pytest.importorskip('mmdet.models')
-
-
-ITERS = NUM_TRAIN // BATCH_SIZE  # in an epoch
 
 
 def changed_names(states):

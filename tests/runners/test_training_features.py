@@ -4,13 +4,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from qat_runs import EMA, RANGES, score_of, watch
+from qat_runs import EMA, ITERS, RANGES, score_of, watch
 from torch import nn
 from toy_resnet import ResNetClassifier
 from toy_runner import (
-    BATCH_SIZE,
     EPOCHS,
-    NUM_TRAIN,
     PTQ,
     QAT,
     differences,
@@ -23,9 +21,6 @@ from toy_runner import (
 )
 
 pytest.importorskip('mmdet.models')
-
-
-ITERS = NUM_TRAIN // BATCH_SIZE  # in an epoch
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])

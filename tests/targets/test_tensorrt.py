@@ -10,8 +10,6 @@ pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 
-# --- other targets
-
 
 def test_tensorrt_has_no_zero_points(toy_net, images):
     calibrated(toy_net, images, target='tensorrt')

@@ -244,6 +244,25 @@ def average_area(
     return None if varies or divisor_override is not None else rows * columns
 
 
+def is_global_pool(name: str, size: Sequence[int], args: tuple, kwargs: dict) -> bool:
+    """Whether a call averages whole maps, in one piece.
+
+    Args:
+        name (str): Of the function.
+        size (Sequence[int]): Of the maps.
+        args (tuple): Of the call, behind its input.
+        kwargs (dict): Of the call.
+    """
+    if name.startswith('adaptive_avg_pool'):
+        sizes = args[0] if args else kwargs['output_size']
+        return all(item == 1 for item in np.ravel(sizes))
+    if not name.startswith('avg_pool'):
+        return False
+    given = dict(zip(('kernel_size', 'stride', 'padding'), args), **kwargs)
+    kernel = per_axis(given['kernel_size'], len(size))
+    return kernel == list(size) and not any(per_axis(given.get('padding', 0), 1))
+
+
 def average_pool(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
     """``F.avg_pool2d`` of integers: exact sums, scaled once."""
     area = average_area(*args, **kwargs)

@@ -6,10 +6,48 @@ its Winograd and FFT algorithms add up fractions. PyTorch's own convolutions mul
 matrices, so they are exact once cuBLAS keeps from TF32 too.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+class _Settings:
+    """The process's settings, as they were before the first of all contexts.
+
+    Threads may be in contexts at a time, and leave them in any order.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.enabled = self.rounds = False
+
+    def enter(self) -> None:
+        with self.lock:
+            self.depth += 1
+            if self.depth > 1:
+                return
+            self.enabled = torch.backends.cudnn.enabled
+            self.rounds = _rounds_operands()
+            torch.backends.cudnn.enabled = False
+            if self.rounds:
+                # By the older of two switches, which moves both: PyTorch refuses to
+                # multiply while they differ.
+                torch.backends.cuda.matmul.allow_tf32 = False
+
+    def leave(self) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth:
+                return
+            torch.backends.cudnn.enabled = self.enabled
+            if self.rounds:
+                torch.backends.cuda.matmul.allow_tf32 = True
+
+
+_settings = _Settings()
 
 
 @contextmanager
@@ -25,19 +63,11 @@ def exact_sums(device: str) -> Iterator[None]:
     if device != 'cuda':
         yield
         return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    enabled, rounds = cudnn.enabled, _rounds_operands()
-    cudnn.enabled = False
-    if rounds:
-        # By the older of two switches, which moves both: PyTorch refuses to
-        # multiply while they differ.
-        matmul.allow_tf32 = False
+    _settings.enter()
     try:
         yield
     finally:
-        cudnn.enabled = enabled
-        if rounds:
-            matmul.allow_tf32 = True
+        _settings.leave()
 
 
 def _rounds_operands() -> bool:

@@ -34,8 +34,10 @@ from ..conditioning import compute_grids
 from ..fake_quantize import Simulate
 from ..state import State
 from .carried_integers import integers_of, tag_of, with_integers
-from .exact_functions import EXACT_FUNCTIONS, is_exact, narrow
+from .exact_functions import EXACT_FUNCTIONS, is_exact, is_global_pool, narrow
 from .exact_sums import exact_sums
+from .needed_ranges import NeededRanges
+from .ongoing_pass import COMPUTING, OngoingPass
 from .sampling import Taps, sample, sampled_weight
 from .stable_topk import StableOrder
 
@@ -77,21 +79,22 @@ class Integer(Behaviour):
         self.fallback = Simulate(state)
         self._layers: dict[tuple, IntegerLayer] = {}
         self._tables: dict[tuple, Tensor] = {}
-        self._contexts: list[ExitStack] = []
-        self._order: Optional[StableOrder] = None
-        # Chains whose normalization is part of a weight that the model computes.
-        self._folded: set[str] = set()
+        self.ranges = NeededRanges(state.activations)
+        self._here = OngoingPass()
+        self._has_grids = False
 
     def begin(self) -> None:
-        grids = self.fallback.grids
-        if not grids.is_computed:
-            compute_grids(grids, self.state)
-        if self.engine.has_exact_functions and self._order is None:
-            self._order = StableOrder()
-            self._order.__enter__()
+        here = self._here
+        with COMPUTING:
+            if not self._has_grids:
+                compute_grids(self.fallback.grids, self.state)
+                self._has_grids = True
+        if self.engine.has_exact_functions and here.order is None:
+            here.order = StableOrder()
+            here.order.__enter__()
 
     def end(self) -> None:
-        order, self._order = self._order, None
+        order, self._here.order = self._here.order, None
         if order is not None:
             order.__exit__(None, None, None)
 
@@ -100,15 +103,17 @@ class Integer(Behaviour):
 
     def enter_region(self) -> None:
         device = self.activations.low.device.type
-        self._contexts.append(ExitStack())
+        contexts = self._here.contexts
+        contexts.append(ExitStack())
         # Half precision cannot hold the accumulators.
-        self._contexts[-1].enter_context(torch.autocast(device, enabled=False))
-        self._contexts[-1].enter_context(exact_sums(device))
+        contexts[-1].enter_context(torch.autocast(device, enabled=False))
+        contexts[-1].enter_context(exact_sums(device))
 
     def leave_region(self) -> None:
-        self._contexts.pop().close()
+        self._here.contexts.pop().close()
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
+        self.ranges.check(quantizer, x)
         return self._quantize(quantizer, x, None)
 
     def call(
@@ -118,6 +123,7 @@ class Integer(Behaviour):
             # The head of the chain has done it.
             return args[0] if args else kwargs['input']
         tensors = ops.tensor_inputs(op, args, kwargs)
+        self.ranges.check_inputs(step, tensors)
         if step.kind == ops.PASS:
             return self._carry(tensors[0], func(*args, **kwargs))
         integers = [integers_of(x) for x in tensors]
@@ -132,7 +138,7 @@ class Integer(Behaviour):
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
-            self._folded.discard(step.chain)
+            self._here.folded.discard(step.chain)
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
@@ -146,7 +152,7 @@ class Integer(Behaviour):
 
     def is_folded(self, step: Step) -> bool:
         """Whether weights have the normalization of a step's chain in them."""
-        return step.weight is not None or step.chain in self._folded
+        return step.weight is not None or step.chain in self._here.folded
 
     def after_norm(self, step: Step, x: Tensor) -> Tensor:
         # Alone, it is the head of its chain; behind a layer that stays in float
@@ -166,12 +172,13 @@ class Integer(Behaviour):
     def _emit(self, step: Step, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
+        self.ranges.check_output(step, x)
         return self._quantize(step.output, x, step.clip)
 
     def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
-            # It stays in float, or calibration never came here.
+            self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
         x = x.float()
         return self._requantize(grid, x / divisor(grid.scale, x), clip)
@@ -264,7 +271,10 @@ class Integer(Behaviour):
                 given = ops.replace_inputs(op, args, kwargs, [_summable(operand)])
                 return func(*given[0], **given[1]).to(operand.dtype)
 
-            steps = self.engine.average(op.name, average, x, first, grid)
+            pools = 'avg_pool' in op.name and not is_global_pool(
+                op.name, x.shape[2:], args[1:], kwargs
+            )
+            steps = self.engine.average(average, x, first, grid, pools)
         else:
             return None
         return self._requantize(grid, steps, step.clip)
@@ -369,7 +379,7 @@ class Integer(Behaviour):
         norm = self.norm_of(step)
         if not folds_norm(step.weight_format, norm):
             return None
-        self._folded.add(step.chain)
+        self._here.folded.add(step.chain)
         integers, size, bias = computed_layer(step, args, kwargs, given, norm)
         multiplier = self.engine.multiplier(size, given, grid)
         return IntegerLayer(integers, bias, _shaped(multiplier, integers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -23,6 +24,14 @@ READS = frozenset('item tolist __float__ __int__ __index__'.split())
 # As in ``2.0 / tensor``: the operands are the other way round. ``__rsub__`` is a
 # function of its own.
 _REFLECTED = frozenset('__rdiv__ __rtruediv__ __rpow__ __rmatmul__'.split())
+
+_OF_MAPS = re.compile(r'(?:conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool)(\d)d')
+
+
+def lacks_batch(name: str, x: Tensor) -> bool:
+    """Whether a layer or a pooling is called on one image, as ONNX's are not."""
+    found = _OF_MAPS.fullmatch(name)
+    return found is not None and x.dim() == int(found[1]) + 1
 
 
 def in_order(func: Callable, args: tuple) -> tuple:

@@ -34,23 +34,30 @@ def _quantize_(x: Tensor, grid: Grid) -> Tensor:
     return x.mul_(grid.scale)
 
 
-class _FakeQuantizeNative(torch.autograd.Function):
+class _FakeQuantizeFused(torch.autograd.Function):
     """One pass over memory; keeps a byte for each element, not the element.
 
-    And not even that where no gradient is wanted.
+    And not even that where no gradient is wanted. ``kernels`` is :mod:`native`, or
+    :mod:`triton_kernels` on a GPU.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, grid: Grid, limits: tuple, in_place: bool, has_grad: bool
+        ctx: Any,
+        x: Tensor,
+        kernels: Any,
+        grid: Grid,
+        bounds: Bounds,
+        in_place: bool,
+        has_grad: bool,
     ) -> Tensor:
         out = x if in_place else torch.empty_like(x)
         inside = torch.empty_like(x, dtype=torch.uint8) if has_grad else None
-        half_up = grid.rounding == HALF_UP
-        native.fake_quantize(x, out, inside, grid.scale, limits, half_up)
+        kernels.fake_quantize(x, out, inside, grid, bounds)
         if in_place:
             ctx.mark_dirty(x)
         if has_grad:
+            ctx.kernels = kernels
             ctx.save_for_backward(inside)
         return out
 
@@ -59,39 +66,11 @@ class _FakeQuantizeNative(torch.autograd.Function):
         (inside,) = ctx.saved_tensors
         if (
             torch.is_grad_enabled()
-            or not native.takes(grad)
+            or not ctx.kernels.takes(grad)
             or grad.stride() != inside.stride()
         ):
-            return grad * inside, None, None, None, None
-        return native.mask(grad, inside), None, None, None, None
-
-
-class _FakeQuantizeTriton(torch.autograd.Function):
-    """The same on a GPU, in the dtype that the tensor has."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, grid: Grid, bounds: Bounds, in_place: bool, has_grad: bool
-    ) -> Tensor:
-        out = x if in_place else torch.empty_like(x)
-        inside = torch.empty_like(x, dtype=torch.uint8) if has_grad else None
-        triton_kernels.fake_quantize(x, out, inside, grid, bounds)
-        if in_place:
-            ctx.mark_dirty(x)
-        if has_grad:
-            ctx.save_for_backward(inside)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (inside,) = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()
-            or not triton_kernels.takes(grad)
-            or grad.stride() != inside.stride()
-        ):
-            return grad * inside, None, None, None, None
-        return triton_kernels.mask(grad, inside), None, None, None, None
+            return grad * inside, None, None, None, None, None
+        return ctx.kernels.mask(grad, inside), None, None, None, None, None
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -147,14 +126,17 @@ def fake_quantize(
     if isinstance(grid.scale, Tensor) and triton_kernels.takes(x):
         if has_grad and x.numel() <= SMALL:
             return _fake_quantize_small(x, grid, bounds)
-        return _FakeQuantizeTriton.apply(x, grid, bounds, changes, has_grad)
+        return _FakeQuantizeFused.apply(
+            x, triton_kernels, grid, bounds, changes, has_grad
+        )
     if dtype != torch.float32:
         # Half precision cannot hold the integers of 16 bits.
         x = x.float()
-    limits = grid.limits(bounds)
     if grid.rounding != HALF_AWAY and native.takes(x):
-        out = _FakeQuantizeNative.apply(x, grid, limits, changes, has_grad)
-    elif in_place and not has_grad:
+        out = _FakeQuantizeFused.apply(x, native, grid, bounds, changes, has_grad)
+        return out if dtype == torch.float32 else out.to(dtype)
+    limits = grid.limits(bounds)
+    if in_place and not has_grad:
         out = _quantize_(x.clamp_(*limits), grid)
     elif isinstance(limits[0], Tensor):
         out = _FakeQuantize.apply(x, grid, *limits)

@@ -13,6 +13,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from ...targets.formats import HALF_UP
+from ...targets.grid import Bounds, Grid
+
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = dict(
     mmquant_put_on_grid=[_POINTER] * 3
@@ -69,9 +72,8 @@ def fake_quantize(
     x: Tensor,
     out: Tensor,
     inside: Optional[Tensor],
-    scale: float,
-    limits: tuple[float, float],
-    half_up: bool,
+    grid: Grid,
+    bounds: Bounds,
 ) -> None:
     """Clamps ``x`` and puts it on a grid.
 
@@ -80,19 +82,18 @@ def fake_quantize(
         out (Tensor): Where to, laid out as ``x``; may be ``x``.
         inside (Tensor, optional): Gets 1 where ``x`` was strictly between the limits,
             else 0; uint8, laid out as ``x``. None: nobody asks.
-        scale (float): Step of the grid.
-        limits (Tuple[float, float]): Where to clamp.
-        half_up (bool): Round ties up, rather than to even.
+        grid (Grid): In Python numbers; rounds half up or to even.
+        bounds (tuple, optional): Real ``(low, high)`` of a fused activation.
     """
     _library.mmquant_put_on_grid(
         x.data_ptr(),
         out.data_ptr(),
         None if inside is None else inside.data_ptr(),
         x.numel(),
-        1.0 / scale,
-        scale,
-        *limits,
-        half_up,
+        1.0 / grid.scale,
+        grid.scale,
+        *grid.limits(bounds),
+        grid.rounding == HALF_UP,
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from exactness import assert_exact, between_layers, each_kind, inputs_of, without_entry
+from exactness import assert_operator_exact, each_kind, without_entry
 
 from mmquant_jacinto.export.operators import shape
 from mmquant_jacinto.export.operators.table import TRANSLATIONS
@@ -94,7 +94,7 @@ OPERATORS = {
 
 @each_kind(OPERATORS, but=())
 def test_file_has_the_integers_of_the_model(name, kind):
-    assert_exact(between_layers(OPERATORS[name]), inputs_of(kind))
+    assert_operator_exact(OPERATORS[name], kind)
 
 
 def test_every_operator_has_an_entry():
