@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.evaluator import Evaluator
@@ -16,6 +15,7 @@ from torch import nn
 
 from ...errors import QuantizeError
 from ...wrappers.quant_module import QuantModule
+from ...wrappers.random_image import random_image
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
 
@@ -152,5 +152,4 @@ def pad_divisor(model: nn.Module) -> int:
 
 def random_batch(wrapper: QuantModule, shape: tuple[int, int]) -> Any:
     """A batch of one random image, where no other is at hand."""
-    generator = torch.Generator().manual_seed(0)
-    return wrapper.as_batch(torch.rand(1, 3, *shape, generator=generator) * 255)
+    return random_image(wrapper, shape)
