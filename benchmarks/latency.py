@@ -40,8 +40,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mmquant_jacinto import MMDetQuantCalibrateModule
-from mmquant_jacinto.export.example import INPUT_NAME
-from mmquant_jacinto.export.exporter import export_onnx
+from mmquant_jacinto.export.exporter import INPUT_NAME, export_onnx
 from mmquant_jacinto.export.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]

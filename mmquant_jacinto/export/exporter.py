@@ -18,6 +18,7 @@ from ..execute.quantization import Quantization
 from ..targets.target import Target
 from ..wrappers.quant_module import QuantModule
 from .choose_target import choose_target
+from .example import INPUT_NAME as INPUT_NAME
 from .example import Example
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs

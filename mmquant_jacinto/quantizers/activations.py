@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizeError
 from ..plan.plan import ActivationSpec
+from ..record.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
 from .activation_grids import GridFormats
 from .histograms import Histograms
@@ -29,7 +30,6 @@ from .observers import (
     ranked,
 )
 from .range_search import HistogramObserver
-from .scalar_names import scalar_names
 
 # Of the exponential average: a range keeps following, slowly, for ever.
 MIN_AVERAGE_FACTOR = 0.001
