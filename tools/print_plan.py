@@ -81,7 +81,13 @@ def main() -> None:
         plan = plan_of_config(args)
     print(describe(plan))
     if args.json:
-        args.json.write_text(plan.to_json() + '\n')
+        try:
+            args.json.write_text(plan.to_json() + '\n')
+        except OSError as error:
+            raise QuantizeError(
+                f'--json {args.json} cannot be written ({error.strerror}); choose '
+                'another file'
+            ) from error
 
 
 if __name__ == '__main__':
