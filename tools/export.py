@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=('HEIGHT', 'WIDTH'),
-        help="size of the images; by default that of the test pipeline's Resize",
+        help='size of the input; by default what the test pipeline gives',
     )
     parser.add_argument(
         '--dynamic',
@@ -82,37 +82,33 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_report(report, console: Console) -> None:
+def print_report(report, engine: str, console: Console) -> None:
     """Print how the file compares with the checkpoint, output by output."""
     table = Table(
         'Output',
         'Elements',
         'Equal',
         'Largest difference',
-        title=f'ONNX Runtime and QuantTestModule, {report.images} images',
+        title=f'{engine} and QuantTestModule, {report.images} images',
     )
     for item in report.outputs:
         unit = 'steps' if item.on_grid else 'of its range'
         difference = f'{item.largest:.3g} {unit}'
         table.add_row(item.name, str(item.elements), f'{item.share:.4%}', difference)
     console.print(table)
-    if report.scores:
-        scores = Table('Metric', 'QuantTestModule', 'ONNX Runtime')
-        for name, values in report.scores.items():
-            scores.add_row(name, *(f'{value:.4f}' for value in values))
-        console.print(scores)
     if not report.rounds:
         console.print(f'signal to noise: {report.signal_to_noise:.1f} dB')
 
 
-def prove(exported, model, examples, make_evaluator, args, console) -> None:
+def prove(exported, model, examples, args, console):
     """Compare file and model; raise QuantizeError where they differ too much."""
-    from mmquant_jacinto.export.session import saturates
+    from mmquant_jacinto.export.session import ENGINES, saturates
     from mmquant_jacinto.export.verify import MIN_EQUAL, verify
 
-    report = verify(exported, model, examples, make_evaluator)
-    print_report(report, console)
-    if saturates():
+    backend = exported.target.backend or 'onnxruntime'
+    report = verify(exported, model, examples, backend)
+    print_report(report, ENGINES[backend], console)
+    if backend == 'onnxruntime' and saturates():
         console.print(
             "This processor's U8S8 kernels saturate (no VNNI); the file was run with "
             'session.x64quantprecision=1. On such a processor set that option, or '
@@ -120,7 +116,7 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
         )
     least = MIN_EQUAL if args.min_equal is None else args.min_equal
     if report.holds(least):
-        return
+        return report
     if not report.rounds:
         raise QuantizeError(
             f'{args.output} was not written: its outputs are only '
@@ -131,6 +127,54 @@ def prove(exported, model, examples, make_evaluator, args, console) -> None:
         f'{report.share:.4%} of the elements are equal, less than {least:.4%}: '
         f'{args.output} was not written; the two part first in {report.first}'
     )
+
+
+def print_input(images, console: Console) -> None:
+    """Print what the file sees, where that is not what the checkpoint's test sees."""
+    given, (height, width) = images.input, images.input.shape
+    if given.fitted:
+        console.print(
+            f'--shape {height} {width}: the test pipeline resizes to it, for the file '
+            "and for tools/test.py with it; the checkpoint's own test does not"
+        )
+    if given.padded:
+        console.print(
+            f'the test pipeline gives images of several sizes, and the file sees them '
+            f'padded to {height} x {width}: its scores may differ by the padding; '
+            '--dynamic leaves the size free, --shape HEIGHT WIDTH sets another'
+        )
+    if given.whole:
+        console.print(
+            'this model masks what an image was padded by, which a file is not told: '
+            'for the file the padding is a part of the image'
+        )
+
+
+def score(cfg, exported, wrapper, images, report, args, console) -> None:
+    """Score checkpoint and file; raise QuantizeError where they disagree."""
+    from mmquant_jacinto.export.configs.end_to_end import score_both
+    from mmquant_jacinto.export.configs.file_run import FileRun
+
+    if exported.skipped:
+        missing = ', '.join(exported.skipped)
+        console.print(f'not scored, as a part of the model is missing: {missing}')
+        return
+    backend = exported.target.backend or 'onnxruntime'
+    run = FileRun(cfg, exported.model, backend)
+    both = score_both(cfg, wrapper, run, images)
+    count = len(both.file.predictions)
+    table = Table('Metric', *(row.name for row in both.rows), title=f'{count} images')
+    for key in both.own.scores:
+        table.add_row(key, *(f'{row.scores[key]:.4f}' for row in both.rows))
+    equal = both.same.equal(both.file)
+    cells = [''] * (len(both.rows) - 2)
+    table.add_row('equal predictions', '', *cells, f'{equal} of {count}')
+    console.print(table)
+    problem = both.problem(report.rounds and report.share == 1)
+    if problem and args.min_equal is None:
+        raise QuantizeError(f'{args.output} was not written: {problem}')
+    if problem:
+        console.print(f'[bold]--min-equal {args.min_equal:g}[/]: {problem}')
 
 
 def check_packages() -> None:
@@ -161,21 +205,53 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_output(args.output)
 
 
-def prove_all(exported, root, images, examples, args, console) -> None:
+def export(wrapper, images, args):
+    """The file, and the examples to prove it on."""
+    from mmquant_jacinto.export.configs.file_input import METADATA_KEY
+    from mmquant_jacinto.export.configs.test_images import random_batch
+    from mmquant_jacinto.export.exporter import export_onnx
+
+    root = wrapper.quantization.root
+    examples = [random_batch(wrapper, images.input.shape)]
+    if args.verify:
+        examples = list(images.batches())
+    metadata = {
+        'classes': list(root.dataset_meta.get('classes', [])),
+        METADATA_KEY: images.input.to_metadata(),
+    }
+    with images.input.applied(root):
+        exported = export_onnx(
+            wrapper,
+            examples[0],
+            args.target,
+            metadata,
+            args.postprocess,
+            args.dynamic,
+        )
+    return exported, examples
+
+
+def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
     """Compare file and model on all images, and on another size if that is free."""
-    from mmquant_jacinto.export.configs.test_images import TestImages, pad_divisor
+    from mmquant_jacinto.export.configs.file_input import FileInput
 
     if not args.verify:
         console.print('[bold]not verified[/]: --verify 0')
         return
-    can_score = args.images is None and not exported.skipped
-    evaluator = images.evaluator if can_score else None
-    prove(exported, root, examples, evaluator, args, console)
+    root = wrapper.quantization.root
+    with images.input.applied(root):
+        report = prove(exported, root, examples, args, console)
     if args.dynamic:
-        larger = tuple(n + more for n, more in zip(images.shape, (64, 128)))
-        others = TestImages(images.cfg, larger, pad_divisor(root), args.images)
+        larger = tuple(n + more for n, more in zip(images.input.shape, (64, 128)))
         console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
-        prove(exported, root, others.batches(2), None, args, console)
+        with FileInput(larger, padded=True).applied(root):
+            prove(exported, root, examples[:2], args, console)
+    score(cfg, exported, wrapper, images, report, args, console)
+    if exported.target.backend is None:
+        console.print(
+            f'[bold]not run in its engine[/]: that of --target {args.target} is not '
+            'here; the comparison is with ONNX Runtime'
+        )
 
 
 def write(exported, args, console) -> None:
@@ -197,13 +273,9 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     check_packages()
+    from mmquant_jacinto.export.choose_target import choose_target
     from mmquant_jacinto.export.configs.checkpoint import load_quantized
-    from mmquant_jacinto.export.configs.test_images import (
-        TestImages,
-        pad_divisor,
-        random_batch,
-    )
-    from mmquant_jacinto.export.exporter import export_onnx
+    from mmquant_jacinto.export.configs.test_images import TestImages
     from mmquant_jacinto.targets.target import QDQ
 
     console = Console(width=100)
@@ -213,19 +285,11 @@ def main() -> None:
     merge_options(cfg, args.cfg_options)
     wrapper = load_quantized(cfg, args.checkpoint)
     root = wrapper.quantization.root
-    images = TestImages(cfg, args.shape, pad_divisor(root), args.images)
-    if args.verify:
-        examples = list(images.batches(args.verify))
-    else:
-        examples = [random_batch(wrapper, images.shape)]
-    exported = export_onnx(
-        wrapper,
-        examples[0],
-        args.target,
-        {'classes': list(root.dataset_meta.get('classes', []))},
-        args.postprocess,
-        args.dynamic,
-    )
+    choose_target(args.target, wrapper.quantization.plan)
+    shape = args.shape and tuple(args.shape)
+    images = TestImages(cfg, root, shape, args.images, args.verify, args.dynamic)
+    print_input(images, console)
+    exported, examples = export(wrapper, images, args)
     preset = Quantization.of(root).plan.config['target']
     if preset == 'jacinto' and exported.form == QDQ:
         console.print(
@@ -235,7 +299,7 @@ def main() -> None:
         )
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
-    prove_all(exported, root, images, examples, args, console)
+    prove_all(cfg, exported, wrapper, images, examples, args, console)
     write(exported, args, console)
 
 

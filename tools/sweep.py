@@ -6,6 +6,7 @@ python tools/sweep.py detr 'swin/*t-p4*'     folders, or patterns of paths
 python tools/sweep.py --retry failed         those again that had failed
 python tools/sweep.py --device cuda --amp carafe dcn dcnv2     on a GPU, fp16 losses
 python tools/sweep.py --export --json docs/zoo.json            the export column alone
+python tools/sweep.py --commands --json docs/zoo.json          the commands' alone
 
 Each model is examined in a process of its own: does it run in float; recorded,
 planned, calibrated, does it predict in integers, train, and come back from a
@@ -14,7 +15,9 @@ config goes to --work-dir; a run that was interrupted goes on from there, as lon
 the package has not changed. The table goes to --table.
 
 --export exports each model instead and compares the file with it, in ONNX Runtime;
-the rows in --json (without it, those in --work-dir) keep all else that they say.
+--commands types `tools/export.py` and `tools/test.py` for checkpoint and file, and
+compares their predictions. The rows in --json (without it, those in --work-dir) keep
+all else that they say.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from zoo.report import engine_version, write_table
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
+COLUMNS = ('export', 'commands')  # of the table, that are run on their own
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +52,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--list', action='store_true', help='only say which')
     parser.add_argument(
         '--export', action='store_true', help='only export, and compare the files'
+    )
+    parser.add_argument(
+        '--commands', action='store_true', help='only type the commands of an export'
     )
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
     parser.add_argument(
@@ -79,10 +86,15 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
     import torch
 
     torch.set_num_threads(1)
+    report: dict[str, Any]
     if args.export:
         from zoo.export import examine_export
 
         report = examine_export(name)
+    elif args.commands:
+        from zoo.commands import examine_commands
+
+        report = examine_commands(name)
     else:
         from zoo.check import examine
 
@@ -102,7 +114,8 @@ def is_done(path: Path, engine: str, retry: str) -> bool:
     if retry == 'everything' or not path.exists():
         return False
     report = json.loads(path.read_text())
-    failed = report.get('status') == 'failed' or 'reason' in report.get('export', {})
+    columns = [report.get(column, {}) for column in COLUMNS]
+    failed = report.get('status') == 'failed' or any('reason' in x for x in columns)
     return report['engine'] == engine and not (retry == 'failed' and failed)
 
 
@@ -124,8 +137,9 @@ def supervise(
         reason = f'its process ended with code {process.exitcode}'
     if reason is not None:
         failure = dict(config=name, status='failed', failed='process', error=reason)
-        if args.export:
-            failure = dict(config=name, export=dict(reason=reason))
+        column = column_of(args)
+        if column:
+            failure = {'config': name, column: dict(reason=reason)}
         _write(path, failure, engine)
     report = json.loads(path.read_text())
     report['wall'] = round(time.perf_counter() - start, 1)
@@ -136,8 +150,10 @@ def supervise(
 def summary_of(report: dict[str, Any]) -> str:
     """One line for the terminal."""
     if 'status' not in report:
-        found = report['export']
+        found = report.get('export') or report['commands']
         result = found.get('reason') or f'{found["equal"]:.4%} equal'
+        if 'images' in found:
+            result = f'{found["equal"]} of {found["images"]} images equal'
         return f'{report["config"]}  {report.get("wall", 0)} s  {result}'
     sqnr = report.get('sqnr', {})
     least = ', '.join(f'{bits} bits {item["least"]} dB' for bits, item in sqnr.items())
@@ -168,13 +184,13 @@ def main() -> None:
             print(f'{name}  ({reason})')
         return
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    rows = {}
-    if args.export:
+    rows, column = {}, column_of(args)
+    if column:
         rows = read_rows(args)
         chosen = [
             item for item in chosen if rows.get(item[0], {}).get('status') == 'ok'
         ]
-    paths = {name: result_path(args, name, args.export) for name, _ in chosen}
+    paths = {name: result_path(args, name, column) for name, _ in chosen}
     engine = engine_version()
     waiting = [name for name in paths if not is_done(paths[name], engine, args.retry)]
     print(f'{len(chosen)} models, {len(waiting)} to examine', flush=True)
@@ -189,13 +205,18 @@ def main() -> None:
         for future in futures:
             print(summary_of(future.result()), flush=True)
     results = [json.loads(path.read_text()) for path in paths.values()]
-    write_results(merge(results, rows or read_rows(args), args.export), args)
+    write_results(merge(results, rows or read_rows(args), column), args)
 
 
-def result_path(args: argparse.Namespace, name: str, export: bool = False) -> Path:
+def column_of(args: argparse.Namespace) -> str:
+    """The one column that a run is for; none where it examines."""
+    return 'export' if args.export else 'commands' if args.commands else ''
+
+
+def result_path(args: argparse.Namespace, name: str, column: str = '') -> Path:
     """Where the results of a config go."""
     stem = name.replace('/', '__').removesuffix('.py')
-    return args.work_dir / (stem + ('.export.json' if export else '.json'))
+    return args.work_dir / (stem + (f'.{column}.json' if column else '.json'))
 
 
 def read_rows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -205,33 +226,33 @@ def read_rows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     else:
         # Of configs, which are in folders: see `result_path`.
         paths = sorted(args.work_dir.glob('*__*.json'))
-        paths = [path for path in paths if not path.name.endswith('.export.json')]
+        ends = tuple(f'.{column}.json' for column in COLUMNS)
+        paths = [path for path in paths if not path.name.endswith(ends)]
         reports = [json.loads(path.read_text()) for path in paths]
     return {report['config']: report for report in reports}
 
 
 def merge(
-    results: list[dict[str, Any]], rows: dict[str, dict[str, Any]], export: bool
+    results: list[dict[str, Any]], rows: dict[str, dict[str, Any]], column: str
 ) -> list[dict[str, Any]]:
-    """New results and what is known: an export column does not change the others.
+    """New results and what is known: one column does not change the others.
 
     Args:
         results (List[dict]): Of this run.
         rows (Dict[str, dict]): The table as it was, by config.
-        export (bool): Whether this run exported, and did nothing else.
+        column (str): What this run was for alone; empty if it examined.
     """
-    if not export:
-        known = {name: row['export'] for name, row in rows.items() if 'export' in row}
-        return [
-            {**item, 'export': known[item['config']]}
-            if item['config'] in known
-            else item
-            for item in results
-        ]
+    if not column:
+        merged = []
+        for item in results:
+            row = rows.get(item['config'], {})
+            known = {name: row[name] for name in COLUMNS if name in row}
+            merged.append({**item, **known})
+        return merged
     rows = dict(rows)
     for item in results:
-        found = {**item['export'], 'engine': item['engine']}
-        rows[item['config']] = {**rows[item['config']], 'export': found}
+        found = {**item[column], 'engine': item['engine']}
+        rows[item['config']] = {**rows[item['config']], column: found}
     return list(rows.values())
 
 
@@ -250,7 +271,7 @@ def write_results(reports: list[dict[str, Any]], args: argparse.Namespace) -> No
 
 def _command(args: argparse.Namespace) -> str:
     """What to type for the same table, wherever this was typed."""
-    chosen = ['--all'] if args.all else [] if args.export else args.patterns
+    chosen = ['--all'] if args.all else [] if column_of(args) else args.patterns
     device = [] if args.device == 'cpu' else ['--device', args.device]
     half = ['--amp'] if args.amp else []
     memory = ['--memory', f'{args.memory:g}']

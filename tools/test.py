@@ -143,7 +143,7 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
             f'{args.checkpoint} is tested in one process and without --tta; '
             'for those, test the checkpoint'
         )
-    run = FileRun(cfg, args.checkpoint, args.backend)
+    run = FileRun.read(cfg, args.checkpoint, args.backend)
     runner = build_runner(run.cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))

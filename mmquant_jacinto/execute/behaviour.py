@@ -40,6 +40,14 @@ class Behaviour:
         """A function is called at a step."""
         return func(*args, **kwargs)
 
+    def copy(self, x: Tensor) -> Tensor:
+        """What a call in place may overwrite for ``x``, whose memory others share."""
+        return x.clone()
+
+    def overwrite(self, x: Tensor, result: Tensor) -> None:
+        """Writes what such a call gave to where the others read it."""
+        x.copy_(result)
+
     def folds(self, step: Step, norm: nn.Module) -> bool:
         """Whether the normalization at a step is part of the weights."""
         return False

@@ -111,7 +111,9 @@ class Observe(Behaviour):
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
         if step.kind == ops.CAT and step.output is not None:
-            for name, x in zip(step.inputs, ops.tensor_inputs(op, args, kwargs)):
+            tensors = ops.tensor_inputs(op, args, kwargs)
+            self.state.uneven.add(step.chain, tensors)
+            for name, x in zip(step.inputs, tensors):
                 if name is None:
                     self.state.activations.observe(step.output, x)
         out = func(*args, **kwargs)

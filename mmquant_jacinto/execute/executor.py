@@ -7,10 +7,11 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,9 +26,19 @@ from ..record.deform_conv import make_visible
 from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
-from .in_place_calls import current, current_leaves, given, is_in_place, replace
+from .in_place_calls import (
+    current,
+    current_leaves,
+    is_in_place,
+    operand_of,
+    replace,
+    with_operand,
+)
+from .ordinary_tensors import made_ordinary, ordinary_tensors, same_mode
 
 _UNSEEN = object()
+_NAME = 'scaled_dot_product_attention'
+_WHOLE = Op(_NAME, ops.COMPUTE, _NAME)
 
 
 class _Tracker(CallTracker):
@@ -93,6 +104,8 @@ class _Here(threading.local):
         region (nn.Module, optional): The region that runs.
         norm (nn.Module, optional): The batch normalization that runs in it.
         in_root (bool): Whether the root runs.
+        ordinary (AbstractContextManager, optional): Of the region that runs in
+            inference mode.
         spare (Callable, optional): In a part that is run again: gives a
             normalization other buffers.
     """
@@ -101,6 +114,7 @@ class _Here(threading.local):
         self.region: Optional[nn.Module] = None
         self.norm: Optional[nn.Module] = None
         self.in_root = False
+        self.ordinary: Optional[AbstractContextManager] = None
         self.spare: Optional[Callable[[nn.Module], None]] = None
 
     def __reduce__(self) -> tuple:
@@ -130,6 +144,9 @@ class Executor(CallMode):
             on_exit=self._exit,
             on_root=self._run_root,
         )
+        if any(name.rpartition('/')[2].startswith(_WHOLE.site) for name in plan.steps):
+            # A plan of an earlier version has one step for it.
+            self.whole = {F.scaled_dot_product_attention: _WHOLE}
         # In a region nothing happens as other modules start and end.
         self._watched = self.regions | {
             module for module in root.modules() if isinstance(module, _BatchNorm)
@@ -145,7 +162,8 @@ class Executor(CallMode):
         if starts:
             if self._here.region is not None:
                 # A keyboard interrupt runs no hooks.
-                self._close()
+                with same_mode():
+                    self._close()
             checkpointing.forget(self)
             checkpointing.start(self)
             self.behaviour.begin()
@@ -165,6 +183,9 @@ class Executor(CallMode):
         self.__exit__(None, None, None)
         self.behaviour.leave_region()
         checkpointing.stop(self)
+        if self._here.ordinary is not None:
+            self._here.ordinary.__exit__(None, None, None)
+            self._here.ordinary = None
         self._here.region = self._here.norm = self.tracker.here.watched = None
 
     def remember(self) -> _Moment:
@@ -231,6 +252,10 @@ class Executor(CallMode):
                 # Called by somebody else (`model.extract_feat(x)`): a pass of
                 # its own.
                 self.behaviour.begin()
+            if torch.is_inference_mode_enabled():
+                self._here.ordinary = ordinary_tensors()
+                self._here.ordinary.__enter__()
+                args, kwargs = result = made_ordinary((args, kwargs))
             names = self.plan.inputs.get(self.tracker.frame.node.name)
             if names:
                 result = self._quantize_inputs(names, args, kwargs)
@@ -294,23 +319,40 @@ class Executor(CallMode):
                 if step is not None and self.behaviour.folds(step, self._here.norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
-        step = self._step(op.name, self.tracker.here.stack[-1].next(op.name))
+        step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))
         args = tuple([current(item) for item in args])
         if step is None:
             return func(*args, **kwargs)
         if step.entries:
             args, kwargs = self._quantize_operands(step, op, args, kwargs)
-        in_place = args and isinstance(args[0], Tensor) and is_in_place(func, kwargs)
-        if in_place and args[0]._is_view():
-            # What it is a view of changes too.
-            real = func(*args, **kwargs)
-            if op.kind != ops.CLIP:
-                return real
-            # Twice in place, and autograd has lost what the first one gave.
-            func = given
+        if is_in_place(func, kwargs):
+            return self._call_in_place(step, op, func, args, kwargs)
+        return self.behaviour.call(step, op, func, args, kwargs)
+
+    def _call_in_place(
+        self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        """A call that overwrites its first operand, or ``out``."""
+        out = kwargs.get('out')
+        if isinstance(out, Tensor):
+            kwargs = {key: item for key, item in kwargs.items() if key != 'out'}
+            result = self.behaviour.call(step, op, func, args, kwargs)
+            if out.shape != result.shape:
+                out.resize_(result.shape)
+            self.behaviour.overwrite(out, result)
+            return out
+        x = operand_of(args, kwargs)
+        # What moves elements in place changes no value, or the memory itself.
+        is_shared = step.kind != ops.PASS and (step.is_shared or x._is_view())
+        if is_shared:
+            # Out of place: autograd may need what it was.
+            args, kwargs = with_operand(self.behaviour.copy(x), args, kwargs)
         result = self.behaviour.call(step, op, func, args, kwargs)
-        if in_place and result is not args[0]:
-            replace(args[0], result)
+        if is_shared:
+            self.behaviour.overwrite(x, result)
+            return x
+        if result is not x:
+            replace(x, result)
         return result
 
     def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:

@@ -5,25 +5,29 @@ from typing import Any, Callable
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..record.memory import writes_in_place
 from ..record.ops import OPS
 
 _NOW = '_mmquant_now'  # on a tensor: what an in-place call made of it
 
 
-def given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stands in for a call that has been made."""
-    return x
-
-
 def is_in_place(func: Callable, kwargs: dict) -> bool:
-    return func in _IN_PLACE or kwargs.get('inplace', False)
+    return func in _IN_PLACE or (bool(kwargs) and writes_in_place(func, kwargs))
 
 
-def _writes(name: str) -> bool:
-    return name.startswith('__i') or (name.endswith('_') and not name.endswith('__'))
+_IN_PLACE = frozenset(func for func in OPS if writes_in_place(func, {}))
 
 
-_IN_PLACE = frozenset(func for func in OPS if _writes(func.__name__))
+def operand_of(args: tuple, kwargs: dict) -> Any:
+    """What a call in place overwrites, unless it has an ``out``."""
+    return args[0] if args else kwargs.get('input', kwargs.get('self'))
+
+
+def with_operand(x: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The same call in place of another tensor."""
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, {**kwargs, 'input' if 'input' in kwargs else 'self': x}
 
 
 def replace(x: Tensor, result: Tensor) -> None:

@@ -27,6 +27,7 @@ from .executor import Executor
 from .fake_quantize import Simulate
 from .integer.integer import Integer
 from .state import State
+from .uneven_ranges import UnevenRanges
 
 Phase = Union[str, Callable[[State], Behaviour]]
 
@@ -84,6 +85,7 @@ class Quantization(nn.Module):
         self.phase: Phase = FLOAT
         self.engine: Optional[str] = None
         self.calibration = Calibration()
+        self.uneven = UnevenRanges()
         root.add_module(NAME, self)
 
     @classmethod
@@ -196,6 +198,8 @@ class Quantization(nn.Module):
         self.activations.refresh()
         self.note_weight_correction()
         self.executor.behaviour.discard()
+        if phase == TEST:
+            self.uneven.warn()
         make = _BEHAVIOURS[phase] if isinstance(phase, str) else phase
         self.executor.behaviour = make(self)
 

@@ -11,6 +11,7 @@ from ..quantizers.layers import Layer
 from ..quantizers.learned_scales import LearnedWeightScales
 from ..quantizers.mmrazor.fake_quants import FakeQuants
 from .executor import Executor
+from .uneven_ranges import UnevenRanges
 
 
 class State(Protocol):
@@ -32,6 +33,7 @@ class State(Protocol):
         calibration (Calibration): What calibration measures and corrects.
         equalized (Tensor): Whether the channels were equalized, ().
         constrained (Tensor): Whether the weights were constrained, ().
+        uneven (UnevenRanges): What calibration saw concatenated.
         engine (str, optional): Whose arithmetic a test computes with; None: the
             plan's target's.
     """
@@ -48,6 +50,7 @@ class State(Protocol):
     calibration: Calibration
     equalized: Tensor
     constrained: Tensor
+    uneven: UnevenRanges
     engine: Optional[str]
 
     @property

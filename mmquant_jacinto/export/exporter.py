@@ -23,8 +23,8 @@ from .example import Example
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
 from .postprocess import add_detections
-from .step_writer import Writing
-from .trace import Trace
+from .tracing.step_writer import Writing
+from .tracing.trace import Trace
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import QuantizeError
 from .graph.graph_writer import GraphWriter
-from .trace import Trace
+from .tracing.trace import Trace
 
 BOXES, SCORES, LABELS = 'boxes', 'scores', 'labels'
 

@@ -19,11 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
+from ..targets.wide_grids import has_wide_grids
 from ..wrappers.call_arguments import named_arguments
 from .graph.layout import decode
 from .packages import require
 
-BACKENDS = ('onnxruntime', 'openvino')
+ENGINES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
+BACKENDS = tuple(ENGINES)
 # What ONNX Runtime runs layers in integers by, and in float.
 _INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
 _FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')
@@ -305,6 +307,11 @@ def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
 
 def _start_openvino(model: bytes, threads: int) -> Any:
     openvino = require('openvino')
+    if has_wide_grids(onnx.load_from_string(model)):
+        raise QuantizeError(
+            'the file quantizes to 16 bits by QuantizeLinear, which OpenVINO computes '
+            'otherwise; export it with --target openvino'
+        )
     core = openvino.Core()
     # Where the processor has bfloat16, it would compute floats in that.
     settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}

@@ -31,7 +31,7 @@ class ActivationSpecs:
         self.config = config
         self.overrides = overrides
         self._read = self._read_groups()
-        self._leaving = {self.groups.find(v) for v in flow.graph.region_outputs}
+        self._leaving = {self.groups.find(v) for v in flow.leaving}
         self._sums = self._sum_groups()
         self._specs: dict[Any, ActivationSpec] = {}
         # Operand of a site to the key of the quantizer that narrows it there.

@@ -71,6 +71,7 @@ class Dataflow:
         active (List[Site]): Sites that compute on activations, and layers.
         chains (Dict[str, Chain]): By the name of their head.
         groups (Groups): The values that share a quantizer.
+        leaving (Set[int]): Values that a region returns, alone or as parts of others.
         raw (Set[int]): Values that no quantized operation makes. Where a layer
             reads one, it is quantized there.
     """
@@ -81,8 +82,15 @@ class Dataflow:
         self.groups = Groups()
         self.chains: dict[str, Chain] = {}
         self.raw: set[int] = set()
+        self._reads: dict[str, bool] = {}
+        self.leaving = set(graph.region_outputs)
         self.active = self._active_sites()
+        self.steep = self._steep()
         self._fuse()
+        # Others may read them too: what passes them on is as raw as they are.
+        self.raw |= self.steep.intersection(
+            value for chain in self.chains.values() for value in chain.tail.outputs
+        )
         self._join()
         # Inside a chain, or for no grid.
         self.raw |= {
@@ -131,6 +139,10 @@ class Dataflow:
                     self.groups.join(value, source)
                     if source in self.raw:
                         self.raw.add(value)
+            elif site.kind == ops.CAT and not self._is_read(site):
+                # Nobody computes on it: its parts keep grids of their own.
+                self.raw.update(site.outputs)
+                self.leaving.update(v for v in site.inputs if v is not None)
             elif site.kind == ops.CAT:
                 made = [
                     value
@@ -141,6 +153,16 @@ class Dataflow:
                     self.groups.join(value, site.outputs[0])
                 if not made:
                     self.raw.update(site.outputs)
+
+    def _is_read(self, site: Site) -> bool:
+        """Whether anything but what moves elements reads what a site gives."""
+        if site.name not in self._reads:
+            readers = [r for v in site.outputs for r in self.consumers.get(v, ())]
+            self._reads[site.name] = any(
+                reader.kind not in (ops.PASS, ops.CAT) or self._is_read(reader)
+                for reader in readers
+            )
+        return self._reads[site.name]
 
     def _fuse(self) -> None:
         taken: set[str] = set()
@@ -170,7 +192,10 @@ class Dataflow:
         if reader.kind == ops.NORM:
             fits = chain.head.kind in ops.WEIGHTED and not chain.followers
             return reader if fits else None
-        return reader if reader.kind == ops.CLIP else None
+        if reader.kind != ops.CLIP or self.steep.intersection(reader.outputs):
+            # A bound that keeps what is divided by from zero is no step of a grid.
+            return None
+        return reader
 
     def _statistics(self) -> set[int]:
         """Values that follow from powers and roots alone; they stay in float."""
@@ -207,12 +232,58 @@ class Dataflow:
             if value in found
         }
 
+    def _steep(self) -> set[int]:
+        """Values that a logarithm, a root or a division by them reads.
+
+        They stay in float, and so does what serves nothing else on the way there: on
+        a grid a small one would become zero, and so would a sum of many. Layers and
+        products of activations are quantized, unless they are read so themselves.
+        """
+        found: set[int] = set()
+        for site in reversed(self.graph.sites.values()):
+            for value in site.outputs:
+                readers = self.consumers.get(value, [])
+                leading = [
+                    (_passes_on(item) and found.issuperset(item.outputs))
+                    or _is_ratio(item)
+                    for item in readers
+                ]
+                leads = any(leading) if site.op in ops.POSITIVE else all(leading)
+                leads = leads and bool(readers)
+                is_layer = site.kind in (*ops.WEIGHTED, ops.MATMUL, ops.NORM)
+                if (leads and not is_layer) or any(
+                    _is_steep(item, value) for item in readers
+                ):
+                    found.add(value)
+        return found
+
+
+def _is_steep(reader: Site, value: int) -> bool:
+    """Whether a value near zero makes much of a difference to a call's result."""
+    op = reader.op.strip('_')
+    if op in ('rdiv', 'rfloordiv', 'rmod'):
+        return reader.inputs[0] == value
+    if op in ops.DIVISIONS:
+        return value in reader.inputs[1:]
+    return op in ops.STEEP
+
+
+def _is_ratio(reader: Site) -> bool:
+    """Whether small numbers, divided by small ones, are none."""
+    operands = [value for value in reader.inputs if value is not None]
+    return reader.op in ops.DIVISIONS and len(operands) > 1
+
+
+def _passes_on(reader: Site) -> bool:
+    """Whether a call gives elements, or means or sums, of what it reads."""
+    is_elementwise = reader.kind in (ops.PASS, ops.CLIP, ops.ADD, ops.AVERAGE)
+    return is_elementwise or reader.op in (*ops.ELEMENTWISE, 'sum')
+
 
 def _reads_precisely(reader: Site, value: int, found: set[int]) -> bool:
-    is_divisor = reader.op in ('div', 'truediv') and reader.inputs[1:] == [value]
     passes_on = reader.kind == ops.PASS or reader.op in ops.ELEMENTWISE
     return (
         reader.op in ops.PRECISE
-        or is_divisor
+        or _is_steep(reader, value)
         or (passes_on and found.issuperset(reader.outputs))
     )

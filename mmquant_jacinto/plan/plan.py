@@ -109,6 +109,8 @@ class Step:
             multiplied, and the quantizers that they get here.
         weight_format (TensorFormat, optional): Of a weight that the model
             computes anew in each pass; its grid follows from it.
+        is_shared (bool): Whether others read what a call in place changes, through
+            views of its memory.
     """
 
     kind: str
@@ -121,6 +123,7 @@ class Step:
     clip: Optional[Clip] = None
     entries: tuple[tuple[int, str], ...] = ()
     weight_format: Optional[TensorFormat] = None
+    is_shared: bool = False
 
     @property
     def follows(self) -> bool:
@@ -223,6 +226,10 @@ class Plan:
         data = asdict(self)
         if not self.repeats:
             del data['repeats']
+        for step in data['steps'].values():
+            # As earlier versions wrote it.
+            if not step['is_shared']:
+                del step['is_shared']
         version = PLAN_VERSION if self.repeats else 1
         return json.dumps({'version': version, **data}, separators=(',', ':'))
 

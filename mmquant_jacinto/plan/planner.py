@@ -166,7 +166,8 @@ class Planner:
             shape = shapes[site.weight]
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
             fmt = self._weight_format(site, shape)
-            if axis == 1 and channels != shape[1]:
+            is_grouped = axis == 1 and channels != shape[1]
+            if is_grouped or (axis == 1 and not self.preset.transposed_per_channel):
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
             specs[name] = WeightSpec(
@@ -212,7 +213,8 @@ class Planner:
             )
             return {
                 site.name: Step(
-                    site.kind, inputs, site.name, True, name_of(site.outputs[0])
+                    *(site.kind, inputs, site.name, True, name_of(site.outputs[0])),
+                    is_shared=site.is_shared,
                 )
             }
         entries = quantizers.entries(site)
@@ -249,6 +251,7 @@ class Planner:
                 chain.clip,
                 entries if head else (),
                 weight_format if head else None,
+                item.is_shared,
             )
         return steps
 

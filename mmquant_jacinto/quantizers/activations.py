@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizeError
 from ..plan.plan import ActivationSpec
-from ..record.scalar_names import scalar_names
+from ..plan.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
 from .activation_grids import GridFormats
 from .histograms import Histograms

@@ -2,6 +2,5 @@
 
 ``ops`` is the table of torch functions, ``call_tree`` names each call, ``recorder``
 makes a ``graph`` of one pass. ``attention`` and ``deform_conv`` show what hides its
-inner calls; ``scalar_names`` fit visualizers. Imports nothing of the package but
-``errors``.
+inner calls. Imports nothing of the package but ``errors``.
 """

@@ -9,7 +9,7 @@ fits no range.
 
 import math
 from collections.abc import Iterable
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,26 @@ def scaled_dot_product_attention(
     weights = masked_softmax(scores, scale, mask, safe=True)
     if dropout_p:
         weights = F.dropout(weights, dropout_p)
-    return torch.matmul(weights, value)
+    return laid_out_like(torch.matmul(weights, value), query)
+
+
+def laid_out_like(x: Tensor, query: Tensor) -> Tensor:
+    """Heads in the order in memory in which torch's own function returns them.
+
+    Args:
+        x (Tensor): (N, heads, L, Ev).
+        query (Tensor): (N, heads, L, E). Where its heads are inside of its positions,
+            as projections give them, those of the result are too, and may be viewed
+            as one axis.
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(laid_out_like, (x,), x, query)
+    if query.dim() != 4 or query.stride(1) >= query.stride(2):
+        return x
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+ops.register(laid_out_like, 'laid_out_like', ops.PASS)
 
 
 def multi_head_attention_forward(
@@ -243,7 +262,5 @@ def _merge_masks(
     return sum(found[1:], found[0]) if found else None
 
 
-WRITTEN_OUT: dict[Callable, Callable] = {
-    F.multi_head_attention_forward: multi_head_attention_forward,
-    F.scaled_dot_product_attention: scaled_dot_product_attention,
-}
+ops.write_out(F.multi_head_attention_forward, multi_head_attention_forward)
+ops.write_out(F.scaled_dot_product_attention, scaled_dot_product_attention)

@@ -1,12 +1,12 @@
 """Call mode: sees the torch functions that a model calls, to record or to run them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable, Optional
 
 from torch.overrides import TorchFunctionMode
 
-from .attention import WRITTEN_OUT
-from .ops import OPS, Op
+from . import attention as attention  # fills WRITTEN_OUT
+from .ops import OPS, WRITTEN_OUT, Op
 
 
 class CallMode(TorchFunctionMode):
@@ -14,9 +14,12 @@ class CallMode(TorchFunctionMode):
 
     Attributes:
         is_opaque (bool): Whether what is called now is no business of this mode.
+        whole (Mapping[Callable, Op]): Functions that could be written out, and are
+            not.
     """
 
     is_opaque = False
+    whole: Mapping[Callable, Op] = {}
 
     def __torch_function__(
         self,
@@ -32,6 +35,8 @@ class CallMode(TorchFunctionMode):
         written_out = None if self.is_opaque else WRITTEN_OUT.get(func)
         if written_out is None:
             return self.call_other(func, args, kwargs)
+        if func in self.whole:
+            return self.call(self.whole[func], func, args, kwargs)
         with self:
             return written_out(*args, **kwargs)
 

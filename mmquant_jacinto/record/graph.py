@@ -26,6 +26,8 @@ class Site:
         clip (tuple, optional): Real bounds of a clamping activation.
         shape (tuple): Shape of the first result.
         further_inputs (List[int]): What it read in another pass instead.
+        is_shared (bool): Whether it overwrites a tensor whose memory another call
+            reads through a view.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Site:
     clip: Optional[tuple[Optional[float], Optional[float]]] = None
     shape: tuple[int, ...] = ()
     further_inputs: list[int] = field(default_factory=list)
+    is_shared: bool = False
 
 
 @dataclass

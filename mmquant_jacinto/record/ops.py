@@ -4,7 +4,7 @@ A function that is not in the table runs in float. Its result gets a quantizer o
 where a layer reads it, which is right for comparisons and index arithmetic.
 """
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +25,28 @@ COMPUTE = 'compute'  # everything else whose result is a new activation
 OTHER = 'other'  # a function that is not in the table
 
 WEIGHTED = (CONV, CONV_TRANSPOSE, LINEAR, DEFORM_CONV)
-# What no grid is fine enough for: a mask among scores stretches their range, and of
-# a small number the logarithm and the inverse are large.
-PRECISE = ('softmax', 'log', 'reciprocal')
+# What no grid is fine enough for: a mask among scores stretches their range.
+PRECISE = ('softmax', 'log_softmax', 'softmin', 'log', 'reciprocal')
+# Of a small number these are large, or steep, and on a grid it would become zero.
+# The base and the exponent of a power are its first and second operand.
+STEEP = (
+    *('log', 'log2', 'log10', 'log1p', 'logit', 'reciprocal', 'rsqrt', 'sqrt'),
+    *('root', 'rpow', 'rdiv', 'rfloordiv', 'rmod'),
+)
+# Their second operand divides.
+DIVISIONS = ('div', 'truediv', 'floor_divide', 'floordiv', 'remainder', 'mod', 'fmod')
+# They give small numbers, but no zero.
+POSITIVE = ('exp', 'rpow', 'sigmoid', 'softplus')
 # What is computed element by element on the way there stays in float too.
 ELEMENTWISE = (
-    *('add', 'sub', 'rsub', 'mul', 'div', 'truediv', 'neg', 'exp', 'sigmoid'),
+    *('add', 'sub', 'rsub', 'mul', 'div', 'truediv', 'rdiv', 'neg', 'exp', 'sigmoid'),
     *('clamp', 'clip', 'clamp_min', 'clamp_max', 'masked_fill', 'where'),
+    *('pow', 'root', 'rpow', 'square', 'sqrt', 'rsqrt', 'reciprocal', 'log', 'abs'),
+    *('softplus', 'tanh', 'maximum', 'minimum', 'addcmul', 'lerp'),
 )
 # What normalizations written out by hand divide by. On a grid a small one would
 # become zero.
-STATISTICS = ('pow', 'square', 'sqrt', 'rsqrt', 'reciprocal')
+STATISTICS = ('pow', 'root', 'square', 'sqrt', 'rsqrt', 'reciprocal')
 
 
 class Op(NamedTuple):
@@ -44,10 +55,12 @@ class Op(NamedTuple):
     Args:
         name (str): Canonical name; all spellings of a function share it.
         kind (str): One of the constants of this module.
+        site (str): What call sites are named by; checkpoints hold it.
     """
 
     name: str
     kind: str
+    site: str
 
 
 def _spellings(name: str) -> list[Callable]:
@@ -58,7 +71,6 @@ def _spellings(name: str) -> list[Callable]:
         f'{name}_',
         f'__{name}__',
         f'__i{name}__',
-        f'__r{name}__',
         f'_{name}',
         f'{name}_with_indices',
     )
@@ -86,65 +98,21 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'upsample',
     ),
     PASS: (
-        'reshape',
-        'view',
-        'view_as',
-        'reshape_as',
-        'flatten',
-        'unflatten',
-        'permute',
-        'transpose',
-        'swapaxes',
-        'movedim',
-        't',
-        'contiguous',
-        'clone',
-        'squeeze',
-        'unsqueeze',
-        'expand',
-        'expand_as',
-        'repeat',
-        'repeat_interleave',
-        'chunk',
-        'split',
-        'unbind',
-        'getitem',
-        'narrow',
-        'select',
-        'index_select',
-        'gather',
-        'flip',
-        'roll',
-        'tile',
-        'max_pool1d',
-        'max_pool2d',
-        'max_pool3d',
-        'adaptive_max_pool1d',
-        'adaptive_max_pool2d',
-        'adaptive_max_pool3d',
-        'pixel_shuffle',
-        'pixel_unshuffle',
-        'channel_shuffle',
-        'unfold',
-        'pad',
-        'float',
-        'to',
-        'type_as',
-        'broadcast_to',
-        'amax',
-        'masked_fill',
-        'dropout',
-        'dropout2d',
-        'alias',
-        'detach',
+        *('reshape', 'view', 'view_as', 'reshape_as', 'flatten', 'unflatten'),
+        *('permute', 'transpose', 'swapaxes', 'movedim', 't', 'contiguous', 'clone'),
+        *('squeeze', 'unsqueeze', 'expand', 'expand_as', 'repeat', 'repeat_interleave'),
+        *('chunk', 'split', 'unbind', 'getitem', 'narrow', 'select', 'index_select'),
+        *('gather', 'flip', 'roll', 'tile', 'max_pool1d', 'max_pool2d', 'max_pool3d'),
+        *('adaptive_max_pool1d', 'adaptive_max_pool2d', 'adaptive_max_pool3d'),
+        *('pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'unfold', 'pad'),
+        *('float', 'to', 'type_as', 'broadcast_to', 'amax', 'masked_fill', 'dropout'),
+        *('dropout2d', 'alias', 'detach'),
     ),
     COMPUTE: (
         'batch_norm',
         'sub',
         'mul',
         'div',
-        'truediv',
-        'rsub',
         'neg',
         'exp',
         'log',
@@ -181,7 +149,6 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'minimum',
         'grid_sample',
         'fold',
-        'scaled_dot_product_attention',
         'glu',
         'celu',
         'rsqrt',
@@ -193,20 +160,43 @@ _TABLE: dict[str, tuple[str, ...]] = {
 }
 
 
+def _getter(name: str) -> Callable:
+    return getattr(Tensor, name).__get__
+
+
+# Spellings with a name of their own: what they are, and the name of their sites.
+# `1 / x` is a method of x, whose operands come the other way round.
+_OTHERS: dict[Callable, Op] = {
+    Tensor.__itruediv__: Op('truediv', COMPUTE, 'truediv'),
+    Tensor.__radd__: Op('add', ADD, 'add'),
+    Tensor.__rmul__: Op('mul', COMPUTE, 'mul'),
+    Tensor.__rsub__: Op('rsub', COMPUTE, 'rsub'),
+    torch.rsub: Op('rsub', COMPUTE, 'rsub'),
+    Tensor.__rtruediv__: Op('rdiv', COMPUTE, 'truediv'),
+    Tensor.__rpow__: Op('rpow', COMPUTE, 'pow'),
+    Tensor.__rmatmul__: Op('rmatmul', MATMUL, 'matmul'),
+    # `x.T` and the like are calls too, of a property's getter.
+    _getter('T'): Op('T', PASS, 't'),
+    _getter('mT'): Op('mT', PASS, 't'),
+    _getter('data'): Op('detach', PASS, 't'),
+}
+
+
 def _build_table() -> dict[Callable, Op]:
-    return {
-        function: Op(name, kind)
-        for kind, names in _TABLE.items()
-        for name in names
-        for function in _spellings(name)
-    }
+    table = dict(_OTHERS)
+    for kind, names in _TABLE.items():
+        for name in names:
+            op = Op(name, kind, name)
+            for function in _spellings(name):
+                if function in _OTHERS:
+                    continue
+                if table.setdefault(function, op) != op:
+                    raise ValueError(f'{function} is {table[function]} and {op}')
+    return table
 
 
 OPS = _build_table()
-# `x.T` and the like are calls too, of a property's getter.
-OPS.update(
-    (getattr(Tensor, name).__get__, Op('t', PASS)) for name in ('T', 'mT', 'data')
-)
+WRITTEN_OUT: dict[Callable, Callable] = {}
 
 
 def register(function: Callable, name: str, kind: str) -> Callable:
@@ -220,8 +210,22 @@ def register(function: Callable, name: str, kind: str) -> Callable:
     Returns:
         Callable: ``function``.
     """
-    OPS[function] = Op(name, kind)
+    if function in OPS or function in WRITTEN_OUT:
+        raise ValueError(f'{function} is in a table already')
+    OPS[function] = Op(name, kind, name)
     return function
+
+
+def write_out(function: Callable, version: Callable) -> None:
+    """Has a function's calls replaced by a version of calls that the table has.
+
+    Args:
+        function (Callable): Of torch.
+        version (Callable): Takes the same arguments.
+    """
+    if function in OPS or function in WRITTEN_OUT:
+        raise ValueError(f'{function} is in a table already')
+    WRITTEN_OUT[function] = version
 
 
 def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
@@ -235,23 +239,29 @@ def tensor_inputs(op: Op, args: tuple, kwargs: dict) -> list[Tensor]:
     Returns:
         List[Tensor]: One entry for each activation operand.
     """
-    first: Any = (
-        args[0]
-        if args
-        else kwargs.get('input', kwargs.get('tensors', kwargs.get('self')))
-    )
     if op.kind == CAT:
-        return list(first)
-    if op.kind in (ADD, MATMUL, COMPUTE) and op.name not in _ONE_INPUT:
-        rest = args[1:] + tuple(kwargs.values())
-        return [first] + [item for item in rest if isinstance(item, Tensor)]
-    return [first]
+        return list(args[0] if args else kwargs['tensors'])
+    return [
+        args[place] if isinstance(place, int) else kwargs[place]
+        for place in _operand_places(op, args, kwargs)
+    ]
 
 
 _ONE_INPUT = (
     *('layer_norm', 'group_norm', 'instance_norm', 'prelu', 'masked_softmax'),
     'grid_sample',  # the other says where
 )
+
+
+def _operand_places(op: Op, args: tuple, kwargs: dict) -> list[Union[int, str]]:
+    """Where in a call its activations are: positions, and names of arguments."""
+    first = next((key for key in ('input', 'self') if key in kwargs), None)
+    others = [key for key in kwargs if key not in (first, 'out')]
+    places: list[Any] = [*range(len(args)), *([first] if first else []), *others]
+    if op.kind not in (ADD, MATMUL, COMPUTE) or op.name in _ONE_INPUT:
+        return places[:1]
+    items = [*args, *(kwargs[key] for key in places[len(args) :])]
+    return [place for place, x in zip(places, items) if isinstance(x, Tensor)]
 
 
 def replace_inputs(
@@ -263,22 +273,13 @@ def replace_inputs(
         if args:
             return (new,) + args[1:], kwargs
         return args, {**kwargs, 'tensors': new}
-    replaced = iter(tensors)
-    head: tuple
-    if args:
-        head, rest = (next(replaced),), args[1:]
-        kwargs = dict(kwargs)
-    else:
-        kwargs = {**kwargs, 'input': next(replaced)}
-        head, rest = (), ()
-    left = list(replaced)
-    out = []
-    for item in rest:
-        out.append(left.pop(0) if left and isinstance(item, Tensor) else item)
-    for key, item in kwargs.items():
-        if left and key != 'input' and isinstance(item, Tensor):
-            kwargs[key] = left.pop(0)
-    return head + tuple(out), kwargs
+    items, named = list(args), dict(kwargs)
+    for place, x in zip(_operand_places(op, args, kwargs), tensors):
+        if isinstance(place, int):
+            items[place] = x
+        else:
+            named[place] = x
+    return tuple(items), named
 
 
 def per_axis(value: Any, dims: int) -> list[int]:
@@ -315,6 +316,10 @@ def kind_of(op: Op, args: tuple, kwargs: dict) -> str:
     Resizing to the nearest neighbour only copies elements; filling or padding with
     anything but zero puts a value among them that no range allows for.
     """
+    if op.name == 'pad':
+        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'constant')
+        value = kwargs.get('value', args[3] if len(args) > 3 else None)
+        return OTHER if mode == 'constant' and value else op.kind
     if op.name in ('interpolate', 'upsample'):
         mode = kwargs.get('mode', args[3] if len(args) > 3 else 'nearest')
         return PASS if mode.startswith('nearest') else op.kind
@@ -324,6 +329,17 @@ def kind_of(op: Op, args: tuple, kwargs: dict) -> str:
     if op.name == 'pad':
         return OTHER if kwargs.get('value', args[3] if len(args) > 3 else 0) else PASS
     return op.kind
+
+
+def name_of(op: Op, args: tuple, kwargs: dict) -> str:
+    """Name of a call's function, of powers by what they are of their operand."""
+    if op.name != 'pow':
+        return op.name
+    if args and not isinstance(args[0], Tensor):
+        return 'rpow'
+    exponent = kwargs.get('exponent', args[1] if len(args) > 1 else None)
+    is_smooth = isinstance(exponent, (int, float)) and exponent >= 1
+    return 'pow' if is_smooth else 'root'
 
 
 def clip_bounds(op: Op, args: tuple, kwargs: dict) -> Optional[tuple]:

@@ -19,13 +19,14 @@ from .call_mode import CallMode
 from .deform_conv import make_visible
 from .graph import Graph, Site
 from .inference import LOSS, reached_by_inference
+from .memory import unseen_version, writes_in_place
 from .ops import Op
 from .same_work import Operand, SameWork, WorkTracker, is_activation
 from .side_effects import untouched
 
 # Each but the last finds out what of the former one does not hold.
 ATTEMPTS = 20
-_VALUE = '_mmquant_value'  # (token, number) on a tensor object
+_VALUE = '_mmquant_value'  # (token, number, version) on a tensor object
 
 
 class Recorder(CallMode):
@@ -75,6 +76,7 @@ class Recorder(CallMode):
         self._opaque: Optional[nn.Module] = None
         self._opaque_input: Optional[int] = None
         self._values: dict[tuple[str, int], int] = {}
+        self._writers: dict[int, Site] = {}  # by address: who wrote there last
 
     def remove(self) -> None:
         """Takes the recorder off the model."""
@@ -85,13 +87,16 @@ class Recorder(CallMode):
     # A value's number travels on the tensor object itself: it dies with it,
     # so nothing is kept alive and no id can be mistaken for a reused one.
     def _value_of(self, item: Any) -> Optional[int]:
-        token, value = getattr(item, _VALUE, (None, None))
-        return value if token is self._token else None
+        token, value, version = getattr(item, _VALUE, (None, None, None))
+        if token is not self._token:
+            return None
+        # Written to through another view of its memory: it is another value now.
+        return value if version == unseen_version(item) else None
 
     def _name_value(self, tensor: Tensor, origin: tuple[str, int]) -> int:
         # The same origin in a further pass is the same value.
         value = self._values.setdefault(origin, len(self._values))
-        setattr(tensor, _VALUE, (self._token, value))
+        setattr(tensor, _VALUE, (self._token, value, unseen_version(tensor)))
         return value
 
     def _operand(self, item: Any, origin: tuple[str, int]) -> Optional[int]:
@@ -103,9 +108,10 @@ class Recorder(CallMode):
                     self.readers.setdefault(name, origin[0])
         if not is_activation(item):
             return None
-        known = getattr(item, _VALUE, None)
-        if known is not None and known[0] is self._token:
-            return known[1]
+        known = self._value_of(item)
+        if known is not None:
+            return known
+        self._note_writer(item)
         if self._constants.intersection((id(item), id(item._base))) or isinstance(
             item._base, nn.Parameter
         ):
@@ -114,6 +120,13 @@ class Recorder(CallMode):
         self._given.append(item)
         self.graph.hidden.add(value)
         return value
+
+    def _note_writer(self, item: Tensor) -> None:
+        """Notes that something reads what a call in place changed through a view."""
+        if getattr(item, _VALUE, (None,))[0] is self._token:
+            site = self._writers.get(_address(item))
+            if site is not None:
+                site.is_shared = True
 
     def _read(self, tensor: Tensor) -> Operand:
         """What is known of a tensor that a module is given."""
@@ -198,7 +211,7 @@ class Recorder(CallMode):
         if self._opaque is not None:
             return func(*args, **kwargs)
         frame: Any = self.tracker.frame
-        name = frame.node.site_name(op.name, frame.next(op.name))
+        name = frame.node.site_name(op.site, frame.next(op.site))
         kind = ops.kind_of(op, args, kwargs)
         operands = ops.tensor_inputs(op, args, kwargs)
         inputs = [
@@ -207,7 +220,8 @@ class Recorder(CallMode):
         ]
         reads = [self._read(x) for x in operands if is_activation(x)]
         result = func(*args, **kwargs)
-        site = self._make_site(name, op.name, kind, inputs, result)
+        called = ops.name_of(op, args, kwargs)
+        site = self._make_site(name, called, kind, inputs, result)
         if site is None:
             return result
         self.work.call(frame, f'/{op.name}', name, reads)
@@ -222,6 +236,10 @@ class Recorder(CallMode):
                 self.parameters.get(id(item), '') for item in operands
             )
         self._add(site, args)
+        if writes_in_place(func, kwargs):
+            written = kwargs.get('out', result)
+            if isinstance(written, Tensor):
+                self._writers[_address(written)] = self.graph.sites[name]
         return result
 
     def _make_site(
@@ -315,6 +333,11 @@ class Recorder(CallMode):
                 for value in site.inputs
                 if value is not None and value not in known.inputs
             ]
+
+
+def _address(x: Tensor) -> int:
+    """Of the memory that a tensor and its views share."""
+    return x.untyped_storage().data_ptr()
 
 
 def record(

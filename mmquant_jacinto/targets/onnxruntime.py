@@ -177,6 +177,7 @@ class OnnxRuntime(Target):
     preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
+    backend = 'onnxruntime'
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.

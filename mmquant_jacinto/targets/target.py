@@ -47,6 +47,10 @@ class Target:
         packs_4_bits (bool): Whether 4-bit weights are stored as INT4 (opset 21).
             ONNX Runtime has no convolution on them; in an INT8 they take the
             integer kernel.
+        backend (str, optional): The engine that runs its files here, as ``--backend``
+            of ``tools/test.py``. None: none does, so nothing is proven in it.
+        has_float_biases (bool): Whether biases are stored as real numbers, on the grid
+            of the accumulator, because the engine reads no INT32.
         describes_heads (bool): Whether :meth:`head_text` says anything.
 
     Examples:
@@ -63,6 +67,8 @@ class Target:
     max_bits: ClassVar[int] = 16
     integer_clips: ClassVar[bool] = False
     packs_4_bits: ClassVar[bool] = False
+    backend: ClassVar[str | None] = None
+    has_float_biases: ClassVar[bool] = False
     describes_heads: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:

@@ -1,5 +1,7 @@
 """What layers read from calls that the table of functions does not know."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,11 +110,59 @@ def test_constant_in_a_product_is_quantized():
 
 def test_constant_in_cat_takes_part_in_the_range(image):
     net = Forward(
-        lambda net, x: torch.cat([net.one(x), torch.full((2, 1, 8, 8), 50.0)], 1),
+        lambda net, x: net.two(
+            torch.cat([net.one(x), torch.full((2, 1, 8, 8), 50.0)], 1)
+        ),
         one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(5, 4, 1),
     )
     quantization = assert_close(net, image, least=50)
     assert quantization.activations.high.max() == 50
+
+
+def test_what_is_only_returned_together_keeps_grids_of_its_own(image):
+    net = Forward(
+        lambda net, x: torch.cat([net.one(x) * 1000, net.two(x).sigmoid()], 1),
+        one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(3, 4, 1),
+    )
+    with torch.no_grad():
+        expected = net(image)[:, 4:]
+    plan = calibrated(net, image).plan
+    parts = [plan.steps[name].output for name in ('/mul', '/sigmoid')]
+    assert len(set(parts)) == 2
+    assert {spec.kind for spec in plan.activations if spec.name in parts} == {'output'}
+    assert decibels(expected, net(image)[:, 4:]) > 30
+
+
+def assert_precise(function, image):
+    """A function between two layers is as in float, also in 8 bits and backward."""
+    net = Forward(
+        lambda net, x: net.two(function(net.one(x))),
+        one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(4, 4, 1),
+    )
+    assert_close(copy.deepcopy(net), image, least=50)
+    calibrated(net, image, 'train')
+    net(image).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    'function',
+    {
+        'reflected': lambda x: 1 / (1 + torch.exp(-8 * x)),
+        'reflected power': lambda x: 2 ** (8 * x).clamp(-8, 8),
+        'power of a number': lambda x: torch.pow(2.0, x),
+        'root': lambda x: (x.abs() * 1e-4 + 1e-6) ** 0.5 + x,
+        'keyword': lambda x: torch.div(input=x, other=x.exp()),
+        'bound of a layer': lambda x: x / x.abs().clamp(min=1e-3),
+        'sum of exponentials': lambda x: (9 * x).exp() / (9 * x).exp().sum(1, True),
+        'also read by others': lambda x: (lambda y: x / y + y * 1e3)(x.abs() + 1e-3),
+    }.values(),
+)
+def test_what_is_divided_by_does_not_become_zero(function, image):
+    assert_precise(function, image)
 
 
 def test_weight_that_is_part_of_a_parameter(image):

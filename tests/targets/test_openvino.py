@@ -7,7 +7,11 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
+from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
+from mmquant_jacinto.export.session import Session  # noqa: E402
+from mmquant_jacinto.export.verify import verify  # noqa: E402
+from mmquant_jacinto.targets.wide_grids import has_wide_grids  # noqa: E402
 
 
 def test_4_bits_are_packed_where_the_target_has_them(toy_net, images):
@@ -19,3 +23,30 @@ def test_4_bits_are_packed_where_the_target_has_them(toy_net, images):
         if item.name.endswith('weight:int')
     ]
     assert {item.data_type for item in stored} == {onnx.TensorProto.INT4}
+
+
+@pytest.mark.parametrize('bits', [8, 16, dict(weight=8, activation=16)])
+def test_openvino_computes_its_files(toy_net, images, bits):
+    pytest.importorskip('openvino')
+    calibrated(toy_net, images, target='openvino', bits=bits)
+    exported = export_onnx(toy_net, images, 'openvino')
+    report = verify(exported, toy_net, [images], exported.target.backend)
+    assert not report.rounds  # it is measured by its distance, not by equality
+    assert report.signal_to_noise > (20 if bits == 8 else 80)
+    assert report.holds()
+
+
+def test_openvino_is_not_given_what_it_computes_otherwise(toy_net, images):
+    pytest.importorskip('openvino')
+    calibrated(toy_net, images, target='onnxruntime', bits=16)
+    exported = export_onnx(toy_net, images, 'onnxruntime')
+    with pytest.raises(QuantizeError, match='export it with --target openvino'):
+        Session(exported.model, 'openvino')
+
+
+def test_grids_of_16_bits_are_written_out(toy_net, images):
+    calibrated(toy_net, images, target='openvino', bits=16)
+    exported = export_onnx(toy_net, images, 'openvino')
+    assert not has_wide_grids(exported.model)
+    # In ONNX Runtime the same file computes the same.
+    assert verify(exported, toy_net, [images]).signal_to_noise > 80

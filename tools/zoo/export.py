@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from torch import nn
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
@@ -37,15 +38,16 @@ def examine_export(name: str) -> dict[str, Any]:
     """
     start = time.perf_counter()
     try:
-        found = _compare(*_quantized(name))
+        model, batch, _ = quantized(name)
+        found = _compare(model, batch)
     except Exception as error:  # noqa: BLE001 - it is in the report
         found = dict(reason=_without_folders(error))
     found['seconds'] = round(time.perf_counter() - start, 1)
     return dict(config=name, export=found)
 
 
-def _quantized(name: str) -> tuple[nn.Module, dict]:
-    """A model with ranges, and a batch that it has not seen."""
+def quantized(name: str) -> tuple[nn.Module, dict, ConfigDict]:
+    """A model with ranges, a batch that it has not seen, and its config."""
     cfg = load_model_config(name)
     strip_pretrained(cfg)
     lighten(cfg)
@@ -58,7 +60,7 @@ def _quantized(name: str) -> tuple[nn.Module, dict]:
         smooth_noise(tuple(image.shape), FIRST_SEED + i)
         for i, image in enumerate(batch['inputs'])
     ]
-    return model, {**batch, 'inputs': images}
+    return model, {**batch, 'inputs': images}, cfg
 
 
 def _compare(model: nn.Module, batch: dict) -> dict[str, Any]:

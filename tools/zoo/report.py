@@ -49,6 +49,9 @@ predictions, bit for bit. *In float* counts the weights and layers that are not
 quantized; they are named below. *Export*: the share of elements of the file's outputs
 that ONNX Runtime computes equal to the integer model, on two images that gave no
 ranges (`python tools/sweep.py --export --table docs/zoo.md --json docs/zoo.json`).
+*Commands*: of how many images `tools/test.py` predicts the same, bit for bit, by the
+checkpoint and by the file of `tools/export.py` (`python tools/sweep.py --commands
+--table docs/zoo.md --json docs/zoo.json`).
 
 {counts}
 
@@ -163,8 +166,8 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
             f'{counts["no float"]} do not run in float here.',
         ),
         '| config | regions | sites | weights | in float | 16 bits | 8 bits | gain '
-        '| QAT | reload | export |',
-        '| --- | ' + '--: | ' * 7 + '--- | --- | --: |',
+        '| QAT | reload | export | commands |',
+        '| --- | ' + '--: | ' * 7 + '--- | --- | --: | --: |',
         *(_row(report) for report in ran),
         '',
         *_section(
@@ -220,6 +223,7 @@ def _row(report: dict[str, Any]) -> str:
         trained,
         'yes' if report['reload'] else 'no',
         _equal(report.get('export')),
+        _predicted(report.get('commands')),
     ]
     return '| ' + ' | '.join(cells) + ' |'
 
@@ -231,6 +235,14 @@ def _equal(export: Any) -> str:
     if 'reason' in export:
         return 'no'
     return f'{math.floor(export["equal"] * 1e5) / 1e3:g} %'
+
+
+def _predicted(commands: Any) -> str:
+    if commands is None:
+        return '–'
+    if 'reason' in commands:
+        return 'no'
+    return f'{commands["equal"]} of {commands["images"]}'
 
 
 def _parting(export: dict[str, Any]) -> str:
@@ -267,12 +279,24 @@ def _exports(reports: list[dict[str, Any]]) -> list[str]:
             'No file', {name: item.get('reason', '') for name, item in exports.items()}
         ),
         *_section('Files that differ', differing),
+        *_section('Not by the commands', _not_by_commands(reports)),
         *_section('Layers that ONNX Runtime runs in float', in_float),
         *_section(
             'Not in the file',
             {part: ', '.join(names) for part, names in sorted(parts.items())},
         ),
     ]
+
+
+def _not_by_commands(reports: list[dict[str, Any]]) -> dict[str, str]:
+    found = {}
+    for report in reports:
+        item = report.get('commands', {})
+        if item.get('equal', 0) < item.get('images', 0):
+            found[report['config']] = 'predictions differ'
+        elif 'reason' in item:
+            found[report['config']] = item['reason']
+    return found
 
 
 def _decibels(value: Any) -> str:

@@ -3,7 +3,9 @@
 from typing import Any, Optional
 
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
+from ...record.memory import version_of
 from ...targets.grid import Grid, divisor
 
 _TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
@@ -16,18 +18,14 @@ def grid_of(x: Any) -> Optional[Grid]:
 
 
 def with_integers(x: Tensor, grid: Grid, integers: Optional[Tensor]) -> Tensor:
-    setattr(x, _TAG, (grid, integers, _version(x)))
+    setattr(x, _TAG, (grid, integers, version_of(x)))
     return x
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def tag_of(x: Tensor) -> Optional[tuple[Grid, Optional[Tensor]]]:
     known = getattr(x, _TAG, None)
     # Written to since: it is no longer what the integers say.
-    return None if known is None or known[2] != _version(x) else known[:2]
+    return None if known is None or known[2] != version_of(x) else known[:2]
 
 
 def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
@@ -40,3 +38,12 @@ def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
         integers = (x / divisor(grid.scale, x)).round_()
         with_integers(x, grid, integers)
     return grid, integers
+
+
+def carry(known: Optional[tuple[Grid, Optional[Tensor]]], out: Any) -> Any:
+    """What an operation gives that only moves elements of a tensor of this tag."""
+    if known is not None:
+        for leaf in tree_flatten(out)[0]:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                with_integers(leaf, known[0], None)
+    return out

@@ -10,6 +10,7 @@ whoever computes it. The exported graph has the same operations
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
@@ -102,8 +103,8 @@ def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> boo
         return call.mode == 'bilinear' and not call.antialias
     if name == 'avg_pool2d':
         # Divided by a power of two, a sum is exact by itself.
-        area = average_area(*args, **kwargs)
-        return area is not None and bool(area & (area - 1))
+        pool = Pool(*args, **kwargs)
+        return pool.varies and pool.is_wide or bool(pool.area & (pool.area - 1))
     return name in EXACT_FUNCTIONS
 
 
@@ -230,18 +231,65 @@ def resize(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
     return out.transpose(1, 2).reshape(*x.shape[:2], *target).mul_(given.scale)
 
 
-def average_area(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> int | None:
-    """Elements that ``F.avg_pool2d`` adds up; None where it is not always so many."""
-    rows, columns = per_axis(kernel_size, 2)
-    varies = ceil_mode or (any(per_axis(padding, 2)) and not count_include_pad)
-    return None if varies or divisor_override is not None else rows * columns
+class Pool(NamedTuple):
+    """The arguments of ``F.avg_pool2d`` and its kin behind their input."""
+
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+    @property
+    def area(self) -> int:
+        """int: Elements of a window."""
+        return math.prod(per_axis(self.kernel_size, 2))
+
+    @property
+    def is_wide(self) -> bool:
+        """bool: Whether parts of its windows may have three elements."""
+        widest = max(per_axis(self.kernel_size, 2))
+        return widest > 2 or self.counts_padding or self.divisor_override is not None
+
+    @property
+    def counts_padding(self) -> bool:
+        return self.count_include_pad and any(per_axis(self.padding, 2))
+
+    @property
+    def varies(self) -> bool:
+        """bool: Whether it does not divide all sums by the size of a window.
+
+        Windows that reach beyond the padding count elements up to its end.
+        """
+        is_cut = any(per_axis(self.padding, 2)) and not self.count_include_pad
+        return self.ceil_mode or is_cut or self.divisor_override is not None
+
+    def sums(self, x: Tensor) -> Tensor:
+        """Sums of windows: (N, C, H', W')."""
+        return F.avg_pool2d(x, *self[:-1], divisor_override=1)
+
+    def factors(self, like: Tensor, scale: float) -> Tensor:
+        """What the sums of integers are multiplied by: (1, 1, H', W'), float32.
+
+        Args:
+            like (Tensor): What is pooled.
+            scale (float): Of the integers.
+        """
+        size = like.shape[2:]
+        ones = torch.ones(1, 1, *size, device=like.device)
+        out = self.sums(ones)
+        if self.divisor_override is not None:
+            counts = torch.full_like(out, self.divisor_override)
+        elif not self.counts_padding:
+            counts = out
+        else:
+            rows, columns = per_axis(self.padding, 2)
+            ones = F.pad(ones, (columns, columns, rows, rows), value=1.0)
+            # The padding is part of the map now.
+            inner = self._replace(padding=0, count_include_pad=False)
+            counts = inner.sums(ones)[..., : out.shape[2], : out.shape[3]]
+        return torch.full_like(counts, scale).div_(counts)
 
 
 def is_global_pool(name: str, size: Sequence[int], args: tuple, kwargs: dict) -> bool:
@@ -265,8 +313,11 @@ def is_global_pool(name: str, size: Sequence[int], args: tuple, kwargs: dict) ->
 
 def average_pool(x: Tensor, given: Grid, *args: Any, **kwargs: Any) -> Tensor:
     """``F.avg_pool2d`` of integers: exact sums, scaled once."""
-    area = average_area(*args, **kwargs)
-    return F.avg_pool2d(x, *args, **kwargs).mul_(area).round_().mul_(given.scale / area)
+    pool = Pool(*args, **kwargs)
+    if pool.varies:
+        return pool.sums(x).mul_(pool.factors(x, given.scale))
+    area = pool.area
+    return F.avg_pool2d(x, *pool).mul_(area).round_().mul_(given.scale / area)
 
 
 # Called as ``function(x, grid, *the call's other arguments)``: integers less the zero
@@ -281,3 +332,16 @@ EXACT_FUNCTIONS: Mapping[str, Callable] = {
     'avg_pool2d': average_pool,
     **dict.fromkeys(RESIZES, resize),
 }
+
+
+def compute(name: str, x: Tensor, given: Grid | None, *args: Any, **kwargs: Any) -> Any:
+    """A function of these, laid out in memory as PyTorch's own does it."""
+    out = EXACT_FUNCTIONS[name](x, given, *args, **kwargs)
+    layout = torch.contiguous_format
+    if name in _LAID_OUT_AS_INPUT and x.dim() == 4 and not x.is_contiguous():
+        if x.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+    return out.contiguous(memory_format=layout)
+
+
+_LAID_OUT_AS_INPUT = ('group_norm', 'avg_pool2d', *RESIZES)

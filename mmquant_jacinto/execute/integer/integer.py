@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten
 
 from ...plan.plan import Step
 from ...quantizers.computed_weights import (
@@ -32,9 +31,11 @@ from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..conditioning import compute_grids
 from ..fake_quantize import Simulate
+from ..in_place_calls import is_in_place
 from ..state import State
-from .carried_integers import integers_of, tag_of, with_integers
-from .exact_functions import EXACT_FUNCTIONS, is_exact, is_global_pool, narrow
+from . import exact_functions
+from .carried_integers import carry, integers_of, tag_of, with_integers
+from .exact_functions import is_exact, is_global_pool, narrow
 from .exact_sums import exact_sums
 from .needed_ranges import NeededRanges
 from .ongoing_pass import COMPUTING, OngoingPass
@@ -125,7 +126,11 @@ class Integer(Behaviour):
         tensors = ops.tensor_inputs(op, args, kwargs)
         self.ranges.check_inputs(step, tensors)
         if step.kind == ops.PASS:
-            return self._carry(tensors[0], func(*args, **kwargs))
+            known = tag_of(tensors[0])  # before it is overwritten
+            out = func(*args, **kwargs)
+            if out is tensors[0] and not is_in_place(func, kwargs):
+                return out
+            return carry(known, out)
         integers = [integers_of(x) for x in tensors]
         if step.kind == ops.CAT:
             return self._cat(step, func(*args, **kwargs), integers)
@@ -192,18 +197,15 @@ class Integer(Behaviour):
         )
         return with_integers(integers * grid.scale, grid, integers)
 
-    def _carry(self, x: Tensor, out: Any) -> Any:
-        """The result of an operation that only moves elements."""
-        known = tag_of(x)
+    def copy(self, x: Tensor) -> Tensor:
+        known, copy = tag_of(x), super().copy(x)
+        return copy if known is None else with_integers(copy, *known)
+
+    def overwrite(self, x: Tensor, result: Tensor) -> None:
+        known = tag_of(result)
+        super().overwrite(x, result)
         if known is not None:
-            for leaf in tree_flatten(out)[0]:
-                if (
-                    isinstance(leaf, Tensor)
-                    and leaf.is_floating_point()
-                    and leaf is not x
-                ):
-                    with_integers(leaf, known[0], None)
-        return out
+            with_integers(x, *known)
 
     def _cat(
         self, step: Step, out: Tensor, integers: list[Optional[tuple[Grid, Tensor]]]
@@ -263,7 +265,7 @@ class Integer(Behaviour):
             steps = self._look_up(op.name, first, x)
             steps = steps / divisor(grid.scale, steps)
         elif self._is_exact(op, first, grid, args, kwargs):
-            real = EXACT_FUNCTIONS[op.name](x, first, *args[1:], **kwargs)
+            real = exact_functions.compute(op.name, x, first, *args[1:], **kwargs)
             steps = real.div_(divisor(grid.scale, real))
         elif step.kind == ops.AVERAGE:
 
@@ -299,7 +301,7 @@ class Integer(Behaviour):
     ) -> Any:
         """An operation whose operands are not all integers."""
         if self._is_exact(op, None, self._grid(step.output), args, kwargs):
-            return EXACT_FUNCTIONS[op.name](args[0], None, *args[1:], **kwargs)
+            return exact_functions.compute(op.name, args[0], None, *args[1:], **kwargs)
         return func(*args, **kwargs)
 
     def _is_exact(

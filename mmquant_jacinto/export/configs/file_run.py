@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
 
 from ...errors import QuantizeError
 from ...execute.integer.stable_topk import StableOrder
+from ...wrappers.distillation import student_of
 from ..packages import require
 from ..session import Session, in_place_of_modules
-from .test_images import fit_pipeline, innermost_dataset
+from .file_input import METADATA_KEY, FileInput
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class FileRun:
@@ -25,39 +33,58 @@ class FileRun:
     Args:
         cfg (Config): The model's config; its data pipeline, decoding and evaluator
             are used.
-        path (str): The file.
+        model (onnx.ModelProto): The file.
         backend (str): What runs it, see :class:`~.session.Session`.
 
     Raises:
-        QuantizeError: If the file cannot be read, or lacks a part of the model.
+        QuantizeError: If the file lacks a part of the model.
 
     Attributes:
         cfg (Config): To build the runner from: without quantization and weights,
-            with images of the file's size.
+            with the images that the file is made for.
     """
 
-    def __init__(self, cfg: Config, path: str, backend: str = 'onnxruntime') -> None:
+    def __init__(
+        self, cfg: Config, model: onnx.ModelProto, backend: str = 'onnxruntime'
+    ) -> None:
+        self.session = Session(model, backend)
+        if self.session.skipped:
+            missing = ', '.join(self.session.skipped)
+            raise QuantizeError(
+                f'the file lacks a part of the model ({missing}): test the checkpoint'
+            )
+        self.cfg = copy.deepcopy(cfg)
+        self.cfg.load_from = None
+        self.cfg.pop('quantize', None)
+        self.input = _input_of(self.session)
+        self.input.fit(self.cfg.test_dataloader.dataset)
+        batch = self.session.input_shape[0]
+        if batch:
+            # Not all outputs have the images of a batch along their first dimension.
+            self.cfg.test_dataloader.batch_size = batch
+
+    @classmethod
+    def read(cls, cfg: Config, path: str, backend: str = 'onnxruntime') -> FileRun:
+        """A test of the file at a path.
+
+        Raises:
+            QuantizeError: If it cannot be read, or lacks a part of the model.
+        """
         if not Path(path).is_file():
             raise QuantizeError(f'{path} is not there; tools/export.py makes it')
         try:
             model = require('onnx').load(path)
         except Exception as error:  # noqa: B902 - protobuf has an error of its own
             raise QuantizeError(f'{path} is no ONNX file: {error}') from None
-        self.session = Session(model, backend)
-        if self.session.skipped:
-            missing = ', '.join(self.session.skipped)
-            raise QuantizeError(
-                f'{path} lacks a part of the model ({missing}): test the checkpoint'
-            )
-        self.cfg = copy.deepcopy(cfg)
-        self.cfg.load_from = None
-        self.cfg.pop('quantize', None)
-        height, width = self.session.input_shape[2:]
-        if height and width:
-            fit_pipeline(
-                innermost_dataset(self.cfg.test_dataloader.dataset).pipeline,
-                (height, width),
-            )
+        return cls(cfg, model, backend)
+
+    @contextlib.contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Context in which a float model of the config predicts by the file."""
+        # Ordered as the checkpoint's test has it.
+        with self.input.applied(model), StableOrder():
+            with in_place_of_modules(student_of(model), self.session):
+                yield
 
     def test(self, runner: Runner) -> dict[str, float]:
         """Runs the test loop and logs images per second.
@@ -69,9 +96,21 @@ class FileRun:
             Dict[str, float]: The metrics.
         """
         runner.register_hook(_ThroughputHook(), priority='LOWEST')
-        # As the checkpoint's test has it.
-        with in_place_of_modules(runner.model, self.session), StableOrder():
+        with self.in_place(runner.model):
             return runner.test()
+
+
+def _input_of(session: Session) -> FileInput:
+    """How the images of a test become a file's input, from its metadata.
+
+    Older files do not say. They take what the pipeline gives, and the session refuses
+    what has another size.
+    """
+    found = session.metadata.get(METADATA_KEY)
+    if found is None:
+        height, width = session.input_shape[2:]
+        return FileInput((height, width))
+    return FileInput.from_metadata(json.loads(found))
 
 
 class _ThroughputHook(Hook):

@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_flatten
 
 import mmquant_jacinto
 
+from ...record.memory import writes_in_place
+
 _PACKAGE = str(Path(mmquant_jacinto.__file__).parent)
 # What these return follows from shapes and numbers alone.
 CONSTANTS = frozenset(
@@ -20,10 +22,6 @@ CONSTANTS = frozenset(
 )
 # They make a number of the program of a tensor.
 READS = frozenset('item tolist __float__ __int__ __index__'.split())
-
-# As in ``2.0 / tensor``: the operands are the other way round. ``__rsub__`` is a
-# function of its own.
-_REFLECTED = frozenset('__rdiv__ __rtruediv__ __rpow__ __rmatmul__'.split())
 
 _OF_MAPS = re.compile(r'(?:conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool)(\d)d')
 
@@ -34,11 +32,6 @@ def lacks_batch(name: str, x: Tensor) -> bool:
     return found is not None and x.dim() == int(found[1]) + 1
 
 
-def in_order(func: Callable, args: tuple) -> tuple:
-    """Operands of a call as the function has them whose name it goes by."""
-    return args[::-1] if func.__name__ in _REFLECTED else args
-
-
 def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors in the arguments of a call, bounds of slices among them."""
     leaves = tree_flatten((args, kwargs))[0]
@@ -47,10 +40,14 @@ def all_tensors(args: tuple, kwargs: dict) -> list[Tensor]:
     return [x for x in (*leaves, *bounds) if isinstance(x, Tensor)]
 
 
-def writes(func: Callable) -> bool:
-    """Whether a method changes its tensor."""
-    name = func.__name__
-    return name == '__setitem__' or (name.endswith('_') and not name.endswith('__'))
+def written_by(func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+    """The tensor that a call overwrites, if it does."""
+    if func.__name__ != '__setitem__' and not writes_in_place(func, kwargs):
+        return None
+    written = kwargs.get('out')
+    if written is None:
+        written = args[0] if args else kwargs.get('input', kwargs.get('self'))
+    return written if isinstance(written, Tensor) else None
 
 
 def is_float(x: Any) -> bool:

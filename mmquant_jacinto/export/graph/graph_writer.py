@@ -38,6 +38,15 @@ def onnx_dtype(dtype: torch.dtype) -> int:
     return _ONNX_DTYPES[dtype]
 
 
+# What an optimizer may take away between two grids: what moves or bounds elements, and
+# arithmetic with these constants.
+_REMOVABLE = frozenset(
+    'Identity Dropout Cast Relu Clip Reshape Flatten Transpose Squeeze Unsqueeze Slice '
+    'Split Gather Expand Tile Pad MaxPool Concat'.split()
+)
+_NEUTRAL = {'Mul': 1.0, 'Div': 1.0, 'Pow': 1.0, 'Add': 0.0, 'Sub': 0.0}
+
+
 class GraphWriter:
     """Writes nodes and constants; one of each, however often it is asked for.
 
@@ -54,6 +63,7 @@ class GraphWriter:
         self.needs_wide_opset = False
         self._names: dict[str, int] = {}
         self._constants: dict[tuple, str] = {}
+        self._producers: dict[str, onnx.NodeProto] = {}
 
     def unique(self, name: str) -> str:
         """``name``, or ``name`` and a number where it is taken."""
@@ -96,7 +106,36 @@ class GraphWriter:
         self.nodes.append(
             helper.make_node(op, list(inputs), results, name=name, **attributes)
         )
+        self._producers.update(dict.fromkeys(results, self.nodes[-1]))
         return name if outputs == 1 else results
+
+    def grid_behind(self, name: str) -> Grid | None:
+        """The grid of a value, but for nodes that an optimizer may take away."""
+        while name not in self.quantized:
+            source = self._removable_operand(name)
+            if source is None:
+                return None
+            name = source
+        return self.quantized[name][1]
+
+    def _removable_operand(self, name: str) -> str | None:
+        """What the node that makes a value makes it of, if it may be taken away."""
+        node = self._producers.get(name)
+        if node is None or node.op_type in _REMOVABLE:
+            return None if node is None else node.input[0]
+        neutral = _NEUTRAL.get(node.op_type)
+        if neutral is None:
+            return None
+        first, second = node.input
+        if self._is_all(second, neutral):
+            return first
+        commutes = node.op_type in ('Add', 'Mul')
+        return second if commutes and self._is_all(first, neutral) else None
+
+    def _is_all(self, name: str, value: float) -> bool:
+        constant = self.initializers.get(name)
+        array = None if constant is None else numpy_helper.to_array(constant)
+        return array is not None and bool((array == value).all())
 
     def constant(self, value: Any, name: str = 'constant') -> str:
         """A constant; equal ones of one name are stored once.

@@ -10,12 +10,13 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ...errors import QuantizeError
-from ..region_calls import RegionCall
-from ..trace import Trace
+from ..tracing.region_calls import RegionCall
+from ..tracing.trace import Trace
 
 
 def encode(output: Any, names: Iterator[str | None]) -> Any:
@@ -33,12 +34,20 @@ def encode(output: Any, names: Iterator[str | None]) -> Any:
         return {'dict': {key: encode(item, names) for key, item in output.items()}}
     name = next(names)
     if isinstance(output, Tensor):
+        if name is None:
+            kind = str(output.dtype).rpartition('.')[2]
+            return {'absent': [kind, list(output.shape)]}
         return {'tensor': name}
     return {'value': output if isinstance(output, (int, float, str)) else None}
 
 
 def decode(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The reverse of :func:`encode`; None for a tensor that is not there."""
+    """The reverse of :func:`encode`.
+
+    A tensor that is not there is zeros of its shape: the model's own code between two
+    modules of the file reads on, and what it computes goes to modules of the file
+    alone (see :class:`~mmquant_jacinto.export.tracing.late_reads.LateReads`).
+    """
     ((kind, content),) = layout.items()
     if kind == 'tuple':
         return tuple(decode(item, tensors) for item in content)
@@ -46,6 +55,9 @@ def decode(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [decode(item, tensors) for item in content]
     if kind == 'dict':
         return {key: decode(item, tensors) for key, item in content.items()}
+    if kind == 'absent':
+        dtype, shape = content
+        return torch.zeros(shape, dtype=getattr(torch, dtype))
     return tensors.get(content) if kind == 'tensor' else content
 
 
@@ -92,10 +104,13 @@ def choose_outputs(trace: Trace) -> tuple[dict[str, tuple[str, Tensor]], list[di
         QuantizeError: If an output cannot be exported; it says why.
     """
     read = {name for call in trace.calls for name in call.inputs}
+    # Also what a module reads by way of code between the modules.
+    read |= _sources(trace, read)
+    wanted = trace.needed | _sources(trace, trace.late.names)
     leaving = []
     for call in trace.calls:
         leaf = not read.intersection(filter(None, call.names))
-        needed = not trace.needed.isdisjoint(filter(None, call.names))
+        needed = not wanted.isdisjoint(filter(None, call.names))
         if leaf or needed or (trace.skipped and call.region == 'neck'):
             leaving.append(call)
     outputs: dict[str, tuple[str, Tensor]] = {}
@@ -114,6 +129,26 @@ def choose_outputs(trace: Trace) -> tuple[dict[str, tuple[str, Tensor]], list[di
             'knows; run tools/print_plan.py to see what is quantized'
         )
     return outputs, layout
+
+
+def _sources(trace: Trace, names: set[str]) -> set[str]:
+    """What modules return that tensors of the graph follow from.
+
+    The model's own code computes those tensors again from it.
+    """
+    returned = {name for call in trace.calls for name in call.names if name}
+    producers = {name: node for node in trace.writer.nodes for name in node.output}
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in returned:
+            found.add(name)
+        elif name in producers and name not in seen:
+            waiting += producers[name].input
+        seen.add(name)
+    return found
 
 
 def _add_outputs(

@@ -190,14 +190,46 @@ for _name, _op in {
 
 def _binary(op: str) -> Callable:
     def translate(site, x, y, *, alpha=1, rounding_mode=None):
-        if rounding_mode is not None:
-            raise NotImplementedError(f'rounding_mode={rounding_mode!r}')
         first, second = _operands(site, x, y)
         if alpha != 1:
             second = site.node('Mul', second, alpha)
-        return site.node(op, first, second)
+        if rounding_mode == 'floor':
+            return _floored(site, first, second)
+        out = site.node(op, first, second)
+        return out if rounding_mode is None else _truncated(site, out)
 
     return translate
+
+
+def _truncated(site: SiteWriter, x: str) -> str:
+    _check_real(site)
+    return site.node(
+        'Mul', site.node('Sign', x), site.node('Floor', site.node('Abs', x))
+    )
+
+
+def _remainder(site: SiteWriter, x: str, y: str) -> tuple[str, str, str]:
+    """C's remainder, that of the divisor's sign, and whether they differ."""
+    _check_real(site)
+    zero = site.value(0.0)
+    rest = site.node('Mod', x, y, fmod=1)
+    signs = site.node('Xor', site.node('Less', rest, zero), site.node('Less', y, zero))
+    is_zero = site.node('Equal', rest, zero)
+    differs = site.node('And', signs, site.node('Not', is_zero))
+    return rest, site.node('Where', differs, site.node('Add', rest, y), rest), differs
+
+
+def _floored(site: SiteWriter, x: str, y: str) -> str:
+    """A quotient rounded down, of exact remainders as in PyTorch."""
+    rest, _, differs = _remainder(site, x, y)
+    quotient = site.node('Div', site.node('Sub', x, rest), y)
+    below = site.node('Sub', quotient, 1.0)
+    return site.node('Round', site.node('Where', differs, below, quotient))
+
+
+def _check_real(site: SiteWriter) -> None:
+    if not site.out.is_floating_point():
+        raise NotImplementedError('integers')
 
 
 def _operands(site: SiteWriter, x: Any, y: Any) -> tuple[str, str]:
@@ -259,6 +291,43 @@ def _rsub(site, x, y, *, alpha=1):
     return site.node('Sub', first, second)
 
 
+@translates('rdiv')
+def _rdiv(site, x, y):
+    # As PyTorch computes it: the quotient would be rounded once less.
+    inverse = site.node('Reciprocal', site.cast(x, site.out.dtype))
+    return inverse if _is_one(y) else site.node('Mul', inverse, y)
+
+
+def _is_one(y: Any) -> bool:
+    return not isinstance(y, Tensor) and y == 1
+
+
+@translates('floor_divide', 'floordiv')
+def _floor_divide(site, x, y):
+    return _floored(site, *_operands(site, x, y))
+
+
+@translates('rfloordiv')
+def _rfloordiv(site, x, y):
+    return _floored(site, *_operands(site, x, y)[::-1])
+
+
+@translates('remainder', 'mod')
+def _mod(site, x, y):
+    return _remainder(site, *_operands(site, x, y))[1]
+
+
+@translates('rmod')
+def _rmod(site, x, y):
+    return _remainder(site, *_operands(site, x, y)[::-1])[1]
+
+
+@translates('rpow')
+def _rpow(site, x, y):
+    exponent, base = _operands(site, x, y)
+    return site.node('Pow', base, exponent)
+
+
 @translates('square')
 def _square(site, x):
     return site.node('Mul', x, x)
@@ -266,6 +335,8 @@ def _square(site, x):
 
 @translates('pow')
 def _pow(site, x, exponent):
+    if not isinstance(x, Tensor):
+        return _rpow(site, exponent, x)
     if not isinstance(exponent, Tensor) and exponent == 2:
         return site.node('Mul', x, x)
     return site.node('Pow', *_operands(site, x, exponent))

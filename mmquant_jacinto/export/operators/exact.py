@@ -20,14 +20,14 @@ from ...execute.integer.exact_functions import (
     MANTISSA,
     REAL_EXP,
     RESIZES,
-    average_area,
+    Pool,
     rounded_exp,
     unit_of,
 )
 from ...execute.integer.sampling import Resize
 from ...targets.grid import Grid
 from .sampling import grid_sample, interpolate
-from .spatial import write_average_pool, write_resize
+from .spatial import pool_windows, write_resize
 from .translation import SiteWriter, axis_of
 
 
@@ -201,10 +201,12 @@ def _resize(
 def _average_pool(
     site: SiteWriter, x: str, given: Grid, like: Tensor, *args: Any, **kwargs: Any
 ) -> str:
-    area = average_area(*args, **kwargs)
-    mean = write_average_pool(site, x, *args, **kwargs)
-    total = site.node('Round', site.node('Mul', mean, float(area)))
-    return site.node('Mul', total, given.scale / area)
+    pool = Pool(*args, **kwargs)
+    mean = pool_windows(site, x, like.shape[2:], pool, True)
+    total = site.node('Round', site.node('Mul', mean, float(pool.area)))
+    if pool.varies:
+        return site.node('Mul', total, pool.factors(like, given.scale))
+    return site.node('Mul', total, given.scale / pool.area)
 
 
 # ``write(site, name, grid, example of x, *the call's other arguments)``.

@@ -113,6 +113,11 @@ def _matmul(site, x, y):
     return site.node('MatMul', x, y)
 
 
+@translates('rmatmul')
+def _rmatmul(site, x, y):
+    return site.node('MatMul', y, x)
+
+
 @translates('baddbmm')
 def _baddbmm(site, x, first, second, *, beta=1, alpha=1):
     product = site.node('MatMul', first, second)

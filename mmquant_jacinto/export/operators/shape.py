@@ -47,7 +47,12 @@ def _transpose(site, x, dim0, dim1):
     return site.node('Transpose', x, perm=order)
 
 
-@translates('t')
+@translates('mT')
+def _matrix_transpose(site, x):
+    return _transpose(site, x, -2, -1)
+
+
+@translates('t', 'T')
 def _t(site, x):
     return site.node('Transpose', x, perm=list(range(x.dim()))[::-1])
 
@@ -70,6 +75,7 @@ def _movedim(site, x, source, destination):
     'requires_grad',
     'identity',
     'channels_last',
+    'laid_out_like',
 )
 def _identity(site, x, *args, **kwargs):
     return site.value(x)
@@ -233,10 +239,10 @@ def _setitem(site, x, index, value):
     rest = x.shape[len(region) :]
     name = site.node('Expand', name, site.ints([*shape, *rest]))
     name = site.reshape(name, [*(end - start for start, end in region), *rest])
-    return _replace(site, site.value(x), x.shape, region, name)
+    return replace_part(site, site.value(x), x.shape, region, name)
 
 
-def _replace(
+def replace_part(
     site: SiteWriter,
     x: str,
     shape: Sequence[int],
@@ -251,7 +257,7 @@ def _replace(
     inner = cut(site, x, [axis], [start], [end], [1])
     narrowed = [*shape[:axis], end - start, *shape[axis + 1 :]]
     region = [*region[:axis], (0, end - start), *region[axis + 1 :]]
-    parts = [_replace(site, inner, narrowed, region, value)]
+    parts = [replace_part(site, inner, narrowed, region, value)]
     if start:
         parts.insert(0, cut(site, x, [axis], [0], [start], [1]))
     if end < size:

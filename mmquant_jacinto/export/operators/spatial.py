@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 import numpy as np
+from torch import Tensor
 
+from ...execute.integer.exact_functions import Pool
 from ...execute.integer.sampling import Resize
 from ...record.ops import per_axis
 from .translation import (
@@ -28,50 +30,69 @@ def _max_pool(
     return_indices=False,
 ):
     dims = _pooled_dims(site)
+    spread = per_axis(dilation, dims)
     return site.node(
         'MaxPool',
         x,
-        kernel_shape=per_axis(kernel_size, dims),
-        strides=per_axis(stride or kernel_size, dims),
-        pads=per_axis(padding, dims) * 2,
-        dilations=per_axis(dilation, dims),
-        ceil_mode=int(ceil_mode),
+        **_windows(site, x.shape[2:], Pool(kernel_size, stride, padding), spread),
+        dilations=spread,
     )
 
 
 def _pooled_dims(site: SiteWriter) -> int:
-    out = site.out[0] if isinstance(site.out, tuple) else site.out
-    return out.dim() - 2
+    return _pooled(site).dim() - 2
 
 
-def write_average_pool(
-    site: SiteWriter,
-    x: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
+def _pooled(site: SiteWriter) -> Tensor:
+    return site.out[0] if isinstance(site.out, tuple) else site.out
+
+
+def _windows(
+    site: SiteWriter, source: Sequence[int], pool: Pool, spread: Sequence[int]
+) -> dict[str, Any]:
+    """Where windows are, with as much padding at the end as the last of them needs.
+
+    Engines differ in which of them there are where ``ceil_mode`` decides it.
+    """
+    target = _pooled(site).shape[2:]
+    dims = len(target)
+    kernel = per_axis(pool.kernel_size, dims)
+    strides = per_axis(pool.stride or pool.kernel_size, dims)
+    pads = per_axis(pool.padding, dims)
+    ends = [
+        max((t - 1) * s + d * (k - 1) + 1 - n - p, 0)
+        for n, t, k, s, p, d in zip(source, target, kernel, strides, pads, spread)
+    ]
+    if any(end >= k for end, k in zip(ends, kernel)):
+        # More than an engine takes; between far apart elements.
+        return dict(kernel_shape=kernel, strides=strides, pads=pads * 2, ceil_mode=1)
+    return dict(kernel_shape=kernel, strides=strides, pads=pads + ends)
+
+
+def pool_windows(
+    site: SiteWriter, x: Any, source: Sequence[int], pool: Pool, counts_padding: bool
 ) -> str:
-    """``F.avg_pool2d`` and its kin; ``x`` may be a name."""
-    if divisor_override is not None:
-        raise NotImplementedError('divisor_override')
-    dims = _pooled_dims(site)
+    """Means of windows, in which padding counts or not; ``x`` may be a name."""
     return site.node(
         'AveragePool',
         x,
-        kernel_shape=per_axis(kernel_size, dims),
-        strides=per_axis(stride or kernel_size, dims),
-        pads=per_axis(padding, dims) * 2,
-        ceil_mode=int(ceil_mode),
-        count_include_pad=int(count_include_pad),
+        **_windows(site, source, pool, [1] * len(source)),
+        count_include_pad=int(counts_padding),
     )
 
 
-TRANSLATIONS.update(
-    dict.fromkeys(('avg_pool1d', 'avg_pool2d', 'avg_pool3d'), write_average_pool)
-)
+@translates('avg_pool1d', 'avg_pool2d', 'avg_pool3d')
+def _average_pool(site, x, *args, **kwargs):
+    pool = Pool(*args, **kwargs)
+    dims, source = x.dim() - 2, x.shape[2:]
+    pads = any(per_axis(pool.padding, dims))
+    counts_padding = pool.count_include_pad and pads
+    if pool.divisor_override is None and not (pool.ceil_mode and counts_padding):
+        return pool_windows(site, x, source, pool, counts_padding)
+    if dims != 2:
+        raise NotImplementedError('sums of an average pooling that are not of maps')
+    mean = pool_windows(site, x, source, pool, True)
+    return site.node('Mul', mean, pool.factors(x, float(pool.area)))
 
 
 def _adaptive(kind: str) -> Callable:

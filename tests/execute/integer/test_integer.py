@@ -239,11 +239,24 @@ def test_nearest_resizing_repeats_integers(target):
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_cat_joins_integers(target):
-    (out, one, two), (grid, first, second) = two_convolutions(
-        lambda one, two: torch.cat([one, two], 1), target
+    net = Forward(
+        lambda net, x: net.three(net.both(torch.cat([net.one(x), net.two(x)], 1))),
+        one=nn.Conv2d(3, 4, 1),
+        two=nn.Conv2d(3, 4, 1),
+        both=nn.Identity(),
+        three=nn.Conv2d(8, 2, 1),
     )
-    assert grid == first == second
-    np.testing.assert_array_equal(out, np.concatenate([one, two], 1))
+    x = torch.randn(2, 3, 8, 8)
+    quantization = calibrated(net, x, target=target)
+    _, one, two, both = run(net, x, 'one', 'two', 'both')
+    names = [
+        quantization.plan.steps[name].output
+        for name in ('/cat', 'one/conv2d', 'two/conv2d')
+    ]
+    assert len(set(names)) == 1
+    grid = quantization.activations.host_grid(names[0])
+    joined = np.concatenate([integers(one, grid), integers(two, grid)], 1)
+    np.testing.assert_array_equal(integers(both, grid), joined)
 
 
 @pytest.mark.parametrize('target', TARGETS)

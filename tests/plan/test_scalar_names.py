@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 from toy_models import calibrated
 
-from mmquant_jacinto.record.scalar_names import scalar_names
+from mmquant_jacinto.plan.scalar_names import scalar_names
 
 # What MLflow asks for, and that paths are in their normal form.
 VALID = re.compile(r'[A-Za-z0-9_./-]{1,240}')

@@ -20,32 +20,29 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..execute.behaviour import Behaviour
-from ..execute.integer.carried_integers import integers_of
-from ..execute.state import State
-from ..record.ops import OPS
-from ..targets.grid import Bounds, Grid
-from ..targets.target import CLIP, Target
-from .graph.calls import (
-    CONSTANTS,
-    READS,
-    all_tensors,
-    in_order,
-    is_float,
-    origin,
-    writes,
-)
-from .graph.graph_writer import GraphWriter
-from .operators.table import TRANSLATIONS
-from .operators.translation import SiteWriter
+from ...execute.behaviour import Behaviour
+from ...execute.state import State
+from ...record.ops import OPS
+from ...targets.grid import Bounds, Grid
+from ...targets.target import CLIP, Target
+from ..graph.calls import CONSTANTS, READS, all_tensors, is_float, origin, written_by
+from ..operators.table import TRANSLATIONS
+from ..operators.translation import SiteWriter
+from .late_reads import LateReads
+from .names import Names
 from .region_calls import RegionCall, missing_function
 
 # What a translation raises on arguments that it was not written for.
 _UNFIT = (NotImplementedError, TypeError, ValueError, KeyError, AttributeError)
-TAG = '_mmquant_onnx'  # (trace, name in the graph, why it has none) on a tensor
+# What translations call the arguments that torch has several names for.
+_KEYWORDS = {
+    **{'axis': 'dim', 'keepdims': 'keepdim'},
+    **dict.fromkeys(('input', 'self'), 'x'),
+    **dict.fromkeys(('other', 'mat2'), 'y'),
+}
 
 
-class Trace(TorchFunctionMode):
+class Trace(Names, TorchFunctionMode):
     """Writes what a model computes while it runs, also between its regions.
 
     Args:
@@ -60,27 +57,27 @@ class Trace(TorchFunctionMode):
         calls (List[RegionCall]): The regions in the graph.
         skipped (List[str]): Regions that read nothing the graph knows.
         needed (Set[str]): What regions that are left out read of the graph, by name.
+        late (LateReads): What is read behind the last region.
     """
 
     def __init__(
         self, root: nn.Module, state: State, target: Target, keeps_values: bool
     ) -> None:
-        super().__init__()
+        TorchFunctionMode.__init__(self)
+        Names.__init__(self, root, target)
         self._keeps_values = keeps_values
-        self.root, self.state, self.target = root, state, target
+        self.root, self.state = root, state
         # Ranges as clips, in a float model.
         self.clips = target.form(state.plan.config['target']) == CLIP
-        self.writer = GraphWriter()
         self.values: dict[str, Tensor] = {}
         self.calls: list[RegionCall] = []
         self.skipped: list[str] = []
         self.needed: set[str] = set()
-        self.parameters = {id(p): name for name, p in root.named_parameters()}
+        self.late = LateReads()
         self.tracker = state.executor.tracker
         self._open: list[RegionCall] = []  # the region that runs
         # A number of the image has become one of the program, and may be anywhere.
         self._is_read = False
-        self.pauses = 0
 
     @contextmanager
     def running(self, writing: Behaviour) -> Iterator[None]:
@@ -114,65 +111,6 @@ class Trace(TorchFunctionMode):
             executor.behaviour = behaviour
             for handle in handles:
                 handle.remove()
-
-    # --- names of tensors
-
-    def add_input(self, x: Tensor, name: str) -> None:
-        """Declares an input of the graph."""
-        self.name(x, self.writer.add_input(name, x))
-
-    def name(self, x: Tensor, name: str) -> None:
-        setattr(x, TAG, (self, name, None))
-
-    def lose(self, x: Tensor, reason: str) -> None:
-        """The graph cannot have this tensor; an error only if it needs it."""
-        setattr(x, TAG, (self, None, reason))
-
-    def name_of(self, x: Any) -> str | None:
-        return self.tag(x)[0]
-
-    def tag(self, x: Any) -> tuple[str | None, str | None]:
-        trace, name, reason = getattr(x, TAG, (None, None, None))
-        return (name, reason) if trace is self else (None, None)
-
-    def reason_of(self, args: tuple, kwargs: dict) -> str | None:
-        """Why the graph lacks an operand of a call; None where it lacks none."""
-        reasons = (self.tag(x)[1] for x in all_tensors(args, kwargs))
-        return next((reason for reason in reasons if reason), None)
-
-    def knows(self, x: Any) -> bool:
-        """Whether a tensor follows from the graph's inputs."""
-        return self.tag(x) != (None, None)
-
-    def fix(self, x: Any) -> None:
-        """No image changes the tensors in this."""
-        for leaf in tree_flatten(x)[0]:
-            if isinstance(leaf, Tensor):
-                setattr(leaf, TAG, (self, None, None))
-
-    def is_fixed(self, x: Tensor) -> bool:
-        return id(x) in self.parameters or getattr(x, TAG, None) == (self, None, None)
-
-    def operand(self, x: Tensor, site: str) -> str | None:
-        """Name of an operand of a site; a parameter gets a constant of its name.
-
-        What no image changes but a quantizer has put on a grid is stored as the
-        integers it is computed with: an engine has integer kernels for those alone.
-        """
-        name = self.name_of(x)
-        if name is not None:
-            return name
-        if id(x) in self.parameters:
-            return self.writer.constant(x, self.parameters[id(x)])
-        known = integers_of(x)
-        if known is None or self.clips:
-            return None
-        grid, integers = known
-        storage = self.target.activation_storage(grid)
-        stored = self.writer.integers(
-            integers.cpu().numpy() + storage.zero_point, storage, f'{site}:constant:int'
-        )
-        return self.writer.dequantize(stored, grid, storage, f'{site}:constant')
 
     # --- regions
 
@@ -235,6 +173,7 @@ class Trace(TorchFunctionMode):
         # What comes behind may write into it.
         call.output = tree_map(self._copy, output)
         self.calls.append(call)
+        self.late.restart()
 
     def _skip(self, region: str) -> None:
         if region not in self.skipped:
@@ -246,19 +185,10 @@ class Trace(TorchFunctionMode):
         with self.paused():
             copy = x.clone()
         if self.knows(x):
-            setattr(copy, TAG, (self, *self.tag(x)))
+            self.mark(copy, *self.tag(x))
         return copy
 
     # --- calls
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Context in which calls are an engine's own, not the model's."""
-        self.pauses += 1
-        try:
-            yield
-        finally:
-            self.pauses -= 1
 
     def __torch_function__(
         self,
@@ -270,27 +200,30 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.pauses:
             return func(*args, **kwargs)
-        # An operation in place gives its operand another name.
+        written = written_by(func, args, kwargs)
         before = [(self.knows(x), self.is_fixed(x)) for x in all_tensors(args, kwargs)]
+        tag = self.tag(written)
         out = func(*args, **kwargs)
+        if written is not None and self._is_marked(written):
+            # It keeps its name for the nodes below.
+            self.mark(written, *tag)
         op = OPS.get(func)
         name = op.name if op else func.__name__.strip('_')
+        site = self.tracker.frame.node.name + '/' + name
         if any(known for known, _ in before):
+            self.late.read(map(self.name_of, all_tensors(args, kwargs)), out)
             self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
-            site = self.tracker.frame.node.name + '/' + name
             if name in CONSTANTS and not any(map(self.knows, values)):
                 self.fix(out)
             else:
-                self.write(name, site, in_order(func, args), kwargs, out)
-            base = args[0]._base if writes(func) else None
-            if base is not None and self.name_of(base) is None:
-                # It is no constant any more.
-                reason = f'{name} writes into a part of it {origin(site)}'
-                self.lose(base, reason)
+                self.write(name, site, args, kwargs, out)
+            self.late.wrote(out, self.name_of)
         elif all(fixed for _, fixed in before) and (before or name in CONSTANTS):
             if not self._is_read:
                 self.fix(out)
+        if written is not None:
+            self.wrote(written, site)
         return out
 
     def write(self, op: str, site: str, args: tuple, kwargs: dict, out: Any) -> None:
@@ -324,10 +257,9 @@ class Trace(TorchFunctionMode):
         if translate is None:
             return None, self._missing(op, '', site, args)
         kwargs = {
-            {'axis': 'dim', 'keepdims': 'keepdim', 'input': 'x', 'self': 'x'}.get(
-                key, key
-            ): value
+            _KEYWORDS.get(key, key): value
             for key, value in kwargs.items()
+            if key != 'out'
         }
         count = len(self.writer.nodes)
         try:
@@ -376,8 +308,10 @@ class Trace(TorchFunctionMode):
             and high >= storage.high - storage.zero_point
         )
         on_integers = self.target.integer_clips and storage.dtype.endswith('int8')
-        # From one grid to the next: ONNX Runtime would merge the two roundings.
-        directly = name in writer.quantized and on_integers
+        # From one grid to the next: ONNX Runtime would merge the two roundings, also
+        # over what it finds to do nothing.
+        before = writer.grid_behind(name) if on_integers else None
+        directly = before is not None and (name in writer.quantized or before != grid)
         if not implied and not on_integers:
             bounds = [np.float32(k * grid.scale) for k in (low, high)]
             name = writer.node(

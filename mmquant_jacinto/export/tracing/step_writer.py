@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ..execute.integer.carried_integers import grid_of
-from ..execute.integer.exact_functions import narrow
-from ..execute.integer.integer import Integer
-from ..execute.integer.sampling import Taps, sampled_weight
-from ..execute.state import State
-from ..plan.plan import Step
-from ..quantizers.computed_weights import computed_layer
-from ..record import ops
-from ..record.ops import Op
-from ..targets.grid import Grid
-from ..targets.storage import Storage
-from .graph.calls import all_tensors, in_order, lacks_batch
-from .operators.exact import EXACT_OPERATORS
-from .operators.sampling import write_samples
-from .operators.table import TRANSLATIONS
-from .operators.translation import SiteWriter
-from .trace import TAG, Trace
+from ...execute.integer.carried_integers import grid_of
+from ...execute.integer.exact_functions import narrow
+from ...execute.integer.integer import Integer
+from ...execute.integer.sampling import Taps, sampled_weight
+from ...execute.state import State
+from ...plan.plan import Step
+from ...quantizers.computed_weights import computed_layer
+from ...record import ops
+from ...record.ops import Op
+from ...targets.grid import Grid
+from ...targets.storage import Storage
+from ..graph.calls import all_tensors, lacks_batch, written_by
+from ..operators.exact import EXACT_OPERATORS
+from ..operators.sampling import write_samples
+from ..operators.table import TRANSLATIONS
+from ..operators.translation import SiteWriter
+from .trace import Trace
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
 
@@ -84,7 +84,7 @@ class Writing(Integer):
         if isinstance(out, Tensor) and any(out is x for x in tensors):
             # Computed in place: the operand keeps its name for the nodes below.
             for x in tensors:
-                setattr(x, TAG, (trace, *tags[id(x)]))
+                trace.mark(x, *tags[id(x)])
         if step.kind in ops.WEIGHTED and op.name not in TRANSLATIONS:
             trace.lose(out, f'ONNX has no {op.name}, which {step.chain} calls')
         elif self._reads_lost(step, op, args, kwargs, out):
@@ -98,13 +98,32 @@ class Writing(Integer):
         ):
             self._write_exact(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
-            trace.write(op.name, step.chain, in_order(func, args), kwargs, out)
+            trace.write(op.name, step.chain, args, kwargs, out)
         else:
             self._carry_name(tensors[0], out)
         is_whole = step.last or self.is_folded(step) or not step.norm
         if step.kind == ops.PASS or is_whole:
             self._finish(step, out)
+        written = written_by(func, args, kwargs)
+        if written is not None:
+            trace.wrote(written, step.chain)
         return out
+
+    def copy(self, x: Tensor) -> Tensor:
+        trace = self.trace
+        with trace.paused():
+            copy = super().copy(x)
+        if trace.knows(x):
+            trace.mark(copy, *trace.tag(x))
+        return copy
+
+    def overwrite(self, x: Tensor, result: Tensor) -> None:
+        trace = self.trace
+        with trace.paused():
+            super().overwrite(x, result)
+        if trace.knows(result) or trace.is_fixed(result):
+            trace.mark(x, *trace.tag(result))
+            trace.wrote(x, trace.tracker.frame.node.name + '/overwrite')
 
     def _reads_lost(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
@@ -138,13 +157,12 @@ class Writing(Integer):
         with trace.paused():
             out = super().after_norm(step, x)
         if out is not x:
-            setattr(out, TAG, (trace, *tag))
+            trace.mark(out, *tag)
             self._finish(step, out)
         return out
 
     def _carry_name(self, x: Tensor, out: Tensor) -> None:
-        name, reason = self.trace.tag(x)
-        setattr(out, TAG, (self.trace, name, reason))
+        self.trace.mark(out, *self.trace.tag(x))
 
     def _finish(self, step: Step, out: Any) -> None:
         """Quantizes what a step gave, if its quantizer did."""
@@ -249,13 +267,8 @@ class Writing(Integer):
         if bias is not None and unit is None:
             offset = writer.constant(bias, f'{step.chain}:bias')
         elif bias is not None:
-            offset = self._dequantized(
-                bias.cpu().numpy(),
-                (size.float() * given.scale).numpy(),
-                None if axis is None else 0,
-                _BIAS,
-                f'{step.chain}:bias',
-            )
+            unit = (size.float() * given.scale).cpu().numpy()
+            offset = self._bias(bias.cpu().numpy(), unit, axis, f'{step.chain}:bias')
         if self._samples(step, given, grid):
             self._write_deformable(step, args, name, offset, out)
             return
@@ -310,14 +323,20 @@ class Writing(Integer):
                 self._weights[key] = writer.constant(bias.float() * unit, bias_name)
             else:
                 unit = unit if spec.format.per_channel else unit[0]
-                self._weights[key] = self._dequantized(
-                    bias.cpu().numpy(),
-                    unit.cpu().numpy(),
-                    None if axis is None else 0,
-                    _BIAS,
-                    bias_name,
+                self._weights[key] = self._bias(
+                    bias.cpu().numpy(), unit.cpu().numpy(), axis, bias_name
                 )
         return self._weights[step.weight], self._weights[key]
+
+    def _bias(
+        self, integers: np.ndarray, unit: np.ndarray, axis: int | None, name: str
+    ) -> str:
+        """A bias in steps of ``unit``, as the target stores it."""
+        if self.trace.target.has_float_biases:
+            real = torch.from_numpy((integers * unit).astype(np.float32))
+            return self.trace.writer.constant(real, name)
+        per_channel = None if axis is None else 0
+        return self._dequantized(integers, unit, per_channel, _BIAS, name)
 
     def _write_exact(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor

@@ -1,0 +1,137 @@
+"""Types the two commands for one model of the zoo: export it, test file and checkpoint.
+
+Both ends are those of a user: a config, a checkpoint and a test set on a disk.
+"""
+
+import json
+import os
+import pickle
+import runpy
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from mmquant_jacinto.export.configs.end_to_end import digest
+
+from .batches import _num_classes, smooth_noise, walk
+from .export import FIRST_SEED, FORMAT, _without_folders, quantized
+
+TOOLS = Path(__file__).resolve().parents[1]
+IMAGES = 2
+META = (
+    *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    *('text', 'custom_entities'),
+)
+
+
+def examine_commands(name: str) -> dict[str, Any]:
+    """Exports a model and tests file and checkpoint by ``tools/``.
+
+    Args:
+        name (str): Path of its config.
+
+    Returns:
+        Dict[str, Any]: ``'config'`` and ``'commands'``: of how many ``'images'`` the
+        predictions are ``'equal'``, or the ``'reason'`` why that is not known.
+    """
+    start = time.perf_counter()
+    folder = os.getcwd()
+    try:
+        with tempfile.TemporaryDirectory() as work_dir:
+            os.chdir(work_dir)
+            found = _type(name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is in the report
+        found = dict(reason=_without_folders(error))
+    finally:
+        os.chdir(folder)
+    found['seconds'] = round(time.perf_counter() - start, 1)
+    return dict(config=name, commands=found)
+
+
+def _type(name: str) -> dict[str, Any]:
+    model, batch, cfg = quantized(name)
+    _write_files(model, cfg, int(batch['inputs'][0].shape[-1]))
+    _run('export.py', 'config.py', 'model.pth', '-o', 'model.onnx', '--verify', IMAGES)
+    predictions = []
+    for tested in ('model.pth', 'model.onnx'):
+        _run('test.py', 'config.py', tested, '--work-dir', '.', '--out', 'out.pkl')
+        predictions.append(pickle.loads(Path('out.pkl').read_bytes()))
+    pairs = [tuple(map(digest, pair)) for pair in zip(*predictions)]
+    return dict(images=len(pairs), equal=sum(a == b for a, b in pairs))
+
+
+def _run(tool: str, *arguments: Any) -> None:
+    """Runs a tool in this process: importing MMDetection takes longer than it does."""
+    path, argv = sys.path.copy(), sys.argv
+    sys.argv = [tool, *map(str, arguments)]
+    sys.path.insert(0, str(TOOLS))
+    try:
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    except SystemExit as error:
+        if error.code:
+            raise RuntimeError(f'tools/{tool} ended with {error.code}') from error
+    finally:
+        sys.path[:], sys.argv = path, argv
+
+
+def _write_files(model: nn.Module, cfg: ConfigDict, size: int) -> None:
+    """A config, a checkpoint, and a COCO of a few images of one size."""
+    for part in walk(cfg):
+        if part.get('type') == 'SyncBN':
+            part['type'] = 'BN'
+    classes = tuple(f'class {i}' for i in range(_num_classes(cfg)))
+    meta = dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), 'model.pth')
+    Path('images').mkdir()
+    infos = []
+    for index in range(IMAGES):
+        image = smooth_noise((3, size * 3 // 4, size), FIRST_SEED + index)
+        cv2.imwrite(f'images/{index}.png', image.permute(1, 2, 0).numpy())
+        info = dict(id=index, file_name=f'{index}.png')
+        infos.append({**info, 'height': size * 3 // 4, 'width': size})
+    categories = [dict(id=i, name=name) for i, name in enumerate(classes)]
+    content = dict(images=infos, annotations=[], categories=categories)
+    Path('coco.json').write_text(json.dumps(content))
+    _config(cfg, classes, size).dump('config.py')
+
+
+def _config(cfg: ConfigDict, classes: tuple[str, ...], size: int) -> Config:
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        # Square, as a file's images often are: and so the scale factors are no ones.
+        dict(type='Resize', scale=(size, size), keep_ratio=False),
+        dict(type='PackDetInputs', meta_keys=META),
+    ]
+    dataset = dict(
+        type='CocoDataset',
+        ann_file='coco.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=classes),
+        return_classes=True,
+        test_mode=True,
+        pipeline=pipeline,
+    )
+    loader = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dataset,
+    )
+    return Config(
+        dict(
+            default_scope='mmdet',
+            custom_imports=dict(imports=['mmquant_jacinto']),
+            model=cfg.to_dict(),
+            quantize=dict(mode='ptq', **FORMAT),
+            test_dataloader=loader,
+            test_evaluator=dict(type='DumpDetResults', out_file_path='metric.pkl'),
+            test_cfg=dict(type='TestLoop'),
+        )
+    )
