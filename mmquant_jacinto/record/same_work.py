@@ -149,7 +149,9 @@ class SameWork:
                 self._unfolded.add(self._producers[layer].name)
         call = site.module, site.op, site.weight, site.bias, site.rows
         for index, value in enumerate(site.outputs):
-            self._producers[value] = site
+            # As first made: a further run may make it of itself.
+            if self._producers.setdefault(value, site) is not site:
+                continue
             if site.op in VIEWS and site.inputs[0] is not None:
                 picked = _picked(site.op, args, index)
                 work = strict[0]
@@ -161,6 +163,10 @@ class SameWork:
                     self._number((call, strict, index)),
                     self._number((call, loose, index)),
                 )
+
+    def maker(self, value: int | None) -> Site | None:
+        """The call that has made a value; None for what has entered."""
+        return None if value is None else self._producers.get(value)
 
     # --- calls
 
@@ -228,34 +234,86 @@ class SameWork:
         return recurs or not picks
 
     def _recurs(self, old: Operand, new: Operand, begin: CallNode | None) -> bool:
-        """Whether both were made alike by former runs of a module."""
+        """Whether both follow alike from former runs of a module."""
         first, second = (self._producers.get(item.value or 0) for item in (old, new))
-        if begin is None or first is None or second is None:
+        if (
+            begin is None
+            or first is None
+            or second is None
+            or (first.op, first.module) != (second.op, second.module)
+            or len(old.shape) != len(new.shape)
+            or (len(old.shape) > 3 and old.shape[2:] != new.shape[2:])
+        ):
             return False
-        space = 2 if len(old.shape) > 3 else len(old.shape)
-        return (
-            (first.op, first.module) == (second.op, second.module)
-            and len(old.shape) == len(new.shape)
-            and old.shape[space:] == new.shape[space:]
-            and self._reaches(first, begin)
-            and self._reaches(second, begin)
+        return Recurrence(self, begin).has_alike(old.value, new.value)
+
+
+class Recurrence:
+    """What values have become since a module's last run.
+
+    Args:
+        work (SameWork): Knows what has made them.
+        begin (CallNode): One of the module's runs.
+    """
+
+    def __init__(self, work: SameWork, begin: CallNode) -> None:
+        self.work = work
+        name = re.sub(r'#\d+$', '', begin.name)
+        self._runs = tuple(name + sign for sign in './>#')
+        self._reached: set[str] = set()
+
+    def has_alike(self, first: int | None, second: int | None) -> bool:
+        """Whether two values follow from former runs, and by the same functions."""
+        self._reached = self._follow(first) | self._follow(second)
+        keys = [self._key(value, ()) for value in (first, second)]
+        makers = [self.work.maker(value) for value in (first, second)]
+        return keys[0] == keys[1] and all(
+            maker is not None and maker.name in self._reached for maker in makers
         )
 
-    def _reaches(self, site: Site, begin: CallNode) -> bool:
-        """Whether a run of a module is among what a call follows from."""
-        name = re.sub(r'#\d+$', '', begin.name)
-        runs = tuple(name + sign for sign in './>#')
-        pending, known = [site], {site.name}
+    def _follow(self, value: int | None) -> set[str]:
+        """Names of the calls between a value and former runs, and in those."""
+        last = self.work.maker(value)
+        pending, known = [last], set()
+        readers: dict[str, set[str]] = defaultdict(set)
         while pending:
             site = pending.pop()
-            if site.name.startswith(runs):
-                return True
-            for value in (*site.inputs, *site.further_inputs):
-                maker = None if value is None else self._producers.get(value)
-                if maker is not None and maker.name not in known:
-                    known.add(maker.name)
+            if site is None or site.name in known:
+                continue
+            known.add(site.name)
+            for item in site.inputs:
+                maker = self.work.maker(item)
+                if maker is not None:
+                    readers[maker.name].add(site.name)
                     pending.append(maker)
-        return False
+        reached: set[str] = set()
+        names = [name for name in known if name.startswith(self._runs)]
+        while names:
+            name = names.pop()
+            if name not in reached:
+                reached.add(name)
+                names += readers[name]
+        return reached
+
+    def _key(self, value: int | None, path: tuple) -> Any:
+        site = self.work.maker(value)
+        if value is None or site is None or site.name not in self._reached:
+            return None if value is None else self.work.works(value)[1]
+        if site.name.startswith(self._runs):
+            return 'former run'
+        if site.op in VIEWS:
+            return self._key(site.inputs[0], path)
+        if site.kind == ops.CAT:
+            # However often something was added to it.
+            if site.name in path:
+                return frozenset()
+            keys = [self._key(item, (*path, site.name)) for item in site.inputs]
+            lists = [key if isinstance(key, frozenset) else {key} for key in keys]
+            return frozenset().union(*lists)
+        call = site.op, site.module
+        if call in path:
+            return 'former step'
+        return call, tuple(self._key(item, (*path, call)) for item in site.inputs)
 
 
 def _picked(op: str, args: tuple, index: int) -> str | None:
