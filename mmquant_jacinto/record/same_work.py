@@ -12,7 +12,6 @@ former one gave, the first step is one run and all others are another.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -24,14 +23,7 @@ from . import ops
 from .call_tree import CallNode, CallTracker, Frame
 from .graph import Site
 from .inference import mode_of
-
-# The result is a part of the operand, or the operand in another layout: the same work.
-VIEWS = frozenset(
-    'reshape view view_as reshape_as flatten unflatten permute transpose swapaxes '
-    'movedim t contiguous clone squeeze unsqueeze expand expand_as narrow chunk split '
-    'getitem select unbind index_select flip roll float to type_as detach alias '
-    'dropout'.split()
-)
+from .recurrence import VIEWS, Recurrence
 
 
 class Operand(NamedTuple):
@@ -245,75 +237,7 @@ class SameWork:
             or (len(old.shape) > 3 and old.shape[2:] != new.shape[2:])
         ):
             return False
-        return Recurrence(self, begin).has_alike(old.value, new.value)
-
-
-class Recurrence:
-    """What values have become since a module's last run.
-
-    Args:
-        work (SameWork): Knows what has made them.
-        begin (CallNode): One of the module's runs.
-    """
-
-    def __init__(self, work: SameWork, begin: CallNode) -> None:
-        self.work = work
-        name = re.sub(r'#\d+$', '', begin.name)
-        self._runs = tuple(name + sign for sign in './>#')
-        self._reached: set[str] = set()
-
-    def has_alike(self, first: int | None, second: int | None) -> bool:
-        """Whether two values follow from former runs, and by the same functions."""
-        self._reached = self._follow(first) | self._follow(second)
-        keys = [self._key(value, ()) for value in (first, second)]
-        makers = [self.work.maker(value) for value in (first, second)]
-        return keys[0] == keys[1] and all(
-            maker is not None and maker.name in self._reached for maker in makers
-        )
-
-    def _follow(self, value: int | None) -> set[str]:
-        """Names of the calls between a value and former runs, and in those."""
-        last = self.work.maker(value)
-        pending, known = [last], set()
-        readers: dict[str, set[str]] = defaultdict(set)
-        while pending:
-            site = pending.pop()
-            if site is None or site.name in known:
-                continue
-            known.add(site.name)
-            for item in site.inputs:
-                maker = self.work.maker(item)
-                if maker is not None:
-                    readers[maker.name].add(site.name)
-                    pending.append(maker)
-        reached: set[str] = set()
-        names = [name for name in known if name.startswith(self._runs)]
-        while names:
-            name = names.pop()
-            if name not in reached:
-                reached.add(name)
-                names += readers[name]
-        return reached
-
-    def _key(self, value: int | None, path: tuple) -> Any:
-        site = self.work.maker(value)
-        if value is None or site is None or site.name not in self._reached:
-            return None if value is None else self.work.works(value)[1]
-        if site.name.startswith(self._runs):
-            return 'former run'
-        if site.op in VIEWS:
-            return self._key(site.inputs[0], path)
-        if site.kind == ops.CAT:
-            # However often something was added to it.
-            if site.name in path:
-                return frozenset()
-            keys = [self._key(item, (*path, site.name)) for item in site.inputs]
-            lists = [key if isinstance(key, frozenset) else {key} for key in keys]
-            return frozenset().union(*lists)
-        call = site.op, site.module
-        if call in path:
-            return 'former step'
-        return call, tuple(self._key(item, (*path, call)) for item in site.inputs)
+        return Recurrence(self.maker, self.works, begin).has_alike(old.value, new.value)
 
 
 def _picked(op: str, args: tuple, index: int) -> str | None:
