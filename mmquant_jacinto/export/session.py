@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
+from ..targets.target import Target
 from ..targets.wide_grids import has_wide_grids
 from .graph.layout import decode
 from .packages import require
@@ -27,6 +29,12 @@ BACKENDS = tuple(ENGINES)
 # What ONNX Runtime runs layers in integers by, and in float.
 _INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
 _FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')
+
+
+def proof_backend(target: Target) -> str | None:
+    """The engine of a target, if it runs here: what its files are proven in."""
+    backend = target.backend
+    return backend if backend and importlib.util.find_spec(backend) else None
 
 
 class Session:

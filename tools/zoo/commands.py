@@ -124,7 +124,8 @@ def _config(
     cfg: ConfigDict, classes: tuple[str, ...], needed: list, size: int
 ) -> Config:
     pipeline = [
-        dict(type='LoadImageFromFile'),
+        # CenterNet's gives floats.
+        {'type': 'LoadImageFromFile', 'to_float32': bool(needed)},
         # Square, as a file's images often are: and so the scale factors are no ones.
         dict(type='Resize', scale=(size, size), keep_ratio=False),
         *needed,
