@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
+from ..targets.target import Target
 from ..targets.wide_grids import has_wide_grids
 from ..wrappers.call_arguments import named_arguments
 from .graph.layout import decode
@@ -29,6 +31,12 @@ BACKENDS = tuple(ENGINES)
 # What ONNX Runtime runs layers in integers by, and in float.
 _INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
 _FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')
+
+
+def proof_backend(target: Target) -> str | None:
+    """The engine of a target, if it runs here: what its files are proven in."""
+    backend = target.backend
+    return backend if backend and importlib.util.find_spec(backend) else None
 
 
 class Session:
