@@ -133,7 +133,7 @@ BINARY = {
     'maximum': (torch.maximum, torch.minimum),
     'cat': (
         lambda x, y: torch.cat([x, y], -1),
-        lambda x, y: torch.cat((x, 8 * y), dim=0),
+        lambda x, y: torch.cat((x, 2 * y), dim=0),
         lambda x, y: torch.cat(tensors=[y, x], dim=0),
         lambda x, y: torch.stack([x, y], 1),
         lambda x, y: torch.cat([x, x.new_ones(x.shape)], -1),
