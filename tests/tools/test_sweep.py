@@ -8,7 +8,7 @@ import sys
 import pytest
 from paths import ROOT
 from run_tools import python_path
-from zoo.report import _equal, _exports, shortfalls
+from zoo.report import _equal, _exports, _predicted, shortfalls
 
 pytest.importorskip('mmdet')
 
@@ -134,6 +134,22 @@ def test_export_column():
     assert '- `b/b.py`: 1 of 4' in text
     assert '- `roi_head`: b' in text
     assert 'c/c' not in text
+
+
+def test_commands_column():
+    assert _predicted(None) == '–'
+    assert _predicted(dict(reason='why')) == 'no'
+    assert _predicted(dict(equal=1, images=2)) == '1 of 2'
+    reports = [
+        dict(config='a/a.py', commands=dict(reason='no such operator')),
+        dict(config='b/b.py', commands=dict(equal=1, images=2)),
+        dict(config='c/c.py', commands=dict(equal=2, images=2)),
+        dict(config='d/d.py'),
+    ]
+    text = '\n'.join(_exports(reports))
+    assert '- `a/a.py`: no such operator' in text
+    assert '- `b/b.py`: predictions differ' in text
+    assert 'c/c' not in text and 'd/d' not in text
 
 
 def test_model_that_breaks_does_not_stop_the_sweep(tmp_path):
