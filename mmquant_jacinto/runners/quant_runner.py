@@ -334,12 +334,11 @@ class QuantRunner(Runner):
     def _check_checkpoint(
         self, filename: str, checkpoint: dict, testing: bool
     ) -> Optional[Plan]:
-        model = self.model
-        wrapped = isinstance(model, QuantModule)
+        wrapped = isinstance(self.model, QuantModule)
         return checked_plan(
             filename,
             checkpoint,
-            model.quantization.root if wrapped else student_of(model),
+            self.model.quantization.root if wrapped else student_of(self.model),
             self.quantize_config.mode,
             testing,
             self._resume,
