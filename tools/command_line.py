@@ -112,6 +112,13 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+    except OSError as error:
+        raise QuantizeError(
+            f'--work-dir {cfg.work_dir} cannot be made ({error.strerror}); choose '
+            'another folder'
+        ) from error
     return cfg
 
 

@@ -102,10 +102,10 @@ def print_report(report, engine: str, console: Console) -> None:
 
 def prove(exported, model, examples, args, console):
     """Compare file and model; raise QuantizeError where they differ too much."""
-    from mmquant_jacinto.export.session import ENGINES, saturates
+    from mmquant_jacinto.export.session import ENGINES, proof_backend, saturates
     from mmquant_jacinto.export.verify import MIN_EQUAL, verify
 
-    backend = exported.target.backend or 'onnxruntime'
+    backend = proof_backend(exported.target) or 'onnxruntime'
     report = verify(exported, model, examples, backend)
     print_report(report, ENGINES[backend], console)
     if backend == 'onnxruntime' and saturates():
@@ -154,12 +154,13 @@ def score(cfg, exported, wrapper, images, report, args, console) -> None:
     """Score checkpoint and file; raise QuantizeError where they disagree."""
     from mmquant_jacinto.export.configs.end_to_end import score_both
     from mmquant_jacinto.export.configs.file_run import FileRun
+    from mmquant_jacinto.export.session import proof_backend
 
     if exported.skipped:
         missing = ', '.join(exported.skipped)
         console.print(f'not scored, as a part of the model is missing: {missing}')
         return
-    backend = exported.target.backend or 'onnxruntime'
+    backend = proof_backend(exported.target) or 'onnxruntime'
     run = FileRun(cfg, exported.model, backend)
     both = score_both(cfg, wrapper, run, images)
     count = len(both.file.predictions)
@@ -234,6 +235,7 @@ def export(wrapper, images, args):
 def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
     """Compare file and model on all images, and on another size if that is free."""
     from mmquant_jacinto.export.configs.file_input import FileInput
+    from mmquant_jacinto.export.session import proof_backend
 
     if not args.verify:
         console.print('[bold]not verified[/]: --verify 0')
@@ -247,10 +249,10 @@ def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
         with FileInput(larger, padded=True).applied(root):
             prove(exported, root, examples[:2], args, console)
     score(cfg, exported, wrapper, images, report, args, console)
-    if exported.target.backend is None:
+    if proof_backend(exported.target) is None:
         console.print(
-            f'[bold]not run in its engine[/]: that of --target {args.target} is not '
-            'here; the comparison is with ONNX Runtime'
+            f'[bold]written, not run in its engine[/]: that of --target {args.target} '
+            'is not here; file and checkpoint were compared in ONNX Runtime'
         )
 
 

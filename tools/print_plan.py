@@ -9,7 +9,6 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
 from command_line import (
     check_shape,
     exit_on_quantize_error,
@@ -26,6 +25,7 @@ from mmquant_jacinto.plan.plan import Plan
 from mmquant_jacinto.plan.summary import describe
 from mmquant_jacinto.runners.checkpoint_files import read_checkpoint
 from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
+from mmquant_jacinto.wrappers.random_image import random_image
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,7 +60,7 @@ def plan_of_config(args: argparse.Namespace) -> Plan:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     wrapper = wrapper_class(model, 'test')(model, config=config)
-    return wrapper.prepare(torch.rand(1, 3, *args.shape) * 255)
+    return wrapper.prepare(random_image(wrapper, args.shape))
 
 
 def plan_of_checkpoint(path: str) -> Plan:
@@ -81,7 +81,13 @@ def main() -> None:
         plan = plan_of_config(args)
     print(describe(plan))
     if args.json:
-        args.json.write_text(plan.to_json() + '\n')
+        try:
+            args.json.write_text(plan.to_json() + '\n')
+        except OSError as error:
+            raise QuantizeError(
+                f'--json {args.json} cannot be written ({error.strerror}); choose '
+                'another file'
+            ) from error
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from mmengine.registry import HOOKS, METRICS
 from mmengine.runner import Runner
 
 from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.runners.checkpoint_files import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -172,6 +173,9 @@ def main() -> None:
             enable_visualization(cfg, args)
         run_onnx(cfg, args)
         return
+    if not cfg.get('quantize'):
+        # The quantized runner looks into it, with the model at hand.
+        read_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         enable_visualization(cfg, args)

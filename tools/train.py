@@ -11,7 +11,11 @@ from command_line import (
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from mmquant_jacinto.runners.checkpoint_files import latest_checkpoint, read_start
+from mmquant_jacinto.runners.checkpoint_files import (
+    latest_checkpoint,
+    read_checkpoint,
+    read_start,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,6 +73,9 @@ def main() -> None:
         resume_latest(cfg)
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
+    if cfg.get('load_from') and not cfg.get('quantize'):
+        # The quantized runner looks into it, with the model at hand.
+        read_checkpoint(cfg.load_from)
     build_runner(cfg).train()
 
 

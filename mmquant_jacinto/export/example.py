@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,32 +14,69 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..errors import QuantizeError
+from ..wrappers.call_arguments import arguments_of, named_arguments, named_leaves
+
+INPUT_NAME = 'images'  # of an only input
+
 
 @dataclass
 class Example:
     """What a model is run on.
 
     Args:
-        images (Tensor): What its first module gets: (N, C, H, W), normalized.
+        inputs (Dict[str, Tensor]): What its first modules get, by name, as the file
+            takes it. An only tensor is called ``images``: (N, C, H, W), normalized.
         run (Callable): Runs the model on it and returns what it returns.
     """
 
-    images: Tensor
+    inputs: dict[str, Tensor]
     run: Callable[[], Any]
+
+    @property
+    def images(self) -> Tensor:
+        """Tensor: The first of the inputs."""
+        return next(iter(self.inputs.values()))
 
     @classmethod
     def of(cls, model: nn.Module, given: Any) -> Example:
-        """Makes one of a tensor, or of a batch as a dataloader yields it.
+        """Makes one of tensors, or of a batch as a dataloader yields it.
 
         Args:
             model (nn.Module): The model, no wrapper.
-            given (Any): An image tensor; for a model of MMEngine a batch.
+            given (Any): An image tensor; for a model of MMEngine a batch; for others
+                also a tuple of positional or a dict of keyword arguments. The file's
+                inputs then have the names of ``forward``'s parameters.
+
+        Raises:
+            QuantizeError: If there is no tensor in it.
         """
         if isinstance(given, Tensor):
-            return cls(given, lambda: model(given))
-        assert isinstance(model, BaseModel)
-        data = model.data_preprocessor(copy.deepcopy(given), False)
-        return cls(data['inputs'], lambda: model._run_forward(data, mode='predict'))
+            return cls({INPUT_NAME: given}, lambda: model(given))
+        if isinstance(model, BaseModel):
+            data = model.data_preprocessor(copy.deepcopy(given), False)
+            within = isinstance(data, Mapping) and 'inputs' in data
+            found = data['inputs'] if within else data
+            inputs = dict(named_leaves(found))
+            if isinstance(found, Tensor):
+                inputs = {INPUT_NAME: found}
+            example = cls(inputs, lambda: model._run_forward(data, mode='predict'))
+        else:
+            device = next(itertools.chain(model.parameters(), model.buffers())).device
+            # Each its own, also where one is given twice: names are on the tensors.
+            args, kwargs = tree_map(
+                lambda x: x.to(device, copy=True) if _is_tensor(x) else x,
+                arguments_of(model, given),
+            )
+            inputs = named_arguments(model.forward, args, kwargs)
+            example = cls(inputs, lambda: model(*args, **kwargs))
+        if not inputs:
+            raise QuantizeError(
+                f'the example is a {type(given).__name__} without a tensor; give an '
+                'image tensor (N, C, H, W), a tuple or dict of what the model takes, '
+                'or a batch as the dataloader yields it'
+            )
+        return example
 
 
 class RegionOutputs:

@@ -18,14 +18,13 @@ from ..execute.quantization import Quantization
 from ..targets.target import Target
 from ..wrappers.quant_module import QuantModule
 from .choose_target import choose_target
+from .example import INPUT_NAME as INPUT_NAME
 from .example import Example
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
 from .postprocess import add_detections
 from .tracing.step_writer import Writing
 from .tracing.trace import Trace
-
-INPUT_NAME = 'images'
 
 
 @dataclass
@@ -103,8 +102,10 @@ def export_onnx(
 
     Args:
         model (nn.Module): A quantized model with ranges, or its wrapper.
-        example (Any): An image tensor (N, C, H, W) as the model takes it, or a
-            batch as the dataloader yields it. Its size is the file's.
+        example (Any): An image tensor (N, C, H, W) as the model takes it, a batch
+            as the dataloader yields it, or what else the model takes, see
+            :meth:`~mmquant_jacinto.export.example.Example.of`. Sizes and dtypes are
+            the file's.
         target (str): What :func:`~mmquant_jacinto.targets.target.file_targets` has.
         metadata (Mapping, optional): More to write into the file.
         postprocess (bool): Add decoding and NMS, for a dense head of MMDetection:
@@ -131,7 +132,8 @@ def export_onnx(
     given = Example.of(root, example)
     trace = Trace(root, quantization, chosen, keep_values)
     with trace.running(Writing(quantization, trace)):
-        trace.add_input(given.images, INPUT_NAME)
+        for name, x in given.inputs.items():
+            trace.add_input(x, name)
         given.run()
         outputs, layout = choose_outputs(trace)
         more, meta_arch = _additions(trace, outputs, given.images, postprocess)

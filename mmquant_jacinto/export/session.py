@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
+from ..targets.target import Target
 from ..targets.wide_grids import has_wide_grids
+from ..wrappers.call_arguments import named_arguments
 from .graph.layout import decode
 from .packages import require
 
@@ -27,6 +31,12 @@ BACKENDS = tuple(ENGINES)
 # What ONNX Runtime runs layers in integers by, and in float.
 _INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul')
 _FLOAT_KERNELS = ('Conv', 'FusedConv', 'ConvTranspose', 'Gemm', 'FusedGemm', 'MatMul')
+
+
+def proof_backend(target: Target) -> str | None:
+    """The engine of a target, if it runs here: what its files are proven in."""
+    backend = target.backend
+    return backend if backend and importlib.util.find_spec(backend) else None
 
 
 class Session:
@@ -54,14 +64,11 @@ class Session:
                 'it; give one that tools/export.py wrote'
             )
         self.metadata = {item.key: item.value for item in model.metadata_props}
-        self.input_name = model.graph.input[0].name
-        self.input_shape = tuple(
-            dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim
-        )
+        self.inputs = {item.name: _Input.of(item) for item in model.graph.input}
         self.output_names = [item.name for item in model.graph.output]
         start = _start_onnxruntime if backend == 'onnxruntime' else _start_openvino
         try:
-            self._run = start(model.SerializeToString(), self.input_name, threads)
+            self._run = start(model.SerializeToString(), threads)
         except QuantizeError:
             raise
         except Exception as error:  # noqa: B902 - each engine has errors of its own
@@ -70,6 +77,16 @@ class Session:
                 f'{backend} cannot run the file ({type(error).__name__}: {reason}); '
                 'give one that tools/export.py wrote for it'
             ) from error
+
+    @property
+    def input_name(self) -> str:
+        """str: Of the first input."""
+        return next(iter(self.inputs))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Tuple[int, ...]: Of the first input; 0 where it is free."""
+        return next(iter(self.inputs.values())).shape
 
     @property
     def layout(self) -> list[dict]:
@@ -103,41 +120,119 @@ class Session:
         """List[str]: Modules of the model that the file does not hold."""
         return json.loads(self.metadata.get('skipped', '[]'))
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, given: Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Runs the file.
 
         Args:
-            images (Tensor): As the first module gets them: (N, C, H, W), float32.
+            given (Tensor | Mapping | Sequence): What the first modules get: images
+                (N, C, H, W); of a file with several inputs each, by name or in order.
 
         Returns:
             Dict[str, Tensor]: Outputs by name, on a CPU.
 
         Raises:
-            QuantizeError: If the images have not the size the file was made for.
+            QuantizeError: If the inputs have not the names, sizes and dtypes that the
+                file was made for.
         """
-        batch, *size = self.input_shape
-        shape = tuple(images.shape[1:])
-        if any(wanted not in (0, given) for wanted, given in zip(size, shape)):
-            raise QuantizeError(
-                f'the file takes images of shape {tuple(size)}, and got {shape}; '
-                'export it with --shape, or resize in the pipeline'
-            )
-        array = np.ascontiguousarray(images.detach().cpu().float().numpy())
-        if not batch or batch == len(array):
-            results = self._run(array)
-        else:
-            # A file for single images runs them one after the other.
-            parts = [
-                self._run(array[i : i + batch]) for i in range(0, len(array), batch)
-            ]
-            results = [np.concatenate(items) for items in zip(*parts)]
+        tensors = self._named(given)
+        arrays = {name: self.inputs[name].array(x) for name, x in tensors.items()}
+        results = [self._run(part) for part in self._parts(arrays)]
+        # A file for single images runs them one after the other.
         return {
-            name: torch.from_numpy(np.array(result))
-            for name, result in zip(self.output_names, results)
+            name: torch.from_numpy(
+                np.array(parts[0]) if len(parts) == 1 else np.concatenate(parts)
+            )
+            for name, *parts in zip(self.output_names, *results)
         }
 
+    def _named(
+        self, given: Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Inputs by the file's names: by theirs, or else in order."""
+        tensors = list(given.values()) if isinstance(given, Mapping) else given
+        tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if isinstance(given, Mapping) and all(name in given for name in self.inputs):
+            return {name: given[name] for name in self.inputs}
+        # An only image may be called what the model calls it.
+        if len(self.inputs) == 1 and tensors:
+            images = [x for x in tensors if x.dim() == 4]
+            return {next(iter(self.inputs)): (images or tensors)[0]}
+        if len(tensors) != len(self.inputs) or isinstance(given, Mapping):
+            names = list(given) if isinstance(given, Mapping) else len(tensors)
+            raise QuantizeError(
+                f'the file takes the inputs {list(self.inputs)}, and got {names}; give '
+                'a dict of them'
+            )
+        return dict(zip(self.inputs, tensors))
 
-def _start_onnxruntime(model: bytes, input_name: str, threads: int) -> Any:
+    def _parts(self, arrays: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Inputs in turn, as many images at a time as the file takes."""
+        counts = {
+            len(array) / self.inputs[name].shape[0]
+            for name, array in arrays.items()
+            if array.ndim and self.inputs[name].shape[0]
+        } or {1}
+        count = next(iter(counts))
+        if len(counts) > 1 or count != int(count):
+            raise QuantizeError(
+                f'the file takes batches of {self.input_shape[0]} images, and got '
+                f'{ {name: len(array) for name, array in arrays.items()} }; export it '
+                'with a batch of that size, or with --dynamic'
+            )
+        if count == 1:
+            yield arrays
+            return
+        split = {name: np.split(x, int(count)) for name, x in arrays.items()}
+        for index in range(int(count)):
+            yield {name: parts[index] for name, parts in split.items()}
+
+
+@dataclass
+class _Input:
+    """An input of a file.
+
+    Args:
+        name (str): Of the input.
+        shape (Tuple[int, ...]): 0 where it is free.
+        dtype (np.dtype): Of its elements.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @classmethod
+    def of(cls, item: onnx.ValueInfoProto) -> _Input:
+        tensor = item.type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+        return cls(item.name, shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+
+    def array(self, x: Tensor) -> np.ndarray:
+        """A tensor as the file takes it."""
+        shape = tuple(x.shape)
+        if len(shape) != len(self.shape) or any(
+            wanted not in (0, found) for wanted, found in zip(self.shape[1:], shape[1:])
+        ):
+            raise QuantizeError(
+                f'the file takes {self.name} of shape {self.shape[1:]} behind the '
+                f'batch, and got {shape[1:]}; export it with --shape, or resize in the '
+                'pipeline'
+            )
+        x = x.detach().cpu()
+        # Any number is a float; others would lose what is behind the point, or wrap.
+        is_float = self.dtype.kind == 'f'
+        array = np.ascontiguousarray((x.float() if is_float else x).numpy())
+        if array.dtype != self.dtype and not is_float:
+            raise QuantizeError(
+                f'the file takes {self.name} as {self.dtype}, and got {array.dtype}; '
+                'give it as the model takes it'
+            )
+        return array.astype(self.dtype, copy=False)
+
+
+def _start_onnxruntime(model: bytes, threads: int) -> Any:
     ort = require('onnxruntime')
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -147,7 +242,7 @@ def _start_onnxruntime(model: bytes, input_name: str, threads: int) -> Any:
         options.add_session_config_entry('session.x64quantprecision', '1')
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = ort.InferenceSession(model, options, providers=['CPUExecutionProvider'])
-    return lambda array: session.run(None, {input_name: array})
+    return lambda arrays: session.run(None, arrays)
 
 
 @functools.lru_cache(maxsize=1)
@@ -218,7 +313,7 @@ def integer_layers(model: onnx.ModelProto) -> tuple[int, int]:
     return integers, integers + sum(counts[kind] for kind in _FLOAT_KERNELS)
 
 
-def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
+def _start_openvino(model: bytes, threads: int) -> Any:
     openvino = require('openvino')
     if has_wide_grids(onnx.load_from_string(model)):
         raise QuantizeError(
@@ -232,8 +327,8 @@ def _start_openvino(model: bytes, input_name: str, threads: int) -> Any:
         settings['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(core.read_model(model), 'CPU', settings)
 
-    def run(array: np.ndarray) -> list[np.ndarray]:
-        results = compiled([array])
+    def run(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+        results = compiled(arrays)
         return [results[output] for output in compiled.outputs]
 
     return run
@@ -266,10 +361,11 @@ def in_place_of_modules(model: nn.Module, session: Session) -> Iterator[None]:
                 calls[region]
             ):
                 counts.clear()
-                images = next(x for x in (*args, *kwargs.values()) if _is_image(x))
+                given = named_arguments(forwards[region], args, kwargs)
+                device = next(iter(given.values())).device
                 outputs.clear()
                 outputs.update(
-                    (name, x.to(images.device)) for name, x in session(images).items()
+                    (name, x.to(device)) for name, x in session(given).items()
                 )
             index = counts.get(region, 0)
             counts[region] = index + 1
@@ -278,6 +374,8 @@ def in_place_of_modules(model: nn.Module, session: Session) -> Iterator[None]:
         return forward
 
     modules = []
+    # Their own signatures have the names of the file's inputs.
+    forwards: dict[str, Any] = {}
     for region in calls:
         try:
             modules.append((model.get_submodule(region), replacement(region)))
@@ -286,14 +384,10 @@ def in_place_of_modules(model: nn.Module, session: Session) -> Iterator[None]:
                 f'the file holds the module {region!r}, which {type(model).__name__} '
                 'does not have: it was made from another config'
             ) from None
-    for module, forward in modules:
-        module.forward = forward
+    for region, (module, forward) in zip(calls, modules):
+        forwards[region], module.forward = module.forward, forward
     try:
         yield
     finally:
         for module, _ in modules:
             del module.forward
-
-
-def _is_image(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 4

@@ -171,7 +171,7 @@ def _compare(
         with regions.collecting() as outputs:
             given.run()
         expected = named_tensors(exported.layout, outputs)
-        found = session(given.images)
+        found = session(given.inputs)
         if report.is_wide:
             _add_quantization(reports, expected, regions, given)
         differs = False
@@ -231,10 +231,10 @@ def first_difference(exported: Exported, model: nn.Module, example: Any) -> str 
         str, optional: None where they are equal on this example.
     """
     again = export_onnx(model, example, exported.target.name, keep_values=True)
-    images = Example.of(model, example).images
+    inputs = Example.of(model, example).inputs
     names = [name for node in again.model.graph.node for name in node.output]
     for part in _parts([name for name in names if name in again.values], again.values):
-        found = Session(_with_outputs(again.model, part))(images)
+        found = Session(_with_outputs(again.model, part))(inputs)
         for name in part:
             if not torch.equal(again.values[name].cpu(), found[name]):
                 return name

@@ -166,7 +166,8 @@ class Planner:
             shape = shapes[site.weight]
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
             fmt = self._weight_format(site, shape)
-            if axis == 1 and channels != shape[1]:
+            is_grouped = axis == 1 and channels != shape[1]
+            if is_grouped or (axis == 1 and not self.preset.transposed_per_channel):
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
             specs[name] = WeightSpec(

@@ -12,7 +12,6 @@ former one gave, the first step is one run and all others are another.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -24,14 +23,7 @@ from . import ops
 from .call_tree import CallNode, CallTracker, Frame
 from .graph import Site
 from .inference import mode_of
-
-# The result is a part of the operand, or the operand in another layout: the same work.
-VIEWS = frozenset(
-    'reshape view view_as reshape_as flatten unflatten permute transpose swapaxes '
-    'movedim t contiguous clone squeeze unsqueeze expand expand_as narrow chunk split '
-    'getitem select unbind index_select flip roll float to type_as detach alias '
-    'dropout'.split()
-)
+from .recurrence import VIEWS, Recurrence
 
 
 class Operand(NamedTuple):
@@ -149,7 +141,9 @@ class SameWork:
                 self._unfolded.add(self._producers[layer].name)
         call = site.module, site.op, site.weight, site.bias, site.rows
         for index, value in enumerate(site.outputs):
-            self._producers[value] = site
+            # As first made: a further run may make it of itself.
+            if self._producers.setdefault(value, site) is not site:
+                continue
             if site.op in VIEWS and site.inputs[0] is not None:
                 picked = _picked(site.op, args, index)
                 work = strict[0]
@@ -161,6 +155,10 @@ class SameWork:
                     self._number((call, strict, index)),
                     self._number((call, loose, index)),
                 )
+
+    def maker(self, value: int | None) -> Site | None:
+        """The call that has made a value; None for what has entered."""
+        return None if value is None else self._producers.get(value)
 
     # --- calls
 
@@ -228,34 +226,18 @@ class SameWork:
         return recurs or not picks
 
     def _recurs(self, old: Operand, new: Operand, begin: CallNode | None) -> bool:
-        """Whether both were made alike by former runs of a module."""
+        """Whether both follow alike from former runs of a module."""
         first, second = (self._producers.get(item.value or 0) for item in (old, new))
-        if begin is None or first is None or second is None:
+        if (
+            begin is None
+            or first is None
+            or second is None
+            or (first.op, first.module) != (second.op, second.module)
+            or len(old.shape) != len(new.shape)
+            or (len(old.shape) > 3 and old.shape[2:] != new.shape[2:])
+        ):
             return False
-        space = 2 if len(old.shape) > 3 else len(old.shape)
-        return (
-            (first.op, first.module) == (second.op, second.module)
-            and len(old.shape) == len(new.shape)
-            and old.shape[space:] == new.shape[space:]
-            and self._reaches(first, begin)
-            and self._reaches(second, begin)
-        )
-
-    def _reaches(self, site: Site, begin: CallNode) -> bool:
-        """Whether a run of a module is among what a call follows from."""
-        name = re.sub(r'#\d+$', '', begin.name)
-        runs = tuple(name + sign for sign in './>#')
-        pending, known = [site], {site.name}
-        while pending:
-            site = pending.pop()
-            if site.name.startswith(runs):
-                return True
-            for value in (*site.inputs, *site.further_inputs):
-                maker = None if value is None else self._producers.get(value)
-                if maker is not None and maker.name not in known:
-                    known.add(maker.name)
-                    pending.append(maker)
-        return False
+        return Recurrence(self.maker, self.works, begin).has_alike(old.value, new.value)
 
 
 def _picked(op: str, args: tuple, index: int) -> str | None:

@@ -379,15 +379,19 @@ class QuantRunner(Runner):
         meta = {**(kwargs.get('meta') or {}), MODE: self.quantize_config.mode}
         kwargs['meta'] = meta
         written = filename + PART if local else filename
+        path = os.path.join(out_dir, filename)
         try:
             super().save_checkpoint(out_dir, written, file_client_args, *args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             if local and is_main_process():
                 Path(out_dir, written).unlink(missing_ok=True)
-            raise
+            if not isinstance(error, OSError):
+                raise
+            raise QuantizeError(
+                f'{path} cannot be written ({error}); make room, and use --resume'
+            ) from error
         if not is_main_process():
             return
-        path = os.path.join(out_dir, filename)
         if local:
             os.replace(path + PART, path)
         for hook in self._checkpoint_hooks():

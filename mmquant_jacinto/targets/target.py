@@ -49,6 +49,8 @@ class Target:
             integer kernel.
         backend (str, optional): The engine that runs its files here, as ``--backend``
             of ``tools/test.py``. None: none does, so nothing is proven in it.
+        has_float_biases (bool): Whether biases are stored as real numbers, on the grid
+            of the accumulator, because the engine reads no INT32.
         describes_heads (bool): Whether :meth:`head_text` says anything.
 
     Examples:
@@ -66,6 +68,7 @@ class Target:
     integer_clips: ClassVar[bool] = False
     packs_4_bits: ClassVar[bool] = False
     backend: ClassVar[str | None] = None
+    has_float_biases: ClassVar[bool] = False
     describes_heads: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:

@@ -1,5 +1,9 @@
 """TensorRT: explicit quantization, without zero points.
 
+Biases are real numbers: its parser is reported to refuse INT32 behind
+DequantizeLinear (NVIDIA/TensorRT 3360, onnx/onnx-tensorrt 850), and scales of a
+transposed convolution along any axis but the first (NVIDIA/TensorRT 2380).
+
 It runs on no machine here: tests compute as ONNX Runtime does with the same file.
 """
 
@@ -15,8 +19,11 @@ from .target import Target
 class TensorRt(Target):
     """S8 weights with a scale for each channel, S8 activations."""
 
-    preset = Preset(weight=PER_CHANNEL, activation=TensorFormat())
+    preset = Preset(
+        weight=PER_CHANNEL, activation=TensorFormat(), transposed_per_channel=False
+    )
     arithmetic = QdqArithmetic
     storage = SIGNED
     max_bits = 8
+    has_float_biases = True
     packs_4_bits = True

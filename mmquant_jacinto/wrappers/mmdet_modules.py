@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from ..errors import QuantizeError
 from .calibrate_module import QuantCalibrateModule
 from .distillation import student_of
 from .quant_module import QuantModule
@@ -39,6 +40,11 @@ class _MMDet(QuantModule):
         from mmdet.structures import DetDataSample
 
         images = dummy_input
+        if images.dim() != 4:
+            raise QuantizeError(
+                f'the input has the shape {tuple(images.shape)}; give images '
+                '(N, C, H, W), or a batch as the dataloader yields it'
+            )
         height, width = images.shape[-2:]
         meta = dict(
             img_shape=(height, width),

@@ -1,7 +1,7 @@
 """Prepare: record a model, plan it, and give it its quantizers."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable, Optional
 
 import torch
@@ -18,6 +18,7 @@ from ..methods.mixed_precision import check_budget, weight_elements, with_found_
 from ..plan.plan import Plan
 from ..plan.planner import make_plan
 from ..record.recorder import record
+from .call_arguments import arguments_of
 
 
 def is_region(module: nn.Module) -> bool:
@@ -111,12 +112,8 @@ def probe_passes(
             lambda: _run_batch(model, preprocessor, dummy_input, 'predict'),
             lambda: _try_loss(model, preprocessor, batch),
         ]
-    if isinstance(dummy_input, dict):
-        return [lambda: _run(model, (), dummy_input)]
-    if isinstance(dummy_input, Tensor):
-        return [lambda: _run(model, (dummy_input,), {})]
-    if isinstance(dummy_input, (tuple, list)):
-        return [lambda: _run(model, tuple(dummy_input), {})]
+    if isinstance(dummy_input, (Tensor, Mapping, tuple, list)):
+        return [lambda: _run(model, *arguments_of(model, dummy_input))]
     raise QuantizeError(
         f'dummy_input is a {type(dummy_input).__name__}; give an image '
         'tensor (N, C, H, W), or a batch as the dataloader yields it'

@@ -12,6 +12,7 @@ from ..execute import quantization as phases
 from ..execute.quantization import Quantization
 from ..plan.plan import Plan
 from ..plan.summary import summarize
+from .call_arguments import arguments_of
 from .distillation import check_distillation, student_of
 from .prepare import plan_model, probe_passes, quantize_model, refuse_compiled
 
@@ -153,11 +154,9 @@ class QuantModule(nn.Module):
     def arguments(self, batch: Any) -> tuple[tuple, dict]:
         """Positional and keyword arguments of the model for a batch."""
         batch = self.as_batch(batch)
-        if isinstance(batch, Tensor):
-            return (batch,), {}
-        if isinstance(self.module, BaseModel):
+        if isinstance(self.module, BaseModel) and not isinstance(batch, Tensor):
             return self.predict_call(batch)
-        return ((), batch) if isinstance(batch, dict) else (tuple(batch), {})
+        return arguments_of(self.module, batch)
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """MMEngine's training step of the model."""

@@ -14,8 +14,10 @@ from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.session import (  # noqa: E402
     Session,
     in_place_of_modules,
+    proof_backend,
     saturates,
 )
+from mmquant_jacinto.targets.target import get_target  # noqa: E402
 
 GRAPH = onnx.helper.make_graph([], 'empty', [], [])
 
@@ -70,3 +72,17 @@ def test_openvino_runs_the_file_too(toy_net, images):
     (scale,) = exported.scales.values()
     # An arithmetic of its own, a few steps apart.
     assert (expected - found).abs().max() <= 4.01 * scale
+
+
+@pytest.mark.parametrize(
+    'target, backend',
+    [('onnxruntime', 'onnxruntime'), ('tensorrt', None), ('tidl', None)],
+)
+def test_proof_runs_in_the_engine_that_is_here(target, backend):
+    assert proof_backend(get_target(target)) == backend
+
+
+def test_engine_that_is_not_installed_proves_nothing(monkeypatch):
+    target = get_target('openvino')
+    monkeypatch.setattr(type(target), 'backend', 'no_such_engine')
+    assert proof_backend(target) is None

@@ -56,6 +56,14 @@ def step(net, x, count):
     return net.out(state)
 
 
+def add_up(net, x, count):
+    """A cell whose state is a sum of all that it has given."""
+    state = torch.zeros(len(x), 4)
+    for index in range(count):
+        state = state + torch.tanh(net.cell(torch.cat([x[:, index], state], 1)))
+    return net.out(state)
+
+
 def grow(net, x, count):
     """A decoder that reads all that it has given so far."""
     for _ in range(count):
@@ -74,20 +82,25 @@ def test_a_graph_does_not_grow_with_the_number_of_windows(model, function):
     assert planned(net, torch.randn(1, 3, 8, 8)).weights == few.weights
 
 
+CELL = dict(cell=nn.Linear(9, 4), out=nn.Linear(4, 2))
+LAYER = dict(layer=nn.Linear(5, 5), out=nn.Linear(5, 2))
+
+
 @pytest.mark.parametrize(
     'function, modules, runs',
     [
-        (step, dict(cell=nn.Linear(9, 4), out=nn.Linear(4, 2)), ['cell', 'cell#1']),
-        (grow, dict(layer=nn.Linear(5, 5), out=nn.Linear(5, 2)), ['layer', 'layer#1']),
+        (step, CELL, ['cell', 'cell#1']),
+        (add_up, CELL, ['cell', 'cell#1', 'cell#2', 'cell#3']),
+        (grow, LAYER, ['layer', 'layer#1']),
     ],
 )
 def test_a_graph_does_not_grow_with_the_steps_of_a_recurrence(function, modules, runs):
     net = Forward(function, **modules)
-    few, many = (planned(net, torch.randn(2, 30, 5), n) for n in (3, 25))
+    few, many = (planned(net, torch.randn(2, 30, 5), n) for n in (5, 25))
     assert few == many
     layers = [f'{run}/linear' for run in (*runs, 'out')]
     assert [name for name in few.steps if 'linear' in name] == layers
-    assert few.repeats.keys() == {runs[-1].replace('1', '2')}
+    assert few.repeats.keys() == {f'{runs[0]}#{len(runs)}'}
 
 
 def test_a_flipped_image_is_the_same_work():
@@ -169,6 +182,18 @@ def test_layers_of_a_decoder_are_told_apart():
     )
     graph = recorded(net, (torch.randn(3, 2, 4),))
     assert 'head#2/linear' in graph.sites
+
+
+def test_steps_through_other_layers_are_told_apart():
+    def forward(net, x):
+        for layer in net.layers:
+            x = layer(x + net.position(x))
+        return x
+
+    layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+    net = Forward(forward, layers=layers, position=nn.Linear(4, 4))
+    graph = recorded(net, (torch.randn(3, 2, 4),))
+    assert 'position#3/linear' in graph.sites and not graph.repeats
 
 
 def test_runs_with_other_followers_are_told_apart():

@@ -1,5 +1,7 @@
 """Checkpoints that are cut off, are lost, or are the best."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -135,6 +137,23 @@ def test_killed_save_leaves_no_half_checkpoint(qat_dir, tmp_path, monkeypatch):
     assert find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_3.pth')
     train(make_config(tmp_path, QAT, resume=True))
     assert_same_end(tmp_path, qat_dir, f'epoch_{EPOCHS}.pth')
+    assert not list(tmp_path.glob('*.part'))
+
+
+def test_full_disk_leaves_the_previous_checkpoint_and_no_part(tmp_path, monkeypatch):
+    put = LocalBackend.put
+
+    def fill(backend, data, path):
+        if 'epoch_3.pth' in str(path):
+            put(backend, data[: len(data) // 2], path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(backend, data, path)
+
+    monkeypatch.setattr(LocalBackend, 'put', fill)
+    cfg = make_config(tmp_path, QAT)
+    words = 'epoch_3.pth cannot be written', 'No space left', '--resume'
+    refused(lambda: train(cfg), *words)
+    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
     assert not list(tmp_path.glob('*.part'))
 
 

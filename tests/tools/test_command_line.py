@@ -1,9 +1,16 @@
 """What the command lines refuse before anything runs."""
 
+import argparse
 import sys
 
 import pytest
-from command_line import check_file, check_shape, merge_options, read_config
+from command_line import (
+    check_file,
+    check_shape,
+    load_config,
+    merge_options,
+    read_config,
+)
 from mmengine.config import Config
 from refusals import refused
 
@@ -29,6 +36,22 @@ def test_file_of_another_kind_is_no_config(tmp_path):
     path.touch()
     refused(lambda: read_config(str(path)), str(path), '.py, .yaml or .json')
     refused(lambda: read_config(str(tmp_path)), str(tmp_path))
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    config, taken = tmp_path / 'config.py', tmp_path / 'taken'
+    config.write_text('model = dict()\n')
+    taken.touch()
+    args = argparse.Namespace(
+        config=str(config),
+        work_dir=str(taken / 'work'),
+        cfg_options=None,
+        launcher='none',
+        local_rank=0,
+    )
+    refused(lambda: load_config(args), f'--work-dir {taken}/work cannot be made')
+    args.work_dir = str(tmp_path / 'work')
+    assert load_config(args).work_dir == args.work_dir
 
 
 @pytest.mark.parametrize('quantize', [True, 'training', None])

@@ -59,6 +59,7 @@ def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
         (TOOLS / 'test.py', ['config.py', CHECKPOINT], OPTIONS),
     )
     assert out.count('100.0000%') == 12
+    assert re.search(r'equal predictions .* 2 of 2', out)
     from_checkpoint = workspace.detections('test')
     out = workspace.run((TOOLS / 'test.py', ['config.py', 'out/model.onnx'], OPTIONS))
     assert re.search(r'images, [\d.]+ images per second', out)
@@ -67,6 +68,48 @@ def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
     metadata = {item.key: item.value for item in model.metadata_props}
     assert len(json.loads(metadata['mean'])) == 3
     assert [item.name for item in (workspace.root / 'out').iterdir()] == ['model.onnx']
+
+
+# Letterboxed images; and modules between which code reads what they return.
+DETR = """
+model = dict(
+    backbone=dict(init_cfg=None), encoder=dict(num_layers=1), decoder=dict(num_layers=2)
+)
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+small = [
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='PackDetInputs', meta_keys=keys),
+]
+train_dataloader = dict(dataset=dict(pipeline=load + small))
+val_dataloader = dict(dataset=dict(pipeline=load + small))
+test_dataloader = dict(dataset=dict(pipeline=load + small))
+"""
+FAMILIES = {
+    'yolox': (*DETECTORS['yolox_tiny'], ''),
+    'detr': ('detr/detr_r18_8xb2-500e_coco.py', {}, DETR),
+}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_file_is_tested_on_the_images_of_the_checkpoint(family, tmp_path):
+    base, options, more = FAMILIES[family]
+    quantize = {'quantize.mode': 'ptq', 'quantize.target': 'onnxruntime'}
+    options = {**SHORT, **options, **quantize}
+    workspace = Workspace(tmp_path)
+    config = OLD_STYLE.format(base=str(MIM / 'configs' / base))
+    (tmp_path / 'config.py').write_text(config + more)
+    tested = (TOOLS / 'test.py', ['config.py', CHECKPOINT], options)
+    arguments = ['config.py', CHECKPOINT, '-o', 'model.onnx', '--verify', '2']
+    out = workspace.run(
+        (TOOLS / 'train.py', ['config.py'], options),
+        (TOOLS / 'export.py', arguments, options),
+        tested,
+    )
+    assert re.search(r'equal predictions .* 2 of 2', out)
+    from_checkpoint = workspace.detections('test')
+    workspace.run((TOOLS / 'test.py', ['config.py', 'model.onnx'], options))
+    assert workspace.detections('test') == from_checkpoint != []
 
 
 def test_nothing_is_written_below_the_bound(workspace):

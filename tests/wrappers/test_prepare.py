@@ -41,8 +41,8 @@ def test_model_that_is_no_module(model):
         (X[:, :1], ('float32 (1, 1, 16, 16)', '3 channels')),
         (X[0, 0], ('float32 (16, 16)',)),
         (X.double(), ('float64 (1, 3, 16, 16)',)),
-        (dict(image=X), ('float32 (1, 3, 16, 16)', "argument 'image'")),
-        ((X, X), ('TypeError', 'positional arguments')),
+        (dict(image=X), ('float32 (1, 3, 16, 16)', 'got (dict')),
+        ((X, X), ('TypeError', 'got (tuple')),
         ('image.jpg', ('dummy_input is a str', '(N, C, H, W)')),
     ],
 )

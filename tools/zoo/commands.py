@@ -3,6 +3,8 @@
 Both ends are those of a user: a config, a checkpoint and a test set on a disk.
 """
 
+import contextlib
+import io
 import json
 import os
 import pickle
@@ -18,17 +20,22 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
+from mmquant_jacinto import QuantizeError
 from mmquant_jacinto.export.configs.end_to_end import digest
+from mmquant_jacinto.export.configs.pipelines import kind, pipelines
 
 from .batches import _num_classes, smooth_noise, walk
+from .configs import CONFIGS
 from .export import FIRST_SEED, FORMAT, _without_folders, quantized
 
 TOOLS = Path(__file__).resolve().parents[1]
 IMAGES = 2
 META = (
     *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    *('text', 'custom_entities'),
+    *('text', 'custom_entities', 'border'),
 )
+# Steps of a config's own test pipeline that its model cannot do without.
+NEEDED = ('RandomCenterCropPad',)
 
 
 def examine_commands(name: str) -> dict[str, Any]:
@@ -57,7 +64,8 @@ def examine_commands(name: str) -> dict[str, Any]:
 
 def _type(name: str) -> dict[str, Any]:
     model, batch, cfg = quantized(name)
-    _write_files(model, cfg, int(batch['inputs'][0].shape[-1]))
+    needed = [step for step in _test_pipeline(name) if kind(step) in NEEDED]
+    _write_files(model, cfg, needed, int(batch['inputs'][0].shape[-1]))
     _run('export.py', 'config.py', 'model.pth', '-o', 'model.onnx', '--verify', IMAGES)
     predictions = []
     for tested in ('model.pth', 'model.onnx'):
@@ -72,16 +80,26 @@ def _run(tool: str, *arguments: Any) -> None:
     path, argv = sys.path.copy(), sys.argv
     sys.argv = [tool, *map(str, arguments)]
     sys.path.insert(0, str(TOOLS))
+    said = io.StringIO()
     try:
-        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+        with contextlib.redirect_stderr(said):
+            runpy.run_path(str(TOOLS / tool), run_name='__main__')
     except SystemExit as error:
         if error.code:
-            raise RuntimeError(f'tools/{tool} ended with {error.code}') from error
+            # One sentence, see `exit_on_quantize_error`.
+            text = said.getvalue().rpartition('error: ')[2].strip()
+            raise QuantizeError(f'tools/{tool}: {text}') from error
     finally:
         sys.path[:], sys.argv = path, argv
 
 
-def _write_files(model: nn.Module, cfg: ConfigDict, size: int) -> None:
+def _test_pipeline(name: str) -> list[dict]:
+    cfg = Config.fromfile(CONFIGS / name, import_custom_modules=False)
+    found = pipelines(cfg.get('test_dataloader', {}).get('dataset'))
+    return found[-1] if found else []
+
+
+def _write_files(model: nn.Module, cfg: ConfigDict, needed: list, size: int) -> None:
     """A config, a checkpoint, and a COCO of a few images of one size."""
     for part in walk(cfg):
         if part.get('type') == 'SyncBN':
@@ -99,14 +117,18 @@ def _write_files(model: nn.Module, cfg: ConfigDict, size: int) -> None:
     categories = [dict(id=i, name=name) for i, name in enumerate(classes)]
     content = dict(images=infos, annotations=[], categories=categories)
     Path('coco.json').write_text(json.dumps(content))
-    _config(cfg, classes, size).dump('config.py')
+    _config(cfg, classes, needed, size).dump('config.py')
 
 
-def _config(cfg: ConfigDict, classes: tuple[str, ...], size: int) -> Config:
+def _config(
+    cfg: ConfigDict, classes: tuple[str, ...], needed: list, size: int
+) -> Config:
     pipeline = [
-        dict(type='LoadImageFromFile'),
+        # CenterNet's gives floats.
+        {'type': 'LoadImageFromFile', 'to_float32': bool(needed)},
         # Square, as a file's images often are: and so the scale factors are no ones.
         dict(type='Resize', scale=(size, size), keep_ratio=False),
+        *needed,
         dict(type='PackDetInputs', meta_keys=META),
     ]
     dataset = dict(

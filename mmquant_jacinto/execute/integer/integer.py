@@ -81,19 +81,17 @@ class Integer(Behaviour):
         self._tables: dict[tuple, Tensor] = {}
         self.ranges = NeededRanges(state.activations)
         self._here = OngoingPass()
-        self._has_grids = False
 
     def begin(self) -> None:
-        here = self._here
         with COMPUTING:
-            if not self._has_grids:
+            if not self.fallback.grids.is_computed:
                 compute_grids(self.fallback.grids, self.state)
-                self._has_grids = True
-        if self.engine.has_exact_functions and here.order is None:
-            here.order = StableOrder()
-            here.order.__enter__()
+        if self.engine.has_exact_functions and self._here.order is None:
+            self._here.order = StableOrder()
+            self._here.order.__enter__()
 
     def end(self) -> None:
+        self.ranges.report()
         order, self._here.order = self._here.order, None
         if order is not None:
             order.__exit__(None, None, None)

@@ -27,6 +27,7 @@ class NeededRanges:
     def __init__(self, activations: ActivationQuantizers) -> None:
         self.activations = activations
         self._noted: set[str] = set()
+        self._new: list[str] = []
 
     def check(self, quantizer: str | None, x: Tensor) -> None:
         """Checks what a layer or a product reads or gives.
@@ -46,8 +47,13 @@ class NeededRanges:
         )
 
     def check_inputs(self, step: Step, tensors: Sequence[Tensor]) -> None:
-        """Checks what a quantized layer, or a product, reads."""
-        if _multiplies(step):
+        """Checks what a quantized layer, or a product, reads.
+
+        Where it was measured itself, it read something else then: what evaluation
+        computes otherwise than training is noted only.
+        """
+        is_known = step.output is not None and self.activations.has_range(step.output)
+        if _multiplies(step) and not is_known:
             for quantizer, x in zip(step.inputs, tensors):
                 self.check(quantizer, x)
 
@@ -57,16 +63,21 @@ class NeededRanges:
             self.check(step.output, x)
 
     def note(self, quantizer: str | None, x: Tensor) -> None:
-        """Says once of a quantizer without a range that it is not used."""
-        if quantizer is None or quantizer in self._noted or not x.numel():
-            return
-        self._noted.add(quantizer)
-        print_log(
-            f'{quantizer} has no range: neither calibration nor training reached it; '
-            'no layer reads it, and it stays in float.',
-            'current',
-            logging.WARNING,
-        )
+        """Takes note of a tensor that stays in float, if it has a quantizer."""
+        if quantizer is not None and quantizer not in self._noted and x.numel():
+            self._noted.add(quantizer)
+            self._new.append(quantizer)
+
+    def report(self) -> None:
+        """Says once what stays in float for want of a range."""
+        names, self._new = self._new, []
+        if names:
+            print_log(
+                'Neither calibration nor training reached these, and this test does; '
+                f'they stay in float: {", ".join(names)}',
+                'current',
+                logging.WARNING,
+            )
 
 
 def _multiplies(step: Step) -> bool:

@@ -178,7 +178,9 @@ def digest(prediction: Any) -> str:
 def _parts(item: Any) -> Iterator[bytes]:
     if isinstance(item, Tensor):
         yield str((item.dtype, tuple(item.shape))).encode()
-        yield item.detach().cpu().contiguous().numpy().tobytes()
+        # An engine's zeros may have a sign, which is no difference.
+        unsigned = item + 0 if item.is_floating_point() else item
+        yield unsigned.detach().cpu().contiguous().numpy().tobytes()
     elif isinstance(item, BaseDataElement):
         for key in sorted(item.keys()):
             # What was true of the image, and how it was padded, is no prediction.

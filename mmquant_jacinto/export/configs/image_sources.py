@@ -49,9 +49,10 @@ def read(dataset: Any, indices: Iterable[int]) -> Iterator[dict]:
     """
     for index in indices:
         try:
-            yield pseudo_collate([dataset[index]])
-        except OSError as error:
-            raise _unreadable(error) from None
+            batch = pseudo_collate([dataset[index]])
+        except Exception as error:  # noqa: B902 - whatever a transform raises
+            raise _unreadable(error) from error
+        yield batch
 
 
 def _unreadable(error: Exception) -> QuantizeError:
@@ -122,7 +123,13 @@ def folder_images(cfg: Config, folder: str) -> Iterator[dict]:
         raise QuantizeError(f'--images {folder}: there are no images in it')
     pipeline = _without(cfg, ('LoadAnnotations',))
     for index, path in enumerate(paths):
-        item = pipeline(dict(img_path=str(path), img_id=index))
+        try:
+            item = pipeline(dict(img_path=str(path), img_id=index))
+        except Exception as error:  # noqa: B902 - whatever a transform raises
+            raise QuantizeError(
+                f'--images {folder}: {path.name} cannot be read by the test pipeline '
+                f'({type(error).__name__}: {error}); remove it from the folder'
+            ) from error
         yield pseudo_collate([item])
 
 

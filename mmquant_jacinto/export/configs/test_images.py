@@ -16,6 +16,7 @@ from ...errors import QuantizeError
 from ...execute import quantization as phases
 from ...execute.quantization import Quantization
 from ...wrappers.quant_module import QuantModule
+from ...wrappers.random_image import random_image
 from .file_input import FileInput
 from .image_sources import (
     MAX_READ,
@@ -232,5 +233,4 @@ def pad_divisor(model: nn.Module) -> int:
 
 def random_batch(wrapper: QuantModule, shape: tuple[int, int]) -> Any:
     """A batch of one random image, where no other is at hand."""
-    generator = torch.Generator().manual_seed(0)
-    return wrapper.as_batch(torch.rand(1, 3, *shape, generator=generator) * 255)
+    return random_image(wrapper, shape)

@@ -32,10 +32,18 @@ def free_shape(model: onnx.ModelProto) -> onnx.ModelProto:
                 f'--dynamic: {node.name} ({node.op_type}) depends on the size of the '
                 'image; export one file for each size, with --shape'
             )
-    for dim, name in zip(graph.input[0].type.tensor_type.shape.dim, FREE):
-        if name is not None:
-            dim.Clear()
-            dim.dim_param = name
+    for given in graph.input:
+        dims = given.type.tensor_type.shape.dim
+        if len(dims) != len(FREE):
+            raise QuantizeError(
+                f'--dynamic: the input {given.name} is no image of shape (N, C, H, W); '
+                'export it without --dynamic'
+            )
+        for dim, name in zip(dims, FREE):
+            if name is not None:
+                own = len(graph.input) > 1 and name != 'batch'
+                dim.Clear()
+                dim.dim_param = f'{given.name}:{name}' if own else name
     for output in graph.output:
         dims = output.type.tensor_type.shape.dim
         channels = [dim.dim_value for dim in dims]

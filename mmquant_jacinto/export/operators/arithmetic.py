@@ -58,6 +58,8 @@ def _operands(site: SiteWriter, x: Any, y: Any) -> tuple[str, str]:
     """Both operands, of one dtype: ONNX promotes none."""
     tensors = [item for item in (x, y) if isinstance(item, Tensor)]
     dtype = torch.result_type(x, y)
+    if site.out.is_floating_point() and not dtype.is_floating_point:
+        dtype = site.out.dtype  # a quotient of integers is none
     names = []
     for item in (x, y):
         if not isinstance(item, Tensor):

@@ -268,13 +268,8 @@ class Writing(Integer):
         if bias is not None and unit is None:
             offset = writer.constant(bias, f'{step.chain}:bias')
         elif bias is not None:
-            offset = self._dequantized(
-                bias.cpu().numpy(),
-                (size.float() * given.scale).numpy(),
-                None if axis is None else 0,
-                _BIAS,
-                f'{step.chain}:bias',
-            )
+            unit = (size.float() * given.scale).cpu().numpy()
+            offset = self._bias(bias.cpu().numpy(), unit, axis, f'{step.chain}:bias')
         if self._samples(step, given, grid):
             self._write_deformable(step, args, name, offset, out)
             return
@@ -329,14 +324,20 @@ class Writing(Integer):
                 self._weights[key] = writer.constant(bias.float() * unit, bias_name)
             else:
                 unit = unit if spec.format.per_channel else unit[0]
-                self._weights[key] = self._dequantized(
-                    bias.cpu().numpy(),
-                    unit.cpu().numpy(),
-                    None if axis is None else 0,
-                    _BIAS,
-                    bias_name,
+                self._weights[key] = self._bias(
+                    bias.cpu().numpy(), unit.cpu().numpy(), axis, bias_name
                 )
         return self._weights[step.weight], self._weights[key]
+
+    def _bias(
+        self, integers: np.ndarray, unit: np.ndarray, axis: int | None, name: str
+    ) -> str:
+        """A bias in steps of ``unit``, as the target stores it."""
+        if self.trace.target.has_float_biases:
+            real = torch.from_numpy((integers * unit).astype(np.float32))
+            return self.trace.writer.constant(real, name)
+        per_channel = None if axis is None else 0
+        return self._dequantized(integers, unit, per_channel, _BIAS, name)
 
     def _write_exact(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor

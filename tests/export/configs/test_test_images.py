@@ -8,11 +8,12 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmengine.registry import MODELS  # noqa: E402
+from mmengine.structures import BaseDataElement  # noqa: E402
 from sized_images import make_config  # noqa: E402
 from toy_models import randomize_norms  # noqa: E402
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError  # noqa: E402
-from mmquant_jacinto.export.configs.end_to_end import score_both  # noqa: E402
+from mmquant_jacinto.export.configs.end_to_end import digest, score_both  # noqa: E402
 from mmquant_jacinto.export.configs.file_input import (  # noqa: E402
     METADATA_KEY,
     FileInput,
@@ -197,3 +198,14 @@ def test_a_file_that_does_not_say_takes_what_the_pipeline_gives():
     smaller = next(TestImages(cfg, wrapper.module, count=1).batches())
     with run.in_place(model), pytest.raises(QuantizeError, match='takes images of'):
         model.test_step(smaller)
+
+
+def test_digest_is_of_values():
+    boxes = torch.tensor([[0.0, 1.0]])
+    first = BaseDataElement(bboxes=boxes, metainfo=dict(pad_shape=(1, 1)))
+    assert digest(first) == digest(
+        BaseDataElement(bboxes=boxes * torch.tensor([-1, 1]))
+    )
+    assert digest(first) != digest(BaseDataElement(bboxes=boxes + 1e-7))
+    assert digest(first) != digest(BaseDataElement(bboxes=boxes.T))
+    assert digest(first) == digest(BaseDataElement(bboxes=boxes, gt_labels=boxes))
