@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+from ...targets.grid import Grid
 
 
 class _Settings:
@@ -76,3 +79,22 @@ def _rounds_operands() -> bool:
     if hasattr(matmul, 'fp32_precision'):
         return matmul.fp32_precision == 'tf32'
     return matmul.allow_tf32
+
+
+def largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
+    """Bound of every partial sum of a layer, in whatever order it adds.
+
+    Args:
+        weight (Tensor): Integers.
+        bias (Tensor): Integers: (C,).
+        axis (int): Of the weight's output channels.
+        given (Grid): Of the input; Python numbers.
+    """
+    dims = [d for d in range(weight.dim()) if d != axis]
+    above = weight.clamp(min=0).double().sum(dims)
+    below = weight.clamp(max=0).double().sum(dims)
+    largest = torch.maximum(
+        above * given.high + below * given.low,
+        -(above * given.low + below * given.high),
+    ).amax()
+    return float(largest + bias.abs().amax())

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,10 +35,10 @@ from ..state import State
 from . import exact_functions
 from .carried_integers import carry, integers_of, tag_of, with_integers
 from .exact_functions import is_exact, is_global_pool, narrow
-from .exact_sums import exact_sums
+from .exact_sums import exact_sums, largest_sum
 from .needed_ranges import NeededRanges
 from .ongoing_pass import COMPUTING, OngoingPass
-from .sampling import Taps, sample, sampled_weight
+from .sampling import convolve_samples
 from .stable_topk import StableOrder
 
 EXACT_IN_FLOAT32 = 2.0**24
@@ -238,7 +237,7 @@ class Integer(Behaviour):
                 return None
             is_deformable = step.kind == ops.DEFORM_CONV
             if is_deformable and self.engine.rounds_samples:
-                total = self._convolve_samples(layer, x, first, *args[3:])
+                total = convolve_samples(x, layer.weight, layer.bias, first, *args[3:])
             else:
                 args, kwargs = ops.replace_operands(
                     args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
@@ -278,21 +277,6 @@ class Integer(Behaviour):
         else:
             return None
         return self._requantize(grid, steps, step.clip)
-
-    def _convolve_samples(
-        self,
-        layer: IntegerLayer,
-        x: Tensor,
-        given: Grid,
-        offset: Tensor,
-        mask: Optional[Tensor],
-        *geometry: Any,
-    ) -> Tensor:
-        """Sums of a deformable convolution, over samples on its input's grid."""
-        taps = Taps.of(layer.weight.shape[2:], geometry)
-        samples = sample(x, offset, mask, taps, given).to(layer.weight.dtype)
-        weight = sampled_weight(layer.weight)
-        return F.conv2d(samples, weight, layer.bias, groups=geometry[3])
 
     def _compute_real(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
@@ -365,7 +349,7 @@ class Integer(Behaviour):
         axis = self.state.plan.weights[name].axis
         dtype = (
             torch.float32
-            if _largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
+            if largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
             else torch.float64
         )
         return IntegerLayer(
@@ -395,18 +379,6 @@ class Integer(Behaviour):
 def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:
     """One number per output channel, to multiply what a weight gives."""
     return multiplier.view((-1,) + (1,) * (weight.dim() - 2))
-
-
-def _largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
-    """Bound of every partial sum of a layer, in whatever order it adds."""
-    dims = [d for d in range(weight.dim()) if d != axis]
-    above = weight.clamp(min=0).double().sum(dims)
-    below = weight.clamp(max=0).double().sum(dims)
-    largest = torch.maximum(
-        above * given.high + below * given.low,
-        -(above * given.low + below * given.high),
-    ).amax()
-    return float(largest + bias.abs().amax())
 
 
 def _exact(total: Tensor) -> Tensor:

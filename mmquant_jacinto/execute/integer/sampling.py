@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...record.ops import per_axis
@@ -110,6 +111,21 @@ def sample(
 def sampled_weight(weight: Tensor) -> Tensor:
     """A weight over :func:`sample`'s channels: (O, C / groups * K, 1, 1)."""
     return weight.flatten(1)[..., None, None]
+
+
+def convolve_samples(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    given: Grid,
+    offset: Tensor,
+    mask: Tensor | None,
+    *geometry: Any,
+) -> Tensor:
+    """Sums of a deformable convolution, over samples on its input's grid."""
+    taps = Taps.of(weight.shape[2:], geometry)
+    samples = sample(x, offset, mask, taps, given).to(weight.dtype)
+    return F.conv2d(samples, sampled_weight(weight), bias, groups=geometry[3])
 
 
 def grid_sample(

@@ -40,6 +40,7 @@ OPERATORS = {
     'instance_norm': lambda: nn.InstanceNorm2d(4, affine=True),
 }
 PRODUCTS = {
+    'rmatmul': lambda x, y: x.__rmatmul__(y),
     'matmul': lambda x, y: torch.matmul(x, y),
     'bmm': lambda x, y: torch.bmm(x.flatten(0, 1), y.flatten(0, 1)),
     'mm': lambda x, y: torch.mm(x.flatten(0, 2), y.flatten(0, 2).t()),

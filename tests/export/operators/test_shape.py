@@ -6,6 +6,7 @@ from exactness import assert_operator_exact, each_kind, without_entry
 
 from mmquant_jacinto.export.operators import shape
 from mmquant_jacinto.export.operators.table import TRANSLATIONS
+from mmquant_jacinto.record.attention import laid_out_like
 
 
 def written(x, index, value):
@@ -21,6 +22,13 @@ OPERATORS = {
     'view': lambda x: x.view(len(x) * 4, 64),
     'flatten': lambda x: x.flatten(1),
     'unflatten': lambda x: x.unflatten(1, (2, 2)),
+    'T': lambda x: x.flatten(1).T,
+    'laid_out_like': lambda x: laid_out_like(x, x.transpose(1, 2)),
+    'mT': lambda x: x.mT,
+    'zero': lambda x: x + torch.empty_like(x).zero_(),
+    'fill': lambda x: x + (x * 2).fill_(0.5),
+    'repeat_interleave': lambda x: x.repeat_interleave(2, 1),
+    'repeat_interleave all': lambda x: x.repeat_interleave(3),
     'view_as': lambda x, y: x.view_as(y.flatten(1)),
     'reshape_as': lambda x, y: x.reshape_as(y.flatten(1)),
     'squeeze': lambda x: x[:, :1].squeeze(1),
