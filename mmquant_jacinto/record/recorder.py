@@ -75,6 +75,7 @@ class Recorder(CallMode):
         self._opaque: Optional[nn.Module] = None
         self._opaque_input: Optional[int] = None
         self._values: dict[tuple[str, int], int] = {}
+        self.tracker.install()
 
     def remove(self) -> None:
         """Takes the recorder off the model."""
