@@ -153,6 +153,7 @@ class Executor(CallMode):
         }
         self._here = _Here()
         checkpointing.follow_checkpoints()
+        self.tracker.install()
 
     def remove(self) -> None:
         """Takes the executor off the model."""

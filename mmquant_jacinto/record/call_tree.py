@@ -158,7 +158,11 @@ class CallTracker:
         self.on_enter, self.on_exit, self.on_root = on_enter, on_exit, on_root
         self.here = _Here(self.tree)
         self.handles: list[RemovableHandle] = []
-        for module in root.modules():
+
+    def install(self) -> None:
+        """Puts the hooks on the model; another thread may be running parts of it."""
+        root = next(iter(self.names))
+        for module in self.names:
             enter, leave = self._enter, self._leave
             if module is root:
                 enter, leave = self.enter_root, self._leave_root
@@ -220,6 +224,9 @@ class CallTracker:
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         result, here = None, self.here
+        if here.stack[-1].module is not module:
+            # It began before the hooks were there, in another thread's first pass.
+            return None
         if self.on_exit is not None and (
             here.watched is None or module in here.watched
         ):

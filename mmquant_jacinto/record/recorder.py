@@ -77,6 +77,7 @@ class Recorder(CallMode):
         self._opaque_input: Optional[int] = None
         self._values: dict[tuple[str, int], int] = {}
         self._writers: dict[int, Site] = {}  # by address: who wrote there last
+        self.tracker.install()
 
     def remove(self) -> None:
         """Takes the recorder off the model."""

@@ -90,11 +90,15 @@ class _FirstPass:
         if model.training:
             return None
         with _DECIDING:
-            quantization = self._decide(model)
+            try:
+                quantization = self._decide(model)
+            finally:
+                # Not before: a pass that starts meanwhile has to wait here.
+                self.handle.remove()
         if quantization is None:
             return None
         # The hooks that this has installed see the next pass first; so it is for
-        # all passes that began before.
+        # all passes that began before. To enter twice does no harm.
         return quantization.executor.tracker.enter_root(model, args, kwargs)
 
     def _decide(self, model: BaseModel) -> Optional[Quantization]:
@@ -102,7 +106,6 @@ class _FirstPass:
         if self.is_decided:
             return self.quantization
         self.is_decided = True
-        self.handle.remove()
         if Quantization.of(model) is not None:
             return None
         if not _wants_quantization(model):

@@ -139,6 +139,7 @@ def test_stack_is_whole_again_after_an_exception(image):
         outer=Forward(lambda net, x: net.inner(x), inner=Forward(fail)),
     )
     tracker = CallTracker(model)
+    tracker.install()
     with pytest.raises(RuntimeError):
         model(image)
     assert len(tracker.here.stack) == 1

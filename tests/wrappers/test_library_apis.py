@@ -4,6 +4,7 @@ import logging
 import pickle
 import runpy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -126,6 +127,15 @@ def test_init_detector_gives_what_the_test_gives(workspace):
         result = inference_detector(detector, str(path)).pred_instances
         assert_same(result, workspace.expected[path.name])
     assert Quantization.of(detector).phase == 'test'
+
+
+def test_threads_may_share_a_detector_from_its_first_pass_on(workspace):
+    detector = init_detector(config_of(workspace), workspace.checkpoint, device='cpu')
+    paths = workspace.images * 4
+    with ThreadPoolExecutor(4) as pool:
+        samples = pool.map(lambda path: inference_detector(detector, str(path)), paths)
+        for path, sample in zip(paths, samples):
+            assert_same(sample.pred_instances, workspace.expected[path.name])
 
 
 def test_det_inferencer_gives_what_the_test_gives(workspace):
