@@ -209,7 +209,9 @@ def test_trains_quantized(trained, library):
     auxiliary = {name for name in weights if name.startswith('auxiliary_head.')}
     assert {spec.weight for spec in plan.weights.values()} == weights - auxiliary
     assert len(plan.regions) >= 2
-    left = 'auxiliary_head: only the loss calls it' if auxiliary else 'no layer'
+    left = (
+        'auxiliary_head.conv_seg: only the loss calls it' if auxiliary else 'no layer'
+    )
     assert left in log_of(trained.work_dir)
 
 
