@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Optional, Union
 
 from ..errors import QuantizeError, nearest
@@ -143,7 +144,8 @@ class Calibration:
         way = self.way_to_correct
         return way is not None and way.by_mean_inputs
 
-    @property
+    # Asked at each layer of each pass.
+    @cached_property
     def way_to_correct(self) -> Any:
         """BiasCorrection, optional: Of ``bias_correction``; None where it is off."""
         if self.bias_correction is False:

@@ -279,9 +279,3 @@ def preprocessing(root: nn.Module) -> dict[str, Any]:
     if getattr(preprocessor, 'pad_size_divisor', None) is not None:
         found['pad_size_divisor'] = preprocessor.pad_size_divisor
     return found
-
-
-def image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
-    """Shape of the input of an ONNX model, 0 where it is free."""
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    return tuple(dim.dim_value for dim in dims)

@@ -79,11 +79,6 @@ class Session:
             ) from error
 
     @property
-    def input_name(self) -> str:
-        """str: Of the first input."""
-        return next(iter(self.inputs))
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         """Tuple[int, ...]: Of the first input; 0 where it is free."""
         return next(iter(self.inputs.values())).shape

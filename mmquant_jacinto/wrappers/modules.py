@@ -1,1 +1,0 @@
-"""The seed's modules: a model wrapped for training, calibration or test."""
