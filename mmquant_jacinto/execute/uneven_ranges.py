@@ -23,7 +23,8 @@ class UnevenRanges:
         """Notes the operands of a concatenation, by call site; without a copy."""
         if not all(x.numel() for x in tensors):
             return
-        sizes = torch.stack([x.detach().abs().amax().float() for x in tensors])
+        ends = [x.detach().aminmax() for x in tensors]
+        sizes = torch.stack([torch.maximum(-low, high).float() for low, high in ends])
         known = self._largest.get(site)
         if known is not None and len(known) == len(sizes):
             sizes = torch.maximum(known, sizes)
