@@ -34,8 +34,8 @@ from peers import calibration_images, float_detector, read_config, versions
 from torch import Tensor, nn
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTestModule
-from mmquant_jacinto.targets.preset import Preset
-from mmquant_jacinto.targets.target import PRESETS
+from mmquant_jacinto.targets.rules.table import ANY, INPUT
+from mmquant_jacinto.targets.target import PRESETS, get_target
 
 OBSERVERS = ('percentile', 'moving_average', 'minmax', 'mse')
 STAGES = ('ranges', 'corrected')  # before, and after biases are corrected
@@ -84,10 +84,17 @@ def checkpoint_of(runs: Path, arch: str) -> Path:
 
 
 def alike(targets: list[str]) -> list[list[str]]:
-    """Presets that differ in nothing but their default observer, together."""
-    groups: dict[Preset, list[str]] = {}
+    """Targets that plan alike, but for their default observer, together."""
+    groups: dict[tuple, list[str]] = {}
     for target in targets:
-        groups.setdefault(replace(PRESETS[target], observer=''), []).append(target)
+        rules = get_target(target).rules
+        planned = (
+            replace(PRESETS[target], observer=''),
+            rules.is_symmetric((INPUT, ANY)),
+            rules.scales_channels('ConvTranspose'),
+            rules.fuses('Conv', 'Add'),
+        )
+        groups.setdefault(planned, []).append(target)
     return list(groups.values())
 
 

@@ -74,6 +74,11 @@ def parse_args() -> argparse.Namespace:
         help='share of equal elements below which nothing is written (default 0.999)',
     )
     parser.add_argument(
+        '--allow-violations',
+        action='store_true',
+        help='write a file that breaks rules of its target too; its metadata say so',
+    )
+    parser.add_argument(
         '--images', help='folder of images to verify on, in place of the test set'
     )
     parser.add_argument(
@@ -178,6 +183,17 @@ def score(cfg, exported, wrapper, images, report, args, console) -> None:
         console.print(f'[bold]--min-equal {args.min_equal:g}[/]: {problem}')
 
 
+def print_findings(exported, preset: str, args, console: Console) -> None:
+    """Print which nodes the target's engine takes otherwise, by kind."""
+    from mmquant_jacinto.export.rules.report import by_kind
+
+    name = exported.target.name
+    if exported.target.rules_for(preset).rows:
+        console.print(f'rules of {name}: {by_kind(exported.findings)}')
+    if exported.findings:
+        console.print(f'each node: tools/check_onnx.py {args.output} --target {name}')
+
+
 def check_packages() -> None:
     """Raise QuantizeError where the `export` extra is missing."""
     from mmquant_jacinto.export.packages import require
@@ -228,6 +244,7 @@ def export(wrapper, images, args):
             metadata,
             args.postprocess,
             args.dynamic,
+            allow_violations=args.allow_violations,
         )
     return exported, examples
 
@@ -301,6 +318,7 @@ def main() -> None:
         )
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
+    print_findings(exported, preset, args, console)
     prove_all(cfg, exported, wrapper, images, examples, args, console)
     write(exported, args, console)
 

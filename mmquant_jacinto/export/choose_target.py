@@ -26,11 +26,12 @@ def choose_target(name: str, plan: Plan) -> Target:
             f'--target {name} cannot compute with; quantize it with one of '
             + ', '.join(map(repr, fitting))
         )
+    most = target.widest(preset)
     for spec in plan.specs:
-        if spec.format.bits > target.max_bits:
+        if spec.format.bits > most:
             raise QuantizeError(
                 f'{spec.name} has {spec.format.bits} bits, and --target {name} takes '
-                f'up to {target.max_bits}; set quantize.bits or quantize.overrides'
+                f'up to {most}; set quantize.bits or quantize.overrides'
             )
     target.check(plan.config)
     return target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -23,6 +23,8 @@ from .example import Example
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
 from .postprocess import add_detections
+from .rules.check import Finding
+from .rules.obey import obey
 from .tracing.step_writer import Writing
 from .tracing.trace import Trace
 
@@ -41,6 +43,7 @@ class Exported:
         target (Target): What it is for.
         form (str): ``'qdq'`` or ``'clip'``.
         meta_arch (str, optional): The head, described for the target's decoder.
+        findings (List[Finding]): What it breaks of the target's rules.
     """
 
     model: onnx.ModelProto
@@ -51,6 +54,7 @@ class Exported:
     target: Target
     form: str
     meta_arch: str | None = None
+    findings: list[Finding] = field(default_factory=list)
 
 
 def quantized_root(model: nn.Module) -> nn.Module:
@@ -95,6 +99,7 @@ def export_onnx(
     postprocess: bool = False,
     dynamic: bool = False,
     keep_values: bool = False,
+    allow_violations: bool = False,
 ) -> Exported:
     """Exports a quantized model to integer ONNX.
 
@@ -113,13 +118,16 @@ def export_onnx(
         dynamic (bool): Leave batch, height and width free. Defaults to False.
         keep_values (bool): Keep what each quantized tensor was, to compare with.
             Defaults to False.
+        allow_violations (bool): Return a file that breaks rules of its target too;
+            its metadata name them. Defaults to False.
 
     Returns:
         Exported: With the ONNX model, not yet written or verified.
 
     Raises:
         QuantizeError: If the model has no ranges, the target cannot compute with
-            its numbers, or it calls a function that the exporter lacks.
+            its numbers, it calls a function that the exporter lacks, or the file
+            breaks a rule of the target.
 
     Examples:
         >>> exported = export_onnx(test_module, torch.rand(1, 3, 320, 320))
@@ -151,6 +159,8 @@ def export_onnx(
     chosen.finish(proto)
     if dynamic:
         proto = free_shape(proto)
+    preset = quantization.plan.config['target']
+    proto, findings = obey(proto, chosen, preset, allow_violations)
     onnx.checker.check_model(proto, full_check=True)
     return Exported(
         proto,
@@ -159,8 +169,9 @@ def export_onnx(
         _values_in(trace, proto),
         trace.skipped,
         chosen,
-        chosen.form(quantization.plan.config['target']),
+        chosen.form(preset),
         meta_arch,
+        findings,
     )
 
 

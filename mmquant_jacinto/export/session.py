@@ -20,10 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
+from ..targets.rewrites.wide_grids import has_wide_grids
 from ..targets.target import Target
-from ..targets.wide_grids import has_wide_grids
 from ..wrappers.call_arguments import named_arguments
 from .graph.layout import decode
+from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 
 ENGINES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
@@ -236,7 +237,8 @@ def _start_onnxruntime(model: bytes, threads: int) -> Any:
         # Exact also where the fast kernels are not: x86 without VNNI.
         options.add_session_config_entry('session.x64quantprecision', '1')
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = ort.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+    twin = unsigned_twin(onnx.load_from_string(model)).SerializeToString()
+    session = ort.InferenceSession(twin, options, providers=['CPUExecutionProvider'])
     return lambda arrays: session.run(None, arrays)
 
 

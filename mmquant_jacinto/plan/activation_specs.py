@@ -5,11 +5,16 @@ that has none, or one that is wider than what it multiplies: an entry quantizes 
 where it is read.
 """
 
+from dataclasses import replace
 from typing import Any, Optional
 
 from ..config.quantize_config import QuantizeConfig
 from ..record import ops
 from ..record.graph import Site
+from ..targets.formats import TensorFormat
+from ..targets.rules.table import INPUT as NETWORK_INPUT
+from ..targets.rules.table import Rules
+from .file_operators import symmetric_groups
 from .fusion import Chain, Dataflow
 from .overrides import Overrides
 from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec, narrow_name
@@ -22,10 +27,15 @@ class ActivationSpecs:
         flow (Dataflow): What is known of the graph.
         config (QuantizeConfig): The widths asked for.
         overrides (Overrides): Those of single modules.
+        rules (Rules): Of the target.
     """
 
     def __init__(
-        self, flow: Dataflow, config: QuantizeConfig, overrides: Overrides
+        self,
+        flow: Dataflow,
+        config: QuantizeConfig,
+        overrides: Overrides,
+        rules: Rules,
     ) -> None:
         self.flow, self.groups = flow, flow.groups
         self.config = config
@@ -33,6 +43,9 @@ class ActivationSpecs:
         self._read = self._read_groups()
         self._leaving = {self.groups.find(v) for v in flow.leaving}
         self._sums = self._sum_groups()
+        quantized = [c for c in flow.chains.values() if not overrides.is_off(c.head)]
+        self._symmetric = symmetric_groups(flow, quantized, rules)
+        self._symmetric_inputs = rules.is_symmetric([NETWORK_INPUT])
         self._specs: dict[Any, ActivationSpec] = {}
         # Operand of a site to the key of the quantizer that narrows it there.
         self._narrowed: dict[tuple[str, int], Any] = {}
@@ -114,8 +127,18 @@ class ActivationSpecs:
             width = max(width, known.format.bits)
             name, kind = known.name, known.kind
             positive = positive and known.positive
-        fmt = self.config.preset.activation.with_bits(width)
+        fmt = self._format(key, kind).with_bits(width)
         self._specs[key] = ActivationSpec(name, kind, fmt, positive)
+
+    def _format(self, key: Any, kind: str) -> TensorFormat:
+        """The preset's, without a zero point where the target takes none."""
+        fmt = self.config.preset.activation
+        is_symmetric = key in self._symmetric or (
+            kind == INPUT and self._symmetric_inputs
+        )
+        if fmt.symmetric or not is_symmetric:
+            return fmt
+        return replace(fmt, symmetric=True, unsigned_if_positive=True)
 
     def _add_inputs(self) -> None:
         for value, entries in self.flow.graph.region_inputs.items():

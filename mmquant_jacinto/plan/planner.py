@@ -14,12 +14,15 @@ from ..errors import QuantizeError
 from ..record import ops
 from ..record.graph import Graph, Site
 from ..targets.formats import DEPTHWISE, TensorFormat
+from ..targets.target import get_target
 from .activation_specs import ActivationSpecs
 from .channel_pairs import find_pairs
+from .file_operators import open_results, operator_of
 from .fusion import Chain, Dataflow
 from .network import network_of
 from .overrides import Overrides
 from .plan import OVERRIDES, Plan, Repeat, Step, WeightSpec
+from .planned_widths import check_widths
 
 
 class Planner:
@@ -32,13 +35,21 @@ class Planner:
         self.graph, self.in_float = network_of(graph, self.overrides)
         self.flow = flow = Dataflow(self.graph)
         self.active, self.chains = flow.active, flow.chains
+        self.rules = get_target(config.target).rules
+        quantized = [
+            chain
+            for chain in flow.chains.values()
+            if not self.overrides.is_off(chain.head)
+        ]
+        flow.raw |= open_results(flow, quantized, self.rules)
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
-        quantizers = ActivationSpecs(self.flow, self.config, self.overrides)
+        quantizers = ActivationSpecs(self.flow, self.config, self.overrides, self.rules)
         weight_specs = self._weights(weights)
+        check_widths(self.rules, self.config, quantizers.unique(), weight_specs)
         steps: dict[str, Step] = {}
         for site in self.active:
             steps.update(self._steps(site, quantizers))
@@ -167,7 +178,7 @@ class Planner:
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
             fmt = self._weight_format(site, shape)
             is_grouped = axis == 1 and channels != shape[1]
-            if is_grouped or (axis == 1 and not self.preset.transposed_per_channel):
+            if is_grouped or not self.rules.scales_channels(operator_of(site)):
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
             specs[name] = WeightSpec(
@@ -270,7 +281,8 @@ def make_plan(
         Plan: Plain data.
 
     Raises:
-        QuantizeError: If nothing can be quantized, or if a pattern of
-            ``quantize.overrides`` matches no module.
+        QuantizeError: If nothing can be quantized, if a pattern of
+            ``quantize.overrides`` matches no module, or if the target's engine has no
+            integers of a width.
     """
     return Planner(graph, config).make(weights)

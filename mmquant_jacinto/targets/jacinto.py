@@ -8,6 +8,7 @@ from ..registry import QUANT_TARGETS
 from .fixed_point import FixedPoint
 from .formats import HALF_AWAY, HALF_UP, TensorFormat
 from .preset import Preset
+from .rules import TDA4VM_RULES
 from .target import Target
 
 
@@ -26,3 +27,4 @@ class Jacinto(Target):
     )
     arithmetic = FixedPoint
     has_file = False
+    rules = TDA4VM_RULES

@@ -17,6 +17,7 @@ from .fixed_point import FixedPoint
 from .formats import HALF_EVEN
 from .grid import Grid, divisor
 from .preset import AFFINE, PER_CHANNEL, Preset
+from .rules import ONNXRUNTIME_RULES
 from .target import Target
 
 if TYPE_CHECKING:
@@ -178,9 +179,10 @@ class OnnxRuntime(Target):
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
     backend = 'onnxruntime'
+    rules = ONNXRUNTIME_RULES
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
-        from .grouped_convolutions import merge_groups
+        from .rewrites.grouped_convolutions import merge_groups
 
         merge_groups(model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..registry import QUANT_TARGETS
 from .onnxruntime import QdqArithmetic
 from .preset import AFFINE, PER_CHANNEL, Preset
+from .rules import OPENVINO_RULES
 from .target import Target
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ class OpenVino(Target):
 
     preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = QdqArithmetic
-    packs_4_bits = True
     backend = 'openvino'
+    rules = OPENVINO_RULES
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
-        from .wide_grids import write_out_wide_grids
+        from .rewrites.wide_grids import write_out_wide_grids
 
         write_out_wide_grids(model)

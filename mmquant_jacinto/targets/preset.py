@@ -20,8 +20,6 @@ class Preset:
         weight (TensorFormat): Convolution and linear weights, after the batch
             normalization that follows has been folded into them.
         activation (TensorFormat): Every tensor computed inside the network.
-        transposed_per_channel (bool): Whether transposed convolutions have a scale for
-            each channel too, where ``weight`` has.
         bias_bits (int, optional): Width of the bias in units of input scale
             times weight scale. None: twice the weight's width. In an accumulator
             of 32 bits 31 leave room for the products.
@@ -38,7 +36,6 @@ class Preset:
 
     weight: TensorFormat
     activation: TensorFormat
-    transposed_per_channel: bool = True
     bias_bits: int | None = 31
     constrain_bias: str | None = 'reduce_weight_scale'
     constrain_weights: bool = False

@@ -15,6 +15,7 @@ from .fixed_point import FixedPoint
 from .formats import TensorFormat
 from .grid import Grid
 from .preset import Preset
+from .rules.table import Rules
 from .storage import SIGNED, UNSIGNED, Storage
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Target:
         has_float_biases (bool): Whether biases are stored as real numbers, on the grid
             of the accumulator, because the engine reads no INT32.
         describes_heads (bool): Whether :meth:`head_text` says anything.
+        stores_shapes (bool): Whether a file gives the shape of each of its tensors,
+            for an importer that infers less.
+        rules (Rules): What the engine takes, as a table: the planner plans by it, the
+            exporter holds its file against it.
 
     Examples:
         >>> @QUANT_TARGETS.register_module(name='my_chip')
@@ -70,6 +75,8 @@ class Target:
     backend: ClassVar[str | None] = None
     has_float_biases: ClassVar[bool] = False
     describes_heads: ClassVar[bool] = False
+    stores_shapes: ClassVar[bool] = False
+    rules: ClassVar[Rules] = Rules()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -92,6 +99,14 @@ class Target:
     def form(self, preset: str) -> str:
         """``'qdq'``, or ``'clip'``; ``preset`` as of :meth:`engine`."""
         return QDQ
+
+    def rules_for(self, preset: str) -> Rules:
+        """The table that a file must obey; ``preset`` as of :meth:`engine`."""
+        return self.rules
+
+    def widest(self, preset: str) -> int:
+        """Most bits of a tensor in a file; ``preset`` as of :meth:`engine`."""
+        return self.max_bits
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuses settings that the engine cannot compute with.
@@ -186,6 +201,26 @@ def get_file_target(name: object) -> Target:
     if name not in file_targets():
         raise QuantizeError(
             f'--target {name!r} is unknown; ' + nearest(name, file_targets())
+        )
+    return get_target(name)
+
+
+def ruled_targets() -> list[str]:
+    """Targets that have a table of rules: what ``tools/check_onnx.py`` may check."""
+    return sorted(
+        name for name, cls in QUANT_TARGETS.module_dict.items() if cls.rules.rows
+    )
+
+
+def ruled_target(name: object) -> Target:
+    """Looks a target up whose table a file is held against.
+
+    Raises:
+        QuantizeError: If there is none, or it has no table.
+    """
+    if name not in ruled_targets():
+        raise QuantizeError(
+            f'--target {name!r} has no rules; ' + nearest(name, ruled_targets())
         )
     return get_target(name)
 

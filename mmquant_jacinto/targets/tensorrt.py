@@ -11,6 +11,7 @@ from ..registry import QUANT_TARGETS
 from .formats import TensorFormat
 from .onnxruntime import QdqArithmetic
 from .preset import PER_CHANNEL, Preset
+from .rules import TENSORRT_RULES
 from .storage import SIGNED
 from .target import Target
 
@@ -19,11 +20,9 @@ from .target import Target
 class TensorRt(Target):
     """S8 weights with a scale for each channel, S8 activations."""
 
-    preset = Preset(
-        weight=PER_CHANNEL, activation=TensorFormat(), transposed_per_channel=False
-    )
+    preset = Preset(weight=PER_CHANNEL, activation=TensorFormat())
     arithmetic = QdqArithmetic
     storage = SIGNED
     max_bits = 8
     has_float_biases = True
-    packs_4_bits = True
+    rules = TENSORRT_RULES

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import QuantizeError
 from ..registry import QUANT_TARGETS
 from . import tidl_meta_arch
+from .grid import Grid
 from .onnxruntime import QdqArithmetic
 from .preset import AFFINE, PER_CHANNEL, Preset
+from .rules import TDA4VM_RULES, TIDL_RULES, Rules
+from .storage import Storage
 from .target import CLIP, QDQ, Target
 
 if TYPE_CHECKING:
@@ -30,12 +33,28 @@ class Tidl(Target):
     preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = QdqArithmetic
     describes_heads = True
+    max_bits = 8
+    stores_shapes = True
+    rules = TIDL_RULES
 
     def engine(self, preset: str) -> str:
         return TDA4VM if preset == TDA4VM else self.name
 
     def form(self, preset: str) -> str:
         return CLIP if preset == TDA4VM else QDQ
+
+    def rules_for(self, preset: str) -> Rules:
+        return TDA4VM_RULES if self.form(preset) == CLIP else self.rules
+
+    def widest(self, preset: str) -> int:
+        # A float model has no integers; TIDL is told its widths when it imports it.
+        return 16 if self.form(preset) == CLIP else self.max_bits
+
+    def activation_storage(self, grid: Grid) -> Storage:
+        # Where a zero point must be 0, that of a signed grid is 0 as INT8 alone.
+        if grid.low == -grid.levels // 2 and grid.levels <= 256:
+            return Storage('int8', 0, -128, 127)
+        return super().activation_storage(grid)
 
     def check(self, config: Mapping[str, Any]) -> None:
         if self.form(config['target']) == CLIP and config.get('per_channel') is True:

@@ -24,7 +24,8 @@ def runs(tmp_path_factory):
 
 def test_results_are_written_and_not_made_again(runs, capsys, monkeypatch):
     path = runs / 'out' / 'observers.json'
-    line = ['--archs', 'mobilenet', '--targets', 'tidl', 'openvino', '--epochs', '1']
+    line = ['--archs', 'mobilenet', '--targets', 'onnxruntime', 'jacinto']
+    line += ['--epochs', '1']
     line += ['--observers', 'minmax', '--images', '2', '--test-images', '1']
     line += ['--runs', str(runs), '--json', str(path)]
     # Random layers, never trained to be robust, amplify any error.
@@ -32,13 +33,12 @@ def test_results_are_written_and_not_made_again(runs, capsys, monkeypatch):
     default_observers.main(line)
     content = json.loads(path.read_text())
     result = content['models']['mobilenet']
-    assert result['tidl'] == result['openvino']
     for stage in default_observers.STAGES:
-        found = result['tidl']['minmax'][stage]
+        found = result['onnxruntime']['minmax'][stage]
         assert 15 < found['mean'] < 200
         mean = (found['scores'] + found['boxes']) / 2
         assert found['mean'] == pytest.approx(mean, abs=0.02)
-    assert '| mobilenet | openvino |' in capsys.readouterr().out
+    assert '| mobilenet | jacinto |' in capsys.readouterr().out
     assert str(runs) not in path.read_text()
 
     monkeypatch.setattr(default_observers.Detector, 'measure', None)
@@ -51,7 +51,10 @@ def test_results_are_written_and_not_made_again(runs, capsys, monkeypatch):
 def test_presets_of_the_same_formats_are_measured_once():
     targets = ['jacinto', 'tidl', 'onnxruntime', 'openvino', 'tensorrt']
     groups = default_observers.alike(targets)
-    assert groups == [['jacinto'], ['tidl', 'onnxruntime', 'openvino'], ['tensorrt']]
+    # TIDL's rules ask for symmetric inputs, pooling and more: its plan is its own.
+    assert groups == [
+        *(['jacinto'], ['tidl'], ['onnxruntime', 'openvino'], ['tensorrt']),
+    ]
 
 
 def test_table_marks_the_best():

@@ -95,7 +95,8 @@ def test_model_without_ranges_is_refused(toy_net, images):
     [
         ('onnxrt', {}, "did you mean 'onnxruntime'"),
         ('tensorrt', {}, "quantize.target='onnxruntime'"),
-        ('tensorrt', dict(target='tensorrt', bits=16), '16 bits'),
+        ('tensorrt', dict(target='tensorrt', bits=16), 'more than 8 bits in /input'),
+        ('tidl', dict(bits=16), '16 bits, and --target tidl takes up to 8'),
         ('tidl', dict(target='jacinto', per_channel=True), 'per_channel=True'),
     ],
 )

@@ -77,7 +77,7 @@ class SmallSSD:
 
     size = 64, 64
 
-    def __init__(self):
+    def __init__(self, target='onnxruntime'):
         cfg = Config.fromfile(CONFIGS / 'bccd' / 'ssd_mobilenet_fpn.py')
         init_default_scope('mmdet')
         self.model = MODELS.build(cfg.model).eval()
@@ -85,7 +85,7 @@ class SmallSSD:
         self.wrapper = MMDetQuantCalibrateModule(
             self.model,
             dummy_input=images,
-            target='onnxruntime',
+            target=target,
             calibration=dict(epochs=0),
         )
         self.batch = self.wrapper.as_batch(images)

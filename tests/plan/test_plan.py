@@ -7,14 +7,16 @@ from mmquant_jacinto import QuantizeError
 from mmquant_jacinto.plan.plan import Plan
 
 
-@pytest.mark.parametrize('target', ['jacinto', 'tidl', 'tensorrt'])
-def test_plan_survives_json(toy_net, images, target):
+@pytest.mark.parametrize(
+    'target, wide', [('jacinto', 16), ('onnxruntime', 16), ('tidl', 8), ('tensorrt', 6)]
+)
+def test_plan_survives_json(toy_net, images, target, wide):
     plan = make_plan(
         toy_net,
         images,
         target=target,
-        bits=dict(weight=4, output=16),
-        overrides={'expand': False, 'fc': 16},
+        bits=dict(weight=4, output=wide),
+        overrides={'expand': False, 'fc': wide},
         constrain_bias=False,
     )
     again = Plan.from_json(plan.to_json())

@@ -182,7 +182,7 @@ def test_grouped_transposed_convolution_is_quantized_per_tensor(image):
         two=nn.ConvTranspose2d(4, 6, 2),
         three=nn.ConvTranspose2d(6, 4, 2, groups=2),
     )
-    weights = make_plan(net, image, target='tidl').weights
+    weights = make_plan(net, image, target='onnxruntime').weights
     assert (weights['two'].axis, weights['two'].channels) == (1, 6)
     assert weights['two'].format.per_channel
     assert (weights['three'].axis, weights['three'].channels) == (1, 4)

@@ -1,7 +1,7 @@
 """What OpenVINO can have in a file."""
 
 import pytest
-from toy_models import calibrated
+from toy_models import calibrated, make_plan
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -11,10 +11,13 @@ from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.session import Session  # noqa: E402
 from mmquant_jacinto.export.verify import verify  # noqa: E402
-from mmquant_jacinto.targets.wide_grids import has_wide_grids  # noqa: E402
+from mmquant_jacinto.targets.rewrites.wide_grids import has_wide_grids  # noqa: E402
+
+WIDE = dict(weight=8, activation=16)
 
 
-def test_4_bits_are_packed_where_the_target_has_them(toy_net, images):
+def test_4_bits_are_stored_as_what_has_integer_kernels(toy_net, images):
+    # OpenVINO computes convolutions with INT4 weights in float.
     calibrated(toy_net, images, target='openvino', bits=dict(weight=4))
     exported = export_onnx(toy_net, images, 'openvino')
     stored = [
@@ -22,18 +25,40 @@ def test_4_bits_are_packed_where_the_target_has_them(toy_net, images):
         for item in exported.model.graph.initializer
         if item.name.endswith('weight:int')
     ]
-    assert {item.data_type for item in stored} == {onnx.TensorProto.INT4}
+    assert {item.data_type for item in stored} == {onnx.TensorProto.INT8}
+    values = [onnx.numpy_helper.to_array(item) for item in stored]
+    assert max(abs(int(array.min())) for array in values) <= 8
 
 
-@pytest.mark.parametrize('bits', [8, 16, dict(weight=8, activation=16)])
-def test_openvino_computes_its_files(toy_net, images, bits):
+@pytest.mark.parametrize(
+    'target, bits',
+    [
+        ('openvino', 8),
+        ('openvino', dict(weight=4, activation=8)),
+        ('onnxruntime', 16),
+        ('onnxruntime', WIDE),
+    ],
+)
+def test_openvino_computes_its_files(toy_net, images, target, bits):
     pytest.importorskip('openvino')
-    calibrated(toy_net, images, target='openvino', bits=bits)
+    calibrated(toy_net, images, target=target, bits=bits)
     exported = export_onnx(toy_net, images, 'openvino')
     report = verify(exported, toy_net, [images], exported.target.backend)
     assert not report.rounds  # it is measured by its distance, not by equality
-    assert report.signal_to_noise > (20 if bits == 8 else 80)
+    assert report.signal_to_noise > (20 if target == 'openvino' else 80)
     assert report.holds()
+
+
+@pytest.mark.parametrize('bits, kind', [(16, 'activations'), (WIDE, 'activations')])
+def test_16_bits_are_refused_before_training(toy_net, images, bits, kind):
+    with pytest.raises(QuantizeError, match=f'stem/conv2d.*{kind} of up to 8'):
+        make_plan(toy_net, images, target='openvino', bits=bits)
+
+
+def test_wide_weights_are_refused_by_their_names(toy_net, images):
+    bits = dict(weight=16, activation=8)
+    with pytest.raises(QuantizeError, match='in stem, conv, expand and 2 more'):
+        make_plan(toy_net, images, target='openvino', bits=bits)
 
 
 def test_openvino_is_not_given_what_it_computes_otherwise(toy_net, images):
@@ -45,7 +70,7 @@ def test_openvino_is_not_given_what_it_computes_otherwise(toy_net, images):
 
 
 def test_grids_of_16_bits_are_written_out(toy_net, images):
-    calibrated(toy_net, images, target='openvino', bits=16)
+    calibrated(toy_net, images, target='onnxruntime', bits=16)
     exported = export_onnx(toy_net, images, 'openvino')
     assert not has_wide_grids(exported.model)
     # In ONNX Runtime the same file computes the same.

@@ -24,7 +24,7 @@ def scope():
 
 @pytest.fixture(scope='module')
 def ssd():
-    return SmallSSD()
+    return SmallSSD('tidl')
 
 
 def test_tidl_reads_the_head_of_an_ssd(ssd):

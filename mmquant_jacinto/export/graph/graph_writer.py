@@ -25,12 +25,14 @@ _ONNX_DTYPES = {
     torch.uint8: TensorProto.UINT8,
     torch.bool: TensorProto.BOOL,
 }
-# The first opset with integers of 4 and 16 bits (it has deformable convolutions
-# too), and the one before it that today's engines all read.
-WIDE_OPSET, COMMON_OPSET = 21, 17
-# Their axes are an attribute in the older one, and an operand in the newer one.
+# The first opset with integers of 4 and 16 bits, the one with deformable convolutions,
+# and one that today's engines all read.
+WIDE_OPSET, DEFORM_OPSET, COMMON_OPSET = 21, 19, 17
+# From here on axes of reductions are an operand.
+_AXES_OPSET = 18
 _REDUCTIONS = ('ReduceMax', 'ReduceMin', 'ReduceMean', 'ReduceL1', 'ReduceL2')
-_IR_VERSIONS = {COMMON_OPSET: 8, WIDE_OPSET: 10}
+# TIDL reads opset 19 in files of the older form.
+_IR_VERSIONS = {COMMON_OPSET: 8, DEFORM_OPSET: 8, WIDE_OPSET: 10}
 
 
 def onnx_dtype(dtype: torch.dtype) -> int:
@@ -53,6 +55,7 @@ class GraphWriter:
     Attributes:
         quantized (Dict[str, Tuple[str, Grid]]): Name of a dequantized tensor to
             that of its integers, and their grid.
+        opset (int): The oldest that has all that was written.
     """
 
     def __init__(self) -> None:
@@ -60,7 +63,7 @@ class GraphWriter:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.quantized: dict[str, tuple[str, Grid]] = {}
-        self.needs_wide_opset = False
+        self.opset = COMMON_OPSET
         self._names: dict[str, int] = {}
         self._constants: dict[tuple, str] = {}
         self._producers: dict[str, onnx.NodeProto] = {}
@@ -160,9 +163,10 @@ class GraphWriter:
     def integers(self, value: np.ndarray, storage: Storage, name: str) -> str:
         """A constant of a stored integer type, INT4 among them."""
         if storage.dtype != 'int4':
-            self.needs_wide_opset |= storage.dtype.endswith('16')
+            if storage.dtype.endswith('16'):
+                self.require(WIDE_OPSET)
             return self.constant(value.astype(storage.dtype), name)
-        self.needs_wide_opset = True
+        self.require(WIDE_OPSET)
         name = self.unique(name)
         self.initializers[name] = helper.make_tensor(
             name, TensorProto.INT4, value.shape, value.astype(np.int8).ravel().tolist()
@@ -188,10 +192,9 @@ class GraphWriter:
         zero_point = np.asarray(storage.zero_point)
         return scale, self.integers(zero_point, storage, 'zero_point')
 
-    @property
-    def opset(self) -> int:
-        """int: The oldest opset that has all that was written."""
-        return WIDE_OPSET if self.needs_wide_opset else COMMON_OPSET
+    def require(self, opset: int) -> None:
+        """Says that what is written is in no older opset."""
+        self.opset = max(self.opset, opset)
 
     def build(
         self,
@@ -218,7 +221,7 @@ class GraphWriter:
                 )
             )
         self._rename_outputs(outputs)
-        if self.opset == WIDE_OPSET:
+        if self.opset >= _AXES_OPSET:
             self._move_axes()
         graph = helper.make_graph(
             self.nodes, name, self.inputs, infos, list(self.initializers.values())

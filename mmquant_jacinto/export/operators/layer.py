@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...record.ops import per_axis
+from ..graph.graph_writer import DEFORM_OPSET
 from .translation import (
     axis_of,
     translates,
@@ -82,7 +83,7 @@ def _deform_conv(
     if offset.shape[2:] != site.out.shape[2:]:
         # mmcv reads the first of them; ONNX has no such thing.
         raise NotImplementedError('offsets of another size than the output')
-    site.writer.needs_wide_opset = True
+    site.writer.require(DEFORM_OPSET)
     return site.node(
         'DeformConv',
         x,

@@ -319,12 +319,7 @@ class Trace(Names, TorchFunctionMode):
         before = writer.grid_behind(name) if on_integers else None
         directly = before is not None and (name in writer.quantized or before != grid)
         if not implied and not on_integers:
-            bounds = [np.float32(k * grid.scale) for k in (low, high)]
-            name = writer.node(
-                'Clip',
-                [name, *(writer.constant(b, 'range') for b in bounds)],
-                f'{site}:clip',
-            )
+            name = self._bound(site, name, (low, high), grid, clip)
         integers = writer.quantize(name, grid, storage, site)
         if directly or (not implied and on_integers):
             bounds = [np.asarray(k + storage.zero_point) for k in (low, high)]
@@ -335,6 +330,18 @@ class Trace(Names, TorchFunctionMode):
             )
         result = writer.dequantize(integers, grid, storage, f'{site}:out')
         return self._keep(result, x)
+
+    def _bound(
+        self, site: str, name: str, steps: tuple[int, int], grid: Grid, clip: Bounds
+    ) -> str:
+        """A value within some steps of a grid, before it is put there."""
+        writer, storage = self.writer, self.target.activation_storage(grid)
+        if clip == (0.0, None) and steps[1] >= storage.high - storage.zero_point:
+            # The type does the rest, and what a layer is fused with is ReLU.
+            return writer.node('Relu', [name], f'{site}:clip')
+        bounds = [np.float32(k * grid.scale) for k in steps]
+        constants = [writer.constant(b, 'range') for b in bounds]
+        return writer.node('Clip', [name, *constants], f'{site}:clip')
 
     def _keep(self, name: str, x: Tensor) -> str:
         if self._keeps_values:

@@ -1,0 +1,126 @@
+"""File operators: what the functions of a plan are in a file, for a target's table.
+
+The tables of targets name operators of ONNX; a plan is made of torch functions. What
+is not here is no operator with a row of its own.
+"""
+
+from collections.abc import Iterable
+
+from ..record import ops
+from ..record.graph import Site
+from ..targets.rules.table import PRODUCT, SILU, Rules
+from .fusion import Chain, Dataflow
+
+_TABLE: dict[str, str] = {
+    'Conv': 'conv1d conv2d conv3d deform_conv2d',
+    'ConvTranspose': 'conv_transpose1d conv_transpose2d conv_transpose3d',
+    'Gemm': 'linear',
+    PRODUCT: 'matmul bmm mm rmatmul baddbmm addmm',
+    'Relu': 'relu',
+    'Clip': 'relu6 hardtanh clamp clip clamp_min clamp_max',
+    'Add': 'add',
+    'Sub': 'sub rsub',
+    'Mul': 'mul square',
+    'Div': 'div truediv rdiv',
+    'Concat': 'cat concat concatenate stack',
+    'AveragePool': 'avg_pool1d avg_pool2d avg_pool3d',
+    'GlobalAveragePool': 'adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d',
+    'MaxPool': 'max_pool1d max_pool2d max_pool3d',
+    'GlobalMaxPool': 'adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d',
+    'ReduceMean': 'mean',
+    'ReduceMax': 'amax',
+    'ReduceSum': 'sum',
+    'Resize': 'interpolate upsample',
+    'Reshape': (
+        'reshape view view_as reshape_as flatten unflatten squeeze unsqueeze alias'
+    ),
+    'Transpose': 'permute transpose swapaxes movedim t T mT',
+    'Identity': 'contiguous clone float to type_as dropout dropout2d detach',
+    'Expand': 'expand expand_as broadcast_to',
+    'Split': 'chunk split',
+    'Slice': 'getitem narrow',
+    'Gather': 'unbind select index_select',
+    'Pad': 'pad',
+    'DepthToSpace': 'pixel_shuffle',
+    'BatchNormalization': 'batch_norm',
+    'LayerNormalization': 'layer_norm',
+    'InstanceNormalization': 'instance_norm',
+    'Softmax': 'softmax',
+    'Sigmoid': 'sigmoid',
+    'Tanh': 'tanh',
+    'HardSigmoid': 'hardsigmoid',
+    'HardSwish': 'hardswish',
+    'LeakyRelu': 'leaky_relu',
+    'PRelu': 'prelu',
+    'Elu': 'elu',
+    SILU: 'silu',
+    'GridSample': 'grid_sample',
+}
+_OPERATORS = {
+    function: operator
+    for operator, functions in _TABLE.items()
+    for function in functions.split()
+}
+
+
+def operator_of(site: Site) -> str:
+    """The operator of ONNX that a call becomes; '' where none has a row of its own."""
+    return _OPERATORS.get(site.op, '')
+
+
+def symmetric_groups(flow: Dataflow, chains: Iterable[Chain], rules: Rules) -> set[int]:
+    """Groups of values that an operator takes, or gives, without zero point alone.
+
+    Args:
+        flow (Dataflow): Of the graph.
+        chains (Iterable[Chain]): Those that are quantized.
+        rules (Rules): Of the target.
+
+    Returns:
+        Set[int]: As ``flow.groups`` finds them.
+    """
+    heads = [(chain.head, chain.tail) for chain in chains]
+    moving = [(s, s) for s in flow.active if s.kind in (ops.PASS, ops.CAT)]
+    return {
+        flow.groups.find(value)
+        for head, tail in heads + moving
+        if rules.is_symmetric([operator_of(head)])
+        for value in (*head.inputs, *tail.outputs)
+        if value is not None
+    }
+
+
+def open_results(flow: Dataflow, chains: Iterable[Chain], rules: Rules) -> set[int]:
+    """Results of layers that the target computes as one with the call that reads them.
+
+    On no grid of their own: a pair of Q/DQ there would part what is fused. Of two
+    layers that an addition reads, the later is left open.
+
+    Args:
+        flow (Dataflow): Of the graph.
+        chains (Iterable[Chain]): Those that are quantized.
+        rules (Rules): Of the target.
+
+    Returns:
+        Set[int]: Values.
+    """
+    heads = {value: chain for chain in chains for value in chain.tail.outputs}
+    found: set[int] = set()
+    for chain in chains:
+        reader = chain.head
+        for value in reversed(reader.inputs):
+            head = None if value is None else heads.get(value)
+            if head is None or value is None or head.clip is not None:
+                continue
+            is_fused = rules.fuses(operator_of(head.head), operator_of(reader))
+            is_alone = len(flow.consumers.get(value, ())) == 1
+            if is_fused and is_alone and value not in flow.leaving and _fits(reader):
+                found.add(value)
+                break
+    return found
+
+
+def _fits(reader: Site) -> bool:
+    """Whether a call reads one value, or two different activations."""
+    values = reader.inputs
+    return len(values) == 1 or (len(set(values)) == 2 and None not in values)

@@ -1,0 +1,45 @@
+"""Planned widths: what a config asks for, against what the target's engine has."""
+
+from collections.abc import Iterable, Mapping
+
+from ..config.quantize_config import QuantizeConfig
+from ..errors import QuantizeError
+from ..targets.rules.table import ANY, Activations, Rules, Weights
+from .plan import ActivationSpec, WeightSpec
+
+# Names of quantizers that an error tells.
+_SHOWN = 3
+
+
+def check_widths(
+    rules: Rules,
+    config: QuantizeConfig,
+    activations: Iterable[ActivationSpec],
+    weights: Mapping[str, WeightSpec],
+) -> None:
+    """Refuses widths that the engine has no integers of, before anything runs.
+
+    Args:
+        rules (Rules): Of the target.
+        config (QuantizeConfig): What was asked for.
+        activations (Iterable[ActivationSpec]): Of the plan.
+        weights (Mapping[str, WeightSpec]): Of the plan.
+
+    Raises:
+        QuantizeError: If there are any; it names the first tensors.
+    """
+    for kind, specs, row in (
+        ('activations', list(activations), rules.row(Activations, ANY)),
+        ('weights', list(weights.values()), rules.row(Weights, 'Conv')),
+    ):
+        most = 16 if row is None else row.bits
+        wide = [spec.name for spec in specs if spec.format.bits > most]
+        if not wide:
+            continue
+        others = f' and {len(wide) - _SHOWN} more' if len(wide) > _SHOWN else ''
+        raise QuantizeError(
+            f'quantize.bits asks for more than {most} bits in '
+            f'{", ".join(wide[:_SHOWN])}{others}, and quantize.target='
+            f'{config.target!r} has {kind} of up to {most} ({row.source}); use '
+            f'{most} bits or fewer there, or another target'
+        )

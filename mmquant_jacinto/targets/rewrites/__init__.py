@@ -1,0 +1,1 @@
+"""Rewrites: what ``Target.finish`` changes in a written file for one engine."""
