@@ -223,9 +223,16 @@ class Graph:
         while node is not None and node.op_type in _MOVING:
             name = node.input[0]
             node = self.makers.get(name)
-        if node is None or node.op_type != DEQUANTIZE:
+        if node is None:
             return None, name
-        return self.grid(node), node.input[0]
+        if node.op_type in (DEQUANTIZE, QUANTIZE):
+            return self.grid(node), node.input[0]
+        # Integers that are read as they are.
+        if node.op_type in _QLINEAR:
+            return self._linear(node).result.grid, name
+        if node.op_type in _JOINED:
+            return self._concatenation(node).result.grid, name
+        return None, name
 
     def grid_behind(self, name: str) -> Grid | None:
         """The grid that a value is put on by a node that reads it."""

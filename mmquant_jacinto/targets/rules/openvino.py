@@ -37,11 +37,11 @@ WEIGHTS = Source(
 # and Q/DQ are none of them.
 _OPERATORS = tuple(
     (
-        'Add AveragePool GlobalAveragePool Clip Concat Conv ConvTranspose DepthToSpace '
-        'QuantizeLinear DequantizeLinear Resize Upsample MatMul Gemm MaxPool Mul '
-        'MeanVarianceNormalization LpNormalization PRelu LeakyRelu ReduceMax '
-        'ReduceMean ReduceMin ReduceSum Relu Reshape Flatten Split Squeeze Slice '
-        'Transpose Gather Unsqueeze Identity Constant Shape Pad'
+        'Add AveragePool GlobalAveragePool Clip Concat Conv ConvTranspose '
+        'DepthToSpace QuantizeLinear DequantizeLinear Resize Upsample MatMul Gemm '
+        'MaxPool Mul MeanVarianceNormalization LpNormalization PRelu LeakyRelu '
+        'ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Flatten Split Squeeze '
+        'Slice Transpose Gather Unsqueeze Identity Constant Shape Pad'
     ).split()
 )
 
