@@ -12,7 +12,7 @@ from ..config.quantize_config import QuantizeConfig
 from ..record import ops
 from ..record.graph import Site
 from ..targets.formats import TensorFormat
-from ..targets.rules.table import INPUT as NETWORK_INPUT
+from ..targets.rules import table
 from ..targets.rules.table import Rules
 from .file_operators import symmetric_groups
 from .fusion import Chain, Dataflow
@@ -45,7 +45,10 @@ class ActivationSpecs:
         self._sums = self._sum_groups()
         quantized = [c for c in flow.chains.values() if not overrides.is_off(c.head)]
         self._symmetric = symmetric_groups(flow, quantized, rules)
-        self._symmetric_inputs = rules.is_symmetric([NETWORK_INPUT])
+        ends = {INPUT: table.INPUT, OUTPUT: table.OUTPUT}
+        self._symmetric_kinds = {
+            kind for kind, end in ends.items() if rules.is_symmetric([end])
+        }
         self._specs: dict[Any, ActivationSpec] = {}
         # Operand of a site to the key of the quantizer that narrows it there.
         self._narrowed: dict[tuple[str, int], Any] = {}
@@ -133,9 +136,7 @@ class ActivationSpecs:
     def _format(self, key: Any, kind: str) -> TensorFormat:
         """The preset's, without a zero point where the target takes none."""
         fmt = self.config.preset.activation
-        is_symmetric = key in self._symmetric or (
-            kind == INPUT and self._symmetric_inputs
-        )
+        is_symmetric = key in self._symmetric or kind in self._symmetric_kinds
         if fmt.symmetric or not is_symmetric:
             return fmt
         return replace(fmt, symmetric=True, unsigned_if_positive=True)

@@ -10,7 +10,7 @@ import onnx
 from onnx import inliner
 
 from ...targets.rules import table
-from ...targets.rules.table import INPUT, Rules, Source
+from ...targets.rules.table import INPUT, OUTPUT, Rules, Source
 from .facts import NodeFacts, Shapes
 from .operations import Graph, Grid, Operation, Value
 from .placement import Fused, missing_pairs, split_fusions
@@ -185,6 +185,21 @@ def _inputs(checked: Checked) -> Iterator[Finding]:
                     )
 
 
+def _outputs(checked: Checked) -> Iterator[Finding]:
+    graph = checked.graph
+    for row in checked.rules.of(table.Activations):
+        if OUTPUT not in row.operators:
+            continue
+        for name in sorted(graph.outputs):
+            grid = graph.grid_of(name)[0]
+            wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+            if wrong is not None and not graph.readers[name]:
+                yield _finding(
+                    *(graph.makers[name], 'network output', f'{name}: {grid}', wrong),
+                    *(row.source, row.severity),
+                )
+
+
 def _weights(checked: Checked) -> Iterator[Finding]:
     for operation in checked.operations:
         if not operation.is_quantized:
@@ -297,6 +312,6 @@ def _placement(checked: Checked) -> Iterator[Finding]:
 
 
 _PARTS: tuple[Callable[[Checked], Iterator[Finding]], ...] = (
-    *(_versions, _operators, _inputs, _activations, _weights, _biases),
+    *(_versions, _operators, _inputs, _outputs, _activations, _weights, _biases),
     *(_placement, _limits),
 )

@@ -96,7 +96,12 @@ def to_markdown(name: str, rules: Rules) -> str:
 
 
 def _names(row: Row) -> str:
-    words = {table.ANY: 'all others', table.INPUT: 'input', table.FILE: 'file'}
+    words = {
+        table.ANY: 'all others',
+        table.INPUT: 'input',
+        table.OUTPUT: 'output',
+        table.FILE: 'file',
+    }
     return ' '.join(words.get(name, name) for name in row.operators)
 
 

@@ -21,6 +21,7 @@ SEVERITIES = (VIOLATION, HOST, SLOWER)
 
 ANY = '*'  # all operators that have no row of their own
 INPUT = '(input)'  # what enters the network
+OUTPUT = '(output)'  # what leaves it, and nothing in it reads
 FILE = '(file)'  # the file as a whole
 PRODUCT = 'MatMul of activations'  # a MatMul without a constant
 SILU = 'Sigmoid*Mul'  # both of one value
@@ -248,10 +249,7 @@ class Rules:
     def is_symmetric(self, operators: Iterable[str]) -> bool:
         """Whether any of some operators takes activations without zero point alone."""
         rows = [self.row(Activations, operator) for operator in operators]
-        return any(
-            row is not None and row.symmetric and row.severity == VIOLATION
-            for row in rows
-        )
+        return any(row is not None and row.symmetric for row in rows)
 
     def scales_channels(self, operator: str) -> bool:
         """Whether output channels of an operator's weight may have their own scales."""

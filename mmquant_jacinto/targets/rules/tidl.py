@@ -13,6 +13,7 @@ from .table import (
     FILE,
     HOST,
     INPUT,
+    OUTPUT,
     Activations,
     Biases,
     Fusion,
@@ -56,6 +57,9 @@ _NEED_PAIR = tuple(
 
 _GRID_ROWS: tuple[Row, ...] = (
     Activations((INPUT,), INPUTS, symmetric=True),
+    # The table's row TIDL_DataLayer does not say which; the notes tell of inputs alone.
+    # Planned, and no violation of a file that has it otherwise.
+    Activations((OUTPUT,), GRIDS, symmetric=True, severity=HOST),
     Activations((*_AFFINE, *_PASSING), GRIDS),
     # "Asymmetric quantization is supported only when B is a constant initializer":
     # PRODUCT is among the others.
@@ -105,7 +109,7 @@ _ALL_TYPES = ('int8', 'uint8', 'int16', 'uint16')
 TDA4VM_RULES = replace(
     RULES,
     rows=(
-        Activations((INPUT, ANY), _SYMMETRIC, symmetric=True, types=_ALL_TYPES),
+        Activations((INPUT, OUTPUT, ANY), _SYMMETRIC, symmetric=True, types=_ALL_TYPES),
         *(
             replace(row, types=_ALL_TYPES) if isinstance(row, Weights) else row
             for row in _GRID_ROWS

@@ -107,9 +107,16 @@ CASES = {
         *(TIDL_RULES, 'network input', VIOLATION),
         *(lambda: layer(given=EIGHTH), lambda: layer(gives=EIGHTH)),
     ),
+    'tidl output': (
+        *(TIDL_RULES, 'network output', HOST),
+        *(lambda: layer(gives=EIGHTH), layer),
+    ),
     'tidl pooling': (
         *(TIDL_RULES, 'activations', VIOLATION),
-        *(lambda: pool(**SHIFTED), lambda: pool(given=('uint8', 0), gives=('uint8', 0))),
+        *(
+            lambda: pool(**SHIFTED),
+            lambda: pool(given=('uint8', 0), gives=('uint8', 0)),
+        ),
     ),
     'tda4vm everywhere': (
         *(TDA4VM_RULES, 'activations', VIOLATION),

@@ -1,4 +1,4 @@
-"""Files that we did not write: ONNX Runtime's quantizer, weights quantized in the file."""
+"""Files that we did not write: those of ONNX Runtime's quantizer."""
 
 import numpy as np
 import pytest
@@ -41,9 +41,7 @@ def float_net():
 
     x = made.input(*SHAPE)
     x = made.node('Conv', x, weight(4, 3, 3, 3), weight(4), name='first')
-    pooled = made.node(
-        'MaxPool', x, name='pool', kernel_shape=[2, 2], strides=[2, 2]
-    )
+    pooled = made.node('MaxPool', x, name='pool', kernel_shape=[2, 2], strides=[2, 2])
     y = made.node('Conv', pooled, weight(4, 4, 1, 1), weight(4), name='second')
     made.output(made.node('Add', y, pooled, name='sum'), 1, 4, 7, 7)
     return made.model()
