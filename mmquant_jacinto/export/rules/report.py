@@ -28,11 +28,7 @@ def to_text(findings: Sequence[Finding], rules: Rules) -> str:
     Returns:
         str: Several lines; one if there is nothing.
     """
-    words = {
-        table.VIOLATION: 'violation',
-        table.HOST: rules.host,
-        table.SLOWER: 'slower than it could be',
-    }
+    words = _words(rules)
     sources = list(dict.fromkeys(item.source for item in findings))
     lines = [
         f'{words[item.severity]}: {item.operator} {item.node}, {item.rule}: '
@@ -40,6 +36,37 @@ def to_text(findings: Sequence[Finding], rules: Rules) -> str:
         for item in findings
     ]
     lines += [f'[{i + 1}] {source}' for i, source in enumerate(sources)]
+    return '\n'.join([*lines, summary(findings)])
+
+
+def _words(rules: Rules) -> dict[str, str]:
+    return {
+        table.VIOLATION: 'violation',
+        table.HOST: rules.host,
+        table.SLOWER: 'slower than it could be',
+    }
+
+
+def grouped(findings: Sequence[Finding], rules: Rules) -> str:
+    """Findings of a model whose nodes are named by its modules, equal ones together.
+
+    Args:
+        findings (Sequence[Finding]): Of a file.
+        rules (Rules): They are of.
+    """
+    words = _words(rules)
+    groups: dict[str, list[str]] = {}
+    for item in findings:
+        # A grid is named by its tensor, which differs from node to node.
+        found = item.found.partition(': ')[2] or item.found
+        key = (
+            f'{words[item.severity]}: {item.operator}, {item.rule}: {found}; right: '
+            f'{item.right} [{item.source}]'
+        )
+        groups.setdefault(key, []).append(item.node)
+    lines = []
+    for key, nodes in groups.items():
+        lines += [f'{key}, {len(nodes)} x', *(f'    {node}' for node in nodes)]
     return '\n'.join([*lines, summary(findings)])
 
 

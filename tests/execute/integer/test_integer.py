@@ -9,7 +9,7 @@ from reference import ROUND, convolve, power_of_two, to_grid
 from torch import nn
 from toy_models import Forward, calibrated, randomize_norms
 
-TARGETS = ['jacinto', 'tidl']
+TARGETS = ['jacinto', 'onnxruntime']
 
 
 def integers(x, grid):
