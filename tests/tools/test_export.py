@@ -49,6 +49,20 @@ def export(workspace, *arguments, checkpoint=CHECKPOINT, options=OPTIONS):
     return done.returncode, done.stdout
 
 
+def test_file_that_breaks_rules_is_written_on_demand_alone(workspace):
+    line = ['-o', 'rules.onnx', '--target', 'tidl', '--verify', '0']
+    code, out = export(workspace, *line)
+    assert code == 2
+    assert 'tidl does not take' in out and '--allow-violations' in out
+    assert not (workspace.root / 'rules.onnx').exists()
+    code, out = export(workspace, *line, '--allow-violations')
+    assert code == 0, out
+    assert re.search(r'rules of tidl: \d+ violations', out)
+    model = onnx.load(workspace.root / 'rules.onnx')
+    told = {item.key: item.value for item in model.metadata_props}['violations']
+    assert {item['severity'] for item in json.loads(told)} == {'violation'}
+
+
 def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
     out = workspace.run(
         (
