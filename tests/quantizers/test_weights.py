@@ -86,7 +86,9 @@ def test_weight_at_an_exact_power_of_two_saturates_like_the_original():
 @pytest.mark.parametrize('axis', [0, 1])
 def test_per_channel_weights_are_the_formula(bits, axis):
     weight = sample_weight(3)
-    layer, grids = quantized(convolution(weight, axis == 1), target='tidl', bits=bits)
+    layer, grids = quantized(
+        convolution(weight, axis == 1), target='onnxruntime', bits=bits
+    )
     high = 2 ** (bits - 1) - 1
     w = weight.numpy()
     others = tuple(d for d in range(4) if d != axis)

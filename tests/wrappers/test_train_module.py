@@ -196,7 +196,12 @@ def test_quantized_checkpoint_loads_into_the_float_model(trained):
 
 @pytest.mark.parametrize(
     'quantize',
-    [{}, dict(target='tidl', bits=dict(weight=4, output=16), overrides={'fc': 16})],
+    [
+        {},
+        dict(
+            target='onnxruntime', bits=dict(weight=4, output=16), overrides={'fc': 16}
+        ),
+    ],
 )
 def test_test_module_takes_its_plan_from_the_checkpoint(images, tmp_path, quantize):
     model = QuantTrainModule(fresh_net(), images, **quantize)
@@ -364,7 +369,7 @@ def test_same_parameters_get_gradients_as_in_float(images, live, fixed):
         assert all(gradient.isfinite().all() for gradient in found.values())
 
 
-@pytest.mark.parametrize('target', ['jacinto', 'tidl'])
+@pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
 @pytest.mark.parametrize('live', [True, False])
 def test_gradients_are_those_of_float_where_quantization_is_fine(images, live, target):
     # 16 bits; with frozen statistics the normalization is folded, and its

@@ -110,11 +110,8 @@ TDA4VM_RULES = replace(
     RULES,
     rows=(
         Activations((INPUT, OUTPUT, ANY), _SYMMETRIC, symmetric=True, types=_ALL_TYPES),
-        *(
-            replace(row, types=_ALL_TYPES) if isinstance(row, Weights) else row
-            for row in _GRID_ROWS
-            if not isinstance(row, Activations)
-        ),
+        # Its weights are real numbers, on whatever grid.
+        *(row for row in _GRID_ROWS if not isinstance(row, (Activations, Weights))),
         *_FORM_ROWS,
     ),
     reads='TIDL on TDA4VM (J721E); a float model with its ranges as Clip',
