@@ -43,8 +43,14 @@ def scales(wrapper, kind):
     return {name: part.quantizers[index] for name, index in part.index.items()}
 
 
-@pytest.mark.parametrize('bits', [4, 8, 16])
-@pytest.mark.parametrize('target', ['onnxruntime', 'tensorrt'])
+@pytest.mark.parametrize(
+    'target, bits',
+    [
+        *(('onnxruntime', bits) for bits in (4, 8, 16)),
+        *(('tensorrt', bits) for bits in (4, 8)),
+        *(('tidl', bits) for bits in (4, 8)),
+    ],
+)
 def test_the_integers_are_those_of_the_learned_scales(toy_net, images, bits, target):
     wrapper = trained(toy_net, images, bits=bits, target=target)
     with torch.no_grad():
