@@ -1,14 +1,15 @@
 # SSD-MobileNetV2 as TensorFlow's detection zoo trained it on COCO, on photographs of
 # COCO that may be passed on. The folder with weights, model definition and photographs
 # is $MMQUANT_PRETRAINED.
-import importlib
-import sys
-
 _base_ = [
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
+# Below _base_, which MMEngine wants to see first in a config that imports.
+import importlib  # noqa: E402
+import sys  # noqa: E402
+
 work_dir = 'work_dirs/pretrained/ssd_mobilenetv2'
 pretrained = '{{$MMQUANT_PRETRAINED:../shared/pretrained}}'
 if pretrained not in sys.path:
