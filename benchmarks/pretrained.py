@@ -182,13 +182,15 @@ class RowRun:
 
 
 def select_runs(args: argparse.Namespace) -> Iterator[RowRun]:
-    """Yield what is asked for, float first, which all others are compared with."""
-    for name in args.networks:
-        for row in ROWS:
-            wanted = any(fnmatch.fnmatchcase(row.name, it) for it in args.rows)
-            if wanted or row.quantize is None:
-                quick = args.quick and row.quantize is not None
-                yield RowRun(args.out.resolve(), NETWORKS[name], row, quick)
+    """Yield what is asked for: float, which all are compared with, switches last."""
+    for is_switch in (False, True):
+        for name in args.networks:
+            for row in ROWS:
+                is_float = row.quantize is None
+                wanted = any(fnmatch.fnmatchcase(row.name, it) for it in args.rows)
+                if (wanted or is_float) and (row.switch is not None) == is_switch:
+                    quick = args.quick and not is_float
+                    yield RowRun(args.out.resolve(), NETWORKS[name], row, quick)
 
 
 def execute(runs: list[RowRun], retry: bool) -> list[str]:
