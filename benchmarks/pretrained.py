@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,16 +181,31 @@ class RowRun:
         return result
 
 
-def select_runs(args: argparse.Namespace) -> Iterator[RowRun]:
-    """Yield what is asked for: float, which all are compared with, switches last."""
-    for is_switch in (False, True):
-        for name in args.networks:
-            for row in ROWS:
-                is_float = row.quantize is None
-                wanted = any(fnmatch.fnmatchcase(row.name, it) for it in args.rows)
-                if (wanted or is_float) and (row.switch is not None) == is_switch:
-                    quick = args.quick and not is_float
-                    yield RowRun(args.out.resolve(), NETWORKS[name], row, quick)
+def select_runs(args: argparse.Namespace) -> list[RowRun]:
+    """Return what is asked for: float first, which all are compared with.
+
+    Then what is quick to make, the rows of bounds before the switches; what is
+    fine-tuned takes minutes.
+    """
+    wanted = [
+        row
+        for row in ROWS
+        if row.quantize is None
+        or any(fnmatch.fnmatchcase(row.name, pattern) for pattern in args.rows)
+    ]
+    return [
+        RowRun(
+            args.out.resolve(),
+            NETWORKS[name],
+            row,
+            args.quick and row.quantize is not None,
+        )
+        for slow in (False, True)
+        for is_switch in (False, True)
+        for name in args.networks
+        for row in wanted
+        if (row.is_finetuned, row.switch is not None) == (slow, is_switch)
+    ]
 
 
 def execute(runs: list[RowRun], retry: bool) -> list[str]:
@@ -284,7 +299,7 @@ def main() -> None:
     find_folder()
     os.environ['OMP_NUM_THREADS'] = str(args.threads)
     set_process_defaults()
-    runs = [] if args.report_only else list(select_runs(args))
+    runs = [] if args.report_only else select_runs(args)
     failures = execute(runs, args.retry)
     content = collect(args)
     for path, text in (

@@ -30,6 +30,11 @@ class PretrainedRow:
     switch: str | None = None
     bound: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether it asks for training, which takes minutes."""
+        return bool((self.quantize or {}).get('finetune'))
+
 
 def _bound(yolox: float, ssd: float) -> dict[str, float]:
     return dict(yolox_nano=yolox, ssd_mobilenetv2=ssd)
