@@ -187,6 +187,32 @@ def modelopt(
     return mtq.quantize(copy.deepcopy(network), chosen, run_all)
 
 
+def modelopt_onnx(
+    network: nn.Module, images: Tensor, folder: Path, method: str = 'entropy'
+) -> Quantized:
+    """NVIDIA's Model Optimizer on the ONNX file, run by ONNX Runtime.
+
+    Args:
+        network, images, folder: As for all.
+        method (str): Calibration of activations.
+    """
+    from modelopt.onnx.quantization import quantize
+
+    quantized = folder / f'modelopt_{method}.onnx'
+    quantize(
+        str(onnx_file(network, images, folder, ONNX_OPSET)),
+        quantize_mode='int8',
+        calibration_data={'images': images.numpy()},
+        calibration_method=method,
+        calibration_eps=['cpu'],
+        # What is not quantized stays as the other libraries leave it.
+        high_precision_dtype='fp32',
+        output_path=str(quantized),
+        log_level='ERROR',
+    )
+    return onnx_session(quantized)
+
+
 def fx(
     network: nn.Module, images: Tensor, folder: Path, backend: str = 'x86'
 ) -> Quantized:
@@ -305,6 +331,8 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[..., Quantized], dict[str, Any]
         modelopt,
         dict(config='INT8_SMOOTHQUANT_CFG'),
     ),
+    ('modelopt', 'ONNX, entropy', 'W8A8'): (modelopt_onnx, {}),
+    ('modelopt', 'ONNX, max', 'W8A8'): (modelopt_onnx, dict(method='max')),
     ('modelopt', 'max', 'W4A8'): (modelopt, dict(bits=W4A8)),
     ('modelopt', 'mse', 'W4A8'): (modelopt, dict(bits=W4A8, algorithm='mse')),
     # Its search emulates FP8, which takes a CPU more than a quarter of an hour.
