@@ -296,7 +296,8 @@ def main() -> None:
         for row in ROWS:
             print(f'{row.name:35} {row.title}')
         return
-    find_folder()
+    chosen = (NETWORKS[name].checkpoint for name in args.networks)
+    find_folder(*chosen, 'coco_free/instances_val2017.json')
     os.environ['OMP_NUM_THREADS'] = str(args.threads)
     set_process_defaults()
     runs = [] if args.report_only else select_runs(args)

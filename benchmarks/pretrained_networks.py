@@ -59,21 +59,22 @@ PHOTOGRAPHS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def find_folder() -> Path:
+def find_folder(*wanted: str) -> Path:
     """Return the folder with weights and photographs, and let the configs find it.
+
+    Args:
+        *wanted: The files that are needed.
 
     Raises:
         SystemExit: If it is not there.
     """
     given = os.environ.get(VARIABLE)
     path = Path(given) if given else BESIDE
-    wanted = [network.checkpoint for network in NETWORKS.values()]
     missing = [name for name in wanted if not (path / name).is_file()]
     if missing:
         state = f'{given} has no {missing[0]}' if given else 'it is not set'
         raise SystemExit(
-            f'error: {VARIABLE} must name the folder with {", ".join(wanted)} and '
-            f'coco_free; {state}'
+            f'error: {VARIABLE} must name the folder with {", ".join(wanted)}; {state}'
         )
     os.environ[VARIABLE] = str(path.resolve())
     return path.resolve()

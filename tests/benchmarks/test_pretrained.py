@@ -172,13 +172,12 @@ def test_folder_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained_networks, 'BESIDE', tmp_path / 'none')
     monkeypatch.delenv(pretrained_networks.VARIABLE, raising=False)
     with pytest.raises(SystemExit, match='MMQUANT_PRETRAINED must .* is not set'):
-        pretrained_networks.find_folder()
+        pretrained_networks.find_folder('a.pth', 'b.pth')
     monkeypatch.setenv(pretrained_networks.VARIABLE, str(tmp_path))
-    with pytest.raises(SystemExit, match='has no yolox_nano_coco.pth'):
-        pretrained_networks.find_folder()
-    for network in pretrained_networks.NETWORKS.values():
-        (tmp_path / network.checkpoint).touch()
-    assert pretrained_networks.find_folder() == tmp_path
+    (tmp_path / 'a.pth').touch()
+    with pytest.raises(SystemExit, match='has no b.pth'):
+        pretrained_networks.find_folder('a.pth', 'b.pth')
+    assert pretrained_networks.find_folder('a.pth') == tmp_path
 
 
 def test_unknown_row_is_one_sentence(capsys):
