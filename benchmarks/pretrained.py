@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from process_settings import set_process_defaults
 from zoo.report import digest_of, package_sources
 
 HERE = Path(__file__).resolve().parent
+PEERS = ROOT / 'benchmarks' / 'results' / 'peers.json'
 MEASURING = ('accuracy_intervals', 'pretrained_run', 'pretrained_scores')
 
 
@@ -208,8 +209,16 @@ def select_runs(args: argparse.Namespace) -> list[RowRun]:
     ]
 
 
-def execute(runs: list[RowRun], retry: bool) -> list[str]:
-    """Make the runs that are not finished; return what failed."""
+def execute(
+    runs: list[RowRun], retry: bool, publish: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Make the runs that are not finished; return what failed.
+
+    Args:
+        runs: What is asked for, float before what is compared with it.
+        retry: Whether what failed is made again.
+        publish: Called after each run that was made.
+    """
     failures = []
     scores: dict[str, Any] = {}
     for number, run in enumerate(runs, 1):
@@ -222,6 +231,8 @@ def execute(runs: list[RowRun], retry: bool) -> list[str]:
         if run.row.quantize is None:
             scores[run.network.name] = result
         say(f'[{number}/{len(runs)}] {run.name}: {told(run, result, scores)}', found)
+        if found is None:
+            publish()
         if 'error' in result:
             failures.append(f'{run.name}: {result["error"]}')
     return failures
@@ -290,6 +301,19 @@ def facts(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def publish(args: argparse.Namespace) -> None:
+    """Write --json and --table of what is there so far."""
+    content = collect(args)
+    peers = json.loads(PEERS.read_text())['models'] if PEERS.is_file() else {}
+    for path, text in (
+        (args.json, json.dumps(content, indent=1) + '\n'),
+        (args.table, table(content, peers)),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
+
+
 def main() -> None:
     args = parse_args()
     if args.list:
@@ -301,15 +325,8 @@ def main() -> None:
     os.environ['OMP_NUM_THREADS'] = str(args.threads)
     set_process_defaults()
     runs = [] if args.report_only else select_runs(args)
-    failures = execute(runs, args.retry)
-    content = collect(args)
-    for path, text in (
-        (args.json, json.dumps(content, indent=1) + '\n'),
-        (args.table, table(content)),
-    ):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, text)
+    failures = execute(runs, args.retry, lambda: publish(args))
+    publish(args)
     if failures:
         raise SystemExit('error: not finished:\n' + '\n'.join(failures))
 

@@ -44,6 +44,19 @@ def is_met(row: PretrainedRow, network: str, value: float) -> bool | None:
     return None if bound is None else value <= bound
 
 
+def wide(widths: Mapping[str, Mapping[str, int]]) -> str:
+    """Say how many weights and activations have more bits than most, if any has."""
+    parts = []
+    for kind, counts in widths.items():
+        usual = max(counts, key=counts.get)
+        parts += [
+            f'{count} of {sum(counts.values())} {kind}s at {bits} bits'
+            for bits, count in counts.items()
+            if int(bits) > int(usual)
+        ]
+    return f' ({", ".join(parts)})' if parts else ''
+
+
 def table_row(
     row: PretrainedRow, found: Mapping[str, Any], start: Mapping[str, Any], network: str
 ) -> str:
@@ -60,7 +73,7 @@ def table_row(
     if 'error' in found:
         failed = '' if bound is None else 'no'
         return f'| {row.title} | failed: {found["error"]} | | | | | {told} | {failed} |'
-    cells = [row.title]
+    cells = [row.title + wide(found.get('widths', {}))]
     for metric in ('mAP', 'mAP50'):
         low, high = found['intervals'][metric]
         cells.append(f'{lost(found, start, metric):.1f} [{low:.1f}, {high:.1f}]')
@@ -73,22 +86,44 @@ def table_row(
     return f'| {" | ".join(cells)} |'
 
 
-def network_lines(network: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of a network: the bounds' rows, then the switches."""
+def peer_lines(rows: Mapping[str, Mapping[str, Any]], base: Mapping[str, float]):
+    """Yield the table of other libraries, of what peers.py keeps of a network."""
+    yield '| library | variant | bits | lost mAP | lost mAP50 | dB: scores, boxes, … |'
+    yield '| --- | --- | --- | --- | --- | --- |'
+    for key, row in rows.items():
+        library, variant, bits = key.split(' / ')
+        head = f'| {library} | {variant} | {bits} |'
+        if 'reason' in row:
+            yield f'{head} failed: {row["reason"]} | | |'
+            continue
+        points = (f'{base[metric] - row[metric]:.1f}' for metric in ('mAP', 'mAP50'))
+        ratios = (f'{value:.1f}' for name, value in row.items() if name.endswith('_dB'))
+        yield f'{head} {" | ".join(points)} | {", ".join(ratios)} |'
+
+
+def network_lines(
+    network: str, found: Mapping[str, Any], peers: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the tables of a network: the bounds' rows, the libraries, the switches."""
     start = found['float']
     yield f'## {NETWORKS[network].title}'
     yield ''
     scores = start['scores']
     yield f'Float: mAP {scores["mAP"]:.1f}, mAP50 {scores["mAP50"]:.1f}.'
     quantized = [row for row in ROWS if row.name in found and row.quantize is not None]
-    for rows, title in (
-        ([row for row in quantized if row.switch is None], ''),
-        ([row for row in quantized if row.switch is not None], 'One switch at a time:'),
-    ):
+    for is_switch in (False, True):
+        rows = [row for row in quantized if (row.switch is not None) == is_switch]
         if rows:
-            yield from ['', *([title, ''] if title else []), *HEAD]
+            yield from [
+                '',
+                *(['One switch at a time:', ''] if is_switch else []),
+                *HEAD,
+            ]
             for row in rows:
                 yield table_row(row, found[row.name], start, network)
+        if not is_switch and peers.get('rows'):
+            yield from ['', 'Other libraries, by `make peers`:', '']
+            yield from peer_lines(peers['rows'], peers['float'])
     yield ''
 
 
@@ -99,11 +134,12 @@ def engines(rows: Mapping[str, Mapping[str, Any]]) -> Sequence[tuple[str, int]]:
     return counts.most_common()
 
 
-def table(content: Mapping[str, Any]) -> str:
+def table(content: Mapping[str, Any], peers: Mapping[str, Any] | None = None) -> str:
     """Return all of it in Markdown.
 
     Args:
         content: What pretrained.py keeps as JSON.
+        peers: What peers.py keeps as JSON, by network.
     """
     facts = content['facts']
     lines = [INTRODUCTION.format(command=COMMAND, **facts)]
@@ -113,5 +149,6 @@ def table(content: Mapping[str, Any]) -> str:
         lines += [f'Rows of several versions of the package: {told}.', '']
     for network in NETWORKS:
         if 'scores' in content['rows'].get(network, {}).get('float', {}):
-            lines += network_lines(network, content['rows'][network])
+            others = (peers or {}).get(network, {})
+            lines += network_lines(network, content['rows'][network], others)
     return '\n'.join(lines).rstrip() + '\n'

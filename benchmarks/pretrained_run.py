@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,19 @@ def recorded_outputs(head: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 def detector_of(model: nn.Module) -> nn.Module:
     """The detector, whether it is wrapped to test integers or not."""
     return model.module if hasattr(model, 'quantization') else model
+
+
+def widths(model: nn.Module) -> dict[str, dict[int, int]]:
+    """How many weights and activations have how many bits; empty in float."""
+    if not hasattr(model, 'plan'):
+        return {}
+    formats = dict(
+        weight=model.plan.weights.values(), activation=model.plan.activations
+    )
+    return {
+        kind: dict(Counter(spec.format.bits for spec in specs))
+        for kind, specs in formats.items()
+    }
 
 
 def test(runner: Runner) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -182,6 +196,7 @@ def main() -> None:
         metrics, outputs = test(runner)
         if args.folder == args.float_folder:
             torch.save(outputs, args.folder / OUTPUTS)
+        result['widths'] = widths(runner.model)
         result['log'] = {key: float(value) for key, value in metrics.items()}
         result.update(compare(runner, outputs, args.float_folder, args.folder))
         if not args.quick:

@@ -272,3 +272,21 @@ def test_table_says_what_is_met(tmp_path, called, monkeypatch):
     args.json, args.out = kept, tmp_path / 'elsewhere'
     again = json.loads(json.dumps(pretrained.collect(args)))
     assert again == json.loads(kept.read_text())
+
+
+def test_wide_layers_and_other_libraries_are_told():
+    widths = dict(weight={'8': 100, '16': 3}, activation={'8': 200})
+    assert pretrained_report.wide(widths) == ' (3 of 103 weights at 16 bits)'
+    assert pretrained_report.wide(dict(weight={'16': 100})) == ''
+    assert pretrained_report.wide({}) == ''
+    rows = {
+        'nncf / torch, mixed / W8A8': dict(
+            mAP50=50.0, mAP=34.0, scores_dB=20.0, boxes_dB=21.0, objectness_dB=22.0
+        ),
+        'torch FX / x86 / W8A8': dict(reason='cannot trace'),
+    }
+    lines = list(pretrained_report.peer_lines(rows, dict(mAP50=51.0, mAP=37.0)))
+    assert lines[2:] == [
+        '| nncf | torch, mixed | W8A8 | 3.0 | 1.0 | 20.0, 21.0, 22.0 |',
+        '| torch FX | x86 | W8A8 | failed: cannot trace | | |',
+    ]
