@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,8 +31,14 @@ def singles(images: Tensor) -> list[Tensor]:
 
 
 def modules_of(network: nn.Module, images: Tensor) -> nn.Module:
-    """The network as a graph of ATen calls, by ``torch.export``."""
-    return torch.export.export(network, (images[:1],)).module()
+    """The network as a graph of ATen calls, by ``torch.export``.
+
+    A region without automatic mixed precision, as YOLOX has around its pooling, would
+    become a graph within the graph, which neither NNCF nor torchao enters; on a CPU
+    it changes nothing.
+    """
+    with mock.patch('torch.cuda.amp.autocast', lambda **options: nullcontext()):
+        return torch.export.export(network, (images[:1],)).module()
 
 
 def onnx_file(network: nn.Module, images: Tensor, folder: Path, opset: int) -> Path:

@@ -78,6 +78,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--only', nargs='+', default=['*'], help='patterns such as "nncf*" or "*W4A8"'
     )
+    parser.add_argument('--retry', action='store_true', help='failed rows once more')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/peers'))
     parser.add_argument('--json', type=Path, help='where results are, and go')
     args = parser.parse_args(arguments)
@@ -281,7 +282,9 @@ def main() -> None:
     result.update(facts)
     for row in all_rows():
         key = ' / '.join(row)
-        if key in result['rows'] or not selected(row, args.only):
+        known = result['rows'].get(key)
+        again = args.retry and known is not None and 'reason' in known
+        if (known and not again) or not selected(row, args.only):
             continue
         result['rows'][key] = comparison.run(*row)
         print(key, result['rows'][key], flush=True)
