@@ -9,8 +9,11 @@ and hinders no other.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -204,21 +207,32 @@ def modelopt_onnx(
         network, images, folder: As for all.
         method (str): Calibration of activations.
     """
+    quantized = folder / f'modelopt_{method}.onnx'
+    # It renames nodes in the file that it is given, which the others read too.
+    own = folder / f'modelopt_{method}_float.onnx'
+    shutil.copyfile(onnx_file(network, images, folder, ONNX_OPSET), own)
+    # It puts its own methods in the place of ONNX Runtime's, for the whole process.
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        pool.submit(
+            _modelopt_file, str(own), str(quantized), images.numpy(), method
+        ).result()
+    return onnx_session(quantized)
+
+
+def _modelopt_file(start: str, end: str, images: np.ndarray, method: str) -> None:
     from modelopt.onnx.quantization import quantize
 
-    quantized = folder / f'modelopt_{method}.onnx'
     quantize(
-        str(onnx_file(network, images, folder, ONNX_OPSET)),
+        start,
         quantize_mode='int8',
-        calibration_data={'images': images.numpy()},
+        calibration_data={'images': images},
         calibration_method=method,
         calibration_eps=['cpu'],
         # What is not quantized stays as the other libraries leave it.
         high_precision_dtype='fp32',
-        output_path=str(quantized),
+        output_path=end,
         log_level='ERROR',
     )
-    return onnx_session(quantized)
 
 
 def fx(
