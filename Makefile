@@ -7,7 +7,8 @@ help:
 	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
 	@echo 'make test    run the tests'
 	@echo 'make lint    rules, format, types, and which folder may import which'
-	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth'
+	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth; of another'
+	@echo '             detector, with CONFIG=configs/pretrained/yolox_nano.py say'
 	@echo 'make clean   remove caches and build output; .venv and work_dirs stay'
 	@echo
 	@echo 'The first three set up .venv when it is not there. PYTHON=/path/to/python picks'

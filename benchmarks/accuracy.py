@@ -26,6 +26,7 @@ from accuracy_report import write_report
 from accuracy_rows import ROWS, Row
 from accuracy_runs import (
     ARCHS,
+    TITLES,
     Run,
     RunError,
     Setup,
@@ -33,6 +34,7 @@ from accuracy_runs import (
     make_twin,
     train_float,
 )
+from pretrained_networks import find_folder
 
 sys.path.insert(0, str(ROOT / 'demo'))
 
@@ -47,7 +49,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--archs', nargs='+', default=ARCHS, metavar='ARCH', help=', '.join(ARCHS)
+        '--archs',
+        nargs='+',
+        default=ARCHS,
+        metavar='ARCH',
+        help=f'of {", ".join(TITLES)}; default: {", ".join(ARCHS)}',
     )
     parser.add_argument(
         '--rows',
@@ -114,14 +120,16 @@ def select_archs(names: list[str]) -> list[str]:
     """Return the architectures, without repetitions.
 
     Raises:
-        SystemExit: If there is no such architecture.
+        SystemExit: If there is no such architecture, or no checkpoint to start it from.
     """
     for name in names:
-        if name not in ARCHS:
+        if name not in TITLES:
             raise SystemExit(
                 f'error: no architecture is called {name!r}; there are '
-                + ', '.join(ARCHS)
+                + ', '.join(TITLES)
             )
+    if 'mobilenet_imagenet' in names:
+        find_folder('mobilenet_v2_imagenet.pth')
     return list(dict.fromkeys(names))
 
 
@@ -301,7 +309,7 @@ def report(
 def collect(setup: Setup) -> list[dict[str, Any]]:
     """Return the results of all finished runs of all rows, whatever was asked for."""
     results = []
-    for arch in ARCHS:
+    for arch in TITLES:
         for row in ROWS:
             folder = setup.folder / arch / 'rows' / row.name
             seeds = sorted(

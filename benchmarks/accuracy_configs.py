@@ -41,7 +41,11 @@ def fill(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def write_config(
-    path: Path, base: Path, options: Mapping[str, Any], lines: Sequence[str] = ()
+    path: Path,
+    base: Path,
+    options: Mapping[str, Any],
+    lines: Sequence[str] = (),
+    variable: str = 'INPUT_SIZE',
 ) -> None:
     """Write a config that a user can run by hand.
 
@@ -50,10 +54,10 @@ def write_config(
         base: The config it starts from.
         options: Its keys.
         lines: Further lines of Python.
+        variable: What the config reads from the environment.
     """
-    size = os.environ['INPUT_SIZE']
     text = [
-        f'# Run it with INPUT_SIZE={size} in the environment.',
+        f'# Run it with {variable}={os.environ[variable]} in the environment.',
         f'_base_ = {os.path.relpath(base, path.parent)!r}',
     ]
     for key, value in options.items():

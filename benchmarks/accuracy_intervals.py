@@ -136,12 +136,18 @@ def overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return common / (areas[0][:, None] + areas[1][None] - common)
 
 
-def average_precisions(matches: Sequence[Matches], weights: np.ndarray) -> np.ndarray:
+def average_precisions(
+    matches: Sequence[Matches],
+    weights: np.ndarray,
+    recalls: np.ndarray | None = None,
+) -> np.ndarray:
     """Return mAP by threshold: (B, T).
 
     Args:
         matches: From :func:`match`, of each class.
         weights: How often each image is drawn, (B, I).
+        recalls: Where precision is read, rising from 0, as COCO has it; None: the
+            area under it, as Pascal VOC has it.
     """
     total = np.zeros((len(weights), len(IOU_THRESHOLDS)))
     classes = np.zeros((len(weights), 1))
@@ -157,7 +163,13 @@ def average_precisions(matches: Sequence[Matches], weights: np.ndarray) -> np.nd
             hits = drawn[:, hit]
             precision = hits.cumsum(1) / np.maximum(place[:, hit], 1)
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            total[:, row] += (hits * envelope).sum(1) / np.maximum(truths, 1)
+            if recalls is None:
+                share = hits / np.maximum(truths, 1)[:, None]
+            else:
+                recall = hits.cumsum(1) / np.maximum(truths, 1)[:, None]
+                passed = np.searchsorted(recalls, recall, side='right')
+                share = np.diff(passed, prepend=0, axis=1) / len(recalls)
+            total[:, row] += (share * envelope).sum(1)
     return total / np.maximum(classes, 1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 from accuracy_rows import ROWS, Row
-from accuracy_runs import ARCHS, METRICS, TITLES, Run, Setup, is_saved, read_log
+from accuracy_runs import METRICS, TITLES, Run, Setup, is_saved, read_log
 
 matplotlib.use('Agg')
 from matplotlib import pyplot
@@ -17,7 +17,7 @@ from matplotlib import pyplot
 # Of these rows a checkpoint and a training are drawn.
 NOISE_OF = ('int8_jacinto_ptq', 'int8_onnxruntime_ptq', 'w4a4_ptq')
 LOSS_OF = ('float_longer', 'int8_jacinto_qat', 'w4a4_lsq')
-COLORS = dict(zip(ARCHS, ('tab:blue', 'tab:orange', 'tab:green')))
+COLORS = dict(zip(TITLES, ('tab:blue', 'tab:orange', 'tab:green', 'tab:red')))
 SMOOTHED = 5  # log entries that a point of a loss curve is the mean of
 
 
@@ -71,7 +71,7 @@ def draw_bits(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axis, metric in zip(axes, METRICS):
         # the places of all widths, in one order, before any line needs them
         axis.plot(['float', '16', '8', 'W4A8', 'W3A8', 'W4A4'], [math.nan] * 6)
-        for arch in ARCHS:
+        for arch in TITLES:
             for mode, style in (('ptq', '--o'), ('qat', '-s')):
                 best = best_by_bits(summary, arch, mode, metric)
                 if len(best) > 1:
@@ -207,7 +207,7 @@ def draw_all(
     setup: Setup, summary: Sequence[Mapping[str, Any]], folder: Path
 ) -> list[Path]:
     """Draw all plots that there are results for, and return where they are."""
-    archs = [arch for arch in ARCHS if any(e['arch'] == arch for e in summary)]
+    archs = [arch for arch in TITLES if any(e['arch'] == arch for e in summary)]
     if not archs:
         return []
     paths = [folder / f'results_{name}.png' for name in ('bits', 'noise', 'losses')]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_configs import write_whole
-from accuracy_rows import ROWS, Row
-from accuracy_runs import ARCHS, METRICS, TITLES
+from accuracy_rows import ROWS, Row, bound_of
+from accuracy_runs import METRICS, TITLES
 
 # Scores are rounded to less than a bound tells apart.
 DIGITS = 2
+NO_BOUND = (None, None)
 # Of the points lost: architecture and row, metric, low and high.
 Intervals = Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]
 TABLE_HEAD = (
@@ -46,7 +47,7 @@ def summarize(
         float trained as long, where that was done.
     """
     summary = []
-    for arch in ARCHS:
+    for arch in TITLES:
         floats = scores_of(results, arch, 'float')
         longer = {
             row.epochs: scores_of(results, arch, row.name)
@@ -60,7 +61,7 @@ def summarize(
             entry = dict(arch=arch, row=row.name, seeds=len(scores))
             for index, metric in enumerate(METRICS):
                 values = [100 * score[metric] for score in scores]
-                bound = row.bound and row.bound[index]
+                bound = (bound_of(row, arch) or NO_BOUND)[index]
                 start = 100 * floats[0][metric] if floats else None
                 found = (intervals or {}).get((arch, row.name), {}).get(metric)
                 entry[metric] = dict(reduce(values, start, bound), interval=found)
@@ -124,7 +125,7 @@ def write_report(
 def table(settings: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables in Markdown: the seed's, then one for each architecture."""
     found = {(entry['arch'], entry['row']): entry for entry in summary}
-    archs = [arch for arch in ARCHS if any(key[0] == arch for key in found)]
+    archs = [arch for arch in TITLES if any(key[0] == arch for key in found)]
     lines = [
         '<!-- Written by benchmarks/accuracy.py; do not edit. -->',
         '',
@@ -188,10 +189,11 @@ def table_row(row: Row, entry: Mapping[str, Any]) -> str:
         if metric['interval']:
             low, high = metric['interval']
             cells[-1] += f' [{low:.{DIGITS}f}, {high:.{DIGITS}f}]'
-    if row.bound is None:
+    bounds = [metric['bound'] for metric in metrics]
+    if bounds == list(NO_BOUND):
         cells += ['', '']
     else:
-        cells.append(' · '.join(f'{bound:g}' for bound in row.bound))
-        met = {True: 'yes', False: 'no', None: ''}
+        cells.append(' · '.join('–' if it is None else f'{it:g}' for it in bounds))
+        met = {True: 'yes', False: 'no', None: '–'}
         cells.append(' · '.join(met[metric['met']] for metric in metrics))
     return f'| {" | ".join(cells)} |'

@@ -24,8 +24,14 @@ from typing import Any
 from accuracy_configs import ROOT, fill, merged, relative, write_config, write_whole
 from accuracy_rows import KINDS, ROWS_BY_NAME, Row
 
-TITLES = dict(mobilenet='MobileNetV2', regnet='RegNetX-800MF', resnet='ResNet-50')
-ARCHS = tuple(TITLES)
+TITLES = dict(
+    mobilenet='MobileNetV2',
+    regnet='RegNetX-800MF',
+    resnet='ResNet-50',
+    mobilenet_imagenet='MobileNetV2 from ImageNet',
+)
+# Trained from scratch; the other needs a checkpoint that not everybody has.
+ARCHS = ('mobilenet', 'regnet', 'resnet')
 # The keys of the log, and what the results call them.
 METRICS = {'mAP50': 'pascal_voc/mAP', 'mAP': 'coco_style/mAP'}
 

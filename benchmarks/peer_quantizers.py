@@ -9,9 +9,14 @@ and hinders no other.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,8 +34,14 @@ def singles(images: Tensor) -> list[Tensor]:
 
 
 def modules_of(network: nn.Module, images: Tensor) -> nn.Module:
-    """The network as a graph of ATen calls, by ``torch.export``."""
-    return torch.export.export(network, (images[:1],)).module()
+    """The network as a graph of ATen calls, by ``torch.export``.
+
+    A region without automatic mixed precision, as YOLOX has around its pooling, would
+    become a graph within the graph, which neither NNCF nor torchao enters; on a CPU
+    it changes nothing.
+    """
+    with mock.patch('torch.cuda.amp.autocast', lambda **options: nullcontext()):
+        return torch.export.export(network, (images[:1],)).module()
 
 
 def onnx_file(network: nn.Module, images: Tensor, folder: Path, opset: int) -> Path:
@@ -187,6 +198,43 @@ def modelopt(
     return mtq.quantize(copy.deepcopy(network), chosen, run_all)
 
 
+def modelopt_onnx(
+    network: nn.Module, images: Tensor, folder: Path, method: str = 'entropy'
+) -> Quantized:
+    """NVIDIA's Model Optimizer on the ONNX file, run by ONNX Runtime.
+
+    Args:
+        network, images, folder: As for all.
+        method (str): Calibration of activations.
+    """
+    quantized = folder / f'modelopt_{method}.onnx'
+    # It renames nodes in the file that it is given, which the others read too.
+    own = folder / f'modelopt_{method}_float.onnx'
+    shutil.copyfile(onnx_file(network, images, folder, ONNX_OPSET), own)
+    # It puts its own methods in the place of ONNX Runtime's, for the whole process.
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        pool.submit(
+            _modelopt_file, str(own), str(quantized), images.numpy(), method
+        ).result()
+    return onnx_session(quantized)
+
+
+def _modelopt_file(start: str, end: str, images: np.ndarray, method: str) -> None:
+    from modelopt.onnx.quantization import quantize
+
+    quantize(
+        start,
+        quantize_mode='int8',
+        calibration_data={'images': images},
+        calibration_method=method,
+        calibration_eps=['cpu'],
+        # What is not quantized stays as the other libraries leave it.
+        high_precision_dtype='fp32',
+        output_path=end,
+        log_level='ERROR',
+    )
+
+
 def fx(
     network: nn.Module, images: Tensor, folder: Path, backend: str = 'x86'
 ) -> Quantized:
@@ -305,6 +353,8 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[..., Quantized], dict[str, Any]
         modelopt,
         dict(config='INT8_SMOOTHQUANT_CFG'),
     ),
+    ('modelopt', 'ONNX, entropy', 'W8A8'): (modelopt_onnx, {}),
+    ('modelopt', 'ONNX, max', 'W8A8'): (modelopt_onnx, dict(method='max')),
     ('modelopt', 'max', 'W4A8'): (modelopt, dict(bits=W4A8)),
     ('modelopt', 'mse', 'W4A8'): (modelopt, dict(bits=W4A8, algorithm='mse')),
     # Its search emulates FP8, which takes a CPU more than a quarter of an hour.

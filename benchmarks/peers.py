@@ -43,6 +43,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from peer_quantizers import PEERS
+from pretrained_scores import KINDS
 from torch import Tensor, nn
 
 from mmquant_jacinto import QuantizeError, QuantRunner
@@ -77,6 +78,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--only', nargs='+', default=['*'], help='patterns such as "nncf*" or "*W4A8"'
     )
+    parser.add_argument('--retry', action='store_true', help='failed rows once more')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/peers'))
     parser.add_argument('--json', type=Path, help='where results are, and go')
     args = parser.parse_args(arguments)
@@ -192,10 +194,12 @@ class Comparison:
             network = FloatNetwork(copy.deepcopy(self.detector)).eval()
             with torch.no_grad():
                 quantized = quantize(network, self.images, self.folder, **options)
-            with in_place(self.detector, quantized) as detector:
+            with in_place(self.detector, quantized, self.test.kinds) as detector:
                 metrics, raw = self.test.score(detector)
-        scores, boxes = signal_to_noise(self.raw, raw)
-        return dict(map_scores(metrics), scores_dB=scores, boxes_dB=boxes)
+        kinds = KINDS[self.test.kinds]
+        ratios = signal_to_noise(self.raw, raw, len(kinds))
+        decibels = {f'{kind}_dB': ratio for kind, ratio in zip(kinds, ratios)}
+        return dict(map_scores(metrics), **decibels)
 
 
 def check_alike(result: dict[str, Any], facts: dict[str, Any], where: str) -> None:
@@ -225,7 +229,7 @@ def table(name: str, result: dict[str, Any]) -> str:
     lines = [
         f'**{name}**: float {base["mAP50"]:.2f} mAP50, {base["mAP"]:.2f} mAP',
         '',
-        '| bits | library | variant | mAP50 | mAP 0.50:0.95 | scores, boxes (dB) |',
+        '| bits | library | variant | mAP50 | mAP 0.50:0.95 | scores, boxes, … (dB) |',
         '| --- | --- | --- | --- | --- | --- |',
     ]
     for key in (' / '.join(row) for row in all_rows()):
@@ -241,9 +245,8 @@ def table(name: str, result: dict[str, Any]) -> str:
             f'{row[kind]:.2f} ({row[kind] - base[kind]:+.2f})'
             for kind in ('mAP50', 'mAP')
         )
-        lines.append(
-            f'{head} {points} | {row["scores_dB"]:.1f}, {row["boxes_dB"]:.1f} |'
-        )
+        ratios = (value for kind, value in row.items() if kind.endswith('_dB'))
+        lines.append(f'{head} {points} | {", ".join(f"{x:.1f}" for x in ratios)} |')
     return '\n'.join(lines)
 
 
@@ -279,7 +282,9 @@ def main() -> None:
     result.update(facts)
     for row in all_rows():
         key = ' / '.join(row)
-        if key in result['rows'] or not selected(row, args.only):
+        known = result['rows'].get(key)
+        again = args.retry and known is not None and 'reason' in known
+        if (known and not again) or not selected(row, args.only):
             continue
         result['rows'][key] = comparison.run(*row)
         print(key, result['rows'][key], flush=True)

@@ -81,7 +81,7 @@ def test_names_and_configs_of_rows(setup):
             assert QuantizeConfig.parse(dict(row.quantize, mode=row.mode))
         else:
             assert not row.quantize
-    for arch in accuracy_runs.ARCHS:
+    for arch in accuracy_runs.TITLES:
         for row in ROWS:
             run = Run(setup, arch, row, 0)
             compile(run.write_config().read_text(), row.name, 'exec')

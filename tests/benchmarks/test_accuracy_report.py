@@ -63,6 +63,25 @@ def test_report(tmp_path):
     )
 
 
+def test_bounds_of_a_backbone_from_imagenet_are_its_own():
+    arch = 'mobilenet_imagenet'
+    results = [
+        dict(arch=arch, row=name, seed=0, scores=dict(mAP50=score, mAP=score / 2))
+        for name, score in dict(
+            float=0.8, int8_jacinto_ptq=0.794, int8_onnxruntime_qat=0.79, w4a8_ptq=0.7
+        ).items()
+    ]
+    summary = accuracy_report.summarize(results)
+    found = {entry['row']: entry['mAP50'] for entry in summary}
+    assert found['int8_jacinto_ptq']['met'] is True
+    assert found['int8_onnxruntime_qat']['met'] is False
+    assert found['w4a8_ptq']['bound'] is None
+    rows = {row.name: row for row in accuracy_report.ROWS}
+    lines = [accuracy_report.table_row(rows[it['row']], it) for it in summary]
+    assert lines[1].endswith('| 0.7 · – | yes · – |')
+    assert lines[-1].endswith('|  |  |')
+
+
 CLASSES = 2
 
 

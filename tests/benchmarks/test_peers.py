@@ -101,8 +101,10 @@ def test_rows_are_written_with_reasons_and_not_made_again(
         return lambda image: [(x * 16).round() / 16 for x in network(image)]
 
     def broken(network, images, folder):
+        broken.calls += 1
         raise RuntimeError(f'cannot trace {root}/some/file.py\nmore')
 
+    broken.calls = 0
     fakes = {
         ('coarse', 'plain', 'W8A8'): (coarse, {}),
         ('broken', 'plain', 'W4A8'): (broken, {}),
@@ -130,6 +132,10 @@ def test_rows_are_written_with_reasons_and_not_made_again(
     peers.main()
     assert len(calls) == 1
     assert json.loads(path.read_text()) == content
+    assert broken.calls == 1
+    monkeypatch.setattr(sys, 'argv', [*line, '--retry'])
+    peers.main()
+    assert (len(calls), broken.calls) == (1, 2)
     monkeypatch.setattr(sys, 'argv', [*line, '--test-images', '1'])
     with pytest.raises(SystemExit, match='rows with .*, not'):
         peers.main()

@@ -64,11 +64,20 @@ has not been run so far.
 @functools.lru_cache
 def engine_version() -> str:
     """A number for all sources that results depend on: those of two do not mix."""
+    own = [path for path in HERE.glob('*.py') if path != Path(__file__).resolve()]
+    return digest_of([*package_sources(), *own])
+
+
+def package_sources() -> list[Path]:
+    """What the package is made of."""
+    return [*PACKAGE.rglob('*.py'), *PACKAGE.rglob('*.c')]
+
+
+def digest_of(sources: Iterable[Path]) -> str:
+    """A number for the content of files."""
     digest = hashlib.sha1()
-    sources = [*PACKAGE.rglob('*.py'), *PACKAGE.rglob('*.c'), *HERE.glob('*.py')]
     for path in sorted(sources):
-        if path != Path(__file__).resolve():
-            digest.update(path.read_bytes())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -1,0 +1,166 @@
+"""The rows of the table of networks that others trained, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from accuracy_configs import merged
+
+W4A8 = dict(weight=4, activation=8)
+
+
+@dataclass(frozen=True)
+class PretrainedRow:
+    """A row: one way to quantize, on each network.
+
+    Args:
+        name: What ``--rows`` selects.
+        title: What the table calls it.
+        quantize: The ``quantize`` of the config, without ``mode``; None in float.
+        switch: The row that it differs from by one key; such rows have a table of
+            their own.
+        bound: The points of mAP that each network may lose.
+    """
+
+    name: str
+    title: str
+    quantize: Mapping[str, Any] | None
+    switch: str | None = None
+    bound: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether it asks for training, which takes minutes."""
+        return bool((self.quantize or {}).get('finetune'))
+
+
+def _bound(yolox: float, ssd: float) -> dict[str, float]:
+    return dict(yolox_nano=yolox, ssd_mobilenetv2=ssd)
+
+
+EIGHT = dict(
+    jacinto=_bound(4.0, 1.5),
+    tidl=_bound(1.0, 0.5),
+    onnxruntime=_bound(1.0, 0.5),
+    openvino=_bound(1.0, 0.5),
+    tensorrt=_bound(1.0, 0.5),
+)
+# Those that the others share their formats with: tidl and openvino are onnxruntime's.
+FORMATS = ('jacinto', 'onnxruntime', 'tensorrt')
+# One key that is not the default: another switch is another entry.
+SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    'uncorrected': (
+        'biases not corrected',
+        dict(calibration=dict(bias_correction=False)),
+    ),
+    'sequential': (
+        'biases corrected layer after layer',
+        dict(calibration=dict(bias_correction='sequential')),
+    ),
+    'analytic': (
+        'biases corrected in one pass',
+        dict(calibration=dict(bias_correction='analytic')),
+    ),
+    'equalized': ('`equalize=True`', dict(equalize=True)),
+    'unequalized': ('`equalize=False`', dict(equalize=False)),
+    'percentile': ("`observer='percentile'`", dict(observer='percentile')),
+    'moving_average': ("`observer='moving_average'`", dict(observer='moving_average')),
+    'minmax': ("`observer='minmax'`", dict(observer='minmax')),
+    'mse': ("`observer='mse'`", dict(observer='mse')),
+    'weight_mse': ("`weight_observer='mse'`", dict(weight_observer='mse')),
+    'per_channel': ('`per_channel=True`', dict(per_channel=True)),
+    'per_tensor': ('`per_channel=False`', dict(per_channel=False)),
+    'saturate': ("`constrain_bias='saturate'`", dict(constrain_bias='saturate')),
+    'unclamped': ('`constrain_weights=False`', dict(constrain_weights=False)),
+    'descent': (
+        "`rounding='coordinate_descent'`",
+        dict(rounding='coordinate_descent'),
+    ),
+    'activations16': (
+        'activations of 16 bits',
+        dict(bits=dict(weight=8, activation=16)),
+    ),
+    'weights16': ('weights of 16 bits', dict(bits=dict(weight=16, activation=8))),
+}
+# Switches that are what a target does by itself.
+DEFAULTS = {
+    'jacinto': ('percentile', 'per_tensor'),
+    'onnxruntime': ('moving_average', 'per_channel'),
+}
+
+
+def _eight(target: str, **more: Any) -> dict[str, Any]:
+    return dict(target=target, bits=8, **more)
+
+
+def _switches(target: str) -> list[PretrainedRow]:
+    base = f'int8_{target}'
+    return [
+        PretrainedRow(
+            f'{base}_{name}',
+            f'8 bits `{target}`, {title}',
+            merged(_eight(target), keys),
+            switch=base,
+        )
+        for name, (title, keys) in SWITCHES.items()
+        if name not in DEFAULTS[target]
+    ]
+
+
+def _low(bits: Any, name: str, title: str, bound: Mapping[str, float]) -> list:
+    """Few bits: as they are, and fine-tuned without labels."""
+    rows = []
+    for target in ('onnxruntime', 'jacinto'):
+        keys = dict(target=target, bits=bits)
+        rows += [
+            PretrainedRow(f'{name}_{target}', f'{title} `{target}`', keys),
+            PretrainedRow(
+                f'{name}_{target}_finetune',
+                f'{title} `{target}`, `finetune=True`',
+                dict(keys, finetune=True),
+                bound=bound,
+            ),
+        ]
+    return rows
+
+
+ROWS = (
+    PretrainedRow('float', 'float', None),
+    *(
+        PretrainedRow(f'int8_{name}', f'8 bits `{name}`', _eight(name), bound=bound)
+        for name, bound in EIGHT.items()
+    ),
+    PretrainedRow(
+        'int8_jacinto_depthwise',
+        "8 bits `jacinto`, `per_channel='depthwise'`",
+        _eight('jacinto', per_channel='depthwise'),
+        bound=EIGHT['jacinto'],
+    ),
+    PretrainedRow(
+        'int8_jacinto_finetune',
+        '8 bits `jacinto`, `finetune=True`',
+        _eight('jacinto', finetune=True),
+        bound=_bound(1.5, 0.7),
+    ),
+    PretrainedRow(
+        'int8_onnxruntime_finetune',
+        '8 bits `onnxruntime`, `finetune=True`',
+        _eight('onnxruntime', finetune=True),
+    ),
+    *(
+        PretrainedRow(
+            f'int16_{name}',
+            f'16 bits `{name}`',
+            dict(target=name, bits=16),
+            bound=_bound(0.2, 0.2),
+        )
+        for name in FORMATS
+    ),
+    *_low(W4A8, 'w4a8', 'W4A8', _bound(3.0, 2.0)),
+    *_low(4, 'w4a4', 'W4A4', {}),
+    *_switches('onnxruntime'),
+    *_switches('jacinto'),
+)
+ROWS_BY_NAME = {row.name: row for row in ROWS}

@@ -1,0 +1,208 @@
+"""One row of one network: calibrated, tested, compared with float; a process.
+
+    python benchmarks/pretrained_run.py CONFIG FOLDER FLOAT_FOLDER
+
+CONFIG is what pretrained.py wrote. What is measured goes to FOLDER/measured.json;
+FLOAT_FOLDER is where the float detector left its detections and outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_configs import write_whole
+from mmengine.config import Config
+from mmengine.fileio import dump, load
+from mmengine.runner import Runner
+from pretrained_networks import photographs
+from pretrained_scores import (
+    KINDS,
+    coco_matches,
+    lost_intervals,
+    output_noise,
+    own_truths,
+    score,
+)
+from torch import Tensor, nn
+
+PREDICTIONS = 'predictions.pkl'  # on the test images
+LOOKED_AT = 'photographs.pkl'  # on those of the packages
+OUTPUTS = 'outputs.pth'
+MEASURED = 'measured.json'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', type=Path)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('float_folder', type=Path)
+    parser.add_argument('--quick', action='store_true', help='the test images alone')
+    return parser.parse_args()
+
+
+def calibrate(cfg: Config) -> dict[str, Any]:
+    """Calibrate by the runner; let the config test what came out.
+
+    Returns:
+        dict: Its ``seconds``.
+    """
+    start = time.monotonic()
+    Runner.from_cfg(copy.deepcopy(cfg)).train()
+    seconds = time.monotonic() - start
+    cfg.load_from = str(Path(cfg.work_dir) / 'epoch_1.pth')
+    return dict(seconds=round(seconds, 1))
+
+
+@contextmanager
+def recorded_outputs(head: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep what a head returns meanwhile, by name, a tensor for each batch."""
+    kept: dict[str, list[Tensor]] = {}
+
+    def keep(module: nn.Module, inputs: Any, lists: Any) -> None:
+        for kind, levels in zip(KINDS[len(lists)], lists):
+            for level, output in enumerate(levels):
+                kept.setdefault(f'{kind}.{level}', []).append(output.float().clone())
+
+    handle = head.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def detector_of(model: nn.Module) -> nn.Module:
+    """The detector, whether it is wrapped to test integers or not."""
+    return model.module if hasattr(model, 'quantization') else model
+
+
+def widths(model: nn.Module) -> dict[str, dict[int, int]]:
+    """How many weights and activations have how many bits; empty in float."""
+    if not hasattr(model, 'plan'):
+        return {}
+    formats = dict(
+        weight=model.plan.weights.values(), activation=model.plan.activations
+    )
+    return {
+        kind: dict(Counter(spec.format.bits for spec in specs))
+        for kind, specs in formats.items()
+    }
+
+
+def test(runner: Runner) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Test by the runner.
+
+    Returns:
+        The metrics of its log, and all outputs of the head by name.
+    """
+    if hasattr(runner, 'wrap_for_test'):
+        runner.wrap_for_test()
+    with recorded_outputs(detector_of(runner.model).bbox_head) as kept:
+        metrics = runner.test()
+    return metrics, {name: torch.cat(parts) for name, parts in kept.items()}
+
+
+def look(runner: Runner, folder: Path) -> list[dict[str, Any]]:
+    """Return the detections on the photographs of packages, as of a test.
+
+    Args:
+        runner: Has tested.
+        folder: Where their list goes.
+    """
+    dataset = runner.test_dataloader.dataset
+    found = photographs()
+    images = [
+        dict(id=number, file_name=str(path), width=0, height=0)
+        for number, path in enumerate(found.values(), 1)
+    ]
+    categories = json.loads(Path(dataset.ann_file).read_text())['categories']
+    listed = folder / 'photographs.json'
+    content = dict(images=images, annotations=[], categories=categories)
+    listed.write_text(json.dumps(content))
+    loader = copy.deepcopy(runner.cfg.test_dataloader)
+    loader.dataset.update(data_root='', ann_file=str(listed), data_prefix=dict(img=''))
+    # Where images keep their proportions, a batch would pad them to each other's.
+    loader.batch_size = 1
+    samples = []
+    for batch in runner.build_dataloader(loader):
+        for sample in runner.model.test_step(batch):
+            predicted = sample.pred_instances
+            samples.append(
+                dict(
+                    img_id=sample.img_id,
+                    pred_instances={
+                        key: predicted[key].cpu()
+                        for key in ('bboxes', 'scores', 'labels')
+                    },
+                )
+            )
+    return samples
+
+
+def compare(
+    runner: Runner, outputs: Mapping[str, Tensor], start: Path, folder: Path
+) -> dict[str, Any]:
+    """Return scores on the test images, and how near to float they and outputs are.
+
+    Args:
+        runner: Has tested.
+        outputs: What :func:`test` returned.
+        start: The folder of float.
+        folder: That of the row.
+    """
+    dataset = runner.test_dataloader.dataset
+    truths, categories = json.loads(Path(dataset.ann_file).read_text()), dataset.cat_ids
+    matches, before = (
+        coco_matches(truths, load(str(path / PREDICTIONS)), categories)
+        for path in (folder, start)
+    )
+    reference = torch.load(start / OUTPUTS, weights_only=True)
+    return dict(
+        scores=score(matches),
+        intervals=lost_intervals(before, matches),
+        noise=output_noise(reference, outputs),
+    )
+
+
+def agreement(runner: Runner, start: Path, folder: Path) -> dict[str, Any]:
+    """Return scores against float's confident detections on the photographs."""
+    samples = look(runner, folder)
+    dump(samples, str(folder / LOOKED_AT))
+    categories = runner.test_dataloader.dataset.cat_ids
+    truths = own_truths(load(str(start / LOOKED_AT)), categories)
+    return dict(
+        score(coco_matches(truths, samples, categories)),
+        images=len(samples),
+        boxes=len(truths['annotations']),
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    result: dict[str, Any] = {}
+    if cfg.get('quantize'):
+        result.update(calibrate(cfg))
+    runner = Runner.from_cfg(cfg)
+    with torch.no_grad():
+        metrics, outputs = test(runner)
+        if args.folder == args.float_folder:
+            torch.save(outputs, args.folder / OUTPUTS)
+        result['widths'] = widths(runner.model)
+        result['log'] = {key: float(value) for key, value in metrics.items()}
+        result.update(compare(runner, outputs, args.float_folder, args.folder))
+        if not args.quick:
+            result['agreement'] = agreement(runner, args.float_folder, args.folder)
+    write_whole(args.folder / MEASURED, json.dumps(result, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
