@@ -140,9 +140,6 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'instance_norm',
         'normalize',
         'sum',
-        'einsum',
-        'baddbmm',
-        'addmm',
         'lerp',
         'addcmul',
         'maximum',
@@ -197,6 +194,13 @@ def _build_table() -> dict[Callable, Op]:
 
 OPS = _build_table()
 WRITTEN_OUT: dict[Callable, Callable] = {}
+# What is written out, where it is one call all the same: in plans of versions that
+# had it so, and (named otherwise) in a form that the version does not take.
+EARLIER: dict[Callable, Op] = {
+    function: Op(name, COMPUTE, name)
+    for name in ('scaled_dot_product_attention', 'einsum', 'baddbmm', 'addmm')
+    for function in _spellings(name)
+}
 
 
 def register(function: Callable, name: str, kind: str) -> Callable:
@@ -221,7 +225,7 @@ def write_out(function: Callable, version: Callable) -> None:
 
     Args:
         function (Callable): Of torch.
-        version (Callable): Takes the same arguments.
+        version (Callable): Takes the same arguments, or returns ``NotImplemented``.
     """
     if function in OPS or function in WRITTEN_OUT:
         raise ValueError(f'{function} is in a table already')
