@@ -157,6 +157,20 @@ _TABLE: dict[str, tuple[str, ...]] = {
 }
 
 
+# Other names of functions in the table, by which their sites are called.
+_ALIASES = dict(
+    divide='div',
+    true_divide='div',
+    multiply='mul',
+    subtract='sub',
+    negative='neg',
+    absolute='abs',
+    moveaxis='movedim',
+    swapdims='transpose',
+    expit='sigmoid',
+)
+
+
 def _getter(name: str) -> Callable:
     return getattr(Tensor, name).__get__
 
@@ -189,6 +203,12 @@ def _build_table() -> dict[Callable, Op]:
                     continue
                 if table.setdefault(function, op) != op:
                     raise ValueError(f'{function} is {table[function]} and {op}')
+    kinds = {name: kind for kind, names in _TABLE.items() for name in names}
+    for alias, name in _ALIASES.items():
+        op = Op(name, kinds[name], alias)
+        for function in (*_spellings(alias), getattr(torch.special, alias, None)):
+            if function is not None:
+                table.setdefault(function, op)
     return table
 
 

@@ -59,9 +59,10 @@ class _Product(NamedTuple):
         if not arrow:
             out = ''.join(sorted(c for c in set(labels) if labels.count(c) == 1))
         product = cls(left, right, out)
-        if any(len(set(part)) < len(part) for part in product) or not (
-            labels + out
-        ).isalpha():
+        if (
+            any(len(set(part)) < len(part) for part in product)
+            or not (labels + out).isalpha()
+        ):
             return None
         # A label that one operand alone has, and the result has not, is a sum first.
         summed = set(labels) - set(out)
