@@ -274,9 +274,9 @@ def merged_masks(
     """
     given = tuple(x for x in (attn_mask, key_padding_mask) if x is not None)
     if has_torch_function(given):
+        masks = attn_mask, key_padding_mask
         return handle_torch_function(
-            *(merged_masks, given, attn_mask, key_padding_mask),
-            *(num_heads, padding, dtype),
+            merged_masks, given, *masks, num_heads, padding, dtype
         )
     found = []
     if attn_mask is not None:

@@ -9,7 +9,7 @@ mask is cut from it, all that follows differs. A matrix product of integers is e
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class _Product(NamedTuple):
         return ''.join(x for x in self.right if x not in self.left)
 
     @classmethod
-    def of(cls, equation: str, x: Tensor, y: Tensor) -> Optional[_Product]:
+    def of(cls, equation: str, x: Tensor, y: Tensor) -> _Product | None:
         """None of an equation that is no product of two matrices."""
         operands, arrow, out = equation.replace(' ', '').partition('->')
         left, _, right = operands.partition(',')
@@ -127,7 +127,7 @@ def add_product(
     *,
     beta: float = 1,
     alpha: float = 1,
-    out: Optional[Tensor] = None,
+    out: Tensor | None = None,
 ) -> Any:
     """``torch.addmm`` and ``torch.baddbmm``: ``beta * input + alpha * first @ second``.
 
