@@ -181,6 +181,8 @@ class OnnxRuntime(Target):
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
+        from .global_pools import keep_off_the_kernel
         from .grouped_convolutions import merge_groups
 
+        keep_off_the_kernel(model)
         merge_groups(model)
