@@ -51,7 +51,8 @@ that ONNX Runtime computes equal to the integer model, on two images that gave n
 ranges (`python tools/sweep.py --export --table docs/zoo.md --json docs/zoo.json`).
 *Commands*: of how many images `tools/test.py` predicts the same, bit for bit, by the
 checkpoint and by the file of `tools/export.py` (`python tools/sweep.py --commands
---table docs/zoo.md --json docs/zoo.json`).
+--table docs/zoo.md --json docs/zoo.json`); with a star, the file lacks a part of the
+model, and has taken the place of what it holds in the checkpoint; – was not run.
 
 {counts}
 
@@ -242,7 +243,8 @@ def _predicted(commands: Any) -> str:
         return '–'
     if 'reason' in commands:
         return 'no'
-    return f'{commands["equal"]} of {commands["images"]}'
+    part = '*' if commands.get('missing') else ''
+    return f'{commands["equal"]} of {commands["images"]}{part}'
 
 
 def _parting(export: dict[str, Any]) -> str:
