@@ -9,7 +9,13 @@ import pytest
 from paths import ROOT
 from run_tools import python_path
 from sweep import is_done
-from zoo.report import _equal, _exports, _predicted, shortfalls
+from zoo.report import (
+    _commands_in_short,
+    _equal,
+    _exports,
+    _predicted,
+    shortfalls,
+)
 
 pytest.importorskip('mmdet')
 
@@ -152,6 +158,10 @@ def test_commands_column():
     assert '- `a/a.py`: no such operator' in text
     assert '- `b/b.py`: predictions differ' in text
     assert 'c/c' not in text and 'd/d' not in text
+    in_short = _commands_in_short(reports)
+    assert '3 of the 4 were run' in in_short
+    assert '1 predict the same' in in_short
+    assert _commands_in_short(reports[3:]) == ''
 
 
 def test_results_of_earlier_versions_stand_if_asked(tmp_path):
