@@ -130,7 +130,7 @@ def prove(exported, model, examples, args, console):
         )
     raise QuantizeError(
         f'{report.share:.4%} of the elements are equal, less than {least:.4%}: '
-        f'{args.output} was not written; the two part first in {report.first}'
+        f'{args.output} was not written; {report.where}'
     )
 
 
@@ -161,12 +161,8 @@ def score(cfg, exported, wrapper, images, report, args, console) -> None:
     from mmquant_jacinto.export.configs.file_run import FileRun
     from mmquant_jacinto.export.session import proof_backend
 
-    if exported.skipped:
-        missing = ', '.join(exported.skipped)
-        console.print(f'not scored, as a part of the model is missing: {missing}')
-        return
     backend = proof_backend(exported.target) or 'onnxruntime'
-    run = FileRun(cfg, exported.model, backend)
+    run = FileRun(cfg, exported.model, backend, in_part=True)
     both = score_both(cfg, wrapper, run, images)
     count = len(both.file.predictions)
     table = Table('Metric', *(row.name for row in both.rows), title=f'{count} images')

@@ -69,6 +69,11 @@ def parse_args() -> argparse.Namespace:
         choices=['failed', 'everything'],
         help='examine again what failed, or everything',
     )
+    parser.add_argument(
+        '--keep',
+        action='store_true',
+        help='results of earlier versions stand; each says which it is of',
+    )
     parser.add_argument('--table', type=Path, help='write a table in Markdown')
     parser.add_argument('--json', type=Path, help='write all results to one file')
     return parser.parse_args()
@@ -109,14 +114,22 @@ def _write(path: Path, report: dict[str, Any], engine: str) -> None:
     temporary.replace(path)
 
 
-def is_done(path: Path, engine: str, retry: str) -> bool:
-    """Whether a result is there that still holds."""
+def is_done(path: Path, engine: str, retry: str, keep: bool = False) -> bool:
+    """Whether a result is there that still holds.
+
+    Args:
+        path (Path): Of the result.
+        engine (str): What this version of the package is called.
+        retry (str, optional): ``'failed'`` or ``'everything'``.
+        keep (bool): Whether that of an earlier version does.
+    """
     if retry == 'everything' or not path.exists():
         return False
     report = json.loads(path.read_text())
     columns = [report.get(column, {}) for column in COLUMNS]
     failed = report.get('status') == 'failed' or any('reason' in x for x in columns)
-    return report['engine'] == engine and not (retry == 'failed' and failed)
+    holds = keep or report['engine'] == engine
+    return holds and not (retry == 'failed' and failed)
 
 
 def supervise(
@@ -192,7 +205,11 @@ def main() -> None:
         ]
     paths = {name: result_path(args, name, column) for name, _ in chosen}
     engine = engine_version()
-    waiting = [name for name in paths if not is_done(paths[name], engine, args.retry)]
+    waiting = [
+        name
+        for name in paths
+        if not is_done(paths[name], engine, args.retry, args.keep)
+    ]
     print(f'{len(chosen)} models, {len(waiting)} to examine', flush=True)
     if args.report:
         paths = {name: path for name, path in paths.items() if name not in waiting}

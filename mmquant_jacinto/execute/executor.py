@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
-import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,8 +36,6 @@ from .in_place_calls import (
 from .ordinary_tensors import made_ordinary, ordinary_tensors, same_mode
 
 _UNSEEN = object()
-_NAME = 'scaled_dot_product_attention'
-_WHOLE = Op(_NAME, ops.COMPUTE, _NAME)
 
 
 class _Tracker(CallTracker):
@@ -144,9 +141,9 @@ class Executor(CallMode):
             on_exit=self._exit,
             on_root=self._run_root,
         )
-        if any(name.rpartition('/')[2].startswith(_WHOLE.site) for name in plan.steps):
-            # A plan of an earlier version has one step for it.
-            self.whole = {F.scaled_dot_product_attention: _WHOLE}
+        # A plan of an earlier version has one step for each.
+        called = {name.rpartition('/')[2].partition('#')[0] for name in plan.steps}
+        self.whole = {f: op for f, op in ops.EARLIER.items() if op.site in called}
         # In a region nothing happens as other modules start and end.
         self._watched = self.regions | {
             module for module in root.modules() if isinstance(module, _BatchNorm)

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx import helper
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
@@ -264,6 +265,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Integer weights stay integers, and names stay.
     """
+    names = [item.name for item in model.graph.output]
     simplified = ir.from_proto(model)
     for simplify_once in (
         common.RemoveUnusedNodesPass(),
@@ -273,7 +275,15 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         common.RemoveUnusedNodesPass(),
     ):
         simplified = simplify_once(simplified).model
-    return ir.to_proto(simplified)
+    proto = ir.to_proto(simplified)
+    for item, name in zip(proto.graph.output, names):
+        if item.name != name:
+            # What two modules return alike has become one output.
+            proto.graph.node.append(
+                helper.make_node('Identity', [item.name], [name], name)
+            )
+            item.name = name
+    return proto
 
 
 def preprocessing(root: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Session: runs an exported file, also in the place of the modules it holds."""
+"""Session: runs an exported file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import collections
 import functools
 import importlib.util
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from ..errors import QuantizeError, nearest
 from ..targets.rewrites.wide_grids import has_wide_grids
 from ..targets.target import Target
-from ..wrappers.call_arguments import named_arguments
-from .graph.layout import decode
 from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 
@@ -142,6 +140,24 @@ class Session:
             )
             for name, *parts in zip(self.output_names, *results)
         }
+
+    def of_region(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a model gives its first module, as its preprocessor gave it.
+
+        Trackers take single frames, (N, C, H, W), out of videos (N, T, C, H, W).
+
+        Args:
+            given (Dict[str, Tensor]): By the names of the module's parameters.
+        """
+        if len(self.inputs) != 1 or len(given) != 1:
+            return given
+        (shape,) = (item.shape for item in self.inputs.values())
+        ((name, x),) = given.items()
+        lost = len(shape) - x.dim()
+        is_alike = lost > 0 and shape[lost + 1 :] == tuple(x.shape[1:])
+        if not is_alike or math.prod(shape[: lost + 1]) != len(x):
+            return given
+        return {name: x.reshape(shape)}
 
     def _named(
         self, given: Tensor | Mapping[str, Tensor] | Sequence[Tensor]
@@ -331,60 +347,10 @@ def _start_openvino(model: bytes, threads: int) -> Any:
     return run
 
 
-@contextmanager
-def in_place_of_modules(model: nn.Module, session: Session) -> Iterator[None]:
-    """Context in which a file computes what the modules it holds would.
+def __getattr__(name: str) -> Any:
+    # It was here, and is imported from here.
+    if name == 'in_place_of_modules':
+        from .in_place import in_place_of_modules
 
-    Everything else of the model (preprocessing, decoding, NMS) runs as it is.
-
-    Args:
-        model (nn.Module): The float model of the config; its weights do not matter.
-        session (Session): The file.
-
-    Raises:
-        QuantizeError: If the model lacks a module that the file names.
-    """
-    layout = session.layout
-    session.check_fits(model)
-    outputs: dict[str, Tensor] = {}
-    calls: dict[str, list[Any]] = {}
-    for item in layout:
-        calls.setdefault(item['region'], []).append(item['output'])
-    counts: dict[str, int] = {}
-
-    def replacement(region: str) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if region == layout[0]['region'] and not counts.get(region, 0) % len(
-                calls[region]
-            ):
-                counts.clear()
-                given = named_arguments(forwards[region], args, kwargs)
-                device = next(iter(given.values())).device
-                outputs.clear()
-                outputs.update(
-                    (name, x.to(device)) for name, x in session(given).items()
-                )
-            index = counts.get(region, 0)
-            counts[region] = index + 1
-            return decode(calls[region][index % len(calls[region])], outputs)
-
-        return forward
-
-    modules = []
-    # Their own signatures have the names of the file's inputs.
-    forwards: dict[str, Any] = {}
-    for region in calls:
-        try:
-            modules.append((model.get_submodule(region), replacement(region)))
-        except AttributeError:
-            raise QuantizeError(
-                f'the file holds the module {region!r}, which {type(model).__name__} '
-                'does not have: it was made from another config'
-            ) from None
-    for region, (module, forward) in zip(calls, modules):
-        forwards[region], module.forward = module.forward, forward
-    try:
-        yield
-    finally:
-        for module, _ in modules:
-            del module.forward
+        return in_place_of_modules
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

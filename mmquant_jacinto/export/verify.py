@@ -80,6 +80,8 @@ class Report:
         outputs (List[OutputReport]): One for each output.
         images (int): How many were compared.
         first (str, optional): The first tensor in which the two part.
+        holds_example (bool): Whether they part because the file holds a number of the
+            example that it was made of.
         rounds (bool): Whether the file rounds as the model does.
         is_wide (bool): Whether there are more than 8 bits in it. Then it may differ
             from the model no more than the model does from the float one.
@@ -88,6 +90,7 @@ class Report:
     outputs: list[OutputReport]
     images: int = 0
     first: str | None = None
+    holds_example: bool = False
     rounds: bool = True
     is_wide: bool = False
 
@@ -97,6 +100,15 @@ class Report:
         return sum(o.equal for o in self.outputs) / max(
             sum(o.elements for o in self.outputs), 1
         )
+
+    @property
+    def where(self) -> str:
+        """str: Where the two part, in words."""
+        if self.first is not None:
+            return f'the two part first in {self.first}'
+        if self.holds_example:
+            return 'the file holds a number of the image that it was made of'
+        return 'the two part behind the last quantized tensor'
 
     @property
     def signal_to_noise(self) -> float:
@@ -147,7 +159,22 @@ def verify(
     parting = _compare(exported, model, examples, report, backend)
     if parting is not None and report.rounds:
         report.first = first_difference(exported, model, parting)
+        report.holds_example = report.first is None and _is_right_of(
+            exported, model, parting
+        )
     return report
+
+
+def _is_right_of(exported: Exported, model: nn.Module, example: Any) -> bool:
+    """Whether a file that is made of an example computes what the model does of it."""
+    again = export_onnx(model, example, exported.target.name)
+    given = Example.of(model, example)
+    regions = RegionOutputs(model, again.layout)
+    with regions.collecting() as outputs:
+        given.run()
+    expected = named_tensors(again.layout, outputs)
+    found = Session(again.model)(given.inputs)
+    return all(torch.equal(x.cpu(), found[name]) for name, x in expected.items())
 
 
 def _compare(

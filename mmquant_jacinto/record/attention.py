@@ -52,13 +52,23 @@ def masked_softmax(
 ops.register(masked_softmax, 'masked_softmax', ops.COMPUTE)
 
 
-def _additive(mask: Optional[Tensor], masked: bool, like: Tensor) -> Optional[Tensor]:
-    """A mask to add, of one that is boolean: ``masked`` is what it hides."""
-    if mask is None or mask.dtype != torch.bool:
-        return None if mask is None else mask.to(like.dtype)
-    hidden = mask if masked else ~mask
-    zeros = torch.zeros(mask.shape, dtype=like.dtype, device=mask.device)
-    return zeros.masked_fill(hidden, -torch.inf)
+def additive_mask(mask: Tensor, hides: bool, dtype: torch.dtype) -> Tensor:
+    """A mask to add to scores. Recording and executing see one call.
+
+    Args:
+        mask (Tensor): To add already, or booleans.
+        hides (bool): Whether a true element hides a key, or leaves it.
+        dtype (torch.dtype): Of the scores.
+
+    Returns:
+        Tensor: Shape of ``mask``: zeros and minus infinities where it is boolean.
+    """
+    if has_torch_function((mask,)):
+        return handle_torch_function(additive_mask, (mask,), mask, hides, dtype)
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill(mask if hides else ~mask, -torch.inf)
 
 
 def scaled_dot_product_attention(
@@ -92,11 +102,11 @@ def scaled_dot_product_attention(
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
     if scale is None:
         scale = 1.0 / math.sqrt(query.size(-1))
-    with torch._C.DisableTorchFunction():
-        if is_causal:
+    if is_causal:
+        with torch._C.DisableTorchFunction():
             shape = query.size(-2), key.size(-2)
             attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-        mask = _additive(attn_mask, False, query)
+    mask = None if attn_mask is None else additive_mask(attn_mask, False, query.dtype)
     scores = torch.matmul(query, key.transpose(-2, -1))
     weights = masked_softmax(scores, scale, mask, safe=True)
     if dropout_p:
@@ -179,8 +189,9 @@ def multi_head_attention_forward(
     q, k, v, padding = _by_head(
         q, k, v, num_heads, (bias_k, bias_v), (static_k, static_v), add_zero_attn
     )
-    with torch._C.DisableTorchFunction():
-        mask = _merge_masks(attn_mask, key_padding_mask, q, num_heads, padding)
+    mask = None
+    if attn_mask is not None or key_padding_mask is not None:
+        mask = merged_masks(attn_mask, key_padding_mask, num_heads, padding, q.dtype)
     scores = torch.bmm(q, k.transpose(1, 2))
     # Without weights torch takes another way, which gives zeros for NaN.
     attention = masked_softmax(
@@ -242,24 +253,40 @@ def _parts(packed: Optional[Tensor], size: int) -> tuple[Optional[Tensor], ...]:
     return tuple(packed[start * size : (start + 1) * size] for start in range(3))
 
 
-def _merge_masks(
+def merged_masks(
     attn_mask: Optional[Tensor],
     key_padding_mask: Optional[Tensor],
-    query: Tensor,
     num_heads: int,
     padding: int,
-) -> Optional[Tensor]:
-    """One mask to add, for keys that ``padding`` unmasked ones were added to."""
-    attn_mask = _additive(attn_mask, True, query)
-    key_mask = _additive(key_padding_mask, True, query)
-    if attn_mask is not None and attn_mask.dim() == 2:
-        attn_mask = attn_mask.unsqueeze(0)
-    if key_mask is not None:
-        key_mask = key_mask.repeat_interleave(num_heads, 0).unsqueeze(1)
-    found = [
-        F.pad(mask, (0, padding)) for mask in (attn_mask, key_mask) if mask is not None
-    ]
-    return sum(found[1:], found[0]) if found else None
+    dtype: torch.dtype,
+) -> Tensor:
+    """One mask to add to scores. Recording and executing see one call.
+
+    Args:
+        attn_mask (Tensor, optional): (L, S) or (N * heads, L, S); true hides a key.
+        key_padding_mask (Tensor, optional): (N, S); one of the two is given.
+        num_heads (int): How many rows of scores an image has.
+        padding (int): How many keys were added, which nothing hides.
+        dtype (torch.dtype): Of the scores.
+
+    Returns:
+        Tensor: Broadcastable to (N * heads, L, S + padding).
+    """
+    given = tuple(x for x in (attn_mask, key_padding_mask) if x is not None)
+    if has_torch_function(given):
+        masks = attn_mask, key_padding_mask
+        return handle_torch_function(
+            merged_masks, given, *masks, num_heads, padding, dtype
+        )
+    found = []
+    if attn_mask is not None:
+        mask = additive_mask(attn_mask, True, dtype)
+        found.append(mask.unsqueeze(0) if mask.dim() == 2 else mask)
+    if key_padding_mask is not None:
+        mask = additive_mask(key_padding_mask, True, dtype)
+        found.append(mask.repeat_interleave(num_heads, 0).unsqueeze(1))
+    found = [F.pad(mask, (0, padding)) for mask in found]
+    return sum(found[1:], found[0])
 
 
 ops.write_out(F.multi_head_attention_forward, multi_head_attention_forward)

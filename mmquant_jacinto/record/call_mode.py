@@ -6,7 +6,8 @@ from typing import Any, Callable, Optional
 from torch.overrides import TorchFunctionMode
 
 from . import attention as attention  # fills WRITTEN_OUT
-from .ops import OPS, WRITTEN_OUT, Op
+from . import products as products  # that too
+from .ops import EARLIER, OPS, WRITTEN_OUT, Op
 
 
 class CallMode(TorchFunctionMode):
@@ -38,7 +39,12 @@ class CallMode(TorchFunctionMode):
         if func in self.whole:
             return self.call(self.whole[func], func, args, kwargs)
         with self:
-            return written_out(*args, **kwargs)
+            result = written_out(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        op = EARLIER[func]
+        # Not the name by which a plan of an earlier version is known.
+        return self.call(op._replace(site=f'whole_{op.site}'), func, args, kwargs)
 
     def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
         """A function of the table is called."""

@@ -140,9 +140,6 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'instance_norm',
         'normalize',
         'sum',
-        'einsum',
-        'baddbmm',
-        'addmm',
         'lerp',
         'addcmul',
         'maximum',
@@ -158,6 +155,20 @@ _TABLE: dict[str, tuple[str, ...]] = {
         'softmin',
     ),
 }
+
+
+# Other names of functions in the table, by which their sites are called.
+_ALIASES = dict(
+    divide='div',
+    true_divide='div',
+    multiply='mul',
+    subtract='sub',
+    negative='neg',
+    absolute='abs',
+    moveaxis='movedim',
+    swapdims='transpose',
+    expit='sigmoid',
+)
 
 
 def _getter(name: str) -> Callable:
@@ -192,11 +203,24 @@ def _build_table() -> dict[Callable, Op]:
                     continue
                 if table.setdefault(function, op) != op:
                     raise ValueError(f'{function} is {table[function]} and {op}')
+    kinds = {name: kind for kind, names in _TABLE.items() for name in names}
+    for alias, name in _ALIASES.items():
+        op = Op(name, kinds[name], alias)
+        special = getattr(torch.special, alias, None)
+        for spelling in (*_spellings(alias), *([special] if special else ())):
+            table.setdefault(spelling, op)
     return table
 
 
 OPS = _build_table()
 WRITTEN_OUT: dict[Callable, Callable] = {}
+# What is written out, where it is one call all the same: in plans of versions that
+# had it so, and (named otherwise) in a form that the version does not take.
+EARLIER: dict[Callable, Op] = {
+    function: Op(name, COMPUTE, name)
+    for name in ('scaled_dot_product_attention', 'einsum', 'baddbmm', 'addmm')
+    for function in _spellings(name)
+}
 
 
 def register(function: Callable, name: str, kind: str) -> Callable:
@@ -221,7 +245,7 @@ def write_out(function: Callable, version: Callable) -> None:
 
     Args:
         function (Callable): Of torch.
-        version (Callable): Takes the same arguments.
+        version (Callable): Takes the same arguments, or returns ``NotImplemented``.
     """
     if function in OPS or function in WRITTEN_OUT:
         raise ValueError(f'{function} is in a table already')

@@ -183,6 +183,8 @@ class OnnxRuntime(Target):
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
+        from .rewrites.global_pools import keep_off_the_kernel
         from .rewrites.grouped_convolutions import merge_groups
 
+        keep_off_the_kernel(model)
         merge_groups(model)

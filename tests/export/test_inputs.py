@@ -13,9 +13,9 @@ pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantCalibrateModule  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
+from mmquant_jacinto.export.in_place import in_place_of_modules  # noqa: E402
 from mmquant_jacinto.export.session import (  # noqa: E402
     Session,
-    in_place_of_modules,
 )
 from mmquant_jacinto.export.verify import verify  # noqa: E402
 

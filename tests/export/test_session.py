@@ -11,9 +11,9 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
+from mmquant_jacinto.export.in_place import in_place_of_modules  # noqa: E402
 from mmquant_jacinto.export.session import (  # noqa: E402
     Session,
-    in_place_of_modules,
     proof_backend,
     saturates,
 )

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from exporting import export
+from torch import nn
+from toy_models import Forward
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -25,6 +27,23 @@ def test_verification_counts_and_names_what_parts(toy_net, images):
     report = verify(exported, toy_net, [images])
     assert report.share < 0.9
     assert not report.holds()
+
+
+def test_number_of_the_example_in_a_file_is_named():
+    # What a program reads of an image is a number of its own.
+    net = Forward(
+        lambda net, x: net.layer(x) * (float(x[0, 0, 0, 0].round()) + 2),
+        layer=nn.Conv2d(3, 3, 1),
+    ).eval()
+    image = torch.randn(1, 3, 8, 8)
+    image[0, 0, 0, 0] = 1
+    other = image.clone()
+    other[0, 0, 0, 0] = -1
+    exported = export(net, image)
+    assert verify(exported, net, [image]).share == 1
+    report = verify(exported, net, [image, other])
+    assert report.first is None and report.holds_example
+    assert 'of the image that it was made of' in report.where
 
 
 @pytest.mark.parametrize('at_a_time', [2**26, 1000])

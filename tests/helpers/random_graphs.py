@@ -263,6 +263,8 @@ TABLES = {
     'maps': MAPS,
     'writes': WRITES,
 }
+# Their results lie on the grids of their operands, as those of all moves do.
+SHARING = {'cat', 'amax', 'dropout', 'empty', 'max_pool', 'resize', 'space'}
 # How a call is made is part of its choice.
 CALLS = [
     (kind, name, form)
@@ -293,29 +295,43 @@ class RandomGraph(nn.Module):
     def is_exact(self):
         return not any(CALLS[call][0] == 'steep' for call, _, _ in self.calls)
 
-    def compute(self, x):
-        results = [self.first(x)]
+    def compute(self, x, noise=()):
+        """Results of all calls.
+
+        Args:
+            x (Tensor): (2, 3, SIZE, SIZE).
+            noise (Sequence[float]): Largest error to add to each result.
+        """
+        results, self.made = [], []
+
+        def add(out, *operands):
+            if len(noise) > len(results):
+                out = out + (torch.rand_like(out) * 2 - 1) * noise[len(results)]
+            results.append(out)
+            self.made.append(operands)
+
+        add(self.first(x))
         for call, first, second in self.calls:
             kind, name, form = CALLS[call]
             function = TABLES[kind][name][form]
-            x = results[-1 - first % len(results)]
-            if kind == 'maps' and (x.dim() != 4 or min(x.shape[2:]) < 3):
-                x = results[0]
-            if x.dim() == 0 or not x.numel():
-                x = results[0]
+            operands = [-1 - first % len(results) + len(results)]
+            x = results[operands[0]]
+            is_map = x.dim() == 4 and min(x.shape[2:]) >= 3
+            if x.dim() == 0 or not x.numel() or (kind == 'maps' and not is_map):
+                operands, x = [0], results[0]
             if kind == 'binary':
-                y = of_shape(results[-1 - second % len(results)], x)
-                out = function(x, y)
+                operands.append(-1 - second % len(results) + len(results))
+                out = function(x, of_shape(results[operands[1]], x))
             else:
                 out = function(x)
             if out.dim() == 4 and out.shape[1] == 4 and second % 3 == 0:
-                out = self.between(out)
+                out, operands = self.between(out), []
             if out.numel() <= 4096 and out.dim() < 6:
-                results.append(out)
+                add(out, *(operands if kind == 'moves' or name in SHARING else []))
         return results
 
-    def forward(self, x):
-        x = self.compute(x)[-1]
+    def forward(self, x, noise=()):
+        x = self.compute(x, noise)[-1]
         out = self.last(x if x.dim() else x[None])
         return (out, x) if self.returns_all else out
 
@@ -326,10 +342,36 @@ def decibels(signal, noisy):
 
 
 def is_well_conditioned(net, x):
-    """Whether noise of a ten thousandth stays about as small; in float."""
+    """Whether noise of a ten thousandth stays about as small; in float.
+
+    And that of 16 bits in all results, each on one grid with those that it shares one
+    with: of scores beside pixels, these have what is left.
+    """
     with torch.no_grad():
         reference = net(x)
         if not reference.isfinite().all() or not reference.any():
             return False
         noisy = [net(x * (1 + 1e-4 * torch.randn_like(x))) for _ in range(3)]
-    return min(decibels(reference, item) for item in noisy) > 65
+        if min(decibels(reference, item) for item in noisy) <= 65:
+            return False
+        steps = grid_steps(net, x)
+        noisy = [net(x, steps) for _ in range(3)]
+    return min(decibels(reference, item) for item in noisy) > 53
+
+
+def grid_steps(net, x):
+    """A step of 16 bits of each result, of the widest that it shares a grid with."""
+    results = net.compute(x)
+    zero = x.new_zeros(1)
+    ranges = [torch.cat([zero, item.reshape(-1)]).aminmax() for item in results]
+    sizes = [float(high - low) for low, high in ranges]
+    groups = list(range(len(results)))
+    for index, operands in enumerate(net.made):
+        for operand in operands:
+            old, new = groups[index], groups[operand]
+            groups = [new if group == old else group for group in groups]
+    widest = {
+        group: max(size for size, other in zip(sizes, groups) if other == group)
+        for group in groups
+    }
+    return [widest[group] / 2**16 for group in groups]

@@ -8,7 +8,14 @@ import sys
 import pytest
 from paths import ROOT
 from run_tools import python_path
-from zoo.report import _equal, _exports, _predicted, shortfalls
+from sweep import is_done
+from zoo.report import (
+    _commands_in_short,
+    _equal,
+    _exports,
+    _predicted,
+    shortfalls,
+)
 
 pytest.importorskip('mmdet')
 
@@ -140,6 +147,7 @@ def test_commands_column():
     assert _predicted(None) == '–'
     assert _predicted(dict(reason='why')) == 'no'
     assert _predicted(dict(equal=1, images=2)) == '1 of 2'
+    assert _predicted(dict(equal=2, images=2, missing=['roi_head'])) == '2 of 2*'
     reports = [
         dict(config='a/a.py', commands=dict(reason='no such operator')),
         dict(config='b/b.py', commands=dict(equal=1, images=2)),
@@ -150,6 +158,23 @@ def test_commands_column():
     assert '- `a/a.py`: no such operator' in text
     assert '- `b/b.py`: predictions differ' in text
     assert 'c/c' not in text and 'd/d' not in text
+    in_short = _commands_in_short(reports)
+    assert '3 of the 4 were run' in in_short
+    assert '1 predict the same' in in_short
+    assert _commands_in_short(reports[3:]) == ''
+
+
+def test_results_of_earlier_versions_stand_if_asked(tmp_path):
+    path = tmp_path / 'a__a.commands.json'
+    assert not is_done(path, 'new', None, keep=True)
+    path.write_text(json.dumps(dict(engine='old', commands=dict(equal=2, images=2))))
+    assert not is_done(path, 'new', None)
+    assert is_done(path, 'old', None)
+    assert is_done(path, 'new', 'failed', keep=True)
+    assert not is_done(path, 'new', 'everything', keep=True)
+    path.write_text(json.dumps(dict(engine='old', commands=dict(reason='why'))))
+    assert is_done(path, 'new', None, keep=True)
+    assert not is_done(path, 'new', 'failed', keep=True)
 
 
 def test_model_that_breaks_does_not_stop_the_sweep(tmp_path):

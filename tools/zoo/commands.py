@@ -1,6 +1,8 @@
 """Types the two commands for one model of the zoo: export it, test file and checkpoint.
 
-Both ends are those of a user: a config, a checkpoint and a test set on a disk.
+Both ends are those of a user: a config, a checkpoint and a test set on a disk. A file
+that lacks a part of its model, as those of two stages do, is not tested alone: it
+takes the place of what it holds in the checkpoint, as at the end of the export.
 """
 
 import contextlib
@@ -16,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+import onnx
 import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.export.configs.end_to_end import digest
+from mmquant_jacinto.export.configs.checkpoint import load_quantized
+from mmquant_jacinto.export.configs.end_to_end import digest, score_both
+from mmquant_jacinto.export.configs.file_run import FileRun
 from mmquant_jacinto.export.configs.pipelines import kind, pipelines
+from mmquant_jacinto.export.configs.test_images import TestImages
 
-from .batches import _num_classes, smooth_noise, walk
+from .batches import NUM_PROPOSALS, TRACKERS, VIDEO, _num_classes, smooth_noise, walk
 from .configs import CONFIGS
 from .export import FIRST_SEED, FORMAT, _without_folders, quantized
 
@@ -46,7 +53,8 @@ def examine_commands(name: str) -> dict[str, Any]:
 
     Returns:
         Dict[str, Any]: ``'config'`` and ``'commands'``: of how many ``'images'`` the
-        predictions are ``'equal'``, or the ``'reason'`` why that is not known.
+        predictions are ``'equal'``, what is ``'missing'`` in the file, or the
+        ``'reason'`` why that is not known.
     """
     start = time.perf_counter()
     folder = os.getcwd()
@@ -67,12 +75,27 @@ def _type(name: str) -> dict[str, Any]:
     needed = [step for step in _test_pipeline(name) if kind(step) in NEEDED]
     _write_files(model, cfg, needed, int(batch['inputs'][0].shape[-1]))
     _run('export.py', 'config.py', 'model.pth', '-o', 'model.onnx', '--verify', IMAGES)
+    config = Config.fromfile('config.py')
+    run = FileRun(config, onnx.load('model.onnx'), in_part=True)
+    if run.session.skipped:
+        return _type_in_part(config, run)
     predictions = []
     for tested in ('model.pth', 'model.onnx'):
         _run('test.py', 'config.py', tested, '--work-dir', '.', '--out', 'out.pkl')
         predictions.append(pickle.loads(Path('out.pkl').read_bytes()))
     pairs = [tuple(map(digest, pair)) for pair in zip(*predictions)]
     return dict(images=len(pairs), equal=sum(a == b for a, b in pairs))
+
+
+def _type_in_part(config: Config, run: FileRun) -> dict[str, Any]:
+    wrapper = load_quantized(config, 'model.pth')
+    root = wrapper.quantization.root
+    both = score_both(config, wrapper, run, TestImages(config, root, count=IMAGES))
+    return dict(
+        images=len(both.file.predictions),
+        equal=both.same.equal(both.file),
+        missing=run.session.skipped,
+    )
 
 
 def _run(tool: str, *arguments: Any) -> None:
@@ -108,37 +131,62 @@ def _write_files(model: nn.Module, cfg: ConfigDict, needed: list, size: int) -> 
     meta = dict(dataset_meta=dict(classes=classes))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), 'model.pth')
     Path('images').mkdir()
-    infos = []
+    height, width = size * 3 // 4, size
+    infos, proposals = [], {}
     for index in range(IMAGES):
-        image = smooth_noise((3, size * 3 // 4, size), FIRST_SEED + index)
+        image = smooth_noise((3, height, width), FIRST_SEED + index)
         cv2.imwrite(f'images/{index}.png', image.permute(1, 2, 0).numpy())
-        info = dict(id=index, file_name=f'{index}.png')
-        infos.append({**info, 'height': size * 3 // 4, 'width': size})
+        info = dict(id=index, file_name=f'{index}.png', height=height, width=width)
+        # Each is a video of its own: a tracker gets one frame at a time.
+        infos.append({**info, 'video_id': index, 'frame_id': 0})
+        proposals[f'images/{index}.png'] = _proposals(height, width, index)
     categories = [dict(id=i, name=name) for i, name in enumerate(classes)]
     content = dict(images=infos, annotations=[], categories=categories)
     Path('coco.json').write_text(json.dumps(content))
+    Path('proposals.pkl').write_bytes(pickle.dumps(proposals))
     _config(cfg, classes, needed, size).dump('config.py')
+
+
+def _proposals(height: int, width: int, seed: int) -> dict[str, np.ndarray]:
+    corners = np.random.default_rng(seed).random((2, NUM_PROPOSALS, 2)) * (
+        width,
+        height,
+    )
+    corners.sort(0)
+    scores = np.linspace(1, 0, NUM_PROPOSALS, dtype=np.float32)
+    return dict(bboxes=np.concatenate(corners, 1).astype(np.float32), scores=scores)
+
+
+def _dataset(cfg: ConfigDict, needed: list, size: int) -> dict[str, Any]:
+    """What a model is tested on: images, with proposals where it has none; videos."""
+    # Square, as a file's images often are: and so the scale factors are no ones.
+    resize = dict(type='Resize', scale=(size, size), keep_ratio=False)
+    # CenterNet's gives floats.
+    load = dict(type='LoadImageFromFile', to_float32=bool(needed))
+    if cfg.type.rpartition('.')[2] in TRACKERS + VIDEO:
+        frames = dict(type='TransformBroadcaster', transforms=[load, resize])
+        pipeline = [frames, dict(type='PackTrackInputs')]
+        prefix = dict(img_path='images/')
+        return dict(type='MOTChallengeDataset', data_prefix=prefix, pipeline=pipeline)
+    found: dict[str, Any] = dict(type='CocoDataset', return_classes=True)
+    pipeline = [load, resize]
+    if cfg.get('roi_head') is not None and cfg.get('rpn_head') is None:
+        found['proposal_file'] = str(Path('proposals.pkl').absolute())
+        both = dict(type='ProposalBroadcaster', transforms=[resize])
+        pipeline = [load, dict(type='LoadProposals'), both]
+    pack = dict(type='PackDetInputs', meta_keys=META)
+    prefix = dict(img='images/')
+    return dict(found, data_prefix=prefix, pipeline=[*pipeline, *needed, pack])
 
 
 def _config(
     cfg: ConfigDict, classes: tuple[str, ...], needed: list, size: int
 ) -> Config:
-    pipeline = [
-        # CenterNet's gives floats.
-        {'type': 'LoadImageFromFile', 'to_float32': bool(needed)},
-        # Square, as a file's images often are: and so the scale factors are no ones.
-        dict(type='Resize', scale=(size, size), keep_ratio=False),
-        *needed,
-        dict(type='PackDetInputs', meta_keys=META),
-    ]
     dataset = dict(
-        type='CocoDataset',
+        _dataset(cfg, needed, size),
         ann_file='coco.json',
-        data_prefix=dict(img='images/'),
         metainfo=dict(classes=classes),
-        return_classes=True,
         test_mode=True,
-        pipeline=pipeline,
     )
     loader = dict(
         batch_size=1,

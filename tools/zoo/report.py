@@ -51,7 +51,8 @@ that ONNX Runtime computes equal to the integer model, on two images that gave n
 ranges (`python tools/sweep.py --export --table docs/zoo.md --json docs/zoo.json`).
 *Commands*: of how many images `tools/test.py` predicts the same, bit for bit, by the
 checkpoint and by the file of `tools/export.py` (`python tools/sweep.py --commands
---table docs/zoo.md --json docs/zoo.json`).
+--table docs/zoo.md --json docs/zoo.json`); with a star, the file lacks a part of the
+model, and has taken the place of what it holds in the checkpoint; – was not run.
 
 {counts}
 
@@ -172,7 +173,7 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
             counts=f'{len(reports)} configs: {counts["ok"]} run quantized, '
             f'{sum(not items for items in short.values())} of them without any '
             f'shortfall; {counts["failed"]} do not run quantized; '
-            f'{counts["no float"]} do not run in float here.',
+            f'{counts["no float"]} do not run in float here.{_commands_in_short(ran)}',
         ),
         '| config | regions | sites | weights | in float | 16 bits | 8 bits | gain '
         '| QAT | reload | export | commands |',
@@ -251,7 +252,8 @@ def _predicted(commands: Any) -> str:
         return '–'
     if 'reason' in commands:
         return 'no'
-    return f'{commands["equal"]} of {commands["images"]}'
+    part = '*' if commands.get('missing') else ''
+    return f'{commands["equal"]} of {commands["images"]}{part}'
 
 
 def _parting(export: dict[str, Any]) -> str:
@@ -295,6 +297,20 @@ def _exports(reports: list[dict[str, Any]]) -> list[str]:
             {part: ', '.join(names) for part, names in sorted(parts.items())},
         ),
     ]
+
+
+def _commands_in_short(reports: list[dict[str, Any]]) -> str:
+    """What was found by the commands, and of how many models; with the versions."""
+    found = [report['commands'] for report in reports if 'commands' in report]
+    if not found:
+        return ''
+    equal = sum('images' in x and x['equal'] == x['images'] for x in found)
+    versions = ', '.join(sorted({str(x.get('engine')) for x in found}))
+    return (
+        f'\n\nBy the commands {len(found)} of the {len(reports)} were run (engine '
+        f'{versions}): {equal} predict the same on all images; why others do not is '
+        'said below.'
+    )
 
 
 def _not_by_commands(reports: list[dict[str, Any]]) -> dict[str, str]:

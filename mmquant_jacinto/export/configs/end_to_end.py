@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -60,7 +60,8 @@ class EndToEnd:
         own (Scored): The checkpoint by the user's own test pipeline.
         same (Scored): The checkpoint on the images that the file sees; ``own`` where
             these are those.
-        file (Scored): The file, as ``tools/test.py CONFIG FILE`` tests it.
+        file (Scored): The file, as ``tools/test.py CONFIG FILE`` tests it. Where it
+            lacks a part of the model, in the checkpoint, which computes the rest.
     """
 
     own: Scored
@@ -106,7 +107,7 @@ def score_both(
     Args:
         cfg (Config): As the user has it.
         wrapper (QuantModule): A test module; computes as the file's engine does.
-        run (FileRun): The file.
+        run (FileRun): The file; it may lack a part of the model.
         images (TestImages): What the file was made for.
     """
     # Where all images have one size, how many are in a batch changes no pixel.
@@ -117,9 +118,13 @@ def score_both(
         with images.input.applied(wrapper.module):
             name = "checkpoint, the file's images"
             same = _score(name, images.cfg, wrapper, images, count, 1)
-    plain = _build(cfg)
-    with run.in_place(plain):
-        found = _score('file', run.cfg, plain, images, count, 1)
+    name, model = 'file', cast(nn.Module, wrapper)
+    if run.session.skipped:
+        name = 'file, the rest by the checkpoint'
+    else:
+        model = _build(cfg)
+    with run.in_place(wrapper.module if run.session.skipped else model):
+        found = _score(name, run.cfg, model, images, count, 1)
     return EndToEnd(own, same, found)
 
 
@@ -129,7 +134,9 @@ def _build(cfg: Config) -> nn.Module:
     backbone = model_cfg.get('backbone')
     if isinstance(backbone, dict) and 'init_cfg' in backbone:
         backbone['init_cfg'] = None
-    return MODELS.build(model_cfg).eval()
+    model = MODELS.build(model_cfg)
+    model.eval()  # that of MMDetection's distilled detectors returns nothing
+    return model
 
 
 def _score(

@@ -19,8 +19,9 @@ from torch import nn
 from ...errors import QuantizeError
 from ...execute.integer.stable_topk import StableOrder
 from ...wrappers.distillation import student_of
+from ..in_place import in_place_of_modules
 from ..packages import require
-from ..session import Session, in_place_of_modules
+from ..session import Session
 from .file_input import METADATA_KEY, FileInput
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class FileRun:
             are used.
         model (onnx.ModelProto): The file.
         backend (str): What runs it, see :class:`~.session.Session`.
+        in_part (bool): Whether a file will do that lacks a part of the model, for the
+            place of the rest in the checkpoint's own. Defaults to False.
 
     Raises:
         QuantizeError: If the file lacks a part of the model.
@@ -45,10 +48,14 @@ class FileRun:
     """
 
     def __init__(
-        self, cfg: Config, model: onnx.ModelProto, backend: str = 'onnxruntime'
+        self,
+        cfg: Config,
+        model: onnx.ModelProto,
+        backend: str = 'onnxruntime',
+        in_part: bool = False,
     ) -> None:
         self.session = Session(model, backend)
-        if self.session.skipped:
+        if self.session.skipped and not in_part:
             missing = ', '.join(self.session.skipped)
             raise QuantizeError(
                 f'the file lacks a part of the model ({missing}): test the checkpoint'
@@ -80,7 +87,12 @@ class FileRun:
 
     @contextlib.contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
-        """Context in which a float model of the config predicts by the file."""
+        """Context in which a model of the config predicts by the file.
+
+        Args:
+            model (nn.Module): In float, whose weights do not matter; the checkpoint's
+                quantized one where the file lacks a part, which that computes then.
+        """
         # Ordered as the checkpoint's test has it.
         with self.input.applied(model), StableOrder():
             with in_place_of_modules(student_of(model), self.session):

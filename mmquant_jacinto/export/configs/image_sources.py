@@ -41,7 +41,24 @@ def open_dataset(cfg: Config) -> Any:
         raise _unreadable(error) from None
 
 
-def read(dataset: Any, indices: Iterable[int]) -> Iterator[dict]:
+def items_of(dataset: Any, loader: Any) -> list[Any]:
+    """What a test asks a dataset for: indices, of frames where it takes those.
+
+    Args:
+        dataset (Dataset): Built.
+        loader (dict, optional): Config of the dataloader.
+    """
+    sampler = (loader or {}).get('sampler')
+    if kind(sampler) == 'TrackImgSampler' and hasattr(dataset, 'get_len_per_video'):
+        return [
+            (video, frame)
+            for video in range(len(dataset))
+            for frame in range(dataset.get_len_per_video(video))
+        ]
+    return list(range(len(dataset)))
+
+
+def read(dataset: Any, indices: Iterable[Any]) -> Iterator[dict]:
     """Images of a dataset, in batches of one.
 
     Raises:
@@ -62,7 +79,7 @@ def _unreadable(error: Exception) -> QuantizeError:
     )
 
 
-def telling_images(dataset: Any, first: int) -> Iterator[dict]:
+def telling_images(dataset: Any, first: int, items: list[Any]) -> Iterator[dict]:
     """Batches of one image each, whose sizes tell those of a whole test set.
 
     Of images whose sizes the dataset knows, those of the most different aspect
@@ -71,15 +88,16 @@ def telling_images(dataset: Any, first: int) -> Iterator[dict]:
     Args:
         dataset (Dataset): Built.
         first (int): This many are among them in any case.
+        items (List): Of :func:`items_of`.
     """
-    count = len(dataset)
+    count = len(items)
     chosen = set(range(min(first, count)))
-    sizes = _known_sizes(dataset)
+    sizes = _known_sizes(dataset) if count == len(dataset) else None
     if sizes is not None:
         chosen |= _extremes(sizes)
     else:
         chosen |= set(range(0, count, -(-count // MAX_READ)))
-    yield from read(dataset, sorted(chosen))
+    yield from read(dataset, [items[index] for index in sorted(chosen)])
 
 
 def _known_sizes(dataset: Any) -> np.ndarray | None:

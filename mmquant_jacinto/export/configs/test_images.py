@@ -21,6 +21,7 @@ from .file_input import FileInput
 from .image_sources import (
     MAX_READ,
     folder_images,
+    items_of,
     made_up_images,
     open_dataset,
     read,
@@ -117,11 +118,14 @@ class TestImages:
             images = folder_images(self.cfg, self.folder)
             return list(itertools.islice(images, self.count or MAX_READ))
         try:
-            return list(telling_images(self.dataset, self.count))
+            return list(telling_images(self.dataset, self.count, self._items()))
         except QuantizeError:
             if self.count:
                 raise
             return list(made_up_images(self.cfg))
+
+    def _items(self) -> list[Any]:
+        return items_of(self.dataset, self.cfg.get('test_dataloader'))
 
     @property
     def dataset(self) -> Any:
@@ -158,7 +162,7 @@ class TestImages:
         if self.folder is not None:
             images = folder_images(self.cfg, self.folder)
         else:
-            images = read(self.dataset, range(len(self.dataset)))
+            images = read(self.dataset, self._items())
         yield from itertools.islice(images, self.count)
 
 

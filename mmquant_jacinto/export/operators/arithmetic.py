@@ -80,15 +80,21 @@ for _name, _op in {
     'truediv': 'Div',
     'maximum': 'Max',
     'minimum': 'Min',
-    'lt': 'Less',
-    'gt': 'Greater',
-    'le': 'LessOrEqual',
-    'ge': 'GreaterOrEqual',
+    **dict.fromkeys(('lt', 'less'), 'Less'),
+    **dict.fromkeys(('gt', 'greater'), 'Greater'),
+    **dict.fromkeys(('le', 'less_equal'), 'LessOrEqual'),
+    **dict.fromkeys(('ge', 'greater_equal'), 'GreaterOrEqual'),
     'eq': 'Equal',
     'logical_and': 'And',
     'logical_or': 'Or',
+    'logical_xor': 'Xor',
 }.items():
     TRANSLATIONS[_name] = _binary(_op)
+
+
+@translates('ne', 'not_equal')
+def _differ(site, x, y):
+    return site.node('Not', site.node('Equal', *_operands(site, x, y)))
 
 
 @translates('and', 'bitwise_and')

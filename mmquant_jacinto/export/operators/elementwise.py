@@ -11,6 +11,7 @@ from torch import Tensor
 from ...record.ops import per_axis
 from .translation import (
     TRANSLATIONS,
+    SiteWriter,
     axis_of,
     translates,
 )
@@ -147,10 +148,47 @@ def _masked_softmax(site, scores, scale, mask, safe=False):
     if mask is not None:
         scores = site.node('Add', scores, mask)
     weights = site.node('Softmax', scores, axis=-1)
-    empty = None if mask is None else (mask == -math.inf).all(-1, keepdim=True)
-    if not safe or empty is None or not empty.any():
+    return zero_where_hidden(site, weights, mask) if safe else weights
+
+
+def zero_where_hidden(site: SiteWriter, weights: str, mask: Tensor | None) -> str:
+    """Weights of zero in rows that a mask hides altogether."""
+    if mask is None:
+        return weights
+    if site.name_of(mask, site.name) is not None:
+        largest = site.node('ReduceMax', mask, axes=[mask.dim() - 1], keepdims=1)
+        hidden = site.node('Equal', largest, site.value(-math.inf))
+        return site.node('Where', hidden, site.value(0.0), weights)
+    empty = (mask == -math.inf).all(-1, keepdim=True)
+    if not empty.any():
         return weights
     return site.node('Where', empty, site.value(0.0), weights)
+
+
+@translates('additive_mask')
+def _additive_mask(site, mask, hides, dtype):
+    if mask.dtype != torch.bool:
+        return site.cast(mask, dtype)
+    chosen = (-math.inf, 0.0) if hides else (0.0, -math.inf)
+    return site.node('Where', mask, *map(site.value, chosen))
+
+
+@translates('merged_masks')
+def _merged_masks(site, attn_mask, key_padding_mask, num_heads, padding, dtype):
+    found = []
+    if attn_mask is not None:
+        mask, shape = _additive_mask(site, attn_mask, True, dtype), attn_mask.shape
+        found.append(site.reshape(mask, (1, *shape)) if len(shape) == 2 else mask)
+    if key_padding_mask is not None:
+        mask = _additive_mask(site, key_padding_mask, True, dtype)
+        count, keys = key_padding_mask.shape
+        mask = site.reshape(mask, (count, 1, 1, keys))
+        mask = site.node('Expand', mask, site.ints((count, num_heads, 1, keys)))
+        found.append(site.reshape(mask, (count * num_heads, 1, keys)))
+    if padding:
+        pads = site.ints([0] * 5 + [padding])
+        found = [site.node('Pad', mask, pads, site.value(0.0)) for mask in found]
+    return found[0] if len(found) == 1 else site.node('Add', *found)
 
 
 @translates('softmin')
@@ -227,6 +265,8 @@ def _reduce(op: str) -> Callable:
         if op == 'Mean' and axes == [2, 3] and x.dim() == 4:
             pooled = site.node('GlobalAveragePool', x)
             return pooled if keepdim else site.reshape(pooled, site.out.shape)
+        if x.dtype != site.out.dtype:
+            x = site.cast(x, site.out.dtype)  # a sum of booleans counts
         if op == 'Sum':
             return site.node('ReduceSum', x, site.ints(axes), keepdims=int(keepdim))
         return site.node(f'Reduce{op}', x, axes=axes, keepdims=int(keepdim))
@@ -241,6 +281,23 @@ for _name, _op in {
     'amin': 'Min',
 }.items():
     TRANSLATIONS[_name] = _reduce(_op)
+
+
+def _quantifier(reduction: str) -> Callable:
+    def translate(site, x, dim=None, keepdim=False):
+        dims = range(x.dim()) if dim is None else per_axis(dim, 1)
+        axes = [axis_of(d, x.dim()) for d in dims]
+        if x.dtype != torch.bool:
+            raise NotImplementedError('numbers for booleans')
+        number = site.cast(x, torch.float32)
+        found = site.node(reduction, number, axes=axes, keepdims=int(keepdim))
+        return site.cast(found, torch.bool)
+
+    return translate
+
+
+TRANSLATIONS['any'] = _quantifier('ReduceMax')
+TRANSLATIONS['all'] = _quantifier('ReduceMin')
 
 
 def _extreme(pair: str, reduction: str, index: str) -> Callable:

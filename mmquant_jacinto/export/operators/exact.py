@@ -26,6 +26,7 @@ from ...execute.integer.exact_functions import (
 )
 from ...execute.integer.sampling import Resize
 from ...targets.grid import Grid
+from .elementwise import zero_where_hidden
 from .sampling import grid_sample, interpolate
 from .spatial import pool_windows, write_resize
 from .translation import SiteWriter, axis_of
@@ -54,10 +55,7 @@ def _masked_softmax(
     safe: bool = False,
 ) -> str:
     weights = _weights(site, x, given, scale, mask, like, like.dim() - 1)
-    empty = None if mask is None else (mask == -torch.inf).all(-1, keepdim=True)
-    if not safe or empty is None or not empty.any():
-        return weights
-    return site.node('Where', empty, site.value(0.0), weights)
+    return zero_where_hidden(site, weights, mask) if safe else weights
 
 
 def _weights(
@@ -77,7 +75,12 @@ def _weights(
         unit, dtype = unit_of(given, scale), torch.float32
         bits, offset = rounded_exp(unit, given.levels)
     if mask is not None:
-        x = site.node('Add', x, mask if given is None else mask / unit)
+        added: Any = mask
+        if given is not None and site.name_of(mask, site.name) is not None:
+            added = site.node('Div', mask, unit)
+        elif given is not None:
+            added = mask / unit
+        x = site.node('Add', x, added)
     largest = site.node('ReduceMax', x, axes=[axis], keepdims=1)
     steps = site.node('Sub', x, largest)
     if given is None:

@@ -11,6 +11,7 @@ pytest.importorskip('onnx')
 
 from mmquant_jacinto.export.configs.image_sources import (  # noqa: E402
     folder_images,
+    items_of,
     read,
 )
 
@@ -42,3 +43,21 @@ class Broken:
 def test_unreadable_image_of_a_test_set_is_named():
     words = 'test_dataloader cannot be read', '3.jpg', '--images'
     refused(lambda: next(read(Broken(), [3])), *words)
+
+
+class Videos:
+    """Of one frame, and of two."""
+
+    def __len__(self):
+        return 2
+
+    def get_len_per_video(self, index):
+        return index + 1
+
+
+def test_frames_of_videos_are_what_their_sampler_asks_for():
+    frames = dict(sampler=dict(type='mmdet.TrackImgSampler'))
+    assert items_of(Videos(), frames) == [(0, 0), (1, 0), (1, 1)]
+    assert items_of(Videos(), dict(sampler=dict(type='DefaultSampler'))) == [0, 1]
+    assert items_of([5, 6, 7], frames) == [0, 1, 2]
+    assert items_of(Videos(), None) == [0, 1]

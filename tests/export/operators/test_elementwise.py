@@ -72,6 +72,9 @@ OPERATORS = {
     'mean of six': lambda x: sixes(x).mean((2, 3)),
     'mean channels': lambda x: x.mean(1, keepdim=True),
     'sum': lambda x: x.sum((2, 3)),
+    'any': lambda x: (x > 0.7).any(-1, keepdim=True) * x,
+    'any of all': lambda x: (x > 0.7).any() * x,
+    'all': lambda x: (x > -0.7).all(1, True) * x,
     'amax': lambda x: x.amax((2, 3)),
     'amin': lambda x: x.amin(1),
     'max': lambda x: x.max(1)[0],
@@ -84,6 +87,14 @@ OPERATORS = {
     'std of maps': lambda x: x * x.std((2, 3), keepdim=True),
     'scaled_dot_product_attention': lambda x, y: F.scaled_dot_product_attention(
         x, y, x
+    ),
+    'abs as absolute': lambda x: x.absolute(),
+    'neg as negative': lambda x: torch.negative(x),
+    'sigmoid as expit': lambda x: torch.special.expit(x),
+    # The image says what is hidden, here from everybody.
+    'additive_mask': lambda x, y: F.scaled_dot_product_attention(x, y, x, x > 0.2),
+    'additive_mask of numbers': lambda x, y: F.scaled_dot_product_attention(
+        x, y, x, torch.where(y > 0.6, 0.0, -torch.inf)
     ),
     'scaled_dot_product_attention mask': lambda x, y: F.scaled_dot_product_attention(
         x, y, x, torch.zeros(8, 8).masked_fill(torch.eye(8) > 0, -torch.inf)
@@ -105,7 +116,7 @@ def test_file_has_the_integers_of_the_model(name, kind):
 
 def test_every_operator_has_an_entry():
     # On grids of 8 bits these are exact operators, see test_exact.
-    found = [*OPERATORS, 'softmax', 'masked_softmax']
+    found = [*OPERATORS, 'softmax', 'masked_softmax', 'merged_masks']
     assert without_entry(TRANSLATIONS, elementwise, found) == []
 
 

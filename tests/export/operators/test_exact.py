@@ -29,12 +29,42 @@ def attention(**options):
     )
 
 
+def masked(masks, **options):
+    """Attention whose masks follow from the image: (N, 4, 64)."""
+    return Forward(
+        lambda net, x: net.attention(
+            *[x.flatten(2).transpose(1, 2)] * 3, **masks(x.flatten(2))
+        )[0],
+        attention=nn.MultiheadAttention(4, 2, batch_first=True, **options),
+    )
+
+
 OPERATORS = {
     'softmax': lambda: lambda x: x.softmax(1),
     'softmax last': lambda: nn.Softmax(dim=-1),
     # It stays in float, and so does its sum with a constant.
     'softmax of a sum': lambda: lambda x: (x + torch.linspace(0, 3, 8)).softmax(-1),
     'masked_softmax': lambda: attention(attn_mask=MASK),
+    'masked_softmax with a mask of the image': lambda: masked(
+        lambda x: dict(attn_mask=x.sum(0)[:1].T > x.sum(0)[1], need_weights=False)
+    ),
+    'masked_softmax with a mask of the image for each head': lambda: masked(
+        lambda x: dict(
+            attn_mask=x.repeat_interleave(2, 0)[:, :1].mT > x[:1, 1:2],
+            need_weights=False,
+        )
+    ),
+    'masked_softmax with keys of the image': lambda: masked(
+        lambda x: dict(key_padding_mask=x[:, 2] > 0.8, need_weights=False)
+    ),
+    'masked_softmax with both': lambda: masked(
+        lambda x: dict(
+            attn_mask=x.sum(0)[:1].T > x.sum(0)[1] + 0.4,
+            key_padding_mask=x[:, 2] > 0.8,
+            need_weights=False,
+        ),
+        add_zero_attn=True,
+    ),
     'masked_softmax without a mask': lambda: attention(need_weights=False),
     'group_norm': lambda: nn.GroupNorm(2, 4),
     'group_norm plain': lambda: nn.GroupNorm(1, 4, affine=False),
