@@ -22,7 +22,7 @@ OBSERVERS = Registry('observer', scope=_SCOPE)
 # `quantize.weight_observer`: subclasses of `quantizers.weight_search.WeightObserver`.
 WEIGHT_OBSERVERS = Registry('weight observer', scope=_SCOPE)
 # `quantize.calibration.bias_correction`: subclasses of
-# `execute.bias_correction.BiasCorrection`.
+# `execute.corrections.bias_correction.BiasCorrection`.
 BIAS_CORRECTIONS = Registry('bias correction', scope=_SCOPE)
 # `quantize.rounding`: functions such as `methods.rounding.adaround`.
 ROUNDINGS = Registry('rounding', scope=_SCOPE)

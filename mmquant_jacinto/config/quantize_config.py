@@ -80,6 +80,10 @@ class QuantizeConfig:
         equalize (bool, optional): Cross-layer equalization: rescales channels
             between layers before anything is quantized, see
             :mod:`~mmquant_jacinto.quantizers.equalize`. None takes the preset's.
+        scale_channels (bool, optional): Whether calibration divides channels of
+            unlike reach by factors of their own, where convolutions take them in,
+            see :mod:`~mmquant_jacinto.plan.scaled_channels`. None: yes, unless
+            weights are rounded by a method or fake quantizers are MMRazor's.
         mixed_precision (MixedPrecision | str, optional): Calibration chooses
             the weights' widths, in place of ``bits``, and writes them to
             ``mixed_precision.json``; the path of such a file takes them from
@@ -94,7 +98,7 @@ class QuantizeConfig:
     freeze: Freeze = field(default_factory=Freeze)
     observer: Optional[str] = None
     percentile: float = 0.01
-    weight_observer: str = 'minmax'
+    weight_observer: Optional[str] = None
     rounding: Rounding = field(default_factory=Rounding)
     learned_scale: Optional[LearnedScale] = None
     finetune: Optional[Finetune] = None
@@ -104,6 +108,7 @@ class QuantizeConfig:
     constrain_bias: Union[str, Literal[False], None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
+    scale_channels: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
 
     def __post_init__(self) -> None:
@@ -116,7 +121,7 @@ class QuantizeConfig:
             _check_override(pattern, value)
         if self.observer is not None:
             look_up(OBSERVERS, 'quantize.observer', self.observer)
-        look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer)
+        look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer_name)
         for key, given, mode, what in (
             ('learned_scale', self.learned_scale is not None, 'qat', 'trains'),
             ('finetune', self.finetune is not None, 'ptq', 'calibrates'),
@@ -153,7 +158,7 @@ class QuantizeConfig:
                 'and train with '
                 "mixed_precision='WORK_DIR/mixed_precision.json', which that leaves"
             )
-        for key in ('constrain_weights', 'equalize'):
+        for key in ('constrain_weights', 'equalize', 'scale_channels'):
             check_switch(key, getattr(self, key), None)
 
     @classmethod
@@ -251,7 +256,25 @@ class QuantizeConfig:
 
     @property
     def observer_name(self) -> str:
-        return self.observer or self.preset.observer
+        if self.observer is not None:
+            return self.observer
+        preset = self.preset
+        found = preset.calibration_observer if self.calibrates else None
+        return found or preset.observer
+
+    @property
+    def weight_observer_name(self) -> str:
+        """str: ``weight_observer``, the preset's where it is not given."""
+        if self.weight_observer is not None:
+            return self.weight_observer
+        # What is to be trained must not be cut off.
+        searches = self.calibrates and self.finetune is None
+        return self.preset.calibration_weight_observer if searches else 'minmax'
+
+    @property
+    def calibrates(self) -> bool:
+        """bool: Whether it is for a calibration."""
+        return self.mode == 'ptq'
 
     @property
     def observer_class(self) -> Any:
@@ -261,9 +284,11 @@ class QuantizeConfig:
     @property
     def channel_scales(self) -> Union[str, bool]:
         """str | bool: ``per_channel``, the preset's where it is not given."""
-        if self.per_channel is None:
-            return self.preset.weight.per_channel
-        return self.per_channel
+        if self.per_channel is not None:
+            return self.per_channel
+        if self.preset.depthwise_per_channel:
+            return DEPTHWISE
+        return self.preset.weight.per_channel
 
     @property
     def bias_constraint(self) -> Optional[str]:
@@ -276,6 +301,12 @@ class QuantizeConfig:
         if self.constrain_weights is None:
             return self.preset.constrain_weights
         return self.constrain_weights
+
+    @property
+    def scales_channels(self) -> bool:
+        """bool: Whether channels may be divided by factors of their own."""
+        unfit = self.rounding.method != 'nearest' or self.fake_quants
+        return self.scale_channels is not False and not unfit
 
     @property
     def equalization(self) -> bool:

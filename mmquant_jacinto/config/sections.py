@@ -79,8 +79,8 @@ class Calibration:
             devkit; ``'sequential'``: one after the other, each to the float mean
             behind those that are corrected; ``'analytic'``: what the rounded weights
             make of the mean input is subtracted, without a further pass (see
-            :mod:`~mmquant_jacinto.execute.analytic_correction`; not for deformable
-            convolutions); False: none. Defaults to ``'iterative'``.
+            :mod:`~mmquant_jacinto.execute.corrections.analytic_correction`; not for
+            deformable convolutions); False: none. Defaults to ``'sequential'``.
         weights (bool): Whether the same passes also correct the weights of each
             channel by the ratio of its output's standard deviations in float and
             quantized. Defaults to False.
@@ -95,7 +95,7 @@ class Calibration:
 
     num_images: int = 1000
     iterations: Optional[int] = None
-    bias_correction: Union[str, bool] = 'iterative'
+    bias_correction: Union[str, bool] = 'sequential'
     weights: bool = False
     epochs: int = 1
     lr: float = 0.05

@@ -7,6 +7,6 @@
 """
 
 # What it registers a config may name.
-from . import bias_correction
+from .corrections import bias_correction
 
 __all__ = ['bias_correction']

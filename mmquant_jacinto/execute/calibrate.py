@@ -21,9 +21,9 @@ from ..quantizers.layers import Layer
 from ..quantizers.observers import is_distributed
 from ..record import ops
 from ..record.ops import Op
-from .analytic_correction import mean_inputs
 from .behaviour import Behaviour
 from .conditioning import condition_once
+from .corrections.analytic_correction import mean_inputs
 from .fake_quantize import Simulate
 from .state import State
 

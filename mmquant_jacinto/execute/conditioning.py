@@ -21,13 +21,7 @@ def condition_once(state: State) -> None:
     They are equalized and clamped, and the grids that do not follow the weights from
     then on are found.
     """
-    if state.plan.pairs and not state.equalized:
-        equalize(state.plan, state.layers)
-        state.equalized.fill_(1)
-    if state.plan.config['constrain_weights'] and not state.constrained:
-        for layer in state.layers.values():
-            constrain_weights(layer)
-        state.constrained.fill_(1)
+    change_once(state)
     name = state.plan.config.get('weight_observer', 'minmax')
     observer = look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', name)()
     fixed = observer.searches or state.learned is not None
@@ -35,3 +29,14 @@ def condition_once(state: State) -> None:
         grids = WeightGrids(state.plan, state.layers, state.activations)
         compute_grids(grids, state)
         state.weight_scale.copy_(observer.search(grids))
+
+
+def change_once(state: State) -> None:
+    """Equalizes and clamps the weights, if they have not been yet."""
+    if state.plan.pairs and not state.equalized:
+        equalize(state.plan, state.layers)
+        state.equalized.fill_(1)
+    if state.plan.config['constrain_weights'] and not state.constrained:
+        for layer in state.layers.values():
+            constrain_weights(layer)
+        state.constrained.fill_(1)

@@ -244,7 +244,7 @@ class Simulate(Behaviour):
         """Quantized weight, and bias with what calibration adds to it."""
         # The same in a second run, for activation checkpointing.
         ours = self.state.learned is None and self._fake_quants is None
-        if layer.norm is not None and ours:
+        if layer.norm is not None and ours and not layer.is_scaled:
             return fold_layer(layer, self.grids.folding(name), self.grids.on_grid(name))
         weight, bias = layer.folded()
         weight = self._on_grid(name, layer, weight, self.grids.step(name))
@@ -255,6 +255,7 @@ class Simulate(Behaviour):
     def _on_grid(self, name: str, layer: Layer, weight: Tensor, step: Tensor) -> Tensor:
         """A weight, folded or not, on the grid of these steps: (C,)."""
         fmt, learned = layer.spec.format, self.state.learned
+        weight = layer.scaled(weight)
         if self._weights is not None:
             # Its scale is that of the folded weight.
             factor = (self.grids.step(name) / step)[:, None]
@@ -266,6 +267,7 @@ class Simulate(Behaviour):
         else:
             size = layer.along_channels(step)
             weight = quantize_weight(weight, size, fmt, self.grids.on_grid(name))
+        weight = layer.unscaled(weight)
         if self._unlearned is not None:
             weight, self._unlearned = weight + self._unlearned, None
         return weight
@@ -273,6 +275,8 @@ class Simulate(Behaviour):
     def _saturate(self, name: str, bias: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
             unit = self.grids.step(name) * grid.scale
+            factor = self.state.layers[name].output_factor
+            unit = unit if factor is None else unit * factor
             width = self.state.plan.bias_width(name)
             change = quantize_bias(bias, unit, width).mul_(unit).sub_(bias)
         return bias + change

@@ -23,6 +23,7 @@ from ..quantizers.mmrazor.fake_quants import FakeQuants
 from .behaviour import Behaviour
 from .calibrate import Correct, Observe
 from .conditioning import condition_once
+from .corrections.channel_factors import ChannelReach
 from .executor import Executor
 from .fake_quantize import Simulate
 from .integer.integer import Integer
@@ -33,10 +34,11 @@ Phase = Union[str, Callable[[State], Behaviour]]
 
 NAME = 'quantization'
 FLOAT, TRAIN, TEST = 'float', 'train', 'test'
-OBSERVE, CORRECT = 'observe', 'correct'
+OBSERVE, CORRECT, REACH = 'observe', 'correct', 'reach'
 _BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
     FLOAT: lambda state: Behaviour(),
     TRAIN: lambda state: Simulate(state, state.fake_quants),
+    REACH: ChannelReach,
     OBSERVE: Observe,
     CORRECT: Correct,
     TEST: Integer,
@@ -68,6 +70,7 @@ class Quantization(nn.Module):
     weight_correction: Tensor
     equalized: Tensor
     constrained: Tensor
+    channel_factor: Optional[Tensor]
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
@@ -159,6 +162,9 @@ class Quantization(nn.Module):
         self.register_buffer('weight_correction', torch.ones(channels, device=device))
         self.register_buffer('equalized', torch.zeros((), device=device))
         self.register_buffer('constrained', torch.zeros((), device=device))
+        scaled = sum(group.channels for group in plan.scaled)
+        factors = torch.ones(scaled, device=device) if scaled else None
+        self.register_buffer('channel_factor', factors)
         self.set_phase(self.phase)
 
     def choose_weight_bits(self, widths: Mapping[str, int]) -> None:
@@ -187,7 +193,8 @@ class Quantization(nn.Module):
 
         Args:
             phase (str | Callable): ``'float'``, ``'train'`` (fake quantization),
-                ``'observe'`` and ``'correct'`` (the passes of calibration) or
+                ``'reach'``, ``'observe'`` and ``'correct'`` (the passes of
+                calibration) or
                 ``'test'`` (integers); or what makes a behaviour from this state.
         """
         self.phase = phase
@@ -197,6 +204,7 @@ class Quantization(nn.Module):
         self.activations.settle()
         self.activations.refresh()
         self.note_weight_correction()
+        self.note_channel_factors()
         self.executor.behaviour.discard()
         if phase == TEST:
             self.uneven.warn()
@@ -211,6 +219,26 @@ class Quantization(nn.Module):
         parts = self.weight_correction.split(sizes)
         for layer, part in zip(self.layers.values(), parts):
             layer.correction = part if corrected else None
+
+    def note_channel_factors(self) -> None:
+        """Gives layers and quantizers what channels are divided by, if they are."""
+        self.activations.factors.clear()
+        for layer in self.layers.values():
+            layer.input_factor = layer.output_factor = None
+        if self.channel_factor is None:
+            return
+        sizes = [group.channels for group in self.plan.scaled]
+        parts = self.channel_factor.split(sizes)
+        # Asked, because a factor of 1 costs as much as any.
+        changed = torch.stack([(part != 1).any() for part in parts]).tolist()
+        for group, factor, is_scaled in zip(self.plan.scaled, parts, changed):
+            if not is_scaled:
+                continue
+            shaped = factor.view(-1, *(1,) * group.dims)
+            self.activations.factors.update(dict.fromkeys(group.quantizers, shaped))
+            self.layers[group.producer].output_factor = factor
+            for name in group.consumers:
+                self.layers[name].input_factor = factor
 
     def _take_fake_quants(self) -> None:
         """Makes what fake quantizers of others learned the engine's own state."""
@@ -291,6 +319,9 @@ class Quantization(nn.Module):
             return True
         policy = self.on_other_plan
         if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
+            policy = 'adopt'
+        elif policy == 'refuse' and plan == replace(self.plan, scaled=()):
+            # Of a version that did not rescale channels.
             policy = 'adopt'
         if policy == 'refuse':
             raise QuantizeError(

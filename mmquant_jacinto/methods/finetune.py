@@ -303,7 +303,9 @@ class Finetuning:
             # Rows of one parameter have grids of their own.
             if key not in found:
                 found[key] = self.state.root.get_parameter(key)
-                units[key] = self.student.grids.live_step(name).abs().median().item()
+                step = layer.along_channels(self.student.grids.live_step(name))
+                step = layer.unscaled(step.expand_as(layer.parameter))
+                units[key] = step.abs().median().item()
         return list(found.values()), list(units.values())
 
     def _bias_unit(self) -> Tensor:
@@ -314,5 +316,8 @@ class Finetuning:
         parts = []
         for name, layer in self.state.layers.items():
             count = channel_rows(layer, layer.weight)[0].numel()
-            parts.append(self.student.grids.step(name) * count**0.5)
+            step = self.student.grids.step(name)
+            if layer.output_factor is not None:
+                step = step * layer.output_factor
+            parts.append(step * count**0.5)
         return torch.cat(parts)

@@ -156,7 +156,8 @@ class Sensitivity:
             layer = layers[name]
             weight = layer.weight
             step = layer.along_channels(grids.live_step(name))
-            rounded = quantize_weight(weight, step, layer.spec.format)
+            fmt = layer.spec.format
+            rounded = layer.unscaled(quantize_weight(layer.scaled(weight), step, fmt))
             dots.append((gradient * (rounded - weight)).sum())
         return torch.stack(dots)
 

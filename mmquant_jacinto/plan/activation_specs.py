@@ -15,6 +15,7 @@ from ..targets.formats import TensorFormat
 from ..targets.rules import table
 from ..targets.rules.table import Rules
 from .file_operators import symmetric_groups
+from .flat_ends import FlatEnds
 from .fusion import Chain, Dataflow
 from .overrides import Overrides
 from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec, narrow_name
@@ -55,6 +56,7 @@ class ActivationSpecs:
         self._add_inputs()
         self._add_results()
         self._add_narrowed()
+        self._add_ends()
 
     def unique(self) -> tuple[ActivationSpec, ...]:
         """All of them, without repetitions."""
@@ -167,6 +169,14 @@ class ActivationSpecs:
                 if value not in self.flow.raw and not off:
                     name = site.name + (f':{index}' if index else '')
                     self._add(key, name, ACTIVATION, bits or None, positive)
+
+    def _add_ends(self) -> None:
+        """Notes beyond which numbers what reads a tensor is flat."""
+        flat = FlatEnds(self.flow)
+        for key, spec in self._specs.items():
+            if isinstance(key, int):
+                ends = flat.of(key, spec.format.bits)
+                self._specs[key] = replace(spec, ends=ends)
 
     def _add_narrowed(self) -> None:
         """Quantizers of sums where a layer multiplies narrower ones."""

@@ -8,14 +8,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Optional, Union
 
 from ..errors import QuantizeError
 from ..targets.formats import TensorFormat
 
-# Of a plan with repeats. One without is what the first version reads, too.
-PLAN_VERSION = 2
+# Of a plan with scaled channels; with repeats it is 2, else 1: what the versions
+# before read, too.
+PLAN_VERSION = 3
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
+OPERANDS = 'operands'  # a bias is as wide as input and weight together
 OVERRIDES = 'quantize.overrides'  # the reason why something is in float
 
 Clip = tuple[Optional[float], Optional[float]]
@@ -52,12 +55,15 @@ class ActivationSpec:
         format (TensorFormat): Its numeric format.
         positive (bool): Whether the tensor is known to have no negative
             elements, because it is clamped at zero.
+        ends (Clip, optional): Beyond which numbers all that reads it is flat, see
+            :mod:`~mmquant_jacinto.plan.flat_ends`: how its range is found.
     """
 
     name: str
     kind: str
     format: TensorFormat
     positive: bool = False
+    ends: Optional[Clip] = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,30 @@ class WeightSpec:
     format: TensorFormat
     channels: int
     rows: Optional[tuple[int, int]] = None
+
+
+@dataclass(frozen=True)
+class ScaledChannels:
+    """A tensor whose channels are each divided by a factor of their own.
+
+    See :mod:`~mmquant_jacinto.plan.scaled_channels`.
+
+    Args:
+        quantizers (Tuple[str, ...]): Of the tensor; where a smooth activation is in
+            between, in front of it and behind.
+        producer (str): Weight quantizer of the convolution that makes it.
+        consumers (Tuple[str, ...]): Those of the convolutions that read it.
+        channels (int): Number of channels.
+        dims (int): Number of axes behind them.
+        is_bounded (bool): Whether a clamp bounds the tensor from above.
+    """
+
+    quantizers: tuple[str, ...]
+    producer: str
+    consumers: tuple[str, ...]
+    channels: int
+    dims: int
+    is_bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +197,7 @@ class Plan:
         undecided (Tuple[str]): Weight quantizers whose width is still to be
             chosen, see :mod:`~mmquant_jacinto.methods.mixed_precision`.
         repeats (Dict[str, Repeat]): By name of the run.
+        scaled (Tuple[ScaledChannels]): Tensors whose channels calibration may rescale.
     """
 
     config: dict[str, Any]
@@ -179,6 +210,7 @@ class Plan:
     pairs: tuple[tuple[str, str], ...] = ()
     undecided: tuple[str, ...] = ()
     repeats: dict[str, Repeat] = field(default_factory=dict)
+    scaled: tuple[ScaledChannels, ...] = ()
 
     @property
     def specs(self) -> tuple[Union[ActivationSpec, WeightSpec], ...]:
@@ -187,7 +219,23 @@ class Plan:
 
     def bias_width(self, weight: str) -> int:
         """Width in bits of the bias that belongs to a weight quantizer."""
-        return self.config['bias_bits'] or 2 * self.weights[weight].format.bits
+        bits = self.config['bias_bits']
+        own = self.weights[weight].format.bits
+        if bits == OPERANDS:
+            return own + self._input_bits.get(weight, own)
+        # Plans of earlier versions have None for twice the weight's.
+        return bits or 2 * own
+
+    @cached_property
+    def _input_bits(self) -> dict[str, int]:
+        """Width of the widest tensor that each weight multiplies."""
+        widths = {spec.name: spec.format.bits for spec in self.activations}
+        found: dict[str, int] = {}
+        for step in self.steps.values():
+            if step.weight is not None and not step.follows and step.inputs[0]:
+                bits = widths[step.inputs[0]]
+                found[step.weight] = max(bits, found.get(step.weight, 0))
+        return found
 
     @property
     def is_learned(self) -> bool:
@@ -203,7 +251,11 @@ class Plan:
             (plan.activations, plan.weights, plan.steps, plan.inputs, plan.repeats)
             for plan in (self, other)
         ]
-        return parts[0] == parts[1] and (self.is_learned or not other.is_learned)
+        return (
+            parts[0] == parts[1]
+            and (self.is_learned or not other.is_learned)
+            and other.scaled in ((), self.scaled)
+        )
 
     def with_weight_bits(self, widths: Mapping[str, int]) -> 'Plan':
         """This plan with other widths of some weight quantizers, by name."""
@@ -224,13 +276,17 @@ class Plan:
     def to_json(self) -> str:
         """Serializes the plan."""
         data = asdict(self)
-        if not self.repeats:
-            del data['repeats']
-        for step in data['steps'].values():
+        for name in ('repeats', 'scaled'):
             # As earlier versions wrote it.
+            if not data[name]:
+                del data[name]
+        for spec in data['activations']:
+            if spec['ends'] is None:
+                del spec['ends']
+        for step in data['steps'].values():
             if not step['is_shared']:
                 del step['is_shared']
-        version = PLAN_VERSION if self.repeats else 1
+        version = PLAN_VERSION if self.scaled else 2 if self.repeats else 1
         return json.dumps({'version': version, **data}, separators=(',', ':'))
 
     @classmethod
@@ -251,10 +307,7 @@ class Plan:
         return cls(
             config=data['config'],
             regions=tuple(data['regions']),
-            activations=tuple(
-                ActivationSpec(**{**item, 'format': TensorFormat(**item['format'])})
-                for item in data['activations']
-            ),
+            activations=tuple(_activation_spec(item) for item in data['activations']),
             weights={
                 name: _weight_spec(item) for name, item in data['weights'].items()
             },
@@ -270,6 +323,7 @@ class Plan:
                 name: Repeat(item['begin'], tuple(item['kept']))
                 for name, item in data.get('repeats', {}).items()
             },
+            scaled=tuple(_scaled(item) for item in data.get('scaled', ())),
         )
 
 
@@ -288,6 +342,16 @@ def count_calls(plan: Plan) -> dict[str, int]:
 
 def _tuple(value: Optional[list]) -> Optional[tuple]:
     return None if value is None else tuple(value)
+
+
+def _scaled(item: dict[str, Any]) -> ScaledChannels:
+    names = {key: tuple(item[key]) for key in ('quantizers', 'consumers')}
+    return ScaledChannels(**{**item, **names})
+
+
+def _activation_spec(item: dict[str, Any]) -> ActivationSpec:
+    fmt = TensorFormat(**item['format'])
+    return ActivationSpec(**{**item, 'format': fmt, 'ends': _tuple(item.get('ends'))})
 
 
 def _weight_spec(item: dict[str, Any]) -> WeightSpec:

@@ -21,8 +21,12 @@ from .file_operators import open_results, operator_of
 from .fusion import Chain, Dataflow
 from .network import network_of
 from .overrides import Overrides
-from .plan import OVERRIDES, Plan, Repeat, Step, WeightSpec
+from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
 from .planned_widths import check_widths
+from .scaled_channels import find_scaled_channels
+
+# Of a tensor whose clamp is to hold for scaled channels.
+MAX_BOUNDED_BITS = 8
 
 
 class Planner:
@@ -84,6 +88,7 @@ class Planner:
             pairs=self._pairs(weights, weight_specs),
             undecided=self._undecided(weight_specs),
             repeats={run: Repeat(*known) for run, known in self.graph.repeats.items()},
+            scaled=self._scaled(weight_specs, steps, quantizers),
         )
 
     def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:
@@ -126,6 +131,37 @@ class Planner:
             )
         return pairs
 
+    def _scaled(
+        self,
+        specs: Mapping[str, WeightSpec],
+        steps: Mapping[str, Step],
+        quantizers: ActivationSpecs,
+    ) -> tuple[ScaledChannels, ...]:
+        """Tensors whose channels calibration may rescale."""
+        config = self.config
+        if not config.scales_channels:
+            return ()
+        fine = {
+            spec.name
+            for spec in quantizers.unique()
+            if spec.format.bits > MAX_BOUNDED_BITS
+        }
+        entered = {step.weight for step in steps.values() if step.entries}
+
+        def quantizer(value: int) -> Optional[str]:
+            spec = quantizers.of(value)
+            return None if spec is None else spec.name
+
+        found = find_scaled_channels(self.flow, self._weight_name, quantizer)
+        return tuple(
+            item
+            for item in found
+            if specs.keys() >= {item.producer, *item.consumers}
+            and not entered.intersection(item.consumers)
+            # A clamp that was not a channel's own shows on a fine grid.
+            and not (item.is_bounded and item.quantizers[0] in fine)
+        )
+
     def _settings(self) -> dict[str, Any]:
         config = self.config
         bits = config.bits
@@ -136,9 +172,9 @@ class Planner:
             percentile=config.percentile,
             per_channel=config.channel_scales,
             constrain_bias=config.bias_constraint,
-            bias_bits=config.preset.bias_bits,
+            bias_bits=config.preset.bias_bits or OPERANDS,
             constrain_weights=config.weight_constraint,
-            weight_observer=config.weight_observer,
+            weight_observer=config.weight_observer_name,
             learned_scale=config.learns_own_scales,
             **self._fake_quant(),
         )

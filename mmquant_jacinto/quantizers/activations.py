@@ -28,6 +28,7 @@ from .observers import (
     largest_sample,
     make_observer,
     ranked,
+    row_extremes,
 )
 from .range_search import HistogramObserver
 
@@ -96,6 +97,9 @@ class ActivationQuantizers(nn.Module):
         # Not in checkpoints: a calibration that is killed starts again.
         self._histograms: Optional[Histograms] = None
         self._is_settled = True
+        # Of quantizers, by name: what the channels are divided by before, shaped to
+        # divide the tensor.
+        self.factors: dict[str, Tensor] = {}
         self.observing = True
         self._pending: list[Observation] = []
         self._grids: Optional[list[Grid]] = None
@@ -150,9 +154,21 @@ class ActivationQuantizers(nn.Module):
         # The first batch runs in float: its range is known when it ends.
         if grid is None:
             return x
+        factor = self.factors.get(name)
+        if factor is not None:
+            return self._on_grid(name, grid, x / factor, bounds, True) * factor
+        return self._on_grid(name, grid, x, bounds, in_place)
+
+    def _on_grid(
+        self, name: str, grid: Grid, x: Tensor, bounds: Bounds, in_place: bool
+    ) -> Tensor:
         if self.learned is None or not torch.is_grad_enabled():
             return fake_quantize(x, grid, bounds, in_place)
         return learned_quantize(x, grid, bounds, self.learned, self.index[name])
+
+    def factor(self, name: Optional[str]) -> Optional[Tensor]:
+        """What the channels of a tensor are divided by before it is quantized."""
+        return None if name is None else self.factors.get(name)
 
     def begin_step(self) -> None:
         """Takes note that learned steps may have changed."""
@@ -223,8 +239,20 @@ class ActivationQuantizers(nn.Module):
             clip (tuple, optional): Real bounds of the fused activation.
         """
         if x.numel():
-            sample = self.observer.sample(x)
-            self._pending.append(Observation(self.index[name], sample, clip))
+            factor, ends = self.factors.get(name), self.specs[self.index[name]].ends
+            if factor is not None:
+                x = (x if ends is None else x.clamp(*ends)) / factor
+            sample, extremes, weight = self.observer.sample(x), None, 1
+            if self.observer.searches and len(sample) < x.numel():
+                # A search would cut off what no sample has.
+                extremes = row_extremes(x)
+                weight = round(x.numel() / len(sample))
+            if factor is None and ends is not None:
+                for part in (sample, extremes):
+                    if part is not None:
+                        part.clamp_(*ends)
+            index = self.index[name]
+            self._pending.append(Observation(index, sample, clip, extremes, weight))
 
     @torch.no_grad()
     def commit(self, new_only: bool = False) -> None:
@@ -390,6 +418,7 @@ class ActivationQuantizers(nn.Module):
 
     def _grid_columns(self, device: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, lowest and highest step of all grids, float64: (Q,) each."""
+        self.settle()
         low, high = self.low.detach().to(device), self.high.detach().to(device)
         formats = self._formats_on.get(low.device)
         if formats is None:

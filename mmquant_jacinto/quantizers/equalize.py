@@ -44,7 +44,7 @@ class Pair(NamedTuple):
             first.parameter.div_(first.along_channels(scale))
             if first.bias is not None:
                 first.bias.div_(scale)
-        second.parameter.mul_(_along_inputs(second, scale))
+        second.parameter.mul_(second.along_inputs(scale))
 
     def imbalance(self) -> Tensor:
         """What would give each channel the same range on both sides: (C,).
@@ -55,7 +55,7 @@ class Pair(NamedTuple):
         """
         weight = channel_rows(self.first, self.first.folded()[0]).abs().amax(1)
         reach = torch.maximum(_share(weight), _share(self._activations()))
-        needed = _input_reach(self.second, len(reach))
+        needed = input_reach(self.second, self.second.weight, len(reach))
         there = (reach > 0) & (needed > 0)
         log = torch.where(there, (reach / needed).log2() / 2, torch.nan)
         # A factor that all channels have in common makes no difference.
@@ -76,24 +76,13 @@ def _share(values: Tensor) -> Tensor:
     return values / values.max().clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def _input_reach(layer: Layer, channels: int) -> Tensor:
-    """Largest weight that each input channel is multiplied with: (C,)."""
-    magnitude = layer.weight.abs()
+def input_reach(layer: Layer, weight: Tensor, channels: int) -> Tensor:
+    """Largest weight that each input channel of a layer is multiplied with: (C,)."""
+    magnitude = weight.abs()
     if layer.spec.axis == 1:
         return magnitude.flatten(1).amax(1)
     reach = magnitude.flatten(2).amax(2) if magnitude.dim() > 2 else magnitude
     return reach.unflatten(0, (channels // reach.shape[1], -1)).amax(1).flatten()
-
-
-def _along_inputs(layer: Layer, scale: Tensor) -> Tensor:
-    """Shapes one value per input channel to multiply the layer's weight."""
-    weight = layer.weight
-    further = (1,) * (weight.dim() - 2)
-    if layer.spec.axis == 1:
-        return scale.view(-1, 1, *further)
-    groups = scale.numel() // weight.shape[1]
-    rows = scale.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
-    return rows.view(*rows.shape, *further)
 
 
 def _pairs(plan: Plan, layers: Mapping[str, Layer]) -> list[Pair]:

@@ -77,15 +77,17 @@ class Histograms:
             that were counted, bool: (Q,) each.
         """
         self._move(device)
-        samples = [
-            _clamped(item.sample, item.clip, self.positive[item.quantizer])
+        parts = [
+            (item.quantizer, weight, _clamped(x, item.clip, self._is_positive(item)))
             for item in observations
+            for x, weight in ((item.sample, item.weight), (item.extremes, 1))
+            if x is not None
         ]
         ends = torch.full_like(self.ends, -torch.inf)
-        for item, sample in zip(observations, samples):
-            low, high = sample.aminmax()
+        for index, _, x in parts:
+            low, high = x.aminmax()
             found = torch.stack([-low, high]).nan_to_num(torch.inf, torch.inf)
-            row = ends[item.quantizer]
+            row = ends[index]
             torch.maximum(row, found, out=row)
         if is_distributed():
             dist.all_reduce(ends, op=dist.ReduceOp.MAX)
@@ -97,17 +99,19 @@ class Histograms:
         self._widen()
         step = torch.zeros_like(self.counts)
         widths = self.widths
-        for item, sample in zip(observations, samples):
-            index = item.quantizer
+        for index, weight, x in parts:
             # A product with a power of two: exact, as the bins' edges are.
-            bins = (sample * (1 / widths[index])).floor_() + self.origins[index]
+            bins = (x * (1 / widths[index])).floor_() + self.origins[index]
             bins = bins.nan_to_num_(0.0).clamp_(0, BINS - 1).long()
-            keep = (sample != 0) & counted[index]
-            step[index].scatter_add_(0, bins, keep.long())
+            keep = (x != 0) & counted[index]
+            step[index].scatter_add_(0, bins, keep.long() * weight)
         if is_distributed():
             dist.all_reduce(step)
         self.counts += step
         return seen, counted
+
+    def _is_positive(self, item: Observation) -> bool:
+        return self.positive[item.quantizer]
 
     def _move(self, device: torch.device) -> None:
         for name in ('counts', 'ends', 'exponents', 'origins'):

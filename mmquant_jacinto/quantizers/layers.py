@@ -21,6 +21,9 @@ class Layer:
     Attributes:
         correction (Tensor, optional): What calibration multiplies the weight of
             each output channel with: (C,). None: nothing.
+        input_factor (Tensor, optional): What the channels that it reads are divided
+            by, where they are quantized: (I,). None: nothing.
+        output_factor (Tensor, optional): The same of those that it makes: (C,).
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Layer:
         self._bias_name = None if spec.bias is None else spec.bias.rpartition('.')[2]
         self._rows = None if spec.rows is None else slice(*spec.rows)
         self.correction: Optional[Tensor] = None
+        self.input_factor: Optional[Tensor] = None
+        self.output_factor: Optional[Tensor] = None
 
     @classmethod
     def find(cls, root: nn.Module, spec: WeightSpec) -> 'Layer':
@@ -57,7 +62,10 @@ class Layer:
 
     def with_spec(self, spec: WeightSpec) -> 'Layer':
         """The same modules under another spec."""
-        return Layer(spec, self.owner, self.bias_owner, self.norm)
+        layer = Layer(spec, self.owner, self.bias_owner, self.norm)
+        layer.input_factor = self.input_factor
+        layer.output_factor = self.output_factor
+        return layer
 
     # Looked up at each use: EMA, SyncBN conversion and the like may replace
     # parameters of a module, but not the modules.
@@ -136,6 +144,41 @@ class Layer:
         )
         return values.view(values.shape + further)
 
+    def along_inputs(self, values: Tensor) -> Tensor:
+        """Shapes one value per input channel to multiply the weight."""
+        weight = self.parameter
+        further = (1,) * (weight.dim() - 2)
+        if self.spec.axis == 1:
+            return values.view(-1, 1, *further)
+        groups = values.numel() // weight.shape[1]
+        rows = values.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
+        return rows.view(*rows.shape, *further)
+
+    @property
+    def is_scaled(self) -> bool:
+        """bool: Whether channels that it reads or makes have factors."""
+        return self.input_factor is not None or self.output_factor is not None
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """A weight as it multiplies scaled channels, and makes such."""
+        if self.input_factor is not None:
+            weight = weight * self.along_inputs(self.input_factor)
+        if self.output_factor is not None:
+            weight = weight / self.along_channels(self.output_factor)
+        return weight
+
+    def unscaled(self, weight: Tensor) -> Tensor:
+        """What :meth:`scaled` was given."""
+        if self.output_factor is not None:
+            weight = weight * self.along_channels(self.output_factor)
+        if self.input_factor is not None:
+            weight = weight / self.along_inputs(self.input_factor)
+        return weight
+
+    def scaled_bias(self, bias: Tensor) -> Tensor:
+        """A bias as it is added to scaled channels: (C,)."""
+        return bias if self.output_factor is None else bias / self.output_factor
+
     def folded(self) -> tuple[Tensor, Optional[Tensor]]:
         """Weight and bias (C,) with the frozen normalization folded in."""
         bias, norm = self.bias, self.norm
@@ -178,7 +221,7 @@ def from_channel_rows(layer: Layer, rows: Tensor) -> Tensor:
 
 
 def channel_reach(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Smallest and largest weight in each output channel: (C,) each."""
-    rows = channel_rows(layer, layer.weight)
+    """Smallest and largest weight in each output channel, scaled: (C,) each."""
+    rows = channel_rows(layer, layer.scaled(layer.weight))
     # aminmax over an axis takes ten times as long as both of these.
     return rows.amin(1), rows.amax(1)

@@ -52,6 +52,13 @@ def sample_rows(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format).view(-1).float()
 
 
+def row_extremes(x: Tensor) -> Tensor:
+    """Smallest and largest element of each row of the first axis: (2 N,), float32."""
+    x = x.detach()
+    dims = list(range(1, x.dim())) or [0]
+    return torch.cat([x.amin(dims).view(-1), x.amax(dims).view(-1)]).float()
+
+
 class Observer:
     """Samples tensors, and says which of their extremes ends the range.
 
@@ -134,11 +141,16 @@ class Observation(NamedTuple):
         sample (Tensor): Elements of the tensor: (n,).
         clip (tuple, optional): Real bounds of the activation that is fused
             into the quantizer, each None where it is open.
+        extremes (Tensor, optional): Ends of the whole tensor, where a histogram is
+            to hold them: (m,), float32, a copy.
+        weight (int): How many elements each of the sample stands for.
     """
 
     quantizer: int
     sample: Tensor
     clip: Optional[tuple]
+    extremes: Optional[Tensor] = None
+    weight: int = 1
 
 
 class Layout(NamedTuple):

@@ -128,7 +128,7 @@ class WeightGrids:
         """Puts all weights on their grids, where one launch can."""
         layers = self.layers.values()
         if not isinstance(self._reach, triton_kernels.Reach) or any(
-            layer.correction is not None for layer in layers
+            layer.correction is not None or layer.is_scaled for layer in layers
         ):
             return
         _, _, step, factor_in_steps, *_ = self._columns
@@ -229,7 +229,7 @@ class WeightGrids:
         if given is not None:
             step = torch.where(given > 0, given, step)
         if self.widens:
-            step = torch.maximum(step, self._least_step(bias))
+            step = torch.maximum(step, self._least_step(self._scaled_biases(bias)))
         # Comparing would wait for an accelerator.
         known = self._all_steps
         if known is None or step.is_cuda or not torch.equal(step, known):
@@ -249,7 +249,7 @@ class WeightGrids:
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""
-        weights = [layer.weight for layer in self.layers.values()]
+        weights = [layer.scaled(layer.weight) for layer in self.layers.values()]
         if self._by_row:
             kernels = None
             if all(map(triton_kernels.takes_rows, weights, self.sizes)):
@@ -273,6 +273,14 @@ class WeightGrids:
                 for layer, zeros in zip(self.layers.values(), self._zeros)
             ]
         )
+
+    def _scaled_biases(self, bias: Tensor) -> Tensor:
+        """Biases of all layers as they are added to scaled channels."""
+        layers = self.layers.values()
+        if all(layer.output_factor is None for layer in layers):
+            return bias
+        parts = zip(layers, bias.split(self.sizes))
+        return torch.cat([layer.scaled_bias(part) for layer, part in parts])
 
     def _least_step(self, bias: Tensor) -> Tensor:
         """Step that makes the folded biases fit their width."""

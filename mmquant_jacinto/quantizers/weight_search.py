@@ -35,7 +35,7 @@ def search_weight_scales(grids: WeightGrids) -> Tensor:
 
 def _search(layer: Layer, step: Tensor) -> Tensor:
     fmt = layer.spec.format
-    rows = channel_rows(layer, layer.folded()[0])
+    rows = channel_rows(layer, layer.scaled(layer.folded()[0]))
     best, least = step, _squared_error(rows, step, fmt)
     for fraction in POWERS if fmt.power_of_two else FRACTIONS:
         candidate = step * fraction

@@ -27,6 +27,8 @@ from .checkpoint_files import write_whole
 from .train_batches import equalize_batches
 
 CHECKPOINT = 'epoch_1.pth'
+# How far channels reach is an average; these are enough.
+REACH_IMAGES = 64
 
 
 def with_progress(items: Sequence) -> Iterator[Any]:
@@ -157,6 +159,7 @@ class CalibrationLoop(BaseLoop):
     def _calibrate(self) -> None:
         runner, model = self.runner, self.runner.model
         model.train()
+        self._measure_channels()
         references = self._pass('ranges', None, 0.0)
         check_measured(model.quantization.activations, runner.logger)
         if model.plan.undecided:
@@ -177,6 +180,25 @@ class CalibrationLoop(BaseLoop):
             model.quantization.activations.scalars(), step=self._iter
         )
         runner.save_calibrated(CHECKPOINT)
+
+    def _measure_channels(self) -> None:
+        """Finds what channels are divided by, on the first of the images."""
+        model = self.runner.model
+        if not model.plan.scaled:
+            return
+        config = Calibration(num_images=REACH_IMAGES)
+        total = min(self.batches, count_batches(self.dataloader, config))
+        self.runner.logger.info(
+            f'Reach of channels: {total} batches of '
+            f'{self.dataloader.batch_size or 1} images'
+        )
+        batches = iter(Batches(self.dataloader, total))
+
+        def run() -> None:
+            args, kwargs = model.arguments(next(batches))
+            model.module(*args, **kwargs)
+
+        model.measure_channels(run for _ in with_progress(range(total)))
 
     def _round(self, options: Rounding) -> None:
         """Chooses how weights are rounded, on the first of the images."""

@@ -1,9 +1,9 @@
 """The wrapper for post-training calibration."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Optional, cast
+from typing import Any, Callable, Optional, cast
 
 import torch
 from mmengine.dist import get_rank
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..execute import quantization as phases
-from ..execute.analytic_correction import MeanInputs
 from ..execute.behaviour import Behaviour
 from ..execute.calibrate import Correct, Observe
+from ..execute.corrections.analytic_correction import MeanInputs
+from ..execute.corrections.channel_factors import ChannelReach
 from ..methods.layer_samples import Enough
 from ..methods.mixed_precision import BitSearch, BitTable
 from ..methods.reconstruction import Reconstruction
@@ -51,6 +52,7 @@ class QuantCalibrateModule(FinetunedModule):
 
     mode = 'ptq'
     _corrections = 0  # passes that corrected biases
+    _has_factors = False
 
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(module, *args, **kwargs)
@@ -75,6 +77,8 @@ class QuantCalibrateModule(FinetunedModule):
             )
         if not self.training:
             return super().forward(*args, **kwargs)
+        if not self._has_factors:
+            self.measure_channels([lambda: self.module(*args, **kwargs)])
         reference = self.observe(*args, **kwargs)
         if self.config.calibration.passes:
             lr = self.config.calibration.lr
@@ -85,6 +89,26 @@ class QuantCalibrateModule(FinetunedModule):
                 result = self.module(*args, **kwargs)
         self.correct_analytically()
         return result
+
+    def measure_channels(self, passes: Iterable[Callable[[], Any]]) -> None:
+        """Finds what channels are divided by, see ``quantize.scale_channels``.
+
+        Ranges are those of the divided channels: it comes before them.
+
+        Args:
+            passes (Iterable[Callable]): Each runs the model once, on some images;
+                equally many in each process.
+        """
+        self._has_factors = True
+        if self.plan is None or not self.plan.scaled:
+            return
+        self.keep_float_weights()
+        behaviour = cast(ChannelReach, self._behaviour(phases.REACH))
+        with torch.no_grad():
+            for run in passes:
+                run()
+            self.quantization.channel_factor.copy_(behaviour.factors())
+        self._follow_mode()
 
     def observe(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One float pass that measures.

@@ -102,9 +102,18 @@ def test_layer_that_runs_twice_counts_with_the_mean_of_its_runs(x):
     torch.testing.assert_close(reference['conv'][0], wanted)
 
 
+# As the Jacinto devkit does.
+ITERATIVE = dict(
+    bits=BITS,
+    constrain_bias=False,
+    weight_observer='minmax',
+    calibration=dict(bias_correction='iterative'),
+)
+
+
 def test_bias_step_is_the_formula(x):
     net = one_layer()
-    calib = QuantCalibrateModule(net, x, bits=BITS, constrain_bias=False)
+    calib = QuantCalibrateModule(net, x, **ITERATIVE)
     conv, lr = net.conv, 0.3
     float_mean = conv(x).detach().numpy().mean((0, 2, 3))
     expected = np.zeros(4)
@@ -124,7 +133,10 @@ def test_correction_brings_the_means_together(x):
     net = one_layer()
     wanted = net(x).mean((0, 2, 3)).detach()
     calib = QuantCalibrateModule(
-        net, x, bits=dict(weight=BITS), calibration=dict(lr=0.5)
+        net,
+        x,
+        bits=dict(weight=BITS),
+        calibration=dict(lr=0.5, bias_correction='iterative'),
     ).train()
     before = (calib(x).mean((0, 2, 3)) - wanted).abs().max()
     for _ in range(10):
@@ -143,7 +155,7 @@ def test_steps_of_a_pass_see_what_the_steps_before_corrected(x):
         plain=nn.Conv2d(4, 4, 3, bias=False),
     )
     calib = QuantCalibrateModule(
-        randomize_norms(net), x, bits=dict(weight=BITS), constrain_bias=False
+        randomize_norms(net), x, **dict(ITERATIVE, bits=dict(weight=BITS))
     ).train()
     reference = calib.observe(x)
 
@@ -167,6 +179,7 @@ def test_correction_leaves_ranges_as_measured(toy_net, images):
     calib = QuantCalibrateModule(toy_net, images)
     reference = calib.observe(images)
     activations = calib.quantization.activations
+    activations.settle()
     before = activations.low.clone(), activations.high.clone(), activations.count
     calib.correct(reference, 0.05, images * 10)
     assert torch.equal(activations.low, before[0])
@@ -228,6 +241,7 @@ def test_correction_survives_a_state_dict(toy_net, images):
 WEIGHTS = dict(
     bits=BITS,
     constrain_bias=False,
+    weight_observer='minmax',
     calibration=dict(weights=True, bias_correction=False),
 )
 
@@ -262,7 +276,11 @@ def test_weights_and_biases_are_corrected_together():
     wanted = net(x).detach()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     calib = QuantCalibrateModule(
-        net, x, bits=dict(weight=BITS), calibration=dict(weights=True, lr=0.1)
+        net,
+        x,
+        bits=dict(weight=BITS),
+        weight_observer='minmax',
+        calibration=dict(weights=True, lr=0.1, bias_correction='iterative'),
     ).train()
 
     def errors(out):

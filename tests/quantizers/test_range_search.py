@@ -269,4 +269,20 @@ def test_large_tensors_are_sampled():
     found = quantizers('mse', 'onnxruntime', 8)
     found.observe('x', torch.randn(2, 50 * SAMPLES_PER_ROW))
     found.commit()
-    assert found._histograms.counts.sum() < 4 * SAMPLES_PER_ROW
+    # Each element that is looked at stands for many, but for the ends.
+    assert (found._histograms.counts > 0).sum() < 4 * SAMPLES_PER_ROW
+    count = int(found._histograms.counts.sum())
+    assert count == pytest.approx(100 * SAMPLES_PER_ROW, rel=0.01)
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_ends_that_no_sample_has_are_in_the_range(bits):
+    found = quantizers('mse', 'onnxruntime', bits)
+    x = torch.rand(1, 50 * SAMPLES_PER_ROW)
+    x[0, 1 + 50] = 1.2 if bits == 8 else 4.0  # between the chunks of a sample
+    assert found.observer.sample(x).max() < 1
+    found.observe('x', x)
+    found.commit()
+    found.settle()
+    # One element is not worth coarser steps for all others, unless they are fine.
+    assert (found.high.item() > 3.9) == (bits == 16)

@@ -77,7 +77,7 @@ def test_power_of_two_weights_are_the_formula(bits, transposed):
 
 def test_weight_at_an_exact_power_of_two_saturates_like_the_original():
     weight = torch.tensor([1.0, -1.0, 0.5])[:, None, None, None]
-    layer, grids = quantized(convolution(weight))
+    layer, grids = quantized(convolution(weight), per_channel=False)
     assert grids.step('conv').tolist() == [1 / 128] * 3
     assert on_grid(layer, grids).flatten().tolist() == [127, -128, 64]
 
@@ -195,12 +195,9 @@ def test_grid_is_that_of_the_folded_weight(case, target):
     weight = layer.folded()[0].detach()
     if layer.spec.format.per_channel:
         reach = weight.transpose(0, layer.spec.axis).flatten(1).abs().amax(1)
-        expected = reach / 127
     else:
         reach = weight.abs().max().repeat(layer.spec.channels)
-        expected = (
-            power_of_two(reach.numpy()) / 128 if target == 'jacinto' else reach / 127
-        )
+    expected = power_of_two(reach.numpy()) / 128 if target == 'jacinto' else reach / 127
     torch.testing.assert_close(grids.step('conv'), torch.as_tensor(expected))
 
 

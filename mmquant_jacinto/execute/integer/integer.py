@@ -127,12 +127,16 @@ class Integer(Behaviour):
             out = func(*args, **kwargs)
             if out is tensors[0] and not is_in_place(func, kwargs):
                 return out
+            if self.activations.factor(step.output) is not None and known is not None:
+                return self._move_scaled(op, func, args, kwargs, out)
             return carry(known, out)
         integers = [integers_of(x) for x in tensors]
         if step.kind == ops.CAT:
             return self._cat(step, func(*args, **kwargs), integers)
-        if self._grid(step.output) is not None and all(
-            item is not None for item in integers
+        if (
+            self._grid(step.output) is not None
+            and all(item is not None for item in integers)
+            and not self._opens_channels(step)
         ):
             out = self._compute(step, op, func, args, kwargs, integers)
             if out is not None:
@@ -151,6 +155,30 @@ class Integer(Behaviour):
 
     def folds(self, step: Step, norm: nn.Module) -> bool:
         return self.is_folded(step)
+
+    @staticmethod
+    def _move_scaled(
+        op: Op, func: Callable, args: tuple, kwargs: dict, out: Any
+    ) -> Any:
+        """What moves elements of scaled channels moves their integers."""
+        (x,) = ops.tensor_inputs(op, args, kwargs)[:1]
+        grid, integers = integers_of(x) or (None, None)
+        if grid is None or not isinstance(out, Tensor):
+            return out
+        args, kwargs = ops.replace_inputs(op, args, kwargs, [integers])
+        return with_integers(out, grid, func(*args, **kwargs))
+
+    def _opens_channels(self, step: Step) -> bool:
+        """Whether a step is a smooth function of a tensor with scaled channels.
+
+        It is one of real numbers; what multiplies the tensor is not.
+        """
+        return (
+            step.weight is None
+            and step.kind not in (ops.PASS, ops.CAT)
+            and len(step.inputs) == 1
+            and self.activations.factor(step.inputs[0]) is not None
+        )
 
     def is_folded(self, step: Step) -> bool:
         """Whether weights have the normalization of a step's chain in them."""
@@ -182,17 +210,26 @@ class Integer(Behaviour):
         if grid is None:
             self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
-        x = x.float()
-        return self._requantize(grid, x / divisor(grid.scale, x), clip)
+        factor = self.activations.factor(quantizer)
+        x = x.float() if factor is None else x.float() / factor
+        return self._requantize(grid, x / divisor(grid.scale, x), clip, factor)
 
-    def _requantize(self, grid: Grid, steps: Tensor, clip: Bounds) -> Tensor:
+    def _requantize(
+        self,
+        grid: Grid,
+        steps: Tensor,
+        clip: Bounds,
+        factor: Optional[Tensor],
+    ) -> Tensor:
         """From real steps of the output's grid to a tensor on it."""
         integers = (
             round_tensor(steps, grid.rounding)
             .clamp_(*grid.integer_limits(clip))
             .float()
         )
-        return with_integers(integers * grid.scale, grid, integers)
+        real = integers * grid.scale
+        real = real if factor is None else real.mul_(factor)
+        return with_integers(real, grid, integers)
 
     def copy(self, x: Tensor) -> Tensor:
         known, copy = tag_of(x), super().copy(x)
@@ -276,12 +313,15 @@ class Integer(Behaviour):
             steps = self.engine.average(average, x, first, grid, pools)
         else:
             return None
-        return self._requantize(grid, steps, step.clip)
+        factor = self.activations.factor(step.output)
+        return self._requantize(grid, steps, step.clip, factor)
 
     def _compute_real(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
         """An operation whose operands are not all integers."""
+        if self._opens_channels(step) and self.engine.function(op.name) is not None:
+            return self.engine.function(op.name)(args[0].float())
         if self._is_exact(op, None, self._grid(step.output), args, kwargs):
             return exact_functions.compute(op.name, args[0], None, *args[1:], **kwargs)
         return func(*args, **kwargs)
@@ -324,12 +364,13 @@ class Integer(Behaviour):
         """The integers of a folded weight, float32, by weight quantizer."""
         layer = self.state.layers[name]
         scale = layer.along_channels(self.fallback.grids.step(name))
-        return to_integers(layer.folded()[0], scale, layer.spec.format)
+        folded = layer.scaled(layer.folded()[0])
+        return to_integers(folded, scale, layer.spec.format)
 
     @torch.no_grad()
     def integer_bias(self, name: str, given: Grid) -> Tensor:
         """A folded bias in units of the accumulator on an input's grid: (C,)."""
-        bias = self.real_bias(name)
+        bias = self.state.layers[name].scaled_bias(self.real_bias(name))
         unit = self.fallback.grids.step(name).double() * given.scale
         width = self.state.plan.bias_width(name) if self.limits_bias else None
         return quantize_bias(bias.double(), unit, width)

@@ -101,6 +101,8 @@ class Writing(Integer):
             op, narrow(grid_of(tensors[0])), grid_of(out), args, kwargs
         ):
             self._write_exact(step, op, args, kwargs, out)
+        elif self._opens_channels(step):
+            self._write_opened(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
             trace.write(op.name, step.chain, args, kwargs, out)
         else:
@@ -313,7 +315,7 @@ class Writing(Integer):
                 )
         bias_name = spec.bias or f'{step.weight}.bias'
         if given is None or grid is None:
-            bias = self.real_bias(step.weight)
+            bias = layer.scaled_bias(self.real_bias(step.weight))
             return self._weights[step.weight], writer.constant(bias, bias_name)
         key = f'{step.weight}@{given}'
         if key not in self._weights:
@@ -338,6 +340,21 @@ class Writing(Integer):
             return self.trace.writer.constant(real, name)
         per_channel = None if axis is None else 0
         return self._dequantized(integers, unit, per_channel, _BIAS, name)
+
+    def _write_opened(
+        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
+    ) -> None:
+        """A smooth function of a tensor with scaled channels."""
+        trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
+        factor = self.activations.factor(step.inputs[0])
+        site = SiteWriter(trace.writer, step.chain, out, trace.operand)
+        opened = site.node('Mul', trace.operand(x, step.chain), factor)
+        args, kwargs = ops.replace_inputs(op, args, kwargs, [opened])
+        trace.write(op.name, step.chain, args, kwargs, out)
+        behind = self.activations.factor(step.output)
+        name = trace.name_of(out)
+        if behind is not None and name is not None:
+            trace.name(out, site.node('Div', name, behind))
 
     def _write_exact(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor

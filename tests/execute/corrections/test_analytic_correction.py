@@ -11,13 +11,15 @@ from torch import nn
 from toy_models import Forward, calibrated, randomize_norms
 
 from mmquant_jacinto import QuantCalibrateModule
-from mmquant_jacinto.execute.analytic_correction import MeanInputs
+from mmquant_jacinto.execute.corrections.analytic_correction import MeanInputs
 
 BITS = 3  # coarse, so that there is something to correct
 ANALYTIC = dict(
     bits=dict(weight=BITS),
     constrain_bias=False,
     calibration=dict(bias_correction='analytic'),
+    weight_observer='minmax',
+    per_channel=False,
 )
 
 

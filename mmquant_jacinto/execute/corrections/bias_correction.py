@@ -4,7 +4,7 @@ See Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Co
 (arXiv 1906.04721), section 4.2.
 """
 
-from ..registry import BIAS_CORRECTIONS
+from ...registry import BIAS_CORRECTIONS
 
 
 class BiasCorrection:

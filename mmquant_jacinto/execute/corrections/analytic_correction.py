@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..plan.plan import Step
-from ..quantizers.layers import Layer, channel_rows
-from ..quantizers.observers import is_distributed
-from ..quantizers.weight_grids import WeightGrids
-from ..quantizers.weights import to_integers
-from ..record import ops
-from .conditioning import compute_grids
-from .state import State
+from ...plan.plan import Step
+from ...quantizers.layers import Layer, channel_rows
+from ...quantizers.observers import is_distributed
+from ...quantizers.weight_grids import WeightGrids
+from ...quantizers.weights import to_integers
+from ...record import ops
+from ..conditioning import compute_grids
+from ..state import State
 
 
 def mean_inputs(
@@ -119,7 +119,8 @@ class MeanInputs:
 def _rounding_error(layer: Layer, step: Tensor) -> Tensor:
     """Quantized less float weight, both folded: shape of the weight."""
     folded, spread = layer.folded()[0], layer.along_channels
-    quantized = to_integers(folded, spread(step), layer.spec.format).mul_(spread(step))
+    integers = to_integers(layer.scaled(folded), spread(step), layer.spec.format)
+    quantized = layer.unscaled(integers.mul_(spread(step)))
     if layer.correction is not None:
         folded = folded / spread(layer.correction)
     return quantized.sub_(folded)

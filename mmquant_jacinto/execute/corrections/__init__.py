@@ -1,0 +1,1 @@
+"""Corrections: what calibration adds to biases, and divides channels by."""

@@ -1,0 +1,181 @@
+"""Scaled channels: tensors whose channels may have scales of their own.
+
+An engine has one scale for a tensor. Where a convolution makes the tensor and
+convolutions alone read it, each channel may be divided by a factor of its own all the
+same: the one takes it into its output channels, the others into their input channels.
+That is what cross-layer equalization (Nagel et al., arXiv 1906.04721) does with
+weights, and SmoothQuant (Xiao et al., arXiv 2211.10438) with what linear layers read.
+It also goes through what is not linear: a clamp keeps its bounds where channels are
+only enlarged, and ``x * sigmoid(x)`` becomes ``x * sigmoid(factor * x)``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from ..record import ops
+from ..record.graph import Site
+from .fusion import Chain, Dataflow
+from .plan import ScaledChannels
+
+# Of one tensor, element by element.
+SMOOTH = frozenset(('silu', 'hardswish'))
+# Of one tensor, multiplied by it afterwards.
+GATES = frozenset(('sigmoid', 'hardsigmoid'))
+
+
+# What keeps each channel by itself, and zero where it is.
+MOVES = frozenset(('pad', 'interpolate', 'upsample', 'contiguous', 'clone')) | {
+    f'{name}{d}d' for name in ('max_pool', 'adaptive_max_pool') for d in (1, 2, 3)
+}
+
+
+def _keeps_channels(site: Site, maker: Site) -> bool:
+    return (
+        site.op in MOVES
+        and len(site.outputs) == 1
+        and len(site.shape) == len(maker.shape)
+        and site.shape[1] == maker.shape[1]
+    )
+
+
+class _Finder:
+    def __init__(
+        self,
+        flow: Dataflow,
+        weight_name: Callable[[Chain], str],
+        quantizer: Callable[[int], str | None],
+    ) -> None:
+        self.flow = flow
+        self.weight_name = weight_name
+        self.quantizer = quantizer
+        sites = flow.graph.sites.values()
+        self.calls = Counter(
+            name for site in sites for name in (site.weight, site.bias) if name
+        )
+        values = {v for site in sites for v in (*site.inputs, *site.outputs)}
+        self.sharing = Counter(
+            flow.groups.find(value) for value in values if value is not None
+        )
+
+    def find(self) -> Iterator[ScaledChannels]:
+        for chain in self.flow.chains.values():
+            if not self._is_own(chain.head):
+                continue
+            found = self._behind(chain)
+            if found is None:
+                continue
+            values, readers = found
+            names = [self.quantizer(value) for value in values]
+            chains = [self.flow.chains.get(reader.name) for reader in readers]
+            if None in names or None in chains:
+                continue
+            yield ScaledChannels(
+                tuple(name for name in names if name),
+                self.weight_name(chain),
+                tuple(self.weight_name(item) for item in chains if item),
+                chain.head.shape[1],
+                len(chain.head.shape) - 2,
+                chain.clip is not None and chain.clip[1] is not None,
+            )
+
+    def _is_own(self, site: Site) -> bool:
+        """Whether a site is the only call of a convolution with a parameter."""
+        names = [name for name in (site.weight, site.bias) if name]
+        return (
+            site.kind == ops.CONV
+            and site.weight is not None
+            and site.rows is None
+            and not site.further_inputs
+            and len(site.shape) > 2
+            and all(self.calls[name] == 1 for name in names)
+        )
+
+    def _behind(self, chain: Chain) -> tuple[list[int], list[Site]] | None:
+        """What a convolution makes, up to where convolutions read it, and these."""
+        made = chain.tail.outputs[0]
+        readers = self._readers(chain.tail)
+        if self._are_convolutions(readers):
+            return [made], self._sites(readers)
+        direct = [site for site, value in readers if value == made]
+        if chain.clip is not None or len(direct) < len(readers):
+            return None
+        last = self._function(direct, made)
+        if last is None:
+            return None
+        readers = self._readers(last)
+        if not self._are_convolutions(readers):
+            return None
+        return [made, last.outputs[0]], self._sites(readers)
+
+    def _readers(self, site: Site) -> list[tuple[Site, int]]:
+        """Who reads what a site makes, and by which value, past what moves elements.
+
+        Nobody where it cannot be changed.
+        """
+        values, readers = list(site.outputs), []
+        if len(values) != 1:
+            return []
+        for value in values:
+            for reader in self.flow.consumers.get(value, []):
+                if reader.kind == ops.PASS and _keeps_channels(reader, site):
+                    values += reader.outputs
+                else:
+                    readers.append((reader, value))
+        fixed = self.flow.leaving | self.flow.raw
+        shared = self.sharing[self.flow.groups.find(values[0])]
+        return [] if fixed.intersection(values) or shared != len(values) else readers
+
+    @staticmethod
+    def _sites(readers: Iterable[tuple[Site, int]]) -> list[Site]:
+        return [site for site, _ in readers]
+
+    def _are_convolutions(self, readers: list[tuple[Site, int]]) -> bool:
+        return bool(readers) and all(
+            self._is_own(site) and site.inputs == [value] for site, value in readers
+        )
+
+    def _function(self, readers: list[Site], value: int) -> Site | None:
+        """The last call of a smooth activation of a value that none else reads."""
+        chains = [self.flow.chains.get(site.name) for site in readers]
+        if any(chain is None or chain.followers for chain in chains):
+            return None
+        if len(readers) == 1:
+            (site,) = readers
+            fits = site.op in SMOOTH and site.inputs == [value]
+            return site if fits and not site.further_inputs else None
+        gates = [site for site in readers if site.op in GATES]
+        products = [site for site in readers if site.op == 'mul']
+        if len(readers) != 2 or len(gates) != 1 or len(products) != 1:
+            return None
+        (gate,), (product,) = gates, products
+        opened = gate.outputs[0]
+        fits = (
+            gate.inputs == [value]
+            and sorted(product.inputs, key=str) == sorted([value, opened], key=str)
+            and self._readers(gate) == [(product, opened)]
+            and not (gate.further_inputs or product.further_inputs)
+        )
+        return product if fits else None
+
+
+def find_scaled_channels(
+    flow: Dataflow,
+    weight_name: Callable[[Chain], str],
+    quantizer: Callable[[int], str | None],
+) -> tuple[ScaledChannels, ...]:
+    """Finds the tensors whose channels may be rescaled.
+
+    Args:
+        flow (Dataflow): Of the recorded graph.
+        weight_name (Callable): Chain of a layer to the name of its weight quantizer.
+        quantizer (Callable): Value to the name of its quantizer; None without one.
+
+    Returns:
+        Tuple[ScaledChannels]: In order of execution.
+    """
+    # What is not seen may read anything.
+    if flow.graph.hidden:
+        return ()
+    return tuple(_Finder(flow, weight_name, quantizer).find())

@@ -1,0 +1,230 @@
+"""Channels of unlike reach: their factors, and what they are worth."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from outputs import snr
+from torch import nn
+from toy_models import Forward, randomize_norms
+
+from mmquant_jacinto import (
+    QuantCalibrateModule,
+    QuantTestModule,
+    QuantTrainModule,
+)
+from mmquant_jacinto.execute.corrections.channel_factors import (
+    HEADROOM,
+    MAX_FACTOR,
+    channel_factor,
+    noise_ratio,
+)
+from mmquant_jacinto.plan.plan import ScaledChannels
+
+ACTIVATIONS = {
+    'none': lambda x: x,
+    'relu': F.relu,
+    'relu6': F.relu6,
+    'silu': F.silu,
+    'swish': lambda x: x * x.sigmoid(),
+    'hardswish': F.hardswish,
+}
+TARGETS = ('onnxruntime', 'jacinto', 'tidl', 'openvino', 'tensorrt')
+
+
+def uneven(activation, norm=True):
+    """A depthwise block whose channels reach from 0.05 to 50, and matter alike."""
+    torch.manual_seed(0)
+    net = Forward(
+        lambda net, x: net.last(
+            activation(net.norm2(net.depth(activation(net.norm(net.first(x))))))
+        ),
+        first=nn.Conv2d(3, 16, 3),
+        norm=nn.BatchNorm2d(16) if norm else nn.Identity(),
+        depth=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        norm2=nn.BatchNorm2d(16) if norm else nn.Identity(),
+        last=nn.Conv2d(16, 8, 1),
+    )
+    randomize_norms(net)
+    scale = torch.logspace(-1.3, 1.7, 16)
+    with torch.no_grad():
+        for module in (net.norm, net.norm2) if norm else (net.first, net.depth):
+            module.weight.mul_(scale.view(-1, *(1,) * (module.weight.dim() - 1)))
+            module.bias.mul_(scale)
+        # What comes small is needed large.
+        net.depth.weight.div_(scale.view(-1, 1, 1, 1))
+        net.last.weight.div_(scale.view(1, -1, 1, 1))
+    return net.eval()
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(4, 3, 16, 16)
+
+
+def calibrate(net, x, **quantize):
+    calib = QuantCalibrateModule(copy.deepcopy(net), x, **quantize).train()
+    calib(x)
+    return calib.eval()
+
+
+# In front of SiLU TensorRT has no grid, and one of its own behind.
+SCALED = [
+    (name, target)
+    for name in ACTIVATIONS
+    for target in TARGETS
+    if target != 'tensorrt' or name not in ('silu', 'swish')
+]
+
+
+@pytest.mark.parametrize('name, target', SCALED)
+def test_factors_give_small_channels_steps(name, target, x):
+    net = uneven(ACTIVATIONS[name])
+    reference = net(x)
+    scaled, plain = (
+        calibrate(net, x, target=target, scale_channels=given)(x)
+        for given in (None, False)
+    )
+    # A clamp bounds how much there is to gain, and so does a grid without an offset.
+    gain = 3 if name == 'relu6' else 6
+    assert snr(reference, scaled) > snr(reference, plain) + gain
+
+
+def test_float_function_and_weights_stay(x):
+    net = uneven(F.silu)
+    calib = calibrate(net, x, target='onnxruntime')
+    for name, value in net.state_dict().items():
+        assert torch.equal(calib.module.state_dict()[name], value)
+    calib.quantization.set_phase('float')
+    assert torch.equal(calib.module(x), net(x))
+
+
+@pytest.mark.parametrize('norm', [True, False])
+@pytest.mark.parametrize('name', ACTIVATIONS)
+def test_simulation_is_what_integers_compute(name, norm, x):
+    calib = calibrate(uneven(ACTIVATIONS[name], norm), x, target='onnxruntime')
+    with torch.no_grad():
+        integers = calib(x)
+        calib.quantization.set_phase('train')
+        calib.quantization.activations.observing = False
+        simulated = calib.module.eval()(x)
+    assert snr(integers, simulated) > 30
+
+
+def test_state_comes_back_from_a_checkpoint(x):
+    calib = calibrate(uneven(F.silu), x, target='onnxruntime')
+    assert (calib.quantization.channel_factor != 1).any()
+    test = QuantTestModule(uneven(F.silu)).eval()
+    test.module.load_state_dict(calib.module.state_dict())
+    assert torch.equal(test(x), calib(x))
+
+
+@pytest.mark.parametrize('is_live', [False, True])
+def test_training_goes_on_with_the_factors(is_live, x):
+    nets = [with_statistics_of(x) for _ in range(3)]
+    calib = calibrate(nets[0], x, target='onnxruntime')
+    train = QuantTrainModule(nets[1], x, target='onnxruntime', total_epochs=2)
+    train.module.load_state_dict(calib.module.state_dict())
+    factor = train.quantization.channel_factor
+    assert torch.equal(factor, calib.quantization.channel_factor)
+    train.train()
+    for net in nets[1:]:
+        net.norm.train(is_live), net.norm2.train(is_live)
+    train(x).square().mean().backward()
+    nets[2](x).square().mean().backward()
+    expected = dict(nets[2].named_parameters())
+    for name, parameter in nets[1].named_parameters():
+        grad = expected[name].grad
+        if is_live and name in ('first.bias', 'depth.bias'):
+            # The batch's mean takes them off again.
+            continue
+        alike = F.cosine_similarity(parameter.grad.flatten(), grad.flatten(), 0)
+        assert alike > 0.95, name
+        assert parameter.grad.norm() == pytest.approx(grad.norm().item(), rel=0.5)
+
+
+def with_statistics_of(x):
+    """The net, its running statistics those of a batch."""
+    net = uneven(F.silu)
+    for _ in range(2):
+        for norm in (net.norm, net.norm2):
+            norm.momentum = 1.0
+            norm.train()
+        with torch.no_grad():
+            net(x)
+    return net.eval()
+
+
+def test_finetuning_learns_on_scaled_channels(x):
+    net = uneven(F.silu)
+    options = dict(target='onnxruntime', finetune=dict(iterations=40))
+    calib = QuantCalibrateModule(copy.deepcopy(net), x, **options).train()
+    calib(x)
+    history = calib.finetune([x])
+    assert sum(history[-5:]) < sum(history[:5])
+
+
+def test_widths_are_chosen_on_scaled_channels(x):
+    net = uneven(F.relu)
+    budget = dict(average_bits=6.0, num_images=2)
+    calib = QuantCalibrateModule(
+        copy.deepcopy(net), x, target='onnxruntime', mixed_precision=budget
+    ).train()
+    calib.measure_channels([lambda: calib.module(x)])
+    table = calib.search_bits([x[:2], x[2:]])
+    assert (calib.quantization.channel_factor != 1).any()
+    assert table.to_json()
+
+
+def group(channels=4, is_bounded=False):
+    return ScaledChannels(('q',), 'a', ('b',), channels, 2, is_bounded)
+
+
+def test_reach_and_weights_share_the_unevenness():
+    reach, weight = torch.tensor([16.0, 4.0, 1.0, 1.0]), torch.ones(4)
+    found = channel_factor(reach, weight, group())
+    assert torch.allclose(found, torch.tensor([1.0, 0.5, 0.25, 0.25]))
+    found = channel_factor(torch.ones(4), torch.tensor([1.0, 4.0, 16.0, 16.0]), group())
+    assert torch.allclose(found, torch.tensor([1.0, 0.5, 0.25, 0.25]))
+
+
+def test_a_clamp_keeps_what_it_held_with_room():
+    reach = torch.tensor([6.0, 6.0, 3.0, 0.1])
+    weight = torch.tensor([0.1, 1.0, 1.0, 1.0])
+    found = channel_factor(reach, weight, group(is_bounded=True))
+    assert (found[:2] == 1).all() and (found <= 1).all()
+    assert (reach[2:] / found[2:] <= 6 / HEADROOM * 1.0001).all()
+
+
+@pytest.mark.parametrize('reach', [[0.0, 0, 0, 0], [1, 0, 0, 0], [1e30, 1, 1e-30, 0]])
+def test_dead_channels_have_finite_factors(reach):
+    found = channel_factor(torch.tensor(reach), torch.ones(4), group())
+    assert found.isfinite().all()
+    assert (found >= 1 / MAX_FACTOR).all() and (found <= 1).all()
+    assert noise_ratio(torch.tensor(reach), found).isfinite()
+
+
+def test_even_channels_are_left_alone(x):
+    torch.manual_seed(0)
+    net = Forward(
+        lambda net, x: net.b(F.silu(net.a(x))),
+        a=nn.Conv2d(3, 4, 3),
+        b=nn.Conv2d(4, 4, 1),
+    ).eval()
+    with torch.no_grad():
+        net.a.weight.copy_(net.a.weight[:1].expand_as(net.a.weight))
+        net.a.bias.zero_()
+    calib = calibrate(net, x, target='onnxruntime')
+    assert (calib.quantization.channel_factor == 1).all()
+    assert not calib.quantization.activations.factors
+
+
+def test_images_that_are_not_finite_say_nothing(x):
+    net = uneven(F.relu)
+    expected = calibrate(net, x, target='onnxruntime').quantization.channel_factor
+    calib = QuantCalibrateModule(copy.deepcopy(net), x, target='onnxruntime').train()
+    broken = torch.full_like(x, torch.nan)
+    calib.measure_channels([lambda: calib.module(x), lambda: calib.module(broken)])
+    assert torch.equal(calib.quantization.channel_factor, expected)
