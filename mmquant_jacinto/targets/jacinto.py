@@ -21,9 +21,11 @@ class Jacinto(Target):
         activation=TensorFormat(
             power_of_two=True, unsigned_if_positive=True, rounding=HALF_UP
         ),
+        depthwise_per_channel=True,
         bias_bits=None,
-        constrain_weights=True,
         observer='percentile',
+        calibration_observer='mse',
+        calibration_weight_observer='mse',
     )
     arithmetic = FixedPoint
     has_file = False

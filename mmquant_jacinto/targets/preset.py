@@ -20,9 +20,11 @@ class Preset:
         weight (TensorFormat): Convolution and linear weights, after the batch
             normalization that follows has been folded into them.
         activation (TensorFormat): Every tensor computed inside the network.
+        depthwise_per_channel (bool): Whether depthwise convolutions have a scale for
+            each channel where ``weight`` has one for a tensor.
         bias_bits (int, optional): Width of the bias in units of input scale
-            times weight scale. None: twice the weight's width. In an accumulator
-            of 32 bits 31 leave room for the products.
+            times weight scale. None: that of input and weight together. In an
+            accumulator of 32 bits 31 leave room for the products.
         constrain_bias (str, optional): What happens to a bias that does not
             fit: ``'saturate'`` clamps it, ``'reduce_weight_scale'`` makes the
             weights' grid coarser until it fits.
@@ -30,14 +32,21 @@ class Preset:
             first step (see ``quantizers.weights.constrain_weights``).
         equalize (bool): Rescale channels between layers, once, at the first
             step (see ``quantizers.equalize``).
-        observer (str): How ranges are measured, a name in ``registry.OBSERVERS``;
-            which one, by ``benchmarks/default_observers.py``.
+        observer (str): How ranges follow a training, a name in
+            ``registry.OBSERVERS``; which one, by ``benchmarks/default_observers.py``.
+        calibration_observer (str, optional): How they are measured in a calibration;
+            None: by ``observer``.
+        calibration_weight_observer (str): How the grids of weights are found in a
+            calibration, a name in ``registry.WEIGHT_OBSERVERS``; likewise.
     """
 
     weight: TensorFormat
     activation: TensorFormat
+    depthwise_per_channel: bool = False
     bias_bits: int | None = 31
     constrain_bias: str | None = 'reduce_weight_scale'
     constrain_weights: bool = False
     equalize: bool = False
     observer: str = 'moving_average'
+    calibration_observer: str | None = None
+    calibration_weight_observer: str = 'minmax'

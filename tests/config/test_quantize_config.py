@@ -21,14 +21,25 @@ def test_defaults_are_those_of_the_jacinto_flow():
     assert (config.mode, config.bits, config.target) == ('qat', 8, 'jacinto')
     assert config.observer_name == 'percentile'
     assert config.percentile == 0.01
-    assert config.weight_constraint is True
+    assert config.weight_constraint is False
+    assert config.weight_observer_name == 'minmax'
+
+
+def test_calibration_for_jacinto_looks_for_the_least_error():
+    config = QuantizeConfig(mode='ptq')
+    assert config.observer_name == config.weight_observer_name == 'mse'
+    tuned = QuantizeConfig.parse(dict(mode='ptq', finetune=True))
+    assert tuned.weight_observer_name == 'minmax'
+    told = QuantizeConfig(mode='ptq', observer='percentile', weight_observer='minmax')
+    assert (told.observer_name, told.weight_observer_name) == ('percentile', 'minmax')
 
 
 @pytest.mark.parametrize('target', ['tidl', 'onnxruntime', 'openvino', 'tensorrt'])
 @pytest.mark.parametrize('mode', ['qat', 'ptq'])
 def test_other_presets_average_extremes_unless_told(target, mode):
     config = QuantizeConfig(target=target, mode=mode)
-    assert config.observer_name == 'moving_average'
+    assert config.observer_name == dict(qat='moving_average', ptq='mse')[mode]
+    assert config.weight_observer_name == 'minmax'
     told = QuantizeConfig(target=target, mode=mode, observer='percentile')
     assert told.observer_name == 'percentile'
 
@@ -71,7 +82,9 @@ def test_constraints_default_to_the_preset_and_can_be_switched_off():
     assert QuantizeConfig(constrain_bias=False).bias_constraint is None
     assert QuantizeConfig(target='tidl').weight_constraint is False
     assert QuantizeConfig(constrain_weights=False).weight_constraint is False
-    assert QuantizeConfig().channel_scales is False
+    assert QuantizeConfig(constrain_weights=True).weight_constraint is True
+    assert QuantizeConfig().channel_scales == 'depthwise'
+    assert QuantizeConfig(per_channel=False).channel_scales is False
     assert QuantizeConfig(target='tidl').channel_scales is True
     assert QuantizeConfig(target='tidl', per_channel=False).channel_scales is False
 

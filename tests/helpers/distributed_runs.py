@@ -13,12 +13,16 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from toy_distiller import distilling_model
-from toy_runner import PTQ, QAT, make_config, train
+from toy_runner import PTQ as DEFAULT
+from toy_runner import QAT, make_config, train
 
 from mmquant_jacinto import PRESETS
 from mmquant_jacinto.methods.layer_samples import gather
 from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
+
+# Corrects all layers at once: exactly so, whichever process has which images.
+PTQ = dict(DEFAULT, calibration=dict(bias_correction='iterative'))
 
 FAKE_QUANTS = dict(
     QAT,
@@ -117,7 +121,9 @@ def calibrate_all(runs, load_from):
         ptq_minmax=dict(PTQ, observer='minmax'),
         ptq_sequential=dict(PTQ, calibration=dict(bias_correction='sequential')),
         ptq_analytic=dict(narrow, calibration=dict(bias_correction='analytic')),
-        ptq_weights=dict(narrow, calibration=dict(weights=True)),
+        ptq_weights=dict(
+            narrow, calibration=dict(weights=True, bias_correction='iterative')
+        ),
         ptq_finetune=dict(narrow, target='onnxruntime', finetune=dict(iterations=8)),
         ptq_mixed=dict(PTQ, mixed_precision=budget),
     ).items():
