@@ -48,7 +48,7 @@ EIGHT = dict(
     tensorrt=_bound(1.0, 0.5),
 )
 # Those that the others share their formats with: tidl and openvino are onnxruntime's.
-FORMATS = ('jacinto', 'onnxruntime', 'tensorrt')
+FORMATS = ('jacinto', 'onnxruntime')  # the others have no 16 bits
 # One key that is not the default: another switch is another entry.
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     'uncorrected': (

@@ -132,10 +132,10 @@ class ChannelReach(Behaviour):
         largest = rows.max().clamp(min=TINY)
         least = rows / largest
         if bias is not None and self.state.plan.config['constrain_bias'] is not None:
-            steps = bias_limits(self.state.plan.bias_width(group.producer))[1]
-            fmt = self.state.activations.specs[0].format
-            step = input_reach / 2**fmt.bits * largest
-            step = step / integer_bounds(layer.spec.format)[1]
+            plan, fmt = self.state.plan, layer.spec.format
+            steps = bias_limits(plan.bias_width(group.producer))[1]
+            bits = plan.input_bits.get(group.producer, fmt.bits)
+            step = input_reach / 2**bits * largest / integer_bounds(fmt)[1]
             least = least.maximum(bias.abs() / (step * steps).clamp(min=TINY))
         return least
 
