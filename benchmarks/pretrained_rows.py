@@ -47,8 +47,8 @@ EIGHT = dict(
     openvino=_bound(1.0, 0.5),
     tensorrt=_bound(1.0, 0.5),
 )
-# Those that the others share their formats with: tidl and openvino are onnxruntime's.
-FORMATS = ('jacinto', 'onnxruntime')  # the others have no 16 bits
+# Targets with 16 bits.
+FORMATS = ('jacinto', 'onnxruntime')
 # One key that is not the default: another switch is another entry.
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     'uncorrected': (
