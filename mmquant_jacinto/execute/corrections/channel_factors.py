@@ -49,7 +49,6 @@ class ChannelReach(Behaviour):
     def __init__(self, state: State) -> None:
         self.state = state
         self._groups = {group.quantizers[-1]: group for group in state.plan.scaled}
-        self._producers = {group.producer for group in state.plan.scaled}
         device = state.activations.low.device
         self._reach = {
             name: torch.zeros(group.channels, device=device)
@@ -66,7 +65,7 @@ class ChannelReach(Behaviour):
     def call(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
-        if step.weight in self._producers and step.kind in ops.WEIGHTED:
+        if step.weight in self._input_reach and step.kind in ops.WEIGHTED:
             x = ops.layer_operands(args, kwargs)[0]
             if x.numel():
                 _note(self._input_reach[step.weight], x.detach().float().abs().amax())
