@@ -7,7 +7,7 @@ from typing import Any, Literal, Optional, Union, cast
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
 from ..targets.formats import DEPTHWISE, check_bits
-from ..targets.preset import Preset
+from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
 from ..targets.target import get_preset
 from .fake_quant import FakeQuant, check_fake_quants
 from .sections import (
@@ -260,6 +260,8 @@ class QuantizeConfig:
             return self.observer
         preset = self.preset
         found = preset.calibration_observer if self.calibrates else None
+        if found is not None and self.bits_of('activation') <= FEW_BITS:
+            return FEW_BITS_OBSERVER
         return found or preset.observer
 
     @property

@@ -139,6 +139,12 @@ class Calibration:
         return way is not None and way.by_passes
 
     @property
+    def is_robust(self) -> bool:
+        """bool: Whether means of layers are robust."""
+        way = self.way_to_correct
+        return way is not None and way.is_robust
+
+    @property
     def is_analytic(self) -> bool:
         """bool: Whether biases follow from mean inputs and rounding errors."""
         way = self.way_to_correct

@@ -235,8 +235,9 @@ class Quantization(nn.Module):
             if not is_scaled:
                 continue
             shaped = factor.view(-1, *(1,) * group.dims)
-            self.activations.factors.update(dict.fromkeys(group.quantizers, shaped))
-            self.layers[group.producer].output_factor = factor
+            self.activations.factors[group.quantizer] = shaped
+            if group.producer is not None:
+                self.layers[group.producer].output_factor = factor
             for name in group.consumers:
                 self.layers[name].input_factor = factor
 

@@ -99,21 +99,39 @@ class ScaledChannels:
     See :mod:`~mmquant_jacinto.plan.scaled_channels`.
 
     Args:
-        quantizers (Tuple[str, ...]): Of the tensor; where a smooth activation is in
-            between, in front of it and behind.
-        producer (str): Weight quantizer of the convolution that makes it.
-        consumers (Tuple[str, ...]): Those of the convolutions that read it.
+        quantizer (str): Of the tensor.
+        producer (str, optional): Weight quantizer of the convolution that makes it;
+            None where a smooth activation does.
+        consumers (Tuple[str, ...]): Those of the convolutions that read it; none
+            where a smooth activation does.
         channels (int): Number of channels.
         dims (int): Number of axes behind them.
         is_bounded (bool): Whether a clamp bounds the tensor from above.
     """
 
-    quantizers: tuple[str, ...]
-    producer: str
+    quantizer: str
+    producer: Optional[str]
     consumers: tuple[str, ...]
     channels: int
     dims: int
     is_bounded: bool = False
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Tuple[str, ...]: Weight quantizers of all layers that take factors in."""
+        return (
+            self.consumers
+            if self.producer is None
+            else (
+                self.producer,
+                *self.consumers,
+            )
+        )
+
+    @property
+    def is_opened(self) -> bool:
+        """bool: Whether an operation between two grids multiplies or divides."""
+        return self.producer is None or not self.consumers
 
 
 @dataclass(frozen=True)
@@ -345,8 +363,7 @@ def _tuple(value: Optional[list]) -> Optional[tuple]:
 
 
 def _scaled(item: dict[str, Any]) -> ScaledChannels:
-    names = {key: tuple(item[key]) for key in ('quantizers', 'consumers')}
-    return ScaledChannels(**{**item, **names})
+    return ScaledChannels(**{**item, 'consumers': tuple(item['consumers'])})
 
 
 def _activation_spec(item: dict[str, Any]) -> ActivationSpec:

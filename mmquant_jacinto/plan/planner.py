@@ -156,10 +156,10 @@ class Planner:
         return tuple(
             item
             for item in found
-            if specs.keys() >= {item.producer, *item.consumers}
+            if specs.keys() >= set(item.layers)
             and not entered.intersection(item.consumers)
             # A clamp that was not a channel's own shows on a fine grid.
-            and not (item.is_bounded and item.quantizers[0] in fine)
+            and not (item.is_bounded and item.quantizer in fine)
         )
 
     def _settings(self) -> dict[str, Any]:

@@ -5,14 +5,15 @@ convolutions alone read it, each channel may be divided by a factor of its own a
 same: the one takes it into its output channels, the others into their input channels.
 That is what cross-layer equalization (Nagel et al., arXiv 1906.04721) does with
 weights, and SmoothQuant (Xiao et al., arXiv 2211.10438) with what linear layers read.
-It also goes through what is not linear: a clamp keeps its bounds where channels are
-only enlarged, and ``x * sigmoid(x)`` becomes ``x * sigmoid(factor * x)``.
+A clamp in between keeps its bounds where channels are only enlarged. Nothing goes
+through a smooth activation: what is in front of it and what is behind have factors of
+their own, and it is a function of real numbers between them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from ..record import ops
 from ..record.graph import Site
@@ -59,22 +60,43 @@ class _Finder:
         for chain in self.flow.chains.values():
             if not self._is_own(chain.head):
                 continue
-            found = self._behind(chain)
-            if found is None:
+            made = chain.tail.outputs[0]
+            readers = self._readers(chain.tail)
+            if self._are_convolutions(readers):
+                yield from self._group(made, chain.head, chain, readers)
                 continue
-            values, readers = found
-            names = [self.quantizer(value) for value in values]
-            chains = [self.flow.chains.get(reader.name) for reader in readers]
-            if None in names or None in chains:
+            direct = [site for site, value in readers if value == made]
+            if chain.clip is not None or len(direct) < len(readers):
                 continue
-            yield ScaledChannels(
-                tuple(name for name in names if name),
-                self.weight_name(chain),
-                tuple(self.weight_name(item) for item in chains if item),
-                chain.head.shape[1],
-                len(chain.head.shape) - 2,
-                chain.clip is not None and chain.clip[1] is not None,
-            )
+            last = self._function(direct, made)
+            if last is None:
+                continue
+            yield from self._group(made, chain.head, chain, [])
+            readers = self._readers(last)
+            if self._are_convolutions(readers):
+                yield from self._group(last.outputs[0], chain.head, None, readers)
+
+    def _group(
+        self,
+        value: int,
+        shaped_like: Site,
+        producer: Chain | None,
+        readers: list[tuple[Site, int]],
+    ) -> Iterator[ScaledChannels]:
+        name = self.quantizer(value)
+        chains = [self.flow.chains.get(reader.name) for reader, _ in readers]
+        if name is None or None in chains:
+            return
+        clip = None if producer is None else producer.clip
+        shape = shaped_like.shape
+        yield ScaledChannels(
+            name,
+            None if producer is None else self.weight_name(producer),
+            tuple(self.weight_name(item) for item in chains if item),
+            shape[1],
+            len(shape) - 2,
+            clip is not None and clip[1] is not None,
+        )
 
     def _is_own(self, site: Site) -> bool:
         """Whether a site is the only call of a convolution with a parameter."""
@@ -87,23 +109,6 @@ class _Finder:
             and len(site.shape) > 2
             and all(self.calls[name] == 1 for name in names)
         )
-
-    def _behind(self, chain: Chain) -> tuple[list[int], list[Site]] | None:
-        """What a convolution makes, up to where convolutions read it, and these."""
-        made = chain.tail.outputs[0]
-        readers = self._readers(chain.tail)
-        if self._are_convolutions(readers):
-            return [made], self._sites(readers)
-        direct = [site for site, value in readers if value == made]
-        if chain.clip is not None or len(direct) < len(readers):
-            return None
-        last = self._function(direct, made)
-        if last is None:
-            return None
-        readers = self._readers(last)
-        if not self._are_convolutions(readers):
-            return None
-        return [made, last.outputs[0]], self._sites(readers)
 
     def _readers(self, site: Site) -> list[tuple[Site, int]]:
         """Who reads what a site makes, and by which value, past what moves elements.
@@ -122,10 +127,6 @@ class _Finder:
         shared = self.sharing[self.flow.groups.find(values[0])]
         is_fixed = self.fixed.intersection(values) or shared != len(values)
         return [] if is_fixed else readers
-
-    @staticmethod
-    def _sites(readers: Iterable[tuple[Site, int]]) -> list[Site]:
-        return [site for site, _ in readers]
 
     def _are_convolutions(self, readers: list[tuple[Site, int]]) -> bool:
         return bool(readers) and all(

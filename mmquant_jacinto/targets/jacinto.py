@@ -24,7 +24,6 @@ class Jacinto(Target):
         depthwise_per_channel=True,
         bias_bits=None,
         observer='percentile',
-        calibration_observer='mse',
         calibration_weight_observer='mse',
     )
     arithmetic = FixedPoint

@@ -175,7 +175,7 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class OnnxRuntime(Target):
     """The engine that runs here: files are proven in it, bit for bit."""
 
-    preset = Preset(weight=PER_CHANNEL, activation=AFFINE, calibration_observer='mse')
+    preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
     backend = 'onnxruntime'

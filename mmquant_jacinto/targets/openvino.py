@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class OpenVino(Target):
     """S8 weights with a scale for each channel, U8 activations with a zero point."""
 
-    preset = Preset(weight=PER_CHANNEL, activation=AFFINE, calibration_observer='mse')
+    preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
     arithmetic = QdqArithmetic
     backend = 'openvino'
     rules = OPENVINO_RULES

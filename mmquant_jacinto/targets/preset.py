@@ -10,6 +10,9 @@ from .formats import TensorFormat
 # activations with a zero point.
 PER_CHANNEL = TensorFormat(per_channel=True, narrow_range=True)
 AFFINE = TensorFormat(symmetric=False)
+# Widths of activations with so few steps that nothing is left for what is small when a
+# grid holds all that was seen, and how ranges are found for them in a calibration.
+FEW_BITS, FEW_BITS_OBSERVER = 6, 'mse'
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Preset:
             step (see ``quantizers.equalize``).
         observer (str): How ranges follow a training, a name in
             ``registry.OBSERVERS``; which one, by ``benchmarks/default_observers.py``.
-        calibration_observer (str, optional): How they are measured in a calibration;
-            None: by ``observer``.
+        calibration_observer (str, optional): How they are measured in a calibration,
+            for more than :data:`FEW_BITS`; None: by ``observer``.
         calibration_weight_observer (str): How the grids of weights are found in a
             calibration, a name in ``registry.WEIGHT_OBSERVERS``; likewise.
     """
@@ -48,5 +51,5 @@ class Preset:
     constrain_weights: bool = False
     equalize: bool = False
     observer: str = 'moving_average'
-    calibration_observer: str | None = None
+    calibration_observer: str | None = 'minmax'
     calibration_weight_observer: str = 'minmax'

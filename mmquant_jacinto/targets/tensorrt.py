@@ -20,9 +20,7 @@ from .target import Target
 class TensorRt(Target):
     """S8 weights with a scale for each channel, S8 activations."""
 
-    preset = Preset(
-        weight=PER_CHANNEL, activation=TensorFormat(), calibration_observer='mse'
-    )
+    preset = Preset(weight=PER_CHANNEL, activation=TensorFormat())
     arithmetic = QdqArithmetic
     storage = SIGNED
     max_bits = 8

@@ -25,9 +25,9 @@ def test_defaults_are_those_of_the_jacinto_flow():
     assert config.weight_observer_name == 'minmax'
 
 
-def test_calibration_for_jacinto_looks_for_the_least_error():
+def test_calibration_for_jacinto_looks_for_the_least_error_of_weights():
     config = QuantizeConfig(mode='ptq')
-    assert config.observer_name == config.weight_observer_name == 'mse'
+    assert (config.observer_name, config.weight_observer_name) == ('minmax', 'mse')
     tuned = QuantizeConfig.parse(dict(mode='ptq', finetune=True))
     assert tuned.weight_observer_name == 'minmax'
     told = QuantizeConfig(mode='ptq', observer='percentile', weight_observer='minmax')
@@ -38,10 +38,27 @@ def test_calibration_for_jacinto_looks_for_the_least_error():
 @pytest.mark.parametrize('mode', ['qat', 'ptq'])
 def test_other_presets_average_extremes_unless_told(target, mode):
     config = QuantizeConfig(target=target, mode=mode)
-    assert config.observer_name == dict(qat='moving_average', ptq='mse')[mode]
+    assert config.observer_name == dict(qat='moving_average', ptq='minmax')[mode]
     assert config.weight_observer_name == 'minmax'
     told = QuantizeConfig(target=target, mode=mode, observer='percentile')
     assert told.observer_name == 'percentile'
+
+
+@pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
+@pytest.mark.parametrize(
+    'bits, observer',
+    [
+        (8, 'minmax'),
+        (4, 'mse'),
+        (dict(weight=4, activation=8), 'minmax'),
+        (dict(weight=8, activation=6), 'mse'),
+    ],
+)
+def test_few_bits_hold_less_than_all_that_was_seen(bits, observer, target):
+    config = QuantizeConfig(target=target, mode='ptq', bits=bits)
+    assert config.observer_name == observer
+    told = QuantizeConfig(target=target, mode='ptq', bits=bits, observer='entropy')
+    assert told.observer_name == 'entropy'
 
 
 def test_full_form_reaches_every_level():

@@ -9,6 +9,7 @@ from torch import nn
 from toy_models import Forward, ToyNet, calibrated, make_plan, randomize_norms
 
 from mmquant_jacinto import QuantCalibrateModule, quantize_model
+from mmquant_jacinto.execute.calibrate import robust_mean
 
 BITS = 4  # coarse, so that there is something to correct
 
@@ -82,7 +83,9 @@ def test_observed_mean_is_that_of_the_folded_layer(toy_net, images):
         toy_net.get_submodule(name).register_forward_hook(
             lambda module, args, out, name=name: means.update({name: out})
         )
-    reference = QuantCalibrateModule(toy_net, images).observe(images)
+    calibration = dict(bias_correction='iterative')
+    model = QuantCalibrateModule(toy_net, images, calibration=calibration)
+    reference = model.observe(images)
     layers = dict(
         stem='stem_norm', conv='norm', expand='expand', lateral='lateral', fc='fc'
     )
@@ -97,9 +100,21 @@ def test_layer_that_runs_twice_counts_with_the_mean_of_its_runs(x):
         lambda net, x: net.conv(x[:, :, :4]) + net.conv(x[:, :, 4:]),
         conv=nn.Conv2d(3, 4, 1),
     )
-    reference = QuantCalibrateModule(net, x).observe(x)
+    model = QuantCalibrateModule(net, x, calibration=dict(bias_correction='iterative'))
     wanted = net.conv(x).mean((0, 2, 3)).detach()
-    torch.testing.assert_close(reference['conv'][0], wanted)
+    torch.testing.assert_close(model.observe(x)['conv'][0], wanted)
+
+
+def test_robust_mean_is_that_of_most():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 50, 50) + torch.tensor([0.0, 2.0, -5.0]).view(3, 1, 1)
+    expected = x.mean((0, 2, 3))
+    torch.testing.assert_close(robust_mean(x, [0, 2, 3]), expected, atol=0.05, rtol=0)
+    # One in a hundred reaches far, and moves the mean by one.
+    x[:, :, ::10, ::10] += 100
+    found = robust_mean(x, [0, 2, 3])
+    assert ((found - expected).abs() < 0.1).all()
+    assert ((x.mean((0, 2, 3)) - expected).abs() > 0.9).all()
 
 
 # As the Jacinto devkit does.
@@ -314,13 +329,13 @@ def test_channel_that_does_not_vary_keeps_its_weights(x):
 
 def test_corrected_weights_survive_a_state_dict(toy_net, images):
     calib = QuantCalibrateModule(
-        toy_net, images, bits=BITS, calibration=dict(weights=True, lr=1.0)
+        toy_net, images, bits=8, calibration=dict(weights=True, lr=1.0)
     ).train()
     for _ in range(3):
         calib(images)
     expected = calib.eval()(images)
     other = randomize_norms(ToyNet()).eval()
-    quantization = quantize_model(other, make_plan(other, images, bits=BITS))
+    quantization = quantize_model(other, make_plan(other, images, bits=8))
     quantization.set_phase('test')
     other.load_state_dict(toy_net.state_dict())
     assert torch.equal(other(images), expected)

@@ -51,7 +51,7 @@ DIRECT = {
 def test_convolutions_around_it_take_the_factors(name, x):
     (found,) = two(DIRECT[name], x)
     assert (found.producer, found.consumers) == ('a', ('b',))
-    assert (found.channels, found.dims, len(found.quantizers)) == (4, 2, 1)
+    assert (found.channels, found.dims, found.is_opened) == (4, 2, False)
     assert found.is_bounded == ('relu6' in name or name == 'padded')
 
 
@@ -68,9 +68,21 @@ SMOOTH = {
 
 @pytest.mark.parametrize('name', SMOOTH)
 def test_smooth_activation_in_between_has_it_on_both_sides(name, x):
-    (found,) = two(SMOOTH[name], x)
-    assert (found.producer, found.consumers) == ('a', ('b',))
-    assert len(found.quantizers) == 2 and not found.is_bounded
+    front, behind = two(SMOOTH[name], x)
+    assert (front.producer, front.consumers) == ('a', ())
+    assert (behind.producer, behind.consumers) == (None, ('b',))
+    assert front.quantizer != behind.quantizer
+    assert front.is_opened and behind.is_opened and not front.is_bounded
+
+
+def test_in_front_it_does_not_matter_what_reads_the_function(x):
+    net = Forward(
+        lambda net, x: (lambda y: y + net.b(y))(F.silu(net.a(x))),
+        a=nn.Conv2d(3, 4, 3),
+        b=nn.Conv2d(4, 4, 1),
+    )
+    (found,) = plan_of(net, x).scaled
+    assert (found.producer, found.consumers) == ('a', ())
 
 
 NOT = {
@@ -101,7 +113,7 @@ def test_all_that_read_it_take_the_factors(x):
         b=nn.Conv2d(4, 4, 3, groups=4),
         c=nn.Conv2d(4, 6, 1, groups=2),
     )
-    (found,) = plan_of(net, x).scaled
+    _, found = plan_of(net, x).scaled
     assert found.consumers == ('b', 'c')
 
 

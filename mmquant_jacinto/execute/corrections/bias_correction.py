@@ -14,12 +14,15 @@ class BiasCorrection:
         by_passes (bool): Whether quantized passes over the images correct.
         in_order (bool): Whether a pass corrects each layer behind those that are
             corrected already.
+        is_robust (bool): Whether few elements that reach far count no more than the
+            others, see :func:`~mmquant_jacinto.execute.calibrate.robust_mean`.
         by_mean_inputs (bool): Whether biases follow from what the rounded weights
             make of the mean inputs (:mod:`analytic_correction`), without a pass.
     """
 
     by_passes = False
     in_order = False
+    is_robust = False
     by_mean_inputs = False
 
     def step(self, lr: float, batches: int) -> float:
@@ -45,6 +48,7 @@ class SequentialCorrection(BiasCorrection):
 
     by_passes = True
     in_order = True
+    is_robust = True
 
     def step(self, lr: float, batches: int) -> float:
         # What a pass is off by does not depend on the passes before it: their mean.

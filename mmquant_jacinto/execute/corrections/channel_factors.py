@@ -2,20 +2,22 @@
 
 A channel that reaches little has few steps on the grid of a tensor in which another
 reaches far. As SmoothQuant (Xiao et al., arXiv 2211.10438) does with the inputs of
-linear layers, each channel is divided by ``sqrt(reach / weight)``, where the weight is
-the largest that multiplies it: half of the unevenness goes to the weights that read it.
+linear layers, each channel is divided by ``reach ** a / weight ** (1 - a)``, where the
+weight is the largest that multiplies it: a part of the unevenness goes to the weights
+that read it. Which part, and how far the grid reaches below zero, is what gives the
+layers that read it the least noise, by a model of it (:mod:`channel_noise`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ...plan.plan import ScaledChannels, Step
-from ...quantizers.equalize import input_reach
+from ...quantizers.activation_grids import power_of_two_above
 from ...quantizers.layers import Layer, channel_rows
 from ...quantizers.observers import is_distributed
 from ...quantizers.weights import bias_limits
@@ -25,18 +27,72 @@ from ...targets.formats import integer_bounds
 from ..behaviour import Behaviour
 from ..conditioning import change_once
 from ..state import State
+from .channel_noise import TINY, ChannelUse, Maker, Reader, alive
 
-# Least share of a channel's reach, or weight, in the largest: dead ones have none.
-LEAST = 2.0**-12
 # No channel is enlarged by more than this.
 MAX_FACTOR = 2.0**8
 # How much further than on the images of calibration a channel may reach before a
 # clamp that was not its own cuts it off.
 HEADROOM = 1.5
+# Share by which a grid of a power of two reaches further than what it is fitted to.
+MARGIN = 2.0**-7
 # Decibels of noise that rescaling must be worth: it costs a multiplication in the
-# file where a smooth activation is in between, and nothing elsewhere.
+# file where a smooth activation reads or makes the tensor, and nothing elsewhere.
 WORTH, WORTH_OPENED = 1.0, 2.0
-TINY = torch.finfo(torch.float32).tiny
+# Parts of the unevenness that the grid takes; the weights take the rest.
+SHARES = (1.0, 0.75, 0.5)
+# How far grids reach below zero, over how far above.
+BALANCES = tuple(2.0**k for k in range(-4, 3))
+
+
+class _Measured(NamedTuple):
+    """What is known of the channels of a tensor: (C,) each.
+
+    Args:
+        low (Tensor): How far they reach below zero.
+        high (Tensor): How far above it.
+        squares (Tensor): Sums of squares, float64.
+        deviations (Tensor): Sums of distances from the mean of a batch, float64.
+        elements (Tensor): How many a channel has had, float64: (1,).
+    """
+
+    low: Tensor
+    high: Tensor
+    squares: Tensor
+    deviations: Tensor
+    elements: Tensor
+
+    @classmethod
+    def nothing(cls, channels: int, device: torch.device) -> _Measured:
+        """Of so many channels that nothing is known of."""
+        low, high = torch.zeros(2, channels, device=device)
+        sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        elements = torch.zeros(1, dtype=torch.float64, device=device)
+        return cls(low, high, sums[0], sums[1], elements)
+
+    def note(self, rows: Tensor) -> None:
+        """Keeps what reaches further: (n, C); what is not finite says nothing."""
+        for known, reach in ((self.low, -rows.amin(0)), (self.high, rows.amax(0))):
+            torch.maximum(known, reach.nan_to_num(0.0, 0.0, 0.0), out=known)
+        finite = rows.nan_to_num(0.0, 0.0, 0.0)
+        self.squares.add_(finite.square().sum(0))
+        self.deviations.add_((finite - finite.mean(0)).abs().sum(0))
+        self.elements.add_(len(rows))
+
+    @property
+    def reach(self) -> Tensor:
+        """Tensor: Largest magnitudes."""
+        return torch.maximum(self.low, self.high)
+
+    @property
+    def power(self) -> Tensor:
+        """Tensor: Mean squares."""
+        return (self.squares / self.elements.clamp(min=1)).float()
+
+    @property
+    def spread(self) -> Tensor:
+        """Tensor: Squared mean distances from the mean."""
+        return (self.deviations / self.elements.clamp(min=1)).square().float()
 
 
 class ChannelReach(Behaviour):
@@ -48,14 +104,20 @@ class ChannelReach(Behaviour):
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._groups = {group.quantizers[-1]: group for group in state.plan.scaled}
+        self._groups = {group.quantizer: group for group in state.plan.scaled}
+        specs = {spec.name: spec for spec in state.activations.specs}
+        self._specs = {name: specs[name] for name in self._groups}
         device = state.activations.low.device
-        self._reach = {
-            name: torch.zeros(group.channels, device=device)
+        self._measured = {
+            name: _Measured.nothing(group.channels, device)
             for name, group in self._groups.items()
         }
-        self._input_reach = {
-            group.producer: torch.zeros(1, device=device) for group in state.plan.scaled
+        # Of layers to which a factor costs something.
+        self._inputs = {
+            group.producer: _Measured.nothing(1, device)
+            for group in state.plan.scaled
+            if group.producer is not None
+            and not state.layers[group.producer].spec.format.per_channel
         }
 
     def begin(self) -> None:
@@ -65,21 +127,24 @@ class ChannelReach(Behaviour):
     def call(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
-        if step.weight in self._input_reach and step.kind in ops.WEIGHTED:
+        if step.weight in self._inputs and step.kind in ops.WEIGHTED:
             x = ops.layer_operands(args, kwargs)[0]
             if x.numel():
-                _note(self._input_reach[step.weight], x.detach().float().abs().amax())
+                self._inputs[step.weight].note(x.detach().float().reshape(-1, 1))
         out = func(*args, **kwargs)
         return out if step.kind in (ops.PASS, ops.CAT) else self.after_norm(step, out)
 
     def after_norm(self, step: Step, x: Any) -> Any:
         group = self._groups.get(step.output) if step.last and step.output else None
         if group is not None and isinstance(x, Tensor) and x.numel():
-            axis = x.dim() - group.dims - 1
-            dims = [d for d in range(x.dim()) if d != axis]
-            reach = x.detach().float().abs().amax(dims)
-            _note(self._reach[group.quantizers[-1]], reach)
+            self._measure(group, x.detach().float())
         return x
+
+    def _measure(self, group: ScaledChannels, x: Tensor) -> None:
+        known, ends = self._measured[group.quantizer], self._specs[group.quantizer].ends
+        x = x if ends is None else x.clamp(*ends)
+        axis = x.dim() - group.dims - 1
+        known.note(x.movedim(axis, -1).reshape(-1, group.channels))
 
     @torch.no_grad()
     def factors(self) -> Tensor:
@@ -90,100 +155,110 @@ class ChannelReach(Behaviour):
         Returns:
             Tensor: Of ``plan.scaled``, end to end, float32; 1 where it is not worth it.
         """
-        measured = [*self._reach.values(), *self._input_reach.values()]
-        flat = torch.cat(measured)
-        if is_distributed():
-            dist.all_reduce(flat, op=dist.ReduceOp.MAX)
-        parts = flat.split([len(x) for x in measured])
-        inputs = dict(zip(self._input_reach, parts[len(self._reach) :]))
+        self._reduce()
+        inputs = {name: item.reach for name, item in self._inputs.items()}
         found = []
-        for group, reach in zip(self._groups.values(), parts):
-            factor = self._factor(group, reach, inputs[group.producer])
-            for name in group.consumers:
+        for name, group in self._groups.items():
+            measured = self._measured[name]
+            factor = self._factor(group, measured, inputs)
+            for consumer in group.consumers:
                 # What the next layers read is scaled.
-                inputs[name] = (reach / factor).max()
+                inputs[consumer] = (measured.reach / factor).max()
             found.append(factor)
         return torch.cat(found)
 
+    def _reduce(self) -> None:
+        if not is_distributed():
+            return
+        measured = [*self._measured.values(), *self._inputs.values()]
+        for parts, how in (
+            ([x for item in measured for x in item[:2]], dist.ReduceOp.MAX),
+            ([x for item in measured for x in item[2:]], dist.ReduceOp.SUM),
+        ):
+            flat = torch.cat(parts)
+            dist.all_reduce(flat, op=how)
+            for part, reduced in zip(parts, flat.split([len(x) for x in parts])):
+                part.copy_(reduced)
+
     def _factor(
-        self, group: ScaledChannels, reach: Tensor, input_reach: Tensor
+        self, group: ScaledChannels, measured: _Measured, inputs: dict[str, Tensor]
     ) -> Tensor:
-        layers = [self.state.layers[name] for name in group.consumers]
-        factor = channel_factor(reach, _weight_reach(layers, len(reach)), group)
-        producer = self.state.layers[group.producer]
-        if not producer.spec.format.per_channel:
-            least = self._least_factor(group, producer, input_reach)
-            factor = factor.maximum(least).clamp(max=1.0)
-        opened = len(group.quantizers) > 1
-        worth = noise_ratio(reach, factor) > (WORTH_OPENED if opened else WORTH)
-        return torch.where(worth, factor, torch.ones_like(factor))
+        """The candidate with the least noise, if it is worth it: (C,)."""
+        fmt = self._specs[group.quantizer].format
+        readers = [Reader(self.state.layers[name]) for name in group.consumers]
+        maker, least = None, []
+        if group.producer is not None:
+            layer = self.state.layers[group.producer]
+            if not layer.spec.format.per_channel:
+                maker = Maker(layer, self._inputs[group.producer].power.squeeze())
+                least = self._least_factors(group, layer, inputs[group.producer])
+        powers = measured.power, measured.spread
+        use = ChannelUse(*measured[:2], *powers, fmt, readers, maker)
+        candidates = [torch.ones_like(measured.low)]
+        for factor in candidate_factors(use, group.is_bounded):
+            limited = [factor.maximum(x).clamp(max=1.0) for x in least] or [factor]
+            for factor in limited:
+                candidates.append(factor)
+                if fmt.power_of_two and not group.is_bounded:
+                    # The range ends where the grid does.
+                    reach = use.reach(factor) * (1 + MARGIN)
+                    fills = factor * reach / power_of_two_above(reach)
+                    candidates.append(fills.clamp(max=1.0))
+        noise = torch.stack([use.noise(factor) for factor in candidates])
+        worth = 10 ** ((WORTH_OPENED if group.is_opened else WORTH) / 10)
+        noise[0] /= worth
+        return torch.stack(candidates)[noise.argmin()]
 
-    def _least_factor(
+    def _least_factors(
         self, group: ScaledChannels, layer: Layer, input_reach: Tensor
-    ) -> Tensor:
-        """What keeps the one grid of a layer's weights as fine as it is: (C,).
+    ) -> list[Tensor]:
+        """Least factors of a layer with one scale for all weights: (C,) each.
 
-        No divided row may become the largest, and no divided bias outgrow its width
-        in steps of the accumulator.
+        No divided bias may outgrow its width in steps of the accumulator. With one of
+        them no divided row becomes the largest either.
         """
         weight, bias = layer.folded()
         rows = channel_rows(layer, weight).abs().amax(1)
         largest = rows.max().clamp(min=TINY)
-        least = rows / largest
+        least = torch.zeros_like(rows)
         if bias is not None and self.state.plan.config['constrain_bias'] is not None:
             plan, fmt = self.state.plan, layer.spec.format
             steps = bias_limits(plan.bias_width(group.producer))[1]
             bits = plan.input_bits.get(group.producer, fmt.bits)
             step = input_reach / 2**bits * largest / integer_bounds(fmt)[1]
-            least = least.maximum(bias.abs() / (step * steps).clamp(min=TINY))
-        return least
+            least = bias.abs() / (step * steps).clamp(min=TINY)
+        return [least, least.maximum(rows / largest)]
 
 
-def _note(known: Tensor, reach: Tensor) -> None:
-    """Keeps the larger; what is not finite says nothing."""
-    torch.maximum(known, reach.nan_to_num(0.0, 0.0), out=known)
-
-
-def channel_factor(reach: Tensor, weight: Tensor, group: ScaledChannels) -> Tensor:
-    """What channels are divided by; no more than 1.
+def candidate_factors(use: ChannelUse, is_bounded: bool) -> list[Tensor]:
+    """What channels may be divided by; no more than 1.
 
     Args:
-        reach (Tensor): Largest magnitude of each channel: (C,).
-        weight (Tensor): Largest weight that multiplies it: (C,).
-        group (ScaledChannels): What they are.
+        use (ChannelUse): How far they reach, and what reads them.
+        is_bounded (bool): Whether a clamp bounds them from above. It still holds all
+            that it held: a channel that it reaches keeps its scale.
 
     Returns:
-        Tensor: (C,), float32. A clamp from above still holds all that it held: a
-        channel that it reaches keeps its scale.
+        List[Tensor]: (C,) each, float32.
     """
-    reach, weight = _alive(reach), _alive(weight)
-    factor = (reach / weight).sqrt()
-    if group.is_bounded:
-        factor = factor * (reach / factor).max() / reach.max()
-        # Other images reach further.
-        factor = factor.maximum(reach * (HEADROOM / reach.max()))
-    else:
-        factor = factor / factor.max()
-    return factor.clamp(1 / MAX_FACTOR, 1.0)
+    found = []
+    for reach in _reaches(use):
+        for share in SHARES if use.readers else SHARES[:1]:
+            factor = reach**share
+            if share < 1:
+                factor = factor / use.weight_reach() ** (1 - share)
+            if is_bounded:
+                factor = factor * (reach / factor).max() / reach.max()
+                # Other images reach further.
+                factor = factor.maximum(reach * (HEADROOM / reach.max()))
+            else:
+                factor = factor / factor.max()
+            found.append(factor.clamp(1 / MAX_FACTOR, 1.0))
+    return found
 
 
-def noise_ratio(reach: Tensor, factor: Tensor) -> Tensor:
-    """By how many decibels the channels' own noise falls: zero-dimensional.
-
-    The step of a grid is in proportion to what the tensor reaches, and a channel's
-    noise to the step, in terms of the channel.
-    """
-    reach = _alive(reach)
-    before = (reach.max() / reach).square().mean()
-    after = ((reach / factor).max() * factor / reach).square().mean()
-    return 10 * (before / after).log10()
-
-
-def _alive(values: Tensor) -> Tensor:
-    return values.clamp(min=values.max() * LEAST).clamp(min=TINY)
-
-
-def _weight_reach(layers: list[Layer], channels: int) -> Tensor:
-    """Largest folded weight that multiplies each channel: (C,)."""
-    reaches = [input_reach(x, x.folded()[0].float(), channels) for x in layers]
-    return torch.stack(reaches).amax(0)
+def _reaches(use: ChannelUse) -> list[Tensor]:
+    """How far channels reach, by how far a grid reaches below zero: (C,) each."""
+    if use.format.symmetric:
+        return [alive(torch.maximum(use.low, use.high))]
+    return [alive(torch.maximum(use.low / part, use.high)) for part in BALANCES]

@@ -169,16 +169,14 @@ class Integer(Behaviour):
         return with_integers(out, grid, func(*args, **kwargs))
 
     def _opens_channels(self, step: Step) -> bool:
-        """Whether a step is a smooth function of a tensor with scaled channels.
+        """Whether a step is part of a smooth function between scaled channels.
 
-        It is one of real numbers; what multiplies the tensor is not.
+        It is one of real numbers.
         """
-        return (
-            step.weight is None
-            and step.kind not in (ops.PASS, ops.CAT)
-            and len(step.inputs) == 1
-            and self.activations.factor(step.inputs[0]) is not None
-        )
+        if step.weight is not None or step.kind in (ops.PASS, ops.CAT):
+            return False
+        names = (*step.inputs, step.output)
+        return any(self.activations.factor(name) is not None for name in names)
 
     def is_folded(self, step: Step) -> bool:
         """Whether weights have the normalization of a step's chain in them."""

@@ -344,12 +344,16 @@ class Writing(Integer):
     def _write_opened(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
     ) -> None:
-        """A smooth function of a tensor with scaled channels."""
-        trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
-        factor = self.activations.factor(step.inputs[0])
+        """Part of a smooth function between tensors with scaled channels."""
+        trace = self.trace
         site = SiteWriter(trace.writer, step.chain, out, trace.operand)
-        opened = site.node('Mul', trace.operand(x, step.chain), factor)
-        args, kwargs = ops.replace_inputs(op, args, kwargs, [opened])
+        operands: list[Any] = []
+        for x, quantizer in zip(ops.tensor_inputs(op, args, kwargs), step.inputs):
+            factor = self.activations.factor(quantizer)
+            if factor is not None:
+                x = site.node('Mul', trace.operand(x, step.chain), factor)
+            operands.append(x)
+        args, kwargs = ops.replace_inputs(op, args, kwargs, operands)
         trace.write(op.name, step.chain, args, kwargs, out)
         behind = self.activations.factor(step.output)
         name = trace.name_of(out)
