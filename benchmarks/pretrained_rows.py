@@ -67,7 +67,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     'equalized': ('`equalize=True`', dict(equalize=True)),
     'percentile': ("`observer='percentile'`", dict(observer='percentile')),
     'moving_average': ("`observer='moving_average'`", dict(observer='moving_average')),
-    'minmax': ("`observer='minmax'`", dict(observer='minmax')),
+    'mse': ("`observer='mse'`", dict(observer='mse')),
     'entropy': ("`observer='entropy'`", dict(observer='entropy')),
     'weight_minmax': ("`weight_observer='minmax'`", dict(weight_observer='minmax')),
     'weight_mse': ("`weight_observer='mse'`", dict(weight_observer='mse')),

@@ -31,6 +31,7 @@ from pretrained_scores import (
     output_noise,
     own_truths,
     score,
+    score_error,
 )
 from torch import Tensor, nn
 
@@ -173,13 +174,19 @@ def compare(
 
 
 def agreement(runner: Runner, start: Path, folder: Path) -> dict[str, Any]:
-    """Return scores against float's confident detections on the photographs."""
+    """Return scores against float's confident detections on the photographs.
+
+    With how far scores are from float's there and on the test images.
+    """
     samples = look(runner, folder)
     dump(samples, str(folder / LOOKED_AT))
     categories = runner.test_dataloader.dataset.cat_ids
-    truths = own_truths(load(str(start / LOOKED_AT)), categories)
+    before = load(str(start / LOOKED_AT))
+    truths = own_truths(before, categories)
+    tested = [load(str(path / PREDICTIONS)) for path in (start, folder)]
     return dict(
         score(coco_matches(truths, samples, categories)),
+        score_error=score_error(before + tested[0], samples + tested[1]),
         images=len(samples),
         boxes=len(truths['annotations']),
     )
