@@ -88,7 +88,7 @@ class ActivationStatistics:
         if name not in self._bins:
             span = torch.stack([low, high])
             counts = [count_bins(item, low, high) for item in (values, quantized)]
-            self._bins[name] = (span, *counts)
+            self._bins[name] = (span, counts[0], counts[1])
 
     def reports(self) -> dict[str, ActivationReport]:
         """By step, in the order in which they ran."""
@@ -103,8 +103,10 @@ class ActivationStatistics:
         )
         found = {}
         for index, (name, row) in enumerate(zip(self._rows, table.tolist())):
+            low, high = spans[index]
             histogram = Histogram(
-                *spans[index],
+                low,
+                high,
                 [int(count) for count in counts[index]],
                 [int(count) for count in quantized[index]],
             )

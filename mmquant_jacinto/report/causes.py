@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..plan.plan import Plan
 from ..record import ops
 from .content import Finding, LayerReport, Trial
-from .trials import CHANNELS, block_of, costliest_blocks, overrides_line
+from .trials import CHANNELS, block_of, overrides_line
 
 MOST_FINDINGS = 12
 # A layer stands out that makes this share of the outputs' noise, or, where that is not
@@ -63,9 +63,9 @@ class _Rules:
     def _tensor_rules(self) -> list[Callable]:
         return [self._clipped, self._shared, self._half, self._spread, self._tail]
 
-    def _raise(self, layer: LayerReport, kind: str) -> str:
-        block = block_of(layer.module) or '*'
-        return f'overrides={{{block!r}: dict({kind}=16)}}'
+    def raised(self, layer: LayerReport, kind: str) -> str:
+        """A line that gives a layer's block 16 bits."""
+        return overrides_line({block_of(layer.module) or '*': f'dict({kind}=16)'})
 
     def _spread_weight(self, layer: LayerReport) -> tuple[str, str] | None:
         w = layer.weight
@@ -82,7 +82,7 @@ class _Rules:
         w = layer.weight
         if w is None or w.bits_used > w.bits - UNUSED_BITS:
             return None
-        remedy = self._raise(layer, 'weight')
+        remedy = self.raised(layer, 'weight')
         if 'per channel' not in w.format:
             remedy = CHANNELS
         return (
@@ -98,7 +98,7 @@ class _Rules:
         if self.plan.config['constrain_bias'] == 'saturate':
             remedy = "constrain_bias='reduce_weight_scale'"
         else:
-            remedy = self._raise(layer, 'weight')
+            remedy = self.raised(layer, 'weight')
         return (
             f'Biases at their limit: {w.bias_at_limit:.0%} of the channels fill the '
             "bias's width, which cuts them off or makes the weight's grid coarser.",
@@ -111,7 +111,7 @@ class _Rules:
             return None
         remedy = CHANNELS
         if 'per channel' in w.format:
-            remedy = self._raise(layer, 'weight')
+            remedy = self.raised(layer, 'weight')
         return (
             f'Dead channels: {w.zero_channels} of {w.channels} weight channels are '
             'all zero on their grid.',
@@ -137,7 +137,7 @@ class _Rules:
         return (
             f'A grid shared by unlike tensors: {self.users[a.name]} operations give it '
             f'their results, and this one uses {a.bits_used:.1f} of {a.bits} bits.',
-            self._raise(layer, 'activation'),
+            self.raised(layer, 'activation'),
         )
 
     def _half(self, layer: LayerReport) -> tuple[str, str] | None:
@@ -150,7 +150,7 @@ class _Rules:
             f'Half a grid is thrown away: it reaches down to {low:.3g}, and the '
             f'smallest element is {a.seen[0]:.3g} (a smooth activation such as SiLU '
             'on a symmetric grid).',
-            self._raise(layer, 'activation'),
+            self.raised(layer, 'activation'),
         )
 
     def _spread(self, layer: LayerReport) -> tuple[str, str] | None:
@@ -158,7 +158,7 @@ class _Rules:
         if a.spread < SPREAD:
             return None
         scaled = any(a.name in group.quantizers for group in self.plan.scaled)
-        remedy = self._raise(layer, 'activation')
+        remedy = self.raised(layer, 'activation')
         if not self.plan.scaled and not scaled:
             remedy = 'scale_channels=True'
         return (
@@ -171,7 +171,7 @@ class _Rules:
         a = layer.activation
         if a.tail < TAIL:
             return None
-        remedy = self._raise(layer, 'activation')
+        remedy = self.raised(layer, 'activation')
         if self.plan.config['observer'] not in ('mse', 'percentile'):
             remedy = "observer='mse'"
         return (
@@ -190,7 +190,7 @@ class _Rules:
         return (
             f'Rounding: nothing stands out in its ranges; {parts[0]} are too few for '
             'what the outputs make of it.',
-            overrides_line([block_of(layer.module) or '*']),
+            overrides_line({block_of(layer.module) or '*': '16'}),
         )
 
 
@@ -200,14 +200,16 @@ def find_causes(
     """Explains the layers that stand out, worst first."""
     rules = _Rules(plan, layers)
     gains = {trial.line: trial.gain for trial in trials}
-    blocks = costliest_blocks(layers)
-    raised = gains.get(overrides_line(blocks)) if blocks else None
     found = []
     for layer in outstanding(layers):
         cause, remedy = next(rules.of(layer))
         gain = gains.get(remedy)
-        if gain is None and 'overrides' in remedy and block_of(layer.module) in blocks:
-            gain = raised if len(blocks) == 1 else None
+        if gain is not None and gain <= 0:
+            # It was tried and does not help: what is left is more bits.
+            weight = (layer.noise_of_weight or 0) > (layer.noise_of_activation or 0)
+            cause += f' {remedy} was tried, and brings {gain:.1f} dB.'
+            remedy = rules.raised(layer, 'weight' if weight else 'activation')
+            gain = gains.get(remedy)
         found.append(Finding(layer.name, layer.module, cause, remedy, gain))
     return found
 

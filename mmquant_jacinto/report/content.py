@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 VERSION = 1
@@ -282,8 +282,7 @@ class Report:
 
     def to_json(self) -> str:
         """Serializes it; numbers that are not finite are None."""
-        content = {'version': VERSION, **asdict(self)}
-        return json.dumps(rounded(content), allow_nan=False)
+        return json.dumps(plain({'version': VERSION, **vars(self)}), allow_nan=False)
 
     def scalars(self) -> dict[str, float]:
         """What a visualizer draws."""
@@ -295,12 +294,14 @@ class Report:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def rounded(value: Any) -> Any:
-    """Numbers to five digits, as JSON takes them, in any nesting."""
+def plain(value: Any) -> Any:
+    """Dataclasses and numbers, to five digits, as JSON takes them, in any nesting."""
     if isinstance(value, float):
         return float(f'{value:.5g}') if math.isfinite(value) else None
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
-        return {str(key): rounded(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..execute.behaviour import Behaviour
 from ..execute.quantization import Quantization
 from ..methods.network_outputs import output_quantizers
 from ..plan.plan import Plan, module_of
@@ -22,8 +22,7 @@ from .signals import Differences, FloatSignals, Key, QuantizedSignals, decibels
 from .trials import Trials
 from .weight_statistics import weight_reports
 
-# Runs the model once, with a behaviour, on a batch.
-Run = Callable[[Behaviour, Any], Any]
+Run = Callable[..., Any]  # runs the model once: takes a behaviour and a ``batch``
 # A pass with gradients, and one that weighs, beside the two that compare with float.
 PROBE_COST = 1.5
 
@@ -99,12 +98,12 @@ class Measurement:
         self.watch = Stopwatch(limit)
         self.skipped: list[str] = []
 
-    def fill(self, report: Report, batches: Sequence[Any]) -> None:
+    def fill(self, report: Report, batches: Collection[Any]) -> None:
         """Fills in layers, outputs, trials and findings.
 
         Args:
             report (Report): Of :func:`describe`.
-            batches (Sequence): Of one image each, as the dataloader collates them.
+            batches (Collection): Of one image each, as the dataloader collates them.
         """
         try:
             self._fill(report, batches)
@@ -114,12 +113,13 @@ class Measurement:
         report.seconds += self.watch.seconds
         report.skipped += self.skipped
 
-    def _fill(self, report: Report, batches: Sequence[Any]) -> None:
+    def _fill(self, report: Report, batches: Collection[Any]) -> None:
         ends = output_steps(self.state.plan)
         signals = FloatSignals(self.state)
         own, total = Differences(), Differences()
         references: list[dict[Key, Tensor]] = []
         means: list[dict[str, Tensor]] = []
+        used: list[Any] = []
         each = 0.0
         for batch in batches:
             if references and not self.watch.allows(each, 0.4):
@@ -137,8 +137,8 @@ class Measurement:
                 {key: x for key, x in signals.reference.items() if key[0] in ends}
             )
             means.append(signals.means)
+            used.append(batch)
             each = self.watch.seconds - start
-        used = list(batches[: len(references)])
         report.images = len(used)
         self._weigh(signals, used, each)
         weights = weight_reports(self.state, signals.grids)
@@ -167,9 +167,8 @@ class Measurement:
                 if not seed:
                     self.skipped.append('what each layer puts into the outputs')
                 break
-            signals.gradients = probe_gradients(
-                probe, lambda behaviour, batch=batch: self.run(behaviour, batch), seed
-            )
+            run = partial(self.run, batch=batch)
+            signals.gradients = probe_gradients(probe, run, seed)
             with torch.no_grad():
                 self.run(signals, batch)
 
@@ -234,7 +233,5 @@ def output_steps(plan: Plan) -> set[str]:
     """Call sites, by the head of their chain, of what leaves the network."""
     names = output_quantizers(plan)
     return {
-        step.chain
-        for step in plan.steps.values()
-        if step.last and step.output in names
+        step.chain for step in plan.steps.values() if step.last and step.output in names
     }

@@ -22,9 +22,10 @@ from ..quantizers.weights import quantize_weight
 from .content import LayerReport, Trial
 from .signals import Differences, Key, QuantizedSignals, decibels
 
-# Layers that are raised: as few as make this share of the noise, and no more.
-SHARE = 0.7
-MOST_MODULES = 8
+# Blocks raised together: as few as make this share of the noise, up to as many.
+RAISED = ((0.6, 8), (0.9, 24))
+# Of a block's noise, from which on its weight or its activations alone are raised.
+ONE_KIND = 0.8
 # Parts of a block that one override covers together.
 PARTS = frozenset(
     'conv bn norm activate act relu silu depthwise_conv pointwise_conv'.split()
@@ -38,9 +39,9 @@ def block_of(module: str) -> str:
     return parent if parent and last.rstrip('0123456789') in PARTS else module
 
 
-def overrides_line(modules: Sequence[str], bits: int = 16) -> str:
-    """A line of the config that gives modules a width."""
-    inner = ', '.join(f'{module!r}: {bits}' for module in modules)
+def overrides_line(widths: Mapping[str, str]) -> str:
+    """A line of the config that gives modules widths, by module."""
+    inner = ', '.join(f'{module!r}: {width}' for module, width in widths.items())
     return f'overrides={{{inner}}}'
 
 
@@ -102,11 +103,12 @@ class Trials:
         weights = [n for n, spec in plan.weights.items() if spec.format.bits < 16]
         tensors = [spec.name for spec in plan.activations if spec.format.bits < 16]
         found: list[tuple] = []
-        modules = costliest_blocks(layers)
-        if modules:
-            raised = members(layers, modules)
-            why = f'the {len(modules)} blocks that cost most'
-            found.append((overrides_line(modules), why, lambda: dict(raised=raised)))
+        for share, most in RAISED:
+            widths = costliest_blocks(layers, share, most)
+            line, raised = overrides_line(widths), members(layers, widths)
+            if widths and line not in [item[0] for item in found]:
+                why = f'the {len(widths)} blocks that cost most'
+                found.append((line, why, lambda names=raised: dict(raised=names)))
         coarse = [n for n, s in plan.weights.items() if not s.format.per_channel]
         if coarse:
             why = f'{len(coarse)} weights have one scale for all channels'
@@ -165,29 +167,53 @@ class Trials:
         return found
 
 
-def costliest_blocks(layers: Sequence[LayerReport]) -> list[str]:
-    """The fewest blocks that make :data:`SHARE` of the outputs' noise."""
-    shares: dict[str, float] = {}
+def costliest_blocks(
+    layers: Sequence[LayerReport], share: float, most: int
+) -> dict[str, str]:
+    """The fewest blocks that make a share of the outputs' noise.
+
+    Args:
+        layers (Sequence[LayerReport]): All of them.
+        share (float): From 0 to 1.
+        most (int): Blocks at most.
+
+    Returns:
+        Dict[str, str]: What an override gives each of them, worst first.
+    """
+    parts: dict[str, list[float]] = {}
     for layer in layers:
-        if layer.kind != 'input':
-            block = block_of(layer.module)
-            shares[block] = shares.get(block, 0.0) + (layer.share or 0.0)
-    ranked = sorted(shares, key=lambda block: -shares[block])
-    chosen, total = [], 0.0
-    for block in ranked[:MOST_MODULES]:
-        if total >= SHARE or not shares[block] or not block:
+        if layer.kind != 'input' and layer.module:
+            noise = parts.setdefault(block_of(layer.module), [0.0, 0.0])
+            noise[0] += layer.noise_of_weight or 0.0
+            noise[1] += layer.noise_of_activation or 0.0
+    whole, total = sum(map(sum, parts.values())), 0.0
+    chosen: dict[str, str] = {}
+    for block in sorted(parts, key=lambda block: -sum(parts[block]))[:most]:
+        own = sum(parts[block])
+        if total >= share * whole or not own:
             break
-        chosen.append(block)
-        total += shares[block]
+        chosen[block] = _kinds(*parts[block])
+        total += own
     return chosen
 
 
-def members(layers: Sequence[LayerReport], blocks: Collection[str]) -> set[str]:
-    """Weight and activation quantizers of some blocks."""
+def _kinds(weight: float, activation: float) -> str:
+    """What is raised of a block with that noise of its weights and activations."""
+    for kind, part in (('weight', weight), ('activation', activation)):
+        if part >= ONE_KIND * (weight + activation):
+            return f'dict({kind}=16)'
+    return '16'
+
+
+def members(layers: Sequence[LayerReport], widths: Mapping[str, str]) -> set[str]:
+    """Weight and activation quantizers that an override raises."""
     found: set[str] = set()
     for layer in layers:
-        if block_of(layer.module) in blocks:
+        width = widths.get(block_of(layer.module))
+        if width is None:
+            continue
+        if 'weight' not in width:
             found.add(layer.activation.name)
-            if layer.weight is not None:
-                found.add(layer.weight.name)
+        if layer.weight is not None and 'activation' not in width:
+            found.add(layer.weight.name)
     return found

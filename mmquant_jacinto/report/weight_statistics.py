@@ -51,7 +51,8 @@ def weight_reports(state: State, grids: WeightGrids) -> dict[str, WeightReport]:
 
 def _input_scales(state: State) -> dict[str, Tensor]:
     """Smallest scale of what each layer reads, ()."""
-    activations, found = state.activations, {}
+    activations = state.activations
+    found: dict[str, Tensor] = {}
     for step in state.plan.steps.values():
         if step.weight is not None and not step.follows and step.inputs[0]:
             scale = activations.scales[activations.index[step.inputs[0]]]

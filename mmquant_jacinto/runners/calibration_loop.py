@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -103,6 +104,7 @@ class CalibrationLoop(BaseLoop):
         super().__init__(runner, dataloader)
         equalize_batches(self.dataloader, 'the calibration set')
         self._epoch = self._iter = 0
+        self.seconds = 0.0  # that the calibration took, without its validation
         self.stop_training = False
         self.val_begin = self.val_interval = 1
         runner.visualizer.dataset_meta = getattr(
@@ -149,7 +151,9 @@ class CalibrationLoop(BaseLoop):
         if self._epoch >= self.max_epochs:
             runner.logger.info('This checkpoint is calibrated already.')
         else:
+            start = time.monotonic()
             self._calibrate()
+            self.seconds = time.monotonic() - start
         runner.model.eval()
         if runner.val_loop is not None:
             runner.val_loop.run()
