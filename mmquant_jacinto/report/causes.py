@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Union
 
 from ..plan.plan import Plan
 from ..record import ops
@@ -35,6 +36,11 @@ def outstanding(layers: Sequence[LayerReport]) -> list[LayerReport]:
     return sorted(found, key=lambda x: x.snr_own)[:MOST_FINDINGS]
 
 
+# Why, and what helps: a line of the config, or what an override gives blocks.
+Remedy = Union[str, dict[str, str]]
+Explained = tuple[str, Remedy]
+
+
 class _Rules:
     """What may be wrong with a layer.
 
@@ -47,7 +53,7 @@ class _Rules:
         self.plan = plan
         self.users = Counter(layer.activation.name for layer in layers)
 
-    def of(self, layer: LayerReport) -> Iterator[tuple[str, str]]:
+    def of(self, layer: LayerReport) -> Iterator[Explained]:
         """Causes and remedies, the likeliest first."""
         weight, tensor = layer.noise_of_weight or 0.0, layer.noise_of_activation or 0.0
         first, second = self._weight_rules(), self._tensor_rules()
@@ -63,11 +69,11 @@ class _Rules:
     def _tensor_rules(self) -> list[Callable]:
         return [self._clipped, self._shared, self._half, self._spread, self._tail]
 
-    def raised(self, layer: LayerReport, kind: str) -> str:
-        """A line that gives a layer's block 16 bits."""
-        return overrides_line({block_of(layer.module) or '*': f'dict({kind}=16)'})
+    def raised(self, layer: LayerReport, kind: str) -> dict[str, str]:
+        """An override that gives a layer's block 16 bits."""
+        return {block_of(layer.module) or '*': f'dict({kind}=16)'}
 
-    def _spread_weight(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _spread_weight(self, layer: LayerReport) -> Explained | None:
         w = layer.weight
         if w is None or w.spread < SPREAD or 'per channel' in w.format:
             return None
@@ -78,11 +84,11 @@ class _Rules:
             CHANNELS,
         )
 
-    def _coarse_weight(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _coarse_weight(self, layer: LayerReport) -> Explained | None:
         w = layer.weight
         if w is None or w.bits_used > w.bits - UNUSED_BITS:
             return None
-        remedy = self.raised(layer, 'weight')
+        remedy: Remedy = self.raised(layer, 'weight')
         if 'per channel' not in w.format:
             remedy = CHANNELS
         return (
@@ -91,12 +97,12 @@ class _Rules:
             remedy,
         )
 
-    def _bias(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _bias(self, layer: LayerReport) -> Explained | None:
         w = layer.weight
         if w is None or not w.bias_at_limit:
             return None
         if self.plan.config['constrain_bias'] == 'saturate':
-            remedy = "constrain_bias='reduce_weight_scale'"
+            remedy: Remedy = "constrain_bias='reduce_weight_scale'"
         else:
             remedy = self.raised(layer, 'weight')
         return (
@@ -105,11 +111,11 @@ class _Rules:
             remedy,
         )
 
-    def _dead(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _dead(self, layer: LayerReport) -> Explained | None:
         w = layer.weight
         if w is None or not w.zero_channels:
             return None
-        remedy = CHANNELS
+        remedy: Remedy = CHANNELS
         if 'per channel' in w.format:
             remedy = self.raised(layer, 'weight')
         return (
@@ -118,7 +124,7 @@ class _Rules:
             remedy,
         )
 
-    def _clipped(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _clipped(self, layer: LayerReport) -> Explained | None:
         a = layer.activation
         if a.clipped < CLIPPED:
             return None
@@ -129,7 +135,7 @@ class _Rules:
             "observer='minmax'",
         )
 
-    def _shared(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _shared(self, layer: LayerReport) -> Explained | None:
         a = layer.activation
         shares = self.users[a.name] > 1 or layer.kind in (ops.CAT, ops.ADD)
         if not shares or a.bits_used > a.bits - UNUSED_BITS:
@@ -140,7 +146,7 @@ class _Rules:
             self.raised(layer, 'activation'),
         )
 
-    def _half(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _half(self, layer: LayerReport) -> Explained | None:
         a = layer.activation
         low, high = a.range
         unused = low < 0 and a.seen[0] > 0.25 * low and high >= -low * 0.9
@@ -153,12 +159,12 @@ class _Rules:
             self.raised(layer, 'activation'),
         )
 
-    def _spread(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _spread(self, layer: LayerReport) -> Explained | None:
         a = layer.activation
         if a.spread < SPREAD:
             return None
         scaled = any(a.name in group.quantizers for group in self.plan.scaled)
-        remedy = self.raised(layer, 'activation')
+        remedy: Remedy = self.raised(layer, 'activation')
         if not self.plan.scaled and not scaled:
             remedy = 'scale_channels=True'
         return (
@@ -167,11 +173,11 @@ class _Rules:
             remedy,
         )
 
-    def _tail(self, layer: LayerReport) -> tuple[str, str] | None:
+    def _tail(self, layer: LayerReport) -> Explained | None:
         a = layer.activation
         if a.tail < TAIL:
             return None
-        remedy = self.raised(layer, 'activation')
+        remedy: Remedy = self.raised(layer, 'activation')
         if self.plan.config['observer'] not in ('mse', 'percentile'):
             remedy = "observer='mse'"
         return (
@@ -180,7 +186,7 @@ class _Rules:
             remedy,
         )
 
-    def _rounding(self, layer: LayerReport) -> tuple[str, str]:
+    def _rounding(self, layer: LayerReport) -> Explained:
         a = layer.activation
         parts = [f'the {a.bits} bits of its output']
         if layer.weight is not None:
@@ -190,8 +196,12 @@ class _Rules:
         return (
             f'Rounding: nothing stands out in its ranges; {parts[0]} are too few for '
             'what the outputs make of it.',
-            overrides_line({block_of(layer.module) or '*': '16'}),
+            {block_of(layer.module) or '*': '16'},
         )
+
+
+def _line(remedy: Remedy) -> str:
+    return overrides_line(remedy) if isinstance(remedy, dict) else remedy
 
 
 def find_causes(
@@ -203,14 +213,16 @@ def find_causes(
     found = []
     for layer in outstanding(layers):
         cause, remedy = next(rules.of(layer))
-        gain = gains.get(remedy)
+        line, gain = _line(remedy), gains.get(_line(remedy))
         if gain is not None and gain <= 0:
             # It was tried and does not help: what is left is more bits.
             weight = (layer.noise_of_weight or 0) > (layer.noise_of_activation or 0)
-            cause += f' {remedy} was tried, and brings {gain:.1f} dB.'
+            cause += f' {line} was tried, and brings {gain:.1f} dB.'
             remedy = rules.raised(layer, 'weight' if weight else 'activation')
-            gain = gains.get(remedy)
-        found.append(Finding(layer.name, layer.module, cause, remedy, gain))
+            line, gain = _line(remedy), gains.get(_line(remedy))
+        finding = Finding(layer.name, layer.module, cause, line, gain)
+        finding.widths = remedy if isinstance(remedy, dict) else {}
+        found.append(finding)
     return found
 
 

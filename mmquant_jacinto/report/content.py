@@ -175,6 +175,7 @@ class Finding:
         remedy (str): A line for the config.
         tried (float, optional): Decibels that the remedy brings at the outputs, where
             it was tried.
+        widths (Dict[str, str]): Of a remedy that is an override: what it gives blocks.
     """
 
     layer: str
@@ -182,6 +183,7 @@ class Finding:
     cause: str
     remedy: str
     tried: float | None = None
+    widths: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -148,11 +148,14 @@ class Measurement:
             for layer in report.layers
             if layer.is_output and layer.snr_total is not None
         }
+        trials = Trials(self.state, self.run, used, references, means, ends)
+        afford = self._afford(each)
         if report.outputs:
-            trials = Trials(self.state, self.run, used, references, means, ends)
-            report.trials, left = trials.run(report.layers, self._afford(each))
+            report.trials, left = trials.run(report.layers, afford)
             self.skipped += left
         report.findings = find_causes(self.state.plan, report.layers, report.trials)
+        if report.trials:
+            trials.try_findings(report.layers, report.findings, afford)
 
     def _afford(self, each: float) -> Callable[[int], bool]:
         return lambda passes: self.watch.allows(0.6 * each * passes)

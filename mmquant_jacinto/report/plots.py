@@ -108,3 +108,25 @@ def _curves(title: str, group: Mapping[str, Sequence[Sequence[float]]]) -> str:
     axes.set_xlabel('iteration')
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
     return _svg(figure)
+
+
+def plot_sensitivity(found: Sequence[Any], widths: Sequence[int]) -> str:
+    """Noise by layer and width, worst first; weights above activations.
+
+    Args:
+        found (Sequence[LayerSensitivity]): Worst first.
+        widths (Sequence[int]): In rising order.
+    """
+    figure = _figure(5.0)
+    rows = figure.subplots(2, 1)
+    for axes, kind in zip(rows, ('weight', 'activation')):
+        items = [item for item in found if item.kind == kind]
+        for width in widths:
+            noise = [max(item.noise[width], 1e-12) for item in items]
+            axes.plot(noise, marker='.', markersize=4, label=f'{width} bits')
+        axes.set_yscale('log')
+        axes.set_title(f'{kind}s, worst first', loc='left', fontsize=10)
+        axes.set_ylabel('noise to signal')
+        axes.legend(fontsize=8)
+    figure.subplots_adjust(hspace=0.35, bottom=0.08)
+    return _svg(figure)

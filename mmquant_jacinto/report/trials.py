@@ -19,7 +19,7 @@ from torch import Tensor
 from ..execute.quantization import Quantization
 from ..quantizers.weight_grids import WeightGrids
 from ..quantizers.weights import quantize_weight
-from .content import LayerReport, Trial
+from .content import Finding, LayerReport, Trial
 from .signals import Differences, Key, QuantizedSignals, decibels
 
 # Blocks raised together: as few as make this share of the noise, up to as many.
@@ -30,6 +30,7 @@ ONE_KIND = 0.8
 PARTS = frozenset(
     'conv bn norm activate act relu silu depthwise_conv pointwise_conv'.split()
 )
+FINDINGS_TRIED = 4
 CHANNELS = 'per_channel=True'
 
 
@@ -73,6 +74,7 @@ class Trials:
         corrected = bool(state.bias_correction.any())
         self.means = means if corrected else [{} for _ in batches]
         self.ends = ends
+        self._before: float | None = None
 
     def run(
         self, layers: Sequence[LayerReport], allows: Callable
@@ -86,17 +88,36 @@ class Trials:
         Returns:
             Tuple[List[Trial], List[str]]: Best first; and what there was no time for.
         """
-        trials, left, before = [], [], None
+        trials, left = [], []
         for line, why, kwargs in self._candidates(layers):
             # The first of them takes a pass with the present settings too.
-            if not allows(len(self.batches) * (1 + (before is None))):
+            if not allows(len(self.batches) * (1 + (self._before is None))):
                 left.append(f'a trial of {line}')
                 continue
-            before = self._measure() if before is None else before
             after = self._measure(**kwargs())
-            if before is not None and after is not None:
-                trials.append(Trial(line, why, before, after))
+            if self.before is not None and after is not None:
+                trials.append(Trial(line, why, self.before, after))
         return sorted(trials, key=lambda trial: -trial.gain), left
+
+    @property
+    def before(self) -> float | None:
+        """float, optional: Decibels with the present settings."""
+        if self._before is None:
+            self._before = self._measure()
+        return self._before
+
+    def try_findings(
+        self,
+        layers: Sequence[LayerReport],
+        findings: Sequence[Finding],
+        allows: Callable,
+    ) -> None:
+        """Tries the overrides of the first findings, each by itself."""
+        for finding in findings[:FINDINGS_TRIED]:
+            if finding.tried is None and finding.widths and allows(len(self.batches)):
+                after = self._measure(raised=members(layers, finding.widths))
+                if self.before is not None and after is not None:
+                    finding.tried = after - self.before
 
     def _candidates(self, layers: Sequence[LayerReport]) -> list[tuple]:
         plan = self.state.plan

@@ -1,0 +1,149 @@
+"""What a report page says of an exported file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from torch import nn
+
+from ..execute.quantization import Quantization
+from ..report.content import FileReport
+from ..targets.target import get_file_target
+from .configs.file_input import METADATA_KEY, FileInput
+from .example import Example, RegionOutputs, named_tensors
+from .graph.unsigned_twin import unsigned_twin
+from .packages import require
+from .rules.check import Finding, check
+from .rules.report import violations
+from .session import Session
+from .verify import OutputReport
+
+SLOWEST = 12
+RUNS = 5  # that a profile averages, behind one to warm up
+MOST_VIOLATIONS = 100
+
+
+def report_of_file(
+    path: str, model: nn.Module, batches: Iterable[Any]
+) -> tuple[FileReport, int]:
+    """Holds a file against its checkpoint and its target's rules, and profiles it.
+
+    Args:
+        path (str): Of a file that tools/export.py wrote.
+        model (nn.Module): The quantized model, in its test phase.
+        batches (Iterable): Of one image each, to compare outputs on.
+
+    Returns:
+        Tuple[FileReport, int]: The report, and the number of images compared.
+
+    Raises:
+        QuantizeError: If the file cannot be run, or is of another model.
+    """
+    proto = onnx.load(path)
+    session = Session(proto)
+    session.check_fits(model)
+    target = get_file_target(session.metadata['target'])
+    preset = Quantization.of(model).plan.config['target']
+    given: dict[str, Any] = {}
+    reports = {name: OutputReport(name) for name in session.output_names}
+    images = 0
+    seen = FileInput.from_metadata(json.loads(session.metadata[METADATA_KEY]))
+    with seen.applied(model):
+        for batch in batches:
+            given = _compare(session, model, batch, reports)
+            images += 1
+    report = FileReport(
+        path=str(path),
+        target=target.name,
+        bytes=Path(path).stat().st_size,
+        outputs=outputs_of(reports.values()),
+        violations=sentences(check(proto, target.rules_for(preset))),
+        slowest=slowest_nodes(proto, given) if given else [],
+    )
+    return report, images
+
+
+def outputs_of(reports: Iterable[OutputReport]) -> list[dict[str, Any]]:
+    """How each output differs from the checkpoint's, as data."""
+    return [
+        dict(
+            name=item.name,
+            elements=item.elements,
+            equal=item.share,
+            largest=item.largest,
+            unit='steps' if item.on_grid else 'of its range',
+        )
+        for item in reports
+        if item.elements
+    ]
+
+
+def sentences(findings: Iterable[Finding]) -> list[str]:
+    """Rules that nodes break, a sentence each."""
+    found = [
+        f'{item.operator} {item.node}, {item.rule}: {item.found}; right: {item.right}'
+        for item in violations(list(findings))
+    ]
+    more = len(found) - MOST_VIOLATIONS
+    return found[:MOST_VIOLATIONS] + ([f'and {more} more'] if more > 0 else [])
+
+
+def _compare(
+    session: Session, model: nn.Module, batch: Any, reports: dict[str, OutputReport]
+) -> dict[str, Any]:
+    """Compares an image's outputs; returns what the file was given."""
+    given = Example.of(model, batch)
+    regions = RegionOutputs(model, session.layout)
+    with regions.collecting() as outputs:
+        given.run()
+    scales = json.loads(session.metadata.get('scales', '{}'))
+    found = session(given.inputs)
+    for name, expected in named_tensors(session.layout, outputs).items():
+        if name in found and found[name].shape == expected.shape:
+            reports[name].add(expected, found[name], scales.get(name))
+    tensors = given.inputs
+    names = list(session.inputs)
+    named = tensors if isinstance(tensors, dict) else dict(zip(names, tensors))
+    return {name: session.inputs[name].array(x) for name, x in named.items()}
+
+
+def slowest_nodes(
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """The nodes that ONNX Runtime is longest in, by its own profiler.
+
+    Args:
+        model (onnx.ModelProto): The file.
+        feeds (Dict[str, ndarray]): Its inputs.
+    """
+    ort = require('onnxruntime')
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder, 'profile'))
+        twin = unsigned_twin(model).SerializeToString()
+        session = ort.InferenceSession(twin, options, ['CPUExecutionProvider'])
+        for _ in range(1 + RUNS):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        name = event.get('name', '')
+        if event.get('cat') == 'Node' and name.endswith('_kernel_time'):
+            node = name[: -len('_kernel_time')]
+            kind = event.get('args', {}).get('op_name', '')
+            times.setdefault((node, kind), []).append(event['dur'] / 1000)
+    # The first run sets up.
+    means = {key: sum(x[1:]) / max(len(x) - 1, 1) for key, x in times.items()}
+    ranked = sorted(means, key=lambda key: -means[key])[:SLOWEST]
+    return [
+        dict(node=node, kind=kind, milliseconds=means[node, kind])
+        for node, kind in ranked
+    ]
