@@ -118,7 +118,7 @@ class Measurement:
         signals = FloatSignals(self.state)
         own, total = Differences(), Differences()
         references: list[dict[Key, Tensor]] = []
-        means: list[dict[str, Tensor]] = []
+        means: list[dict[Key, Tensor]] = []
         used: list[Any] = []
         each = 0.0
         for batch in batches:

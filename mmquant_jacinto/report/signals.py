@@ -18,7 +18,7 @@ from torch import Tensor
 from ..execute.calibrate import channel_axis, channel_moments
 from ..execute.fake_quantize import Simulate
 from ..execute.state import State
-from ..plan.plan import Step, count_calls
+from ..plan.plan import Step
 from ..quantizers.computed_weights import quantize_computed_weight
 from ..quantizers.layers import Layer
 from ..record import ops
@@ -78,8 +78,8 @@ class FloatSignals(_Still):
     Attributes:
         reference (Dict[Key, Tensor]): Samples of the last pass.
         own (Dict[Key, Tensor]): The same, as each step alone would have them.
-        means (Dict[str, Tensor]): Of the last pass: mean output of each channel, by
-            weight quantizer.
+        means (Dict[Key, Tensor]): Of the last pass: mean output of each channel, by
+            run of a weight quantizer.
         gradients (Dict[Key, Tensor]): For the next pass, samples of what the outputs
             feel of each tensor. Then errors are weighed with them.
         noise (Dict[str, Tensor]): What has been weighed so far, by step: noise to
@@ -91,7 +91,7 @@ class FloatSignals(_Still):
         super().__init__(state)
         self.reference: dict[Key, Tensor] = {}
         self.own: dict[Key, Tensor] = {}
-        self.means: dict[str, Tensor] = {}
+        self.means: dict[Key, Tensor] = {}
         self.gradients: Mapping[Key, Tensor] = {}
         self.noise: dict[str, Tensor] = {}
         self.statistics = ActivationStatistics(state.activations)
@@ -139,7 +139,8 @@ class FloatSignals(_Still):
         return self.state.layers[step.weight]
 
     def _note_mean(self, step: Step, x: Tensor, axis: int) -> None:
-        self.means[step.weight] = mean = channel_moments(x, axis, False)[0]
+        mean = channel_moments(x, axis, False)[0]
+        self.means[self.key(_means_of(step))] = mean
         if not self.corrects:
             return
         axis = channel_axis(self._layer(step), step)
@@ -193,6 +194,10 @@ class FloatSignals(_Still):
         return self.visible(
             quantizer, sample(self._quantize(quantizer, x.clone(), clip))
         )
+
+
+def _means_of(step: Step) -> str:
+    return f'{step.weight}, mean'
 
 
 def move_mean(x: Tensor, mean: Tensor, axis: int) -> None:
@@ -254,7 +259,7 @@ class QuantizedSignals(_Still):
         only (Collection[str], optional): Names of the steps to compare; None: all.
         changed (Mapping[str, tuple], optional): Weight and bias of layers that have
             others, by weight quantizer.
-        means (Mapping[str, Tensor], optional): What each layer's output is moved to,
+        means (Mapping[Key, Tensor], optional): What each layer's output is moved to,
             as by a correction of the biases anew.
     """
 
@@ -266,7 +271,7 @@ class QuantizedSignals(_Still):
         raised: Collection[str] = (),
         only: Collection[str] | None = None,
         changed: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-        means: Mapping[str, Tensor] | None = None,
+        means: Mapping[Key, Tensor] | None = None,
     ) -> None:
         super().__init__(state)
         self.reference = reference
@@ -275,7 +280,6 @@ class QuantizedSignals(_Still):
         self.only = only
         self.changed = changed or {}
         self.means = means or {}
-        self._calls = count_calls(state.plan)
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         x = super().input(quantizer, x)
@@ -289,11 +293,10 @@ class QuantizedSignals(_Still):
         return x
 
     def after_layer(self, step: Step, x: Tensor) -> None:
-        mean = self.means.get(step.weight)
-        # A layer that runs several times has one bias for all of its runs.
-        if mean is None or self._calls[step.weight] != 1:
-            return
-        move_mean(x, mean, channel_axis(self.state.layers[step.weight], step))
+        # A layer that runs several times has one bias, here one for each run.
+        mean = self.means.get(self.key(_means_of(step)))
+        if mean is not None:
+            move_mean(x, mean, channel_axis(self.state.layers[step.weight], step))
 
     def _note(self, name: str, quantizer: str, x: Tensor) -> None:
         if not x.numel() or not x.is_floating_point():

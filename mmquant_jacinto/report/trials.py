@@ -64,7 +64,7 @@ class Trials:
         run: Callable,
         batches: Sequence[Any],
         references: Sequence[Mapping[Key, Tensor]],
-        means: Sequence[Mapping[str, Tensor]],
+        means: Sequence[Mapping[Key, Tensor]],
         ends: Collection[str],
     ) -> None:
         self.state = state
@@ -230,11 +230,11 @@ def members(layers: Sequence[LayerReport], widths: Mapping[str, str]) -> set[str
     """Weight and activation quantizers that an override raises."""
     found: set[str] = set()
     for layer in layers:
-        width = widths.get(block_of(layer.module))
-        if width is None:
-            continue
-        if 'weight' not in width:
+        module = layer.module
+        # A pattern holds for what is within the module too.
+        given = [w for name, w in widths.items() if f'{module}.'.startswith(f'{name}.')]
+        if any('weight' not in width for width in given):
             found.add(layer.activation.name)
-        if layer.weight is not None and 'activation' not in width:
+        if layer.weight is not None and any('activation' not in w for w in given):
             found.add(layer.weight.name)
     return found
