@@ -10,6 +10,7 @@ import argparse
 import logging
 import math
 import sys
+import time
 from pathlib import Path
 
 from command_line import (
@@ -245,14 +246,17 @@ def export(wrapper, images, args):
     return exported, examples
 
 
-def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
-    """Compare file and model on all images, and on another size if that is free."""
+def prove_all(cfg, exported, wrapper, images, examples, args, console):
+    """Compare file and model on all images, and on another size if that is free.
+
+    Returns the comparison, None where there was none.
+    """
     from mmquant_jacinto.export.configs.file_input import FileInput
     from mmquant_jacinto.export.session import proof_backend
 
     if not args.verify:
         console.print('[bold]not verified[/]: --verify 0')
-        return
+        return None
     root = wrapper.quantization.root
     with images.input.applied(root):
         report = prove(exported, root, examples, args, console)
@@ -267,6 +271,7 @@ def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
             f'[bold]written, not run in its engine[/]: that of --target {args.target} '
             'is not here; file and checkpoint were compared in ONNX Runtime'
         )
+    return report
 
 
 def write(exported, args, console) -> None:
@@ -284,7 +289,26 @@ def write(exported, args, console) -> None:
     )
 
 
+def write_page(exported, wrapper, images, examples, report, seconds, args, console):
+    """Write the page of checkpoint and file; that it fails is told, and no more."""
+    from mmquant_jacinto.export.file_report import write_export_page
+
+    folder = args.output.with_name(f'{args.output.stem}_report')
+    try:
+        with images.input.applied(wrapper.quantization.root):
+            page = write_export_page(
+                exported, wrapper, examples, report, args.output, folder, seconds
+            )
+        console.print(f'{page}: what was quantized, and what the file is')
+    except Exception as error:  # noqa: B902 - the file is written, and stays
+        console.print(
+            f'no report in {folder}, the file itself is complete '
+            f'({type(error).__name__}: {error}); quantize.report=False switches it off'
+        )
+
+
 def main() -> None:
+    start = time.monotonic()
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     check_packages()
@@ -315,8 +339,12 @@ def main() -> None:
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
     print_findings(exported, preset, args, console)
-    prove_all(cfg, exported, wrapper, images, examples, args, console)
+    report = prove_all(cfg, exported, wrapper, images, examples, args, console)
     write(exported, args, console)
+    if wrapper.config.report:
+        seconds = time.monotonic() - start
+        given = exported, wrapper, images, examples, report, seconds
+        write_page(*given, args, console)
 
 
 if __name__ == '__main__':

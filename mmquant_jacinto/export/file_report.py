@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from torch import nn
+from torch import Tensor, nn
 
 from ..execute.quantization import Quantization
+from ..report.build import build_report, write_report
 from ..report.content import FileReport
 from ..targets.target import get_file_target
+from ..wrappers.quant_module import QuantModule
 from .configs.file_input import METADATA_KEY, FileInput
 from .example import Example, RegionOutputs, named_tensors
+from .exporter import Exported
 from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 from .rules.check import Finding, check
 from .rules.report import violations
 from .session import Session
-from .verify import OutputReport
+from .verify import OutputReport, Report
 
 SLOWEST = 12
 RUNS = 5  # that a profile averages, behind one to warm up
 MOST_VIOLATIONS = 100
+MEASURED = 4  # images of an export's page
+SHARE = 0.1  # of the export's time that its page takes
 
 
 def report_of_file(
@@ -50,7 +56,7 @@ def report_of_file(
     session.check_fits(model)
     target = get_file_target(session.metadata['target'])
     preset = Quantization.of(model).plan.config['target']
-    given: dict[str, Any] = {}
+    given: dict[str, np.ndarray] = {}
     reports = {name: OutputReport(name) for name in session.output_names}
     images = 0
     seen = FileInput.from_metadata(json.loads(session.metadata[METADATA_KEY]))
@@ -67,6 +73,51 @@ def report_of_file(
         slowest=slowest_nodes(proto, given) if given else [],
     )
     return report, images
+
+
+def write_export_page(
+    exported: Exported,
+    wrapper: QuantModule,
+    examples: Sequence[Any],
+    proof: Report | None,
+    path: Path,
+    folder: Path,
+    seconds: float,
+) -> Path:
+    """Writes the page of a checkpoint and of the file that was made of it.
+
+    Args:
+        exported (Exported): The file.
+        wrapper (QuantModule): What it was made of.
+        examples (Sequence): Batches of one image each.
+        proof (Report, optional): How the two compare.
+        path (Path): Of the file.
+        folder (Path): Where the page goes.
+        seconds (float): That the export took; a page takes a tenth of it.
+
+    Returns:
+        Path: Of the page.
+    """
+    limit = SHARE * seconds
+    start = time.monotonic()
+    page, _ = build_report(
+        wrapper, path.stem, 'export', examples[:MEASURED], limit=0.7 * limit
+    )
+    page.file = FileReport(
+        path=str(path),
+        target=exported.target.name,
+        bytes=path.stat().st_size,
+        outputs=[] if proof is None else outputs_of(proof.outputs),
+        violations=sentences(exported.findings),
+    )
+    if time.monotonic() - start < limit:
+        given = Example.of(wrapper.quantization.root, examples[0]).inputs
+        page.file.slowest = slowest_nodes(
+            exported.model, _arrays(Session(exported.model), given)
+        )
+    else:
+        page.skipped.append("the file's slowest nodes")
+    return write_report(page, str(folder))
 
 
 def outputs_of(reports: Iterable[OutputReport]) -> list[dict[str, Any]]:
@@ -96,7 +147,7 @@ def sentences(findings: Iterable[Finding]) -> list[str]:
 
 def _compare(
     session: Session, model: nn.Module, batch: Any, reports: dict[str, OutputReport]
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """Compares an image's outputs; returns what the file was given."""
     given = Example.of(model, batch)
     regions = RegionOutputs(model, session.layout)
@@ -107,10 +158,15 @@ def _compare(
     for name, expected in named_tensors(session.layout, outputs).items():
         if name in found and found[name].shape == expected.shape:
             reports[name].add(expected, found[name], scales.get(name))
-    tensors = given.inputs
-    names = list(session.inputs)
-    named = tensors if isinstance(tensors, dict) else dict(zip(names, tensors))
-    return {name: session.inputs[name].array(x) for name, x in named.items()}
+    return _arrays(session, given.inputs)
+
+
+def _arrays(session: Session, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """What the file is given."""
+    if tensors.keys() != session.inputs.keys():
+        # A file for plain images names them its own way.
+        tensors = dict(zip(session.inputs, tensors.values()))
+    return {name: session.inputs[name].array(x) for name, x in tensors.items()}
 
 
 def slowest_nodes(

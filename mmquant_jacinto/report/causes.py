@@ -6,13 +6,14 @@ factors of two, because a bit is one.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Union
 
 from ..plan.plan import Plan
 from ..record import ops
-from .content import Finding, LayerReport, Trial
+from .content import Finding, LayerReport, Report, Trial
 from .trials import CHANNELS, block_of, overrides_line
 
 MOST_FINDINGS = 12
@@ -24,6 +25,7 @@ CLIPPED = 0.005  # share of elements; a search clips less
 SPREAD = 8.0  # three bits between a channel and the median one
 TAIL = 32.0  # largest over root mean square: five bits for what hardly occurs
 UNUSED_BITS = 1.5
+DRIFT = 6.0  # dB, a bit, between biases of calibration and of the measured images
 
 
 def outstanding(layers: Sequence[LayerReport]) -> list[LayerReport]:
@@ -224,6 +226,30 @@ def find_causes(
         finding.widths = remedy if isinstance(remedy, dict) else {}
         found.append(finding)
     return found
+
+
+def find_drift(report: Report, corrected: float) -> list[Finding]:
+    """Whether the biases that calibration found fit the measured images.
+
+    Args:
+        report (Report): With its outputs.
+        corrected (float): Median signal to noise of the outputs, in decibels, with
+            biases that are corrected on the measured images themselves.
+    """
+    present = statistics.median(report.outputs.values())
+    if corrected - present < DRIFT:
+        return []
+    return [
+        Finding(
+            '',
+            'all layers',
+            f'Drift: biases that calibration corrected fit the measured images badly. '
+            f'With their own means, the outputs have {corrected:.1f} dB instead of '
+            f'{present:.1f}: calibration saw too few images, or other ones.',
+            'calibration=dict(num_images=1000)',
+            corrected - present,
+        )
+    ]
 
 
 def next_line(trials: Sequence[Trial]) -> Trial | None:

@@ -15,7 +15,7 @@ from ..execute.quantization import Quantization
 from ..methods.network_outputs import output_quantizers
 from ..plan.plan import Plan, module_of
 from ..targets.formats import TensorFormat
-from .causes import find_causes
+from .causes import find_causes, find_drift
 from .content import LayerReport, Report
 from .gradients import GradientProbe, probe_gradients
 from .signals import Differences, FloatSignals, Key, QuantizedSignals, decibels
@@ -155,6 +155,7 @@ class Measurement:
             self.skipped += left
         report.findings = find_causes(self.state.plan, report.layers, report.trials)
         if report.trials:
+            report.findings += find_drift(report, trials.before)
             trials.try_findings(report.layers, report.findings, afford)
 
     def _afford(self, each: float) -> Callable[[int], bool]:
