@@ -14,8 +14,8 @@ from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
 from ..record.side_effects import preserved_random_state
 from .content import Report, Score
-from .measure import Measurement, Stopwatch, describe
-from .page import render
+from .measuring.measurement import Measurement, Stopwatch, describe
+from .page.render import render
 from .pictures import Comparison
 
 PAGE, DATA = 'report.html', 'report.json'

@@ -14,7 +14,7 @@ from typing import Union
 from ..plan.plan import Plan
 from ..record import ops
 from .content import Finding, LayerReport, Report, Trial
-from .trials import CHANNELS, block_of, overrides_line
+from .measuring.trials import CHANNELS, block_of, overrides_line
 
 MOST_FINDINGS = 12
 # A layer stands out that makes this share of the outputs' noise, or, where that is not

@@ -31,11 +31,11 @@ from test_set import test_images  # noqa: E402
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.configs.checkpoint import load_quantized  # noqa: E402
 from mmquant_jacinto.report.build import Subject  # noqa: E402
-from mmquant_jacinto.report.plots import plot_sensitivity  # noqa: E402
-from mmquant_jacinto.report.sensitivity import (  # noqa: E402
+from mmquant_jacinto.report.measuring.sensitivity import (  # noqa: E402
     measure_sensitivity,
     to_json,
 )
+from mmquant_jacinto.report.page.plots import plot_sensitivity  # noqa: E402
 from mmquant_jacinto.runners.cpu_distributed import (  # noqa: E402
     init_cpu_process_group,
 )

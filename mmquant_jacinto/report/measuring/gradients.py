@@ -14,11 +14,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from ..execute.state import State
-from ..methods.network_outputs import FloatOutputs
-from ..methods.sensitivity import Probe
-from ..plan.plan import Step
-from ..record.ops import Op
+from ...execute.state import State
+from ...methods.network_outputs import FloatOutputs
+from ...methods.sensitivity import Probe
+from ...plan.plan import Step
+from ...record.ops import Op
 from .signals import Key, sample
 
 

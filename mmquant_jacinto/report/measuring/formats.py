@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..targets.formats import TensorFormat
+from ...targets.formats import TensorFormat
 
 
 def describe_format(fmt: TensorFormat) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..execute.quantization import Quantization
-from ..methods.network_outputs import output_quantizers
-from ..plan.plan import Plan, module_of
-from ..targets.formats import TensorFormat
-from .causes import find_causes, find_drift
-from .content import LayerReport, Report
+from ...execute.quantization import Quantization
+from ...methods.network_outputs import output_quantizers
+from ...plan.plan import Plan, module_of
+from ...targets.formats import TensorFormat
+from ..causes import find_causes, find_drift
+from ..content import LayerReport, Report
 from .gradients import GradientProbe, probe_gradients
 from .signals import Differences, FloatSignals, Key, QuantizedSignals, decibels
 from .trials import Trials

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import QuantizeError
-from .content import Report, plain
-from .page_text import COLUMNS, cells, verdict
+from ...errors import QuantizeError
+from ..content import Report, plain
 from .plots import plot_curves, plot_network
+from .text import COLUMNS, cells, verdict
 
-FOLDER = Path(__file__).parent / 'page'
+FOLDER = Path(__file__).parent
 
 
 def render(report: Report, pictures: Sequence[str] = ()) -> str:

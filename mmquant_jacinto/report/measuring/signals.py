@@ -15,14 +15,14 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from ..execute.calibrate import channel_axis, channel_moments
-from ..execute.fake_quantize import Simulate
-from ..execute.state import State
-from ..plan.plan import Step
-from ..quantizers.computed_weights import quantize_computed_weight
-from ..quantizers.layers import Layer
-from ..record import ops
-from ..record.ops import Op
+from ...execute.calibrate import channel_axis, channel_moments
+from ...execute.fake_quantize import Simulate
+from ...execute.state import State
+from ...plan.plan import Step
+from ...quantizers.computed_weights import quantize_computed_weight
+from ...quantizers.layers import Layer
+from ...record import ops
+from ...record.ops import Op
 from .activation_statistics import ActivationStatistics
 
 SAMPLE = 2**15  # elements of a tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any, NamedTuple
 
-from .causes import next_line
-from .content import LayerReport, Report, Score
+from ..causes import next_line
+from ..content import LayerReport, Report, Score
 
 # Detectors whose outputs are further from float than this lose points; what is nearer
 # loses none that their 20 images show (docs/pretrained.md).

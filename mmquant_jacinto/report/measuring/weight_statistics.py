@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..execute.state import State
-from ..quantizers.layers import Layer, channel_rows
-from ..quantizers.weight_grids import WeightGrids
-from ..quantizers.weights import bias_limits, to_integers
-from ..targets.formats import integer_bounds
+from ...execute.state import State
+from ...quantizers.layers import Layer, channel_rows
+from ...quantizers.weight_grids import WeightGrids
+from ...quantizers.weights import bias_limits, to_integers
+from ...targets.formats import integer_bounds
+from ..content import Histogram, WeightReport
 from .activation_statistics import count_bins
-from .content import Histogram, WeightReport
 from .formats import describe_format
 
 CHANNELS_SHOWN = 64

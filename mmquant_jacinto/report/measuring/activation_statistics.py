@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..quantizers.activations import ActivationQuantizers
-from .content import ActivationReport, Histogram
+from ...quantizers.activations import ActivationQuantizers
+from ..content import ActivationReport, Histogram
 from .formats import describe_format
 
 BINS = 40

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..execute.quantization import Quantization
-from ..quantizers.weight_grids import WeightGrids
-from ..quantizers.weights import quantize_weight
-from .content import Finding, LayerReport, Trial
+from ...execute.quantization import Quantization
+from ...quantizers.weight_grids import WeightGrids
+from ...quantizers.weights import quantize_weight
+from ..content import Finding, LayerReport, Trial
 from .signals import Differences, Key, QuantizedSignals, decibels
 
 # Blocks raised together: as few as make this share of the noise, up to as many.

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .content import LayerReport
+from ..content import LayerReport
 
 MOST_SNR = 60.0  # in a plot: what is nearer to float needs no closer look
 MOST_RANGES = 6  # of a training, in one plot: those that moved most

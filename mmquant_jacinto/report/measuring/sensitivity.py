@@ -16,18 +16,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import QuantizeError
-from ..execute.quantization import Quantization
-from ..execute.state import State
-from ..plan.plan import Step, module_of
-from ..quantizers.activation_grids import GridFormats
-from ..quantizers.kernels.fake_quantize import fake_quantize
-from ..quantizers.observers import is_distributed
-from ..quantizers.weight_grids import WeightGrids
-from ..quantizers.weights import quantize_weight
-from ..record import ops
-from ..targets.grid import Grid
-from .content import plain
+from ...errors import QuantizeError
+from ...execute.quantization import Quantization
+from ...execute.state import State
+from ...plan.plan import Step, module_of
+from ...quantizers.activation_grids import GridFormats
+from ...quantizers.kernels.fake_quantize import fake_quantize
+from ...quantizers.observers import is_distributed
+from ...quantizers.weight_grids import WeightGrids
+from ...quantizers.weights import quantize_weight
+from ...record import ops
+from ...targets.grid import Grid
+from ..content import plain
 from .gradients import GradientProbe, probe_gradients
 from .signals import FloatSignals, sample
 
