@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch  # noqa: E402
 from command_line import (  # noqa: E402
     check_file,
     exit_on_quantize_error,
@@ -90,7 +91,8 @@ def start_processes(launcher: str) -> None:
     if launcher != 'none':
         os.environ.setdefault('LOCAL_RANK', '0')
         init_cpu_process_group(launcher)
-        init_dist(launcher)
+        if not torch.distributed.is_initialized():
+            init_dist(launcher)
 
 
 def show(found, widths, count: int) -> None:

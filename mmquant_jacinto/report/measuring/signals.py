@@ -26,6 +26,7 @@ from ...record.ops import Op
 from .activation_statistics import ActivationStatistics
 
 SAMPLE = 2**15  # elements of a tensor
+LEAST_POSITIONS = 64  # elements of a channel that have a mean worth correcting
 
 # Call site of a step's head, or the quantizer of what enters; and the how-manieth run.
 Key = tuple[str, int]
@@ -203,11 +204,15 @@ def _means_of(step: Step) -> str:
 def move_mean(x: Tensor, mean: Tensor, axis: int) -> None:
     """Moves a layer's output to given means of its channels, in place.
 
+    Not where there are too few elements in a channel: their mean would be themselves.
+
     Args:
         x (Tensor): The output.
         mean (Tensor): (C,).
         axis (int): Of the channels, from the end.
     """
+    if x.numel() < LEAST_POSITIONS * mean.numel():
+        return
     move = mean - channel_moments(x, axis, False)[0]
     move = move.nan_to_num_(0.0, 0.0, 0.0).to(x.dtype)
     x.add_(move.view(-1, *(1,) * (-1 - axis)))
