@@ -134,8 +134,8 @@ def _lost(report: Report) -> str | None:
             if end.value >= start.value:
                 continue
             return (
-                f'The quantized network has {metric} {end.value:.4g}, float '
-                f'{start.value:.4g}.'
+                f'The quantized network has {metric} {end.value:.3g}, float '
+                f'{start.value:.3g}.'
             )
     return None
 
@@ -154,7 +154,7 @@ def _blame(report: Report) -> str:
     cause = next((f.cause for f in report.findings if f.layer == worst.name), '')
     return (
         f'{part / whole:.0%} of the noise in the outputs comes from rounding {kind}, '
-        f'most of it ({worst.share or 0.0:.0%}) from {worst.module or worst.name}. '
+        f'the largest part ({worst.share or 0.0:.0%}) from {worst.module or worst.name}. '
         f'{cause}'
     )
 
