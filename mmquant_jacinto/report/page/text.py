@@ -154,8 +154,8 @@ def _blame(report: Report) -> str:
     cause = next((f.cause for f in report.findings if f.layer == worst.name), '')
     return (
         f'{part / whole:.0%} of the noise in the outputs comes from rounding {kind}, '
-        f'the largest part ({worst.share or 0.0:.0%}) from {worst.module or worst.name}. '
-        f'{cause}'
+        f'the largest part ({worst.share or 0.0:.0%}) from '
+        f'{worst.module or worst.name}. {cause}'
     )
 
 

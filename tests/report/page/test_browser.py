@@ -7,8 +7,11 @@ of a Chromium, where Playwright has none of its own.
 import os
 
 import pytest
+import torch
 from reports import made_up
+from toy_models import ToyNet, calibrated, randomize_norms
 
+from mmquant_jacinto.report import Measurement, describe
 from mmquant_jacinto.report.page.render import render
 
 playwright = pytest.importorskip(
@@ -85,3 +88,28 @@ def test_names_are_filtered(page):
     page.fill('#filter', 'layer3')
     assert page.locator('#layer-table tbody tr:visible').count() == 11
     assert page.locator('#count').inner_text() == '11 of 40 layers'
+
+
+def test_the_page_of_a_calibration(browser, tmp_path):
+    net, x = randomize_norms(ToyNet()).eval(), torch.randn(2, 3, 16, 16)
+    quantization = calibrated(net, x, mode='ptq')
+    report = describe(quantization, 'toy', 'calibration')
+
+    def run(behaviour, batch):
+        quantization.executor.behaviour = behaviour
+        return net(batch)
+
+    Measurement(quantization, run).fill(report, [x])
+    file = tmp_path / 'report.html'
+    file.write_text(render(report))
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    page.click('th[data-key=share]')
+    page.click('th[data-key=share]')
+    worst = page.locator('#layer-table tbody tr').first
+    assert worst.locator('td').first.inner_text() == report.costliest(1)[0].name
+    worst.click()
+    assert page.locator('#detail rect').count() >= 80
+    assert 'per_channel=True' in page.locator('#trials').inner_text()
+    page.screenshot(path=tmp_path / 'page.png', full_page=True)
+    assert (tmp_path / 'page.png').stat().st_size > 10_000
