@@ -71,7 +71,6 @@ def advise(runner: Any, folder: Path) -> dict[str, Any]:
     page = write_report(report, str(folder), pictures)
     trial = next_line(report.trials)
     return dict(
-        page=str(page),
         bytes=page.stat().st_size,
         line=None if trial is None else trial.line,
         trials=[

@@ -14,10 +14,11 @@ import onnx
 from torch import Tensor, nn
 
 from ..execute.quantization import Quantization
-from ..report.build import build_report, write_report
+from ..report.build import add_scores, build_report, write_report
 from ..report.content import FileReport
 from ..targets.target import get_file_target
 from ..wrappers.quant_module import QuantModule
+from .configs.end_to_end import EndToEnd
 from .configs.file_input import METADATA_KEY, FileInput
 from .example import Example, RegionOutputs, named_tensors
 from .exporter import Exported
@@ -79,7 +80,7 @@ def write_export_page(
     exported: Exported,
     wrapper: QuantModule,
     examples: Sequence[Any],
-    proof: Report | None,
+    proof: tuple[Report | None, EndToEnd | None],
     path: Path,
     folder: Path,
     seconds: float,
@@ -90,7 +91,8 @@ def write_export_page(
         exported (Exported): The file.
         wrapper (QuantModule): What it was made of.
         examples (Sequence): Batches of one image each.
-        proof (Report, optional): How the two compare.
+        proof (tuple): How the outputs of the two compare, and what both score; None
+            where it was not looked at.
         path (Path): Of the file.
         folder (Path): Where the page goes.
         seconds (float): That the export took; a page takes a tenth of it.
@@ -98,6 +100,7 @@ def write_export_page(
     Returns:
         Path: Of the page.
     """
+    compared, both = proof
     limit = SHARE * seconds
     start = time.monotonic()
     page, _ = build_report(
@@ -107,9 +110,12 @@ def write_export_page(
         path=str(path),
         target=exported.target.name,
         bytes=path.stat().st_size,
-        outputs=[] if proof is None else outputs_of(proof.outputs),
+        outputs=[] if compared is None else outputs_of(compared.outputs),
         violations=sentences(exported.findings),
     )
+    if both is not None:
+        add_scores(page, 'quantized', both.own.scores)
+        add_scores(page, 'file', both.file.scores)
     if time.monotonic() - start < limit:
         given = Example.of(wrapper.quantization.root, examples[0]).inputs
         page.file.slowest = slowest_nodes(
