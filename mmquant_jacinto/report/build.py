@@ -19,9 +19,9 @@ from .page.render import render
 from .pictures import Comparison
 
 PAGE, DATA = 'report.html', 'report.json'
-# Of the time that may be taken, what measuring layers may take; the rest is for
-# pictures and the page.
-LAYERS_SHARE = 0.6
+# Of the time that may be taken, by when layers are measured, and predictions are
+# compared; the rest is for the page.
+LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.75
 
 
 class Images:
@@ -119,7 +119,7 @@ def compare(
     comparison = Comparison(subject.predict)
     each, count = 0.0, 0
     for batch in scored:
-        if not watch.allows(each, 0.8):
+        if not watch.allows(each, PICTURES_SHARE):
             break
         start = watch.seconds
         comparison.add(batch)

@@ -93,7 +93,7 @@ def _note(pictures: dict[str, Any]) -> str:
     return (
         f'Detections above {pictures["threshold"]:.2f}, where the float detector has '
         f'its best F1 on {pictures["images"]} images. Left in float, right quantized; '
-        f'green: a hit, red: none, black and dashed: a truth. Of the hits, '
+        f'green: a hit, red: none, thin and black: a truth. Of the hits, '
         f'{pictures["kept"]} are kept, {pictures["lost"]} lost and '
         f'{pictures["gained"]} gained.'
     )
