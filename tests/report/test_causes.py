@@ -139,3 +139,11 @@ def test_what_costs_no_speed_is_preferred_where_it_brings_nearly_as_much():
     channels.snr_after = 11.0
     assert next_line([wide, few, channels]) is few
     assert next_line([trial('per_channel=True', 0.5)]) is None
+
+
+def test_trials_keep_the_other_kinds_width(x):
+    bits = dict(weight=4, activation=6)
+    report = report_of(tower(), x, mode='ptq', target='onnxruntime', bits=bits)
+    lines = {trial.line for trial in report.trials}
+    assert 'bits=dict(weight=4, activation=16)' in lines
+    assert 'bits=dict(weight=16, activation=6)' in lines

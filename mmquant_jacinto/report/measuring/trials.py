@@ -134,12 +134,15 @@ class Trials:
         if coarse:
             why = f'{len(coarse)} weights have one scale for all channels'
             found.append((CHANNELS, why, lambda: dict(changed=self._channels(coarse))))
-        low = min((spec.format.bits for spec in plan.specs), default=8)
+        narrow = [
+            min((spec.format.bits for spec in specs), default=8)
+            for specs in (plan.weights.values(), plan.activations)
+        ]
         if tensors:
-            line = f'bits=dict(weight={low}, activation=16)'
+            line = f'bits=dict(weight={narrow[0]}, activation=16)'
             found.append((line, 'all activations', lambda: dict(raised=tensors)))
         if weights:
-            line = f'bits=dict(weight=16, activation={low})'
+            line = f'bits=dict(weight=16, activation={narrow[1]})'
             found.append((line, 'all weights', lambda: dict(raised=weights)))
         return found
 

@@ -96,6 +96,16 @@ def verdict(report: Report) -> dict[str, Any]:
             f'{trial.snr_before:.1f} to {trial.snr_after:.1f} dB ({trial.why}). '
             f'{_further(report)}',
         )
+    elif report.findings and not report.trials and not good:
+        # The likeliest, where there was no time to try it.
+        first = report.findings[0]
+        found.update(
+            next=first.remedy,
+            why=f'{first.module}: {first.cause} This line is against it; calibrate '
+            'again with it:',
+            proof='It was not tried, for want of time: quant_report.py, below, tries '
+            f'what may help. {_further(report)}',
+        )
     elif report.outputs:
         found['why'] = (
             'Nothing that was tried brings the outputs nearer to float by a decibel.'

@@ -102,3 +102,8 @@ def test_without_its_libraries_it_says_which(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(QuantizeError, match=f'{package}.*pip install'):
         render(made_up())
+
+
+def test_without_a_trial_it_tells_the_likeliest_remedy_and_that_it_was_not_tried():
+    html = render(made_up(trials=[]))
+    assert '    bits=16,' in html and 'It was not tried, for want of time' in html
