@@ -10,7 +10,7 @@ from ..content import LayerReport, Report, Score
 
 # Detectors whose outputs are further from float than this lose points; what is nearer
 # loses none that their 20 images show (docs/pretrained.md).
-GOOD_SNR = 20.0
+GOOD_SNR = 25.0
 
 COLUMNS = (
     ('name', 'layer', 'call site'),
