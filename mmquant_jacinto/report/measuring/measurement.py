@@ -23,8 +23,11 @@ from .trials import Trials
 from .weight_statistics import weight_reports
 
 Run = Callable[..., Any]  # runs the model once: takes a behaviour and a ``batch``
-# A pass with gradients, and one that weighs, beside the two that compare with float.
-PROBE_COST = 1.5
+# Of the two passes that compare with float: a pass with gradients and one that
+# weighs; a trial.
+PROBE_COST, TRIAL_COST = 1.5, 0.6
+# Of the time limit, by when further images are looked at, and weighed.
+IMAGES_SHARE, WEIGHED_SHARE = 0.4, 0.8
 
 
 class Stopwatch:
@@ -81,7 +84,7 @@ def _widths(formats: Sequence[TensorFormat]) -> dict[str, int]:
 class Measurement:
     """Measures a quantized model for a report.
 
-    Nothing is changed but the behaviour, which :meth:`finish` puts back; no other
+    Nothing is changed but the behaviour, which :meth:`fill` puts back; no other
     process is waited for.
 
     Args:
@@ -117,12 +120,13 @@ class Measurement:
         ends = output_steps(self.state.plan)
         signals = FloatSignals(self.state)
         own, total = Differences(), Differences()
+        quantized = QuantizedSignals(self.state, {}, total)
         references: list[dict[Key, Tensor]] = []
         means: list[dict[Key, Tensor]] = []
         used: list[Any] = []
         each = 0.0
         for batch in batches:
-            if references and not self.watch.allows(each, 0.4):
+            if references and not self.watch.allows(each, IMAGES_SHARE):
                 self.skipped.append(
                     f'{len(batches) - len(references)} of {len(batches)} images'
                 )
@@ -132,7 +136,8 @@ class Measurement:
                 self.run(signals, batch)
                 for key, x in signals.own.items():
                     own.add(key[0], signals.reference[key], x)
-                self.run(QuantizedSignals(self.state, signals.reference, total), batch)
+                quantized.reference = signals.reference
+                self.run(quantized, batch)
             references.append(
                 {key: x for key, x in signals.reference.items() if key[0] in ends}
             )
@@ -159,7 +164,7 @@ class Measurement:
             trials.try_findings(report.layers, report.findings, afford)
 
     def _afford(self, each: float) -> Callable[[int], bool]:
-        return lambda passes: self.watch.allows(0.6 * each * passes)
+        return lambda passes: self.watch.allows(TRIAL_COST * each * passes)
 
     def _weigh(
         self, signals: FloatSignals, batches: Sequence[Any], each: float
@@ -167,7 +172,7 @@ class Measurement:
         """Weighs errors with what the outputs feel of them, as far as time goes."""
         probe = GradientProbe(self.state)
         for seed, batch in enumerate(batches):
-            if not self.watch.allows(PROBE_COST * each, 0.8):
+            if not self.watch.allows(PROBE_COST * each, WEIGHED_SHARE):
                 if not seed:
                     self.skipped.append('what each layer puts into the outputs')
                 break

@@ -163,8 +163,10 @@ class FloatSignals(_Still):
         reference = sample(self.visible(quantizer, x))
         self.reference[key] = reference
         self.own[key] = quantized = self._on_grid_of(quantizer, own[0], clip)
-        self.statistics.add(name, quantizer, x, reference, quantized)
         gradient = self.gradients.get(key)
+        if not self.gradients:
+            # A pass that weighs sees an image for the second time.
+            self.statistics.add(name, quantizer, x, reference, quantized)
         if gradient is None or gradient.shape != reference.shape:
             return
         # Of all elements, as the sample's.

@@ -154,11 +154,11 @@ class Trials:
     ) -> float | None:
         """Median signal to noise of the outputs, in decibels."""
         found = Differences()
+        # One for all images: it keeps the weights that it has put on their grids.
+        behaviour = QuantizedSignals(self.state, {}, found, raised, self.ends, changed)
         images = zip(self.batches, self.references, self.means)
         for batch, reference, means in images:
-            behaviour = QuantizedSignals(
-                self.state, reference, found, raised, self.ends, changed, means
-            )
+            behaviour.reference, behaviour.means = reference, means
             self._run(behaviour, batch)
         ratios = [decibels(*pair) for pair in found.ratios().values()]
         known = [ratio for ratio in ratios if ratio is not None]
