@@ -9,7 +9,13 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..report.build import Images, add_scores, build_report, write_report
+from ..report.build import (
+    Images,
+    add_scores,
+    build_report,
+    split_batch,
+    write_report,
+)
 from ..report.curves import read_curves
 
 MEASURED, SCORED = 8, 32  # images
@@ -101,7 +107,10 @@ class ReportHook(Hook):
     def _write(
         self, runner: Runner, kind: str, seen: Any, scored: Any, seconds: float
     ) -> Any:
-        measured = _images(seen, MEASURED)
+        loaded = getattr(seen, 'first_batch', None)
+        measured: Any = (
+            _images(seen, MEASURED) if loaded is None else split_batch(loaded, MEASURED)
+        )
         pictured = _images(scored, SCORED) if scored is not None else ()
         report, pictures = build_report(
             *(runner.model, runner.experiment_name, kind, measured, pictured),

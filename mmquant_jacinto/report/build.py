@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -44,6 +44,45 @@ class Images:
     def __iter__(self) -> Iterator[Any]:
         for index in self.indices:
             yield self.collate([self.dataset[index]])
+
+
+def split_batch(batch: Any, count: int) -> list[Any]:
+    """The first images of a batch, each a batch of its own.
+
+    Args:
+        batch (Any): As a dataloader yields it: a dict or a sequence of fields, each a
+            sequence or a tensor of as many items as there are images; or a tensor.
+        count (int): Images at most.
+    """
+    return [_part(batch, index) for index in range(min(count, _size(batch)))]
+
+
+def _size(batch: Any) -> int:
+    if isinstance(batch, torch.Tensor):
+        return len(batch)
+    fields = batch.values() if isinstance(batch, Mapping) else batch
+    sizes = [
+        _size(field) if isinstance(field, Mapping) else len(field)
+        for field in fields
+        if isinstance(field, (torch.Tensor, Mapping, list, tuple))
+    ]
+    return min(sizes, default=0)
+
+
+def _part(batch: Any, index: int) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch[index : index + 1]
+    if isinstance(batch, Mapping):
+        return {key: _field(field, index) for key, field in batch.items()}
+    return type(batch)(_field(field, index) for field in batch)
+
+
+def _field(field: Any, index: int) -> Any:
+    if isinstance(field, Mapping):
+        return _part(field, index)
+    if isinstance(field, (torch.Tensor, list, tuple)):
+        return field[index : index + 1]
+    return field
 
 
 class Subject:
