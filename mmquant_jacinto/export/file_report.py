@@ -36,9 +36,7 @@ MEASURED = 4  # images of an export's page
 SHARE = 0.1  # of the export's time that its page takes
 
 
-def report_of_file(
-    path: str, model: nn.Module, batches: Iterable[Any]
-) -> tuple[FileReport, int]:
+def report_of_file(path: str, model: nn.Module, batches: Iterable[Any]) -> FileReport:
     """Holds a file against its checkpoint and its target's rules, and profiles it.
 
     Args:
@@ -47,7 +45,7 @@ def report_of_file(
         batches (Iterable): Of one image each, to compare outputs on.
 
     Returns:
-        Tuple[FileReport, int]: The report, and the number of images compared.
+        FileReport: What a page shows of it.
 
     Raises:
         QuantizeError: If the file cannot be run, or is of another model.
@@ -59,13 +57,11 @@ def report_of_file(
     preset = Quantization.of(model).plan.config['target']
     given: dict[str, np.ndarray] = {}
     reports = {name: OutputReport(name) for name in session.output_names}
-    images = 0
     seen = FileInput.from_metadata(json.loads(session.metadata[METADATA_KEY]))
     with seen.applied(model):
         for batch in batches:
             given = _compare(session, model, batch, reports)
-            images += 1
-    report = FileReport(
+    return FileReport(
         path=str(path),
         target=target.name,
         bytes=Path(path).stat().st_size,
@@ -73,7 +69,6 @@ def report_of_file(
         violations=sentences(check(proto, target.rules_for(preset))),
         slowest=slowest_nodes(proto, given) if given else [],
     )
-    return report, images
 
 
 def write_export_page(

@@ -20,9 +20,9 @@ from command_line import (  # noqa: E402
     merge_options,
     read_config,
 )
+from image_set import images_of_test  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
-from test_set import test_images  # noqa: E402
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.configs.checkpoint import load_quantized  # noqa: E402
@@ -88,14 +88,16 @@ def main() -> None:
         wrapper,
         Path(args.config).stem,
         'report',
-        test_images(cfg, args.images),
-        test_images(cfg, args.score),
+        images_of_test(cfg, args.images),
+        images_of_test(cfg, args.score),
     )
     if args.file is not None:
         from mmquant_jacinto.export.file_report import report_of_file
 
         root = wrapper.quantization.root
-        report.file, _ = report_of_file(args.file, root, test_images(cfg, args.images))
+        report.file, _ = report_of_file(
+            args.file, root, images_of_test(cfg, args.images)
+        )
     folder = args.out or Path(args.checkpoint).resolve().parent / 'report'
     path = write_report(report, str(folder), pictures)
     for layer in report.costliest():

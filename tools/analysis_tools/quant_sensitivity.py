@@ -22,12 +22,12 @@ from command_line import (  # noqa: E402
     merge_options,
     read_config,
 )
+from image_set import images_of_test  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.dist import get_rank, get_world_size, init_dist  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from test_set import test_images  # noqa: E402
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.configs.checkpoint import load_quantized  # noqa: E402
@@ -132,7 +132,7 @@ def main() -> None:
     start_processes(args.launcher)
     wrapper = load_quantized(cfg, args.checkpoint)
     rank, world = get_rank(), get_world_size()
-    images = test_images(cfg, args.images)
+    images = images_of_test(cfg, args.images)
     images.indices = images.indices[rank::world]
     widths = sorted(set(args.bits))
     found = measure_sensitivity(

@@ -10,7 +10,7 @@ from mmquant_jacinto.export.configs.image_sources import open_dataset
 from mmquant_jacinto.report.build import Images
 
 
-def test_images(cfg: Config, count: int) -> Any:
+def images_of_test(cfg: Config, count: int) -> Any:
     """Images of the test set, each a batch of its own, evenly spread.
 
     Args:
