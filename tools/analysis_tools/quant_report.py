@@ -95,9 +95,8 @@ def main() -> None:
         from mmquant_jacinto.export.file_report import report_of_file
 
         root = wrapper.quantization.root
-        report.file, _ = report_of_file(
-            args.file, root, images_of_test(cfg, args.images)
-        )
+        images = images_of_test(cfg, args.images)
+        report.file = report_of_file(args.file, root, images)
     folder = args.out or Path(args.checkpoint).resolve().parent / 'report'
     path = write_report(report, str(folder), pictures)
     for layer in report.costliest():
