@@ -213,6 +213,13 @@ def test_an_export_leaves_a_page_on_the_file(workspace):
         for network in ('quantized', 'file')
     }
     assert scores['file'] == scores['quantized'] != []
+    # The tool says the same of it, from the checkpoint and the file.
+    tool = TOOLS / 'analysis_tools' / 'quant_report.py'
+    line = ['config.py', CHECKPOINT, 'paged.onnx', '--images', '1', '--score', '0']
+    workspace.run((tool, [*line, '--out', 'page'], OPTIONS))
+    again = json.loads((workspace.root / 'page' / 'report.json').read_text())['file']
+    assert {item['equal'] for item in again['outputs']} == {1.0}
+    assert again['violations'] == report['file']['violations'] and again['slowest']
     options = {**OPTIONS, 'quantize.report': False}
     code, out = export(workspace, '-o', 'bare.onnx', '--verify', '0', options=options)
     assert code == 0 and not (workspace.root / 'bare_report').exists(), out
