@@ -170,6 +170,12 @@ def test(stage: Stage) -> float:
     return stage.read_accuracy()
 
 
+def find_page(folder: Path) -> Path | None:
+    """Return the newest report page that the runs of a folder left."""
+    pages = sorted(folder.glob('**/report.html'), key=lambda page: page.stat().st_mtime)
+    return pages[-1] if pages else None
+
+
 def main() -> None:
     start = time.monotonic()
     args = parse_args()
@@ -213,6 +219,9 @@ def main() -> None:
     )
     print(f'{time.monotonic() - start:.0f} s in all. The table and the picture are in')
     print(f'{os.path.relpath(out)}: results.json, results.md, {picture.name}')
+    page = find_page(stages['ptq'].folder)
+    if page is not None:
+        print(f'What quantization did, layer by layer: {os.path.relpath(page)}')
 
 
 if __name__ == '__main__':

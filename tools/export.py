@@ -10,6 +10,7 @@ import argparse
 import logging
 import math
 import sys
+import time
 from pathlib import Path
 
 from command_line import (
@@ -155,8 +156,11 @@ def print_input(images, console: Console) -> None:
         )
 
 
-def score(cfg, exported, wrapper, images, report, args, console) -> None:
-    """Score checkpoint and file; raise QuantizeError where they disagree."""
+def score(cfg, exported, wrapper, images, report, args, console):
+    """Score checkpoint and file, and return both.
+
+    Raises QuantizeError where they disagree.
+    """
     from mmquant_jacinto.export.configs.end_to_end import score_both
     from mmquant_jacinto.export.configs.file_run import FileRun
     from mmquant_jacinto.export.session import proof_backend
@@ -177,6 +181,7 @@ def score(cfg, exported, wrapper, images, report, args, console) -> None:
         raise QuantizeError(f'{args.output} was not written: {problem}')
     if problem:
         console.print(f'[bold]--min-equal {args.min_equal:g}[/]: {problem}')
+    return both
 
 
 def print_findings(exported, preset: str, args, console: Console) -> None:
@@ -245,14 +250,17 @@ def export(wrapper, images, args):
     return exported, examples
 
 
-def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
-    """Compare file and model on all images, and on another size if that is free."""
+def prove_all(cfg, exported, wrapper, images, examples, args, console):
+    """Compare file and model on all images, and on another size if that is free.
+
+    Returns the comparison and the scores, None where there was none.
+    """
     from mmquant_jacinto.export.configs.file_input import FileInput
     from mmquant_jacinto.export.session import proof_backend
 
     if not args.verify:
         console.print('[bold]not verified[/]: --verify 0')
-        return
+        return None, None
     root = wrapper.quantization.root
     with images.input.applied(root):
         report = prove(exported, root, examples, args, console)
@@ -261,12 +269,13 @@ def prove_all(cfg, exported, wrapper, images, examples, args, console) -> None:
         console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
         with FileInput(larger, padded=True).applied(root):
             prove(exported, root, examples[:2], args, console)
-    score(cfg, exported, wrapper, images, report, args, console)
+    both = score(cfg, exported, wrapper, images, report, args, console)
     if proof_backend(exported.target) is None:
         console.print(
             f'[bold]written, not run in its engine[/]: that of --target {args.target} '
             'is not here; file and checkpoint were compared in ONNX Runtime'
         )
+    return report, both
 
 
 def write(exported, args, console) -> None:
@@ -284,7 +293,26 @@ def write(exported, args, console) -> None:
     )
 
 
+def write_page(exported, wrapper, images, examples, proof, seconds, args, console):
+    """Write the page of checkpoint and file; that it fails is told, and no more."""
+    from mmquant_jacinto.export.file_report import write_export_page
+
+    folder = args.output.with_name(f'{args.output.stem}_report')
+    try:
+        with images.input.applied(wrapper.quantization.root):
+            page = write_export_page(
+                exported, wrapper, examples, proof, args.output, folder, seconds
+            )
+        console.print(f'{page}: what was quantized, and what the file is')
+    except Exception as error:  # noqa: B902 - the file is written, and stays
+        console.print(
+            f'no report in {folder}, the file itself is complete '
+            f'({type(error).__name__}: {error}); quantize.report=False switches it off'
+        )
+
+
 def main() -> None:
+    start = time.monotonic()
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     check_packages()
@@ -315,8 +343,12 @@ def main() -> None:
     if exported.skipped:
         console.print('not in the file: ' + ', '.join(exported.skipped))
     print_findings(exported, preset, args, console)
-    prove_all(cfg, exported, wrapper, images, examples, args, console)
+    proof = prove_all(cfg, exported, wrapper, images, examples, args, console)
     write(exported, args, console)
+    if wrapper.config.report:
+        seconds = time.monotonic() - start
+        given = exported, wrapper, images, examples, proof, seconds
+        write_page(*given, args, console)
 
 
 if __name__ == '__main__':

@@ -88,6 +88,8 @@ class QuantizeConfig:
             the weights' widths, in place of ``bits``, and writes them to
             ``mixed_precision.json``; the path of such a file takes them from
             there.
+        report (bool): Whether runs write ``report.html`` beside their logs, see
+            :mod:`~mmquant_jacinto.report`. Defaults to True.
     """
 
     mode: str = 'qat'
@@ -110,6 +112,7 @@ class QuantizeConfig:
     equalize: Optional[bool] = None
     scale_channels: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
+    report: bool = True
 
     def __post_init__(self) -> None:
         check_choice('mode', self.mode, MODES)
@@ -160,6 +163,7 @@ class QuantizeConfig:
             )
         for key in ('constrain_weights', 'equalize', 'scale_channels'):
             check_switch(key, getattr(self, key), None)
+        check_switch('report', self.report)
 
     @classmethod
     def parse(cls, value: Any) -> Optional['QuantizeConfig']:

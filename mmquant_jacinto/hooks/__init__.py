@@ -1,10 +1,12 @@
 """Hooks: what a training does between its steps, one class a file.
 
 ``qat_hook`` keeps the freeze schedule, ``exact_resume_hook`` makes a resumed run end
-where the uninterrupted one ends. Imports ``wrappers`` and what is before it.
+where the uninterrupted one ends, ``report_hook`` writes a page at its end. Imports
+``wrappers`` and what is before it.
 """
 
 from .exact_resume_hook import ExactResumeHook
 from .qat_hook import QATHook
+from .report_hook import ReportHook
 
-__all__ = ['ExactResumeHook', 'QATHook']
+__all__ = ['ExactResumeHook', 'QATHook', 'ReportHook']

@@ -40,6 +40,7 @@ class QATHook(Hook):
 
     def __init__(self, interval: int = 500) -> None:
         self.interval = interval
+        self.frozen: list[str] = []  # what a report says of it
 
     def before_train(self, runner: Runner) -> None:
         """Finds what learned scales start from."""
@@ -121,10 +122,10 @@ class QATHook(Hook):
         changed = runner.model.set_epoch(position, total, unit)
         names = dict(bn='statistics of batch normalization', ranges='activation ranges')
         for name in changed:
-            runner.logger.info(
-                f'Quantization: {names[name]} frozen from {counted} '
-                f'{position + 1} of {total} on.'
+            self.frozen.append(
+                f'{names[name]} frozen from {counted} {position + 1} of {total} on.'
             )
+            runner.logger.info(f'Quantization: {self.frozen[-1]}')
         return changed
 
     def _report(self, runner: Runner, step: int) -> None:

@@ -1,8 +1,10 @@
 """Calibration as a loop of MMEngine's runner."""
 
+import copy
 import itertools
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -103,6 +105,8 @@ class CalibrationLoop(BaseLoop):
         super().__init__(runner, dataloader)
         equalize_batches(self.dataloader, 'the calibration set')
         self._epoch = self._iter = 0
+        self.seconds = 0.0  # that the calibration took, without its validation
+        self.first_batch: Any = None  # what a report measures on: it is loaded
         self.stop_training = False
         self.val_begin = self.val_interval = 1
         runner.visualizer.dataset_meta = getattr(
@@ -149,7 +153,9 @@ class CalibrationLoop(BaseLoop):
         if self._epoch >= self.max_epochs:
             runner.logger.info('This checkpoint is calibrated already.')
         else:
+            start = time.monotonic()
             self._calibrate()
+            self.seconds = time.monotonic() - start
         runner.model.eval()
         if runner.val_loop is not None:
             runner.val_loop.run()
@@ -249,6 +255,9 @@ class CalibrationLoop(BaseLoop):
         batches = iter(Batches(self.dataloader, total))
         for index in with_progress(range(total)):
             batch = next(batches)
+            if self.first_batch is None and runner.quantize_config.report:
+                # A preprocessor may change its batch in place.
+                self.first_batch = copy.deepcopy(batch)
             step = runner.model.calibrate_step
             means.append(step(batch, references and references[index], lr))
             self._iter += 1

@@ -19,7 +19,7 @@ from torch import nn
 from ..config.quantize_config import QuantizeConfig
 from ..config.sections import Calibration
 from ..errors import QuantizeError
-from ..hooks import ExactResumeHook, QATHook
+from ..hooks import ExactResumeHook, QATHook, ReportHook
 from ..plan.plan import Plan
 from ..record.side_effects import preserved_random_state
 from ..wrappers.distillation import student_of
@@ -47,6 +47,7 @@ from .refusals import (
     note_other_settings,
     refuse_conflicts,
     refuse_synchronized_norms,
+    refuse_wrapper,
 )
 from .run_start import find_start, load_from_in_file
 from .train_batches import equalize_epochs, with_new_workers
@@ -54,7 +55,6 @@ from .train_batches import equalize_epochs, with_new_workers
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
 LEARNED_KEY = 'quantization.'
-_DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
 
 
 @RUNNERS.register_module()
@@ -134,12 +134,7 @@ class QuantRunner(Runner):
 
     def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
         cfg = dict(cfg or {})
-        kind = cfg.pop('type', _DISTRIBUTED_TYPES[0])
-        if kind not in _DISTRIBUTED_TYPES:
-            raise QuantizeError(
-                f'model_wrapper_cfg.type={kind!r} cannot be quantized; use '
-                + ' or '.join(repr(name) for name in _DISTRIBUTED_TYPES)
-            )
+        refuse_wrapper(cfg.pop('type', None))
         on_gpu = get_device() != 'cpu'
         cfg.setdefault(
             'device_ids',
@@ -174,10 +169,13 @@ class QuantRunner(Runner):
         if self.distributed:
             self.model.distributed = self._distributed_args
             self.model.distribute()
-        for kind in (QATHook, ExactResumeHook):
+        self._add_hooks(QATHook, ExactResumeHook)
+        return super().train()
+
+    def _add_hooks(self, *kinds: type[Hook]) -> None:
+        for kind in kinds:
             if not any(isinstance(hook, kind) for hook in self._hooks):
                 self.register_hook(kind())
-        return super().train()
 
     @property
     def is_resuming(self) -> bool:
@@ -224,9 +222,10 @@ class QuantRunner(Runner):
             self.model.eval()
 
     def _wrap(self, phase: str) -> None:
-        self.model = wrapper_class(self.model, phase)(
-            self.model, config=self.quantize_config
-        )
+        wrapper = wrapper_class(self.model, phase)
+        self.model = wrapper(self.model, config=self.quantize_config)
+        if self.quantize_config.report:
+            self._add_hooks(ReportHook)
 
     def _prepare(self, train: Any) -> None:
         """Plans the quantization on one image, before anything trains."""

@@ -195,3 +195,31 @@ def test_target_that_does_not_fit_is_refused(workspace, config, target, message)
     assert done.returncode == 2, done.stdout[-2000:]
     assert message in done.stdout
     assert 'Traceback' not in done.stdout
+
+
+def test_an_export_leaves_a_page_on_the_file(workspace):
+    code, out = export(workspace, '-o', 'paged.onnx', '--verify', '2')
+    assert code == 0, out
+    folder = workspace.root / 'paged_report'
+    assert (folder / 'report.html').exists() and 'report.html' in out
+    report = json.loads((folder / 'report.json').read_text())
+    assert report['kind'] == 'export' and report['layers']
+    assert report['file']['target'] == 'onnxruntime'
+    assert {item['equal'] for item in report['file']['outputs']} == {1.0}
+    scores = {
+        network: [
+            item['value'] for item in report['scores'] if item['network'] == network
+        ]
+        for network in ('quantized', 'file')
+    }
+    assert scores['file'] == scores['quantized'] != []
+    # The tool says the same of it, from the checkpoint and the file.
+    tool = TOOLS / 'analysis_tools' / 'quant_report.py'
+    line = ['config.py', CHECKPOINT, 'paged.onnx', '--images', '1', '--score', '0']
+    workspace.run((tool, [*line, '--out', 'page'], OPTIONS))
+    again = json.loads((workspace.root / 'page' / 'report.json').read_text())['file']
+    assert {item['equal'] for item in again['outputs']} == {1.0}
+    assert again['violations'] == report['file']['violations'] and again['slowest']
+    options = {**OPTIONS, 'quantize.report': False}
+    code, out = export(workspace, '-o', 'bare.onnx', '--verify', '0', options=options)
+    assert code == 0 and not (workspace.root / 'bare_report').exists(), out

@@ -1,0 +1,209 @@
+"""Build: a report of a model on images, and the files that it is written to."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from ..errors import QuantizeError
+from ..execute.behaviour import Behaviour
+from ..record.side_effects import preserved_random_state
+from .content import Report, Score
+from .measuring.measurement import Measurement, Stopwatch, describe
+from .page.render import render
+from .pictures import Comparison
+
+PAGE, DATA = 'report.html', 'report.json'
+# Of the time that may be taken, by when layers are measured, and predictions are
+# compared; the rest is for the page.
+LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.75
+
+
+class Images:
+    """Images of a data set, each a batch of its own, loaded as they are asked for.
+
+    Args:
+        dataset (Any): Where from.
+        collate (Callable): Of its dataloader.
+        count (int): How many at most, evenly spread.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable, count: int) -> None:
+        self.dataset, self.collate = dataset, collate
+        size = min(count, len(dataset))
+        self.indices = [index * len(dataset) // size for index in range(size)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in self.indices:
+            yield self.collate([self.dataset[index]])
+
+
+def split_batch(batch: Any, count: int) -> list[Any]:
+    """The first images of a batch, each a batch of its own.
+
+    Args:
+        batch (Any): As a dataloader yields it: a dict or a sequence of fields, each a
+            sequence or a tensor of as many items as there are images; or a tensor.
+        count (int): Images at most.
+    """
+    return [_part(batch, index) for index in range(min(count, _size(batch)))]
+
+
+def _size(batch: Any) -> int:
+    if isinstance(batch, torch.Tensor):
+        return len(batch)
+    fields = batch.values() if isinstance(batch, Mapping) else batch
+    sizes = [
+        _size(field) if isinstance(field, Mapping) else len(field)
+        for field in fields
+        if isinstance(field, (torch.Tensor, Mapping, list, tuple))
+    ]
+    return min(sizes, default=0)
+
+
+def _part(batch: Any, index: int) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch[index : index + 1]
+    if isinstance(batch, Mapping):
+        return {key: _field(field, index) for key, field in batch.items()}
+    return type(batch)(_field(field, index) for field in batch)
+
+
+def _field(field: Any, index: int) -> Any:
+    if isinstance(field, Mapping):
+        return _part(field, index)
+    if isinstance(field, (torch.Tensor, list, tuple)):
+        return field[index : index + 1]
+    return field
+
+
+class Subject:
+    """A quantized model, as a report runs it.
+
+    Args:
+        model (Any): A ``QuantModule``, in evaluation mode.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.quantization = model.quantization
+
+    def run(self, behaviour: Behaviour, batch: Any) -> Any:
+        """Runs the model with a behaviour; a batch may be changed by doing so."""
+        self.quantization.executor.behaviour = behaviour
+        args, kwargs = self.model.arguments(copy.deepcopy(batch))
+        return self.model.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def predict(self, batch: Any, in_float: bool) -> Any:
+        """The data sample of an image, with what is predicted for it."""
+        quantization = self.quantization
+        if in_float:
+            quantization.executor.behaviour = Behaviour()
+        else:
+            quantization.set_phase('test')
+        return self.model.module.test_step(copy.deepcopy(batch))[0]
+
+
+def build_report(
+    model: Any,
+    title: str,
+    kind: str,
+    measured: Any,
+    scored: Any = (),
+    limit: float | None = None,
+) -> tuple[Report, list[str]]:
+    """Measures a quantized model.
+
+    Args:
+        model (Any): A ``QuantModule`` with ranges, in evaluation mode.
+        title (str): Of the page.
+        kind (str): See :class:`Report`.
+        measured (Iterable): Batches of one image, that layers are measured on.
+        scored (Iterable): Batches of one image with its truth.
+        limit (float, optional): Seconds that it may take. None: any.
+
+    Returns:
+        Tuple[Report, List[str]]: The report, and pictures for its page.
+    """
+    subject = Subject(model)
+    quantization, phase = subject.quantization, subject.quantization.phase
+    report = describe(quantization, title, kind)
+    watch = Stopwatch(limit)
+    try:
+        with preserved_random_state():
+            part = None if limit is None else LAYERS_SHARE * limit
+            Measurement(quantization, subject.run, part).fill(report, measured)
+            pictures = compare(subject, report, scored, watch)
+    finally:
+        quantization.set_phase(phase)
+    report.seconds = watch.seconds
+    return report, pictures
+
+
+def compare(
+    subject: Subject, report: Report, scored: Any, watch: Stopwatch
+) -> list[str]:
+    """Compares predictions, as far as the time goes; returns pictures."""
+    if not hasattr(subject.model.module, 'test_step'):
+        return []
+    comparison = Comparison(subject.predict)
+    each, count = 0.0, 0
+    for batch in scored:
+        if not watch.allows(each, PICTURES_SHARE):
+            break
+        start = watch.seconds
+        comparison.add(batch)
+        # The first sets the integer model up.
+        each = watch.seconds - start if count else 0.5 * (watch.seconds - start)
+        count += 1
+    if count < len(scored):
+        report.skipped.append(f'{len(scored) - count} of {len(scored)} images to score')
+    return comparison.fill(report)
+
+
+def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:
+    """Adds what an evaluator said, in its own unit."""
+    report.scores += [
+        Score(network, name, float(value))
+        for name, value in metrics.items()
+        if isinstance(value, (int, float))
+    ]
+
+
+def write_report(report: Report, folder: str, pictures: Sequence[str] = ()) -> Path:
+    """Writes page and data, each whole or not at all.
+
+    Args:
+        report (Report): What to write.
+        folder (str): Where to; made if it is not there.
+        pictures (Sequence[str]): Of detections.
+
+    Returns:
+        Path: Of the page.
+
+    Raises:
+        QuantizeError: If it cannot be written, or a library is missing.
+    """
+    page = render(report, pictures)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, text in ((DATA, report.to_json()), (PAGE, page)):
+            path = Path(folder, name)
+            part = path.with_name(name + '.part')
+            part.write_text(text, encoding='utf-8')
+            part.replace(path)
+    except OSError as error:
+        raise QuantizeError(
+            f'the report cannot be written to {folder} ({error.strerror}); choose '
+            'another folder'
+        ) from error
+    return Path(folder, PAGE)

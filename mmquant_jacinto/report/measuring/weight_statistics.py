@@ -1,0 +1,137 @@
+"""What weights look like beside their grids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...execute.state import State
+from ...quantizers.layers import Layer, channel_rows
+from ...quantizers.weight_grids import WeightGrids
+from ...quantizers.weights import bias_limits, to_integers
+from ...targets.formats import integer_bounds
+from ..content import Histogram, WeightReport
+from .activation_statistics import count_bins
+from .formats import describe_format
+
+CHANNELS_SHOWN = 64
+# A bias this near to the end of its width, as a share of it, is at its limit.
+NEAR_LIMIT = 0.99
+
+
+@torch.no_grad()
+def weight_reports(state: State, grids: WeightGrids) -> dict[str, WeightReport]:
+    """Of all weights, by weight quantizer.
+
+    Args:
+        state (State): Of the quantized model.
+        grids (WeightGrids): Computed.
+    """
+    scales = _input_scales(state)
+    rows, shapes, bins = [], [], []
+    for name, layer in state.layers.items():
+        row, reach, counts = _measure(state, name, layer, grids.step(name), scales)
+        rows.append(row)
+        shapes.append(reach)
+        bins.append(counts)
+    if not rows:
+        return {}
+    # Read once, whatever the number of layers.
+    table, counted = torch.stack(rows).tolist(), torch.stack(bins).tolist()
+    reaches = torch.cat(shapes, 1).T.tolist()
+    found, start = {}, 0
+    for (name, layer), row, part, shown in zip(
+        state.layers.items(), table, counted, shapes
+    ):
+        stop = start + shown.shape[1]
+        found[name] = _report(layer, row, part, reaches[start:stop])
+        start = stop
+    return found
+
+
+def _input_scales(state: State) -> dict[str, Tensor]:
+    """Smallest scale of what each layer reads, ()."""
+    activations = state.activations
+    found: dict[str, Tensor] = {}
+    for step in state.plan.steps.values():
+        if step.weight is not None and not step.follows and step.inputs[0]:
+            scale = activations.scales[activations.index[step.inputs[0]]]
+            known = found.get(step.weight)
+            found[step.weight] = scale if known is None else torch.minimum(known, scale)
+    return found
+
+
+def _measure(
+    state: State, name: str, layer: Layer, step: Tensor, scales: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers of a weight, ranges of its channels (2, c), and counts (2, BINS)."""
+    fmt = layer.spec.format
+    folded, bias = layer.folded()
+    folded = layer.scaled(folded)
+    size = layer.along_channels(step)
+    integers = to_integers(folded, size, fmt)
+    low, high = folded.aminmax()
+    first, last = integer_bounds(fmt)
+    real = folded / size
+    clipped = ((real < first - 0.5) | (real > last + 0.5)).float().mean()
+    weights, codes = channel_rows(layer, folded), channel_rows(layer, integers)
+    reach = weights.abs().amax(1)
+    bits = (codes.abs().amax(1).median() * 2 + 1).log2()
+    correction = state.correction(name)
+    bias = layer.scaled_bias(correction if bias is None else bias + correction)
+    limit = torch.zeros_like(bits)
+    if name in scales:
+        most = bias_limits(state.plan.bias_width(name))[1]
+        near = bias.abs() >= NEAR_LIMIT * most * step * scales[name]
+        limit = near.float().mean()
+    ends = torch.stack([weights.amin(1), weights.amax(1)])
+    zero = (codes == 0).all(1).sum().float()
+    median = reach.median()
+    spread = torch.where(median > 0, reach.amax() / median, 0.0)
+    row = torch.stack(
+        [low, high, clipped, bits, zero, spread, limit, step.amin(), step.amax()]
+    )
+    flat = weights.reshape(-1).float()
+    counts = [
+        count_bins(item, low, high)
+        for item in (flat, (codes * step[:, None]).reshape(-1).float())
+    ]
+    return row.double(), _joined(ends).double(), torch.stack(counts)
+
+
+def _joined(ends: Tensor) -> Tensor:
+    """Ranges of channels, of neighbours together where there are many: (2, c)."""
+    group = -(-ends.shape[1] // CHANNELS_SHOWN)
+    if group == 1:
+        return ends
+    parts = ends.split(group, 1)
+    return torch.stack(
+        [
+            torch.stack([part[0].amin() for part in parts]),
+            torch.stack([part[1].amax() for part in parts]),
+        ]
+    )
+
+
+def _report(
+    layer: Layer, row: list[float], counts: list[list[float]], ranges: list[list[float]]
+) -> WeightReport:
+    low, high, clipped, bits, zero, spread, limit, finest, coarsest = row
+    return WeightReport(
+        name=layer.spec.name,
+        bits=layer.spec.format.bits,
+        format=describe_format(layer.spec.format),
+        elements=layer.weight.numel(),
+        channels=layer.spec.channels,
+        scale=[finest, coarsest],
+        range=[low, high],
+        clipped=clipped,
+        bits_used=bits,
+        zero_channels=int(zero),
+        spread=spread,
+        bias_at_limit=limit,
+        channel_range=ranges,
+        histogram=Histogram(
+            low, high, *([int(count) for count in part] for part in counts)
+        ),
+    )

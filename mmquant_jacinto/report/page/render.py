@@ -1,0 +1,99 @@
+"""The page: one HTML file with all that it needs, for a browser without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import QuantizeError
+from ..content import Report, plain
+from .plots import plot_curves, plot_network
+from .text import COLUMNS, cells, verdict
+
+FOLDER = Path(__file__).parent
+
+
+def render(report: Report, pictures: Sequence[str] = ()) -> str:
+    """Renders a report.
+
+    Args:
+        report (Report): What it shows.
+        pictures (Sequence[str]): Of detections, as ``data:`` addresses.
+
+    Raises:
+        QuantizeError: If a library that it takes is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+        from jinja2 import Environment, FileSystemLoader
+    except ImportError as error:
+        raise QuantizeError(
+            f'the report page needs {error.name}: pip install jinja2 matplotlib, or '
+            'set quantize.report=False'
+        ) from error
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True
+    )
+    template = environment.get_template('report.html.j2')
+    anchors = [f'layer-{index}' for index in range(len(report.layers))]
+    place = {layer.name: anchor for layer, anchor in zip(report.layers, anchors)}
+    return template.render(
+        report=report,
+        verdict=verdict(report),
+        columns=COLUMNS,
+        rows=[
+            dict(anchor=anchor, cells=cells(layer))
+            for layer, anchor in zip(report.layers, anchors)
+        ],
+        costliest=[
+            dict(
+                anchor=place[layer.name],
+                module=layer.module,
+                name=layer.name,
+                share=layer.share,
+                own='–' if layer.snr_own is None else f'{layer.snr_own:.1f}',
+            )
+            for layer in report.costliest()
+        ],
+        findings=[
+            {**vars(item), 'anchor': place.get(item.layer)} for item in report.findings
+        ],
+        network_plot=plot_network(report.layers, anchors) if report.layers else '',
+        curves=plot_curves(report.curves.get('scalars', {})),
+        pictures=list(pictures),
+        pictures_note=_note(report.pictures),
+        data=embedded(report),
+        css=_own('report.css'),
+        js=_own('report.js'),
+    )
+
+
+def _own(name: str) -> Any:
+    # Script and style are ours, and not to be escaped.
+    from markupsafe import Markup
+
+    return Markup((FOLDER / name).read_text())
+
+
+def embedded(report: Report) -> str:
+    """What the page's script reads, as JSON that no tag can end."""
+    content = [
+        dict(name=layer.name, activation=layer.activation, weight=layer.weight)
+        for layer in report.layers
+    ]
+    text = json.dumps(plain(content), separators=(',', ':'), allow_nan=False)
+    return text.replace('<', '\\u003c')
+
+
+def _note(pictures: dict[str, Any]) -> str:
+    if not pictures:
+        return ''
+    return (
+        f'Detections above {pictures["threshold"]:.2f}, where the float detector has '
+        f'its best F1 on {pictures["images"]} images. Left in float, right quantized; '
+        f'green: a hit, red: none, thin and black: a truth. Of the hits, '
+        f'{pictures["kept"]} are kept, {pictures["lost"]} lost and '
+        f'{pictures["gained"]} gained.'
+    )

@@ -1,0 +1,124 @@
+"""Runs leave a report beside their logs, and are never lost for it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ptq_runs import CHECKPOINT, ptq_config
+from qat_runs import EMA, score_of
+from toy_runner import PTQ, QAT, differences, log_of, make_config, state_of, train
+
+from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.config.quantize_config import QuantizeConfig
+
+
+@pytest.fixture(scope='module')
+def float_checkpoint(tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('float')
+    train(make_config(work_dir, None))
+    return work_dir / 'epoch_6.pth'
+
+
+def pages(work_dir):
+    return sorted(Path(work_dir).glob('*/report.html'))
+
+
+def data(work_dir):
+    (page,) = pages(work_dir)
+    return json.loads(page.with_name('report.json').read_text())
+
+
+def generous(**changes):
+    """A report that has all the time that it needs."""
+    return dict(custom_hooks=[dict(type='ReportHook', share=1000.0)], **changes)
+
+
+def test_a_calibration_leaves_a_page(tmp_path, float_checkpoint):
+    runner = train(ptq_config(tmp_path, float_checkpoint, **generous()))
+    report = data(tmp_path)
+    assert report['kind'] == 'calibration' and report['images'] == 8
+    assert [layer['module'] for layer in report['layers'] if layer['is_output']]
+    scores = {score['metric']: score['value'] for score in report['scores']}
+    assert scores['accuracy'] > 0.5
+    assert report['skipped'] == [] and report['trials']
+    assert 'of the time of the calibration' in log_of(tmp_path)
+    assert not runner.model.training
+
+
+def test_it_changes_nothing_of_the_run(tmp_path, float_checkpoint):
+    for name, value in (('with', True), ('without', False)):
+        quantize = dict(PTQ, report=value)
+        folder = tmp_path / name
+        train(ptq_config(folder, float_checkpoint, quantize, **generous()))
+    ours, theirs = (state_of(tmp_path / n / CHECKPOINT) for n in ('with', 'without'))
+    assert differences(ours, theirs) == []
+
+
+def test_a_training_leaves_curves_and_what_froze(tmp_path):
+    train(make_config(tmp_path, QAT, **generous()))
+    report = data(tmp_path)
+    assert report['kind'] == 'training'
+    assert len(report['curves']['scalars']['loss']) == 24
+    assert any(name.startswith('range/') for name in report['curves']['scalars'])
+    assert len(report['curves']['frozen']) == 2
+    page = pages(tmp_path)[0].read_text()
+    assert 'ranges that moved most' in page and 'frozen from epoch' in page
+
+
+def test_averaged_weights_are_those_of_the_page_and_are_put_back(tmp_path):
+    hooks = [EMA, dict(type='ReportHook', share=1000.0)]
+    runner = train(make_config(tmp_path, QAT, custom_hooks=hooks))
+    kept = state_of(tmp_path / 'epoch_6.pth')
+    present = runner.model.module.state_dict()
+    averages = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+    averaged = averages.ema_model.module.state_dict()
+    # The checkpoint has the averages in the place of the weights.
+    assert torch.equal(kept['head.weight'], averaged['head.weight'])
+    assert not torch.equal(present['head.weight'], averaged['head.weight'])
+    assert data(tmp_path)['layers']
+
+
+def test_a_test_leaves_a_page(tmp_path, qat_dir):
+    score = score_of(qat_dir / 'epoch_6.pth', tmp_path, **generous())
+    report = data(tmp_path)
+    assert report['kind'] == 'test'
+    scores = {item['metric']: item['value'] for item in report['scores']}
+    assert scores['accuracy'] == pytest.approx(score['accuracy'], rel=1e-4)
+
+
+def test_it_can_be_switched_off(tmp_path, float_checkpoint):
+    train(ptq_config(tmp_path, float_checkpoint, dict(PTQ, report=False)))
+    assert pages(tmp_path) == []
+
+
+@pytest.mark.parametrize('value', ['yes', 1, None])
+def test_another_value_is_refused(value):
+    with pytest.raises(QuantizeError, match=r'quantize\.report=.*is not a switch'):
+        QuantizeConfig.parse(dict(mode='ptq', report=value))
+
+
+def test_without_a_library_the_calibration_is_whole(
+    tmp_path, float_checkpoint, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, 'jinja2', None)
+    train(ptq_config(tmp_path, float_checkpoint))
+    assert (tmp_path / CHECKPOINT).exists() and pages(tmp_path) == []
+    warned = [line for line in log_of(tmp_path).splitlines() if 'No report in' in line]
+    assert len(warned) == 1 and 'jinja2' in warned[0] and 'pip install' in warned[0]
+
+
+def test_a_folder_that_cannot_be_written_is_named_once(
+    tmp_path, float_checkpoint, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'write_text', refuse)
+    runner = train(ptq_config(tmp_path, float_checkpoint))
+    monkeypatch.undo()
+    assert (tmp_path / CHECKPOINT).exists()
+    warned = [line for line in log_of(tmp_path).splitlines() if 'No report in' in line]
+    assert len(warned) == 1 and runner.log_dir in warned[0]
+    assert 'No space left' in warned[0]

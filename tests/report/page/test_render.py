@@ -1,0 +1,109 @@
+"""The page as text: self-contained, whole, and safe from what names contain."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from reports import made_up
+
+from mmquant_jacinto import QuantizeError
+from mmquant_jacinto.report.content import Report
+from mmquant_jacinto.report.page.render import render
+
+VOID = {'meta', 'img', 'input', 'br', 'link'}
+
+
+class Page(HTMLParser):
+    """Elements, their text, and whether each is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in set(self.open):
+            self.text[tag] = self.text.get(tag, '') + data
+
+
+@pytest.fixture(scope='module')
+def html():
+    return render(made_up(), ['data:image/jpeg;base64,AAAA'])
+
+
+def test_it_is_well_formed_and_needs_no_network(html):
+    page = Page(html)
+    assert page.open == []
+    for tag, attributes in page.elements:
+        assert tag != 'link'
+        assert tag != 'script' or 'src' not in attributes
+        for name in ('src', 'href', 'xlink:href'):
+            link = attributes.get(name, '#')
+            assert link.startswith(('#', 'data:')), (tag, link)
+    # Addresses within are namespaces and metadata of SVG, which nobody fetches.
+    assert not re.search(r'@import|url\(["\']?http', html)
+
+
+def test_each_layer_has_a_row_and_its_data(html):
+    page = Page(html)
+    rows = [a for tag, a in page.elements if tag == 'tr' and 'data-layer' in a]
+    assert [row['data-layer'] for row in rows] == ['0', '1', '2', '3']
+    data = json.loads(html.split('id="data">')[1].split('</script>')[0])
+    assert [item['name'] for item in data] == [x.name for x in made_up().layers]
+    # The points of the plot lead to the rows.
+    assert 'href="#layer-2"' in html
+
+
+def test_what_names_and_causes_contain_is_no_markup(html):
+    assert 'toy &lt;network&gt;' in html
+    assert 'Rounding: &lt;/script&gt;.' in html
+
+
+def test_the_verdict_says_what_is_lost_why_and_what_to_do(html):
+    text = Page(html).text['section']
+    assert 'The quantized network has mAP50 41, float 50.' in text
+    assert 'far from float: 12.0 dB' in text
+    assert 'per_channel=True' in text and 'from 12.0 to 18.0 dB' in text
+    assert '33 to 50' in text and 'head: quantize.overrides' in text
+    assert 'activation ranges frozen from epoch 5' in text
+    assert '16 bits; right: 8 bits' in text and 'QLinearConv' in text
+
+
+def test_a_network_that_lost_nothing_is_told_so():
+    report = made_up(scores=[], trials=[], outputs={'a': 45.0})
+    html = render(report)
+    assert 'near to float: 45.0 dB' in html and 'id="next-line"' not in html
+
+
+def test_a_report_without_anything_measured_is_a_page_too():
+    html = render(
+        Report('t', 'test', dict(target='tidl'), {}, {}, dict(float=1, quantized=1))
+    )
+    assert 'Nothing was measured' in html and Page(html).open == []
+
+
+def test_1300_layers_are_less_than_5_megabytes():
+    assert len(render(made_up(1300)).encode()) < 5e6
+
+
+@pytest.mark.parametrize('package', ['jinja2', 'matplotlib'])
+def test_without_its_libraries_it_says_which(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(QuantizeError, match=f'{package}.*pip install'):
+        render(made_up())
+
+
+def test_without_a_trial_it_tells_the_likeliest_remedy_and_that_it_was_not_tried():
+    html = render(made_up(trials=[]))
+    assert '    bits=16,' in html and 'It was not tried, for want of time' in html
