@@ -5,6 +5,15 @@ The folders follow the data, and each imports only those before it (``.importlin
 ``methods`` · ``wrappers`` · ``hooks`` · ``runners`` · ``export``.
 """
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec('mmengine') is None:
+    # No requirement of the package: OneDL's fork is installed under the same name.
+    raise ImportError(
+        "mmquant_jacinto needs MMEngine: `pip install 'mmquant_jacinto[openmmlab]'` "
+        "for OpenMMLab's, `pip install 'mmquant_jacinto[onedl]'` for OneDL's fork of it"
+    )
+
 from .config.quantize_config import QuantizeConfig
 from .errors import QuantizeError
 from .execute.quantization import Quantization
