@@ -67,7 +67,7 @@ class Folder:
     Attributes:
         name (str): Of the folder.
         collection (str): What MIM calls it.
-        dataset (str): What the scores are measured on.
+        dataset (str): What the scores are measured on, and how much of it.
         paper (tuple): URL and title.
     """
 
@@ -179,6 +179,8 @@ def model(folder: Folder, row: Entry) -> dict[str, Any]:
         },
     }
     if row.metrics:
+        dataset, *of = folder.dataset.split(', ')
+        result['Metadata']['Tested On'] = ', '.join(of)
         names = {'mAP50': 'box AP50', 'mAP': 'box AP'}
         metrics = {
             title: round(row.metrics[key], 1)
@@ -186,7 +188,7 @@ def model(folder: Folder, row: Entry) -> dict[str, Any]:
             if key in row.metrics
         }
         result['Results'] = [
-            {'Task': 'Object Detection', 'Dataset': folder.dataset, 'Metrics': metrics}
+            {'Task': 'Object Detection', 'Dataset': dataset, 'Metrics': metrics}
         ]
     return result
 

@@ -164,6 +164,22 @@ def test_tests_of_the_engine_pass_on_the_wheel(python, tmp_path):
     assert ' passed' in run(line, tmp_path, PYTHONPATH=str(tmp_path / 'helpers'))
 
 
+def test_mim_finds_configs_and_tools(python, tmp_path):
+    pytest.importorskip('mim')
+    mim = [python, '-W', 'ignore', '-m', 'mim']
+    home = dict(HOME=str(tmp_path), PYTHONWARNINGS='ignore')
+    found = run([*mim, 'search', 'mmquant_jacinto', '--valid-config'], tmp_path, **home)
+    assert 'bccd_ssd_mobilenet_fpn_ptq' in found
+    configs = next(python.parent.parent.rglob('.mim')) / 'configs'
+    line = [
+        'run',
+        'mmquant_jacinto',
+        'print_plan',
+        configs / 'bccd/ssd_resnet_fpn_ptq.py',
+    ]
+    assert 'weight backbone.conv1: int8' in run([*mim, *line], tmp_path, **home)
+
+
 def test_no_compiler_is_no_hindrance(tmp_path):
     source = checkout(tmp_path / 'source')
     said = build(source, tmp_path / 'dist', '--wheel', CC='/no/compiler/here')
