@@ -21,7 +21,11 @@ from .hooks import ExactResumeHook, QATHook
 from .quantizers.kernels import native
 from .quantizers.mmrazor.importing import let_mmrazor_import
 from .runners import CalibrationLoop, QuantRunner, redirect_runner
-from .runners.upstream_fixes import allow_mmengine_checkpoints, mend_ssd_head
+from .runners.upstream_fixes import (
+    allow_mmengine_checkpoints,
+    mend_scoped_collation,
+    mend_ssd_head,
+)
 from .targets.formats import TensorFormat
 from .targets.preset import Preset
 from .targets.target import PRESETS
@@ -71,6 +75,7 @@ def __getattr__(name: str) -> type:
 
 allow_mmengine_checkpoints()
 mend_ssd_head()
+mend_scoped_collation()
 redirect_runner()
 keep_quantizers_when_loading()
 let_mmrazor_import()

@@ -4,7 +4,7 @@
 #
 #   VENV            another folder than .venv
 #   FORKS           not empty: OneDL's forks of MMEngine, MMCV and MMDetection, in place of
-#                   OpenMMLab's and of mmpretrain and mmsegmentation
+#                   OpenMMLab's; without its sister libraries, which refuse them
 #   PEERS           not empty: also the libraries that benchmarks/peers.py compares
 #   PYTHON          the interpreter to build on (3.9 to 3.12)
 #   PIP_FIND_LINKS  folders with ready wheels (mmcv, a CPU build of torch), as for
@@ -77,10 +77,10 @@ if [ -z "${FORKS:-}" ]; then
     say "mmpretrain, mmsegmentation"
     install --no-deps -r requirements/sister_libraries.txt ||
         say "not installed: their tests will be skipped"
+    say "mmrazor"
+    install --no-deps -r requirements/mmrazor.txt ||
+        say "not installed: its tests will be skipped"
 fi
-say "mmrazor"
-install --no-deps -r requirements/mmrazor.txt ||
-    say "not installed: its tests will be skipped"
 say "what families of MMDetection's zoo need"
 install --no-deps -r requirements/zoo.txt ||
     say "not installed: the sweep will say which models do not run"

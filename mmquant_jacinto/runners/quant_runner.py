@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook, EMAHook, Hook, ProfilerHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import (
     convert_sync_batchnorm,
     is_model_wrapper,
@@ -25,6 +25,7 @@ from ..record.side_effects import preserved_random_state
 from ..wrappers.distillation import student_of
 from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
+from . import calibration_hooks
 from .calibration_batches import (
     Batches,
     calibration_dataloader,
@@ -278,10 +279,7 @@ class QuantRunner(Runner):
             self._train_loop = CalibrationLoop(self)
         self._wrap('calibrate')
         self._prepare(self._train_loop.dataloader)
-        for kind in (EMAHook, ProfilerHook):
-            if any(isinstance(hook, kind) for hook in self._hooks):
-                self.logger.info(f'Calibration does not train: {kind.__name__} is off.')
-                self._hooks = [h for h in self._hooks if not isinstance(h, kind)]
+        calibration_hooks.be_without_training(self)
         self.call_hook('before_run')
         self._init_model_weights()
         self.load_or_resume()
@@ -319,7 +317,10 @@ class QuantRunner(Runner):
             plan = self._check_checkpoint(self._loading, kwargs['checkpoint'], testing)
             if testing:
                 note_other_settings(self.quantize_config, plan.config)
-        super().call_hook(fn_name, **kwargs)
+        if isinstance(self.optim_wrapper, calibration_hooks.NoOptimizer):
+            calibration_hooks.call_without_optimizer(self, fn_name, kwargs)
+        else:
+            super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_train' and self.quantize_config is not None:
             folders = {self.work_dir}
             for hook in self._checkpoint_hooks():
