@@ -1,6 +1,6 @@
 READY := .venv/.ready
 
-.PHONY: help demo test test-forks lint peers clean
+.PHONY: help demo test test-forks lint docs peers clean
 
 help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
@@ -8,6 +8,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make test-forks  the tests of engine, runners and detectors on OneDL'\''s forks'
 	@echo 'make lint    rules, format, types, and which folder may import which'
+	@echo 'make docs    the documentation as a site, in docs/_build/html'
 	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth; of another'
 	@echo '             detector, with CONFIG=configs/pretrained/yolox_nano.py say'
 	@echo 'make clean   remove caches and build output; .venv and work_dirs stay'
@@ -36,6 +37,9 @@ lint: $(READY)
 	.venv/bin/lint-imports
 	.venv/bin/mypy
 
+docs: $(READY)
+	.venv/bin/python -m sphinx -q -W --keep-going -c docs/en docs docs/_build/html
+
 # The other libraries have an environment of their own.
 peers:
 	VENV=.venv-peers PEERS=1 FORKS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
@@ -50,5 +54,5 @@ $(READY): $(SETUP) mmquant_jacinto/quantizers/kernels/csrc/kernels.c
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info demo_output .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info docs/_build demo_output .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

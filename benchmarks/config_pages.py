@@ -56,7 +56,7 @@ class Entry:
             f'{self.metrics[name]:.1f}' if name in self.metrics else '–'
             for name in ('mAP50', 'mAP')
         )
-        cells = (f'[{self.config}]({self.config})', self.bits, self.target, self.way)
+        cells = (f'`{self.config}`', self.bits, self.target, self.way)
         return '| ' + ' | '.join((*cells, *scores)) + ' |'
 
 

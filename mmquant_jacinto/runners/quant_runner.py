@@ -41,7 +41,8 @@ from .checkpoint_files import (
     remove_parts,
     write_whole,
 )
-from .cpu_distributed import init_cpu_process_group
+from .cpu_distributed import distributed_arguments, init_cpu_process_group
+from .environment import described
 from .refusals import (
     MODE,
     checked_plan,
@@ -55,7 +56,6 @@ from .train_batches import equalize_epochs, with_new_workers
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
 LEARNED_KEY = 'quantization.'
-_DISTRIBUTED_TYPES = ('MMDistributedDataParallel', 'DistributedDataParallel')
 
 
 @RUNNERS.register_module()
@@ -69,7 +69,7 @@ class QuantRunner(Runner):
     ``quantize`` it is MMEngine's runner.
 
     Args:
-        *args, **kwargs: Of :class:`mmengine.runner.Runner`; ``cfg.quantize``
+        args, kwargs: Of :class:`mmengine.runner.Runner`; ``cfg.quantize``
             is read, see
             :class:`~mmquant_jacinto.config.quantize_config.QuantizeConfig`.
 
@@ -99,6 +99,10 @@ class QuantRunner(Runner):
         init_cpu_process_group(self._launcher)
         super().setup_env(env_cfg)
 
+    def _log_env(self, env_cfg: dict) -> None:
+        """Logs the environment, and what quantizes there."""
+        super()._log_env({**env_cfg, **described(self.quantize_config)})
+
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
         """Builds the float model."""
         try:
@@ -122,7 +126,10 @@ class QuantRunner(Runner):
             raise QuantizeError(
                 'the model is wrapped already; give QuantRunner the float model'
             )
-        self._distributed_args = self._read_wrapper_cfg(model_wrapper_cfg)
+        unused = self.cfg.get('find_unused_parameters', False)
+        self._distributed_args = distributed_arguments(
+            model_wrapper_cfg, self.distributed, unused
+        )
         model = model.to(get_device())
         if not self.distributed:
             return revert_sync_batchnorm(model)
@@ -132,25 +139,6 @@ class QuantRunner(Runner):
         if get_device() == 'cpu':
             refuse_synchronized_norms(model)
         return model
-
-    def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
-        cfg = dict(cfg or {})
-        kind = cfg.pop('type', _DISTRIBUTED_TYPES[0])
-        if kind not in _DISTRIBUTED_TYPES:
-            raise QuantizeError(
-                f'model_wrapper_cfg.type={kind!r} cannot be quantized; use '
-                + ' or '.join(repr(name) for name in _DISTRIBUTED_TYPES)
-            )
-        on_gpu = get_device() != 'cpu'
-        cfg.setdefault(
-            'device_ids',
-            [int(os.environ['LOCAL_RANK'])] if on_gpu and self.distributed else None,
-        )
-        cfg.setdefault('broadcast_buffers', False)
-        cfg.setdefault(
-            'find_unused_parameters', self.cfg.get('find_unused_parameters', False)
-        )
-        return cfg
 
     def train(self) -> nn.Module:
         """Trains (``mode='qat'``) or calibrates (``mode='ptq'``)."""

@@ -25,7 +25,7 @@ def test_each_folder_of_configs_has_its_pages(pages):
 def test_each_config_is_in_the_table_of_its_folder(pages):
     for path in CONFIGS.glob('*/*.py'):
         if path.parent.name != '_base_':
-            assert f'[{path.name}]' in pages[path.parent / 'README.md']
+            assert f'| `{path.name}` |' in pages[path.parent / 'README.md']
 
 
 def test_scores_are_those_of_the_results():
