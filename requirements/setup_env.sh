@@ -74,7 +74,7 @@ install -r requirements/runtime.txt -r requirements/export.txt -r requirements/d
 say "mmengine, mmdet, openmim"
 install --no-deps -r requirements/$LIBRARIES.txt
 if [ -z "${FORKS:-}" ]; then
-    say "mmpretrain, mmsegmentation"
+    say "mmpretrain, mmsegmentation, mmyolo"
     install --no-deps -r requirements/sister_libraries.txt ||
         say "not installed: their tests will be skipped"
     say "mmrazor"
