@@ -72,18 +72,9 @@ class BuildWithMim(build_py):
 
     def run(self):
         super().run()
-        if getattr(self, 'editable_mode', False):
-            self.link()
-        else:
+        # MIM looks beside the package's metadata: never into a checkout.
+        if not getattr(self, 'editable_mode', False):
             self.copy()
-
-    def link(self):
-        folder = Path('mmquant_jacinto', '.mim')
-        folder.mkdir(exist_ok=True)
-        for name in MIM:
-            link = folder / name
-            if not link.exists():
-                link.symlink_to(Path(name).resolve())
 
     def copy(self):
         folder = Path(self.build_lib, 'mmquant_jacinto', '.mim')

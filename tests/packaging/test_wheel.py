@@ -18,7 +18,6 @@ pytest.importorskip('build')
 EPOCH = '1767225600'
 ENGINE = (
     'record/test_recorder.py',
-    'execute/test_calibrate.py',
     'execute/integer/test_integer.py',
 )
 # What a user of the installed package does, in a folder that has nothing of ours.
