@@ -185,7 +185,7 @@ def _loss_passes(
             _run_batch, model, preprocessor, batch, 'loss', trains=trains
         )
         try:
-            with untouched(model), torch.no_grad():
+            with untouched(model), untouched(preprocessor), torch.no_grad():
                 model.eval()
                 run()
             return [run]

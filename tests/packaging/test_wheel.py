@@ -16,6 +16,10 @@ from paths import HELPERS, ROOT
 
 pytest.importorskip('build')
 EPOCH = '1767225600'
+SOURCES = (
+    'configs demo mmquant_jacinto tools CHANGELOG.md LICENSE MANIFEST.in README.md '
+    'model-index.yml pyproject.toml setup.cfg setup.py'
+).split()
 ENGINE = (
     'record/test_recorder.py',
     'execute/integer/test_integer.py',
@@ -66,14 +70,14 @@ def build(source, out, *options, **variables):
 
 
 def checkout(folder):
-    """A copy of the files that git knows or would take."""
-    names = subprocess.check_output(
-        ['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, text=True
-    )
-    for name in filter(None, names.split('\0')):
-        if (ROOT / name).is_file() and not name.startswith('tests/'):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    """A copy of what the package is built from, without what was built in place."""
+    folder.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns('__pycache__', '*.so')
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy2(ROOT / name, folder)
     return folder
 
 
