@@ -1,12 +1,14 @@
 READY := .venv/.ready
 
-.PHONY: help demo test lint peers clean
+.PHONY: help demo test test-forks lint docs peers clean
 
 help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
 	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
 	@echo 'make test    run the tests'
+	@echo 'make test-forks  the tests of engine, runners and detectors on OneDL'\''s forks'
 	@echo 'make lint    rules, format, types, and which folder may import which'
+	@echo 'make docs    the documentation as a site, in docs/_build/html'
 	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth; of another'
 	@echo '             detector, with CONFIG=configs/pretrained/yolox_nano.py say'
 	@echo 'make clean   remove caches and build output; .venv and work_dirs stay'
@@ -21,15 +23,26 @@ demo: $(READY)
 test: $(READY)
 	.venv/bin/python -m pytest tests
 
+# The forks have an environment of their own: their import names are OpenMMLab's.
+FORKS_TESTS := $(addprefix tests/,config record plan quantizers execute hooks methods \
+	runners wrappers export/configs)
+
+test-forks:
+	VENV=.venv-forks FORKS=1 PEERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
+	.venv-forks/bin/python -m pytest $(FORKS_TESTS)
+
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/mypy
 
+docs: $(READY)
+	.venv/bin/python -m sphinx -q -W --keep-going -c docs/en docs docs/_build/html
+
 # The other libraries have an environment of their own.
 peers:
-	VENV=.venv-peers PEERS=1 PYTHON='$(PYTHON)' bash requirements/setup_env.sh
+	VENV=.venv-peers PEERS=1 FORKS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	.venv-peers/bin/python benchmarks/peers.py \
 		$(or $(CONFIG),configs/bccd/ssd_mobilenet_fpn.py) '$(CHECKPOINT)' \
 		--json benchmarks/results/peers.json
@@ -37,9 +50,9 @@ peers:
 SETUP := requirements/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
 
 $(READY): $(SETUP) mmquant_jacinto/quantizers/kernels/csrc/kernels.c
-	VENV=.venv PEERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
+	VENV=.venv PEERS= FORKS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info demo_output .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info docs/_build demo_output .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -5,6 +5,15 @@ The folders follow the data, and each imports only those before it (``.importlin
 ``methods`` · ``wrappers`` · ``hooks`` · ``runners`` · ``export``.
 """
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec('mmengine') is None:
+    # No requirement of the package: OneDL's fork is installed under the same name.
+    raise ImportError(
+        "mmquant_jacinto needs MMEngine: `pip install 'mmquant_jacinto[openmmlab]'` "
+        "for OpenMMLab's, `pip install 'mmquant_jacinto[onedl]'` for OneDL's fork of it"
+    )
+
 from .config.quantize_config import QuantizeConfig
 from .errors import QuantizeError
 from .execute.quantization import Quantization
@@ -12,7 +21,11 @@ from .hooks import ExactResumeHook, QATHook
 from .quantizers.kernels import native
 from .quantizers.mmrazor.importing import let_mmrazor_import
 from .runners import CalibrationLoop, QuantRunner, redirect_runner
-from .runners.upstream_fixes import allow_mmengine_checkpoints, mend_ssd_head
+from .runners.upstream_fixes import (
+    allow_mmengine_checkpoints,
+    mend_scoped_collation,
+    mend_ssd_head,
+)
 from .targets.formats import TensorFormat
 from .targets.preset import Preset
 from .targets.target import PRESETS
@@ -62,6 +75,7 @@ def __getattr__(name: str) -> type:
 
 allow_mmengine_checkpoints()
 mend_ssd_head()
+mend_scoped_collation()
 redirect_runner()
 keep_quantizers_when_loading()
 let_mmrazor_import()

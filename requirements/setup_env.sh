@@ -3,6 +3,8 @@
 # It may be interrupted and run again: pip passes over what is there already.
 #
 #   VENV            another folder than .venv
+#   FORKS           not empty: OneDL's forks of MMEngine, MMCV and MMDetection, in place of
+#                   OpenMMLab's; without its sister libraries, which refuse them
 #   PEERS           not empty: also the libraries that benchmarks/peers.py compares
 #   PYTHON          the interpreter to build on (3.9 to 3.12)
 #   PIP_FIND_LINKS  folders with ready wheels (mmcv, a CPU build of torch), as for
@@ -10,6 +12,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
+LIBRARIES=openmmlab MMCV=mmcv
+if [ -n "${FORKS:-}" ]; then
+    LIBRARIES=forks MMCV=mmcv_forks
+fi
 
 # mmcv 2.1.0 cannot be built on Python 3.13: its setup.py reads names back from
 # locals() after exec().
@@ -49,15 +55,15 @@ install_mmcv_wheel() {
     if [ -d ../shared/wheels ]; then
         links=(--find-links ../shared/wheels)
     fi
-    install --no-deps --only-binary mmcv ${links[@]+"${links[@]}"} \
-        -r requirements/mmcv.txt 2>/dev/null && mmcv_works
+    install --no-deps --only-binary :all: ${links[@]+"${links[@]}"} \
+        -r requirements/$MMCV.txt 2>/dev/null && mmcv_works
 }
 
 compile_mmcv() {
     say "compiling mmcv: about 15 minutes on 2 cores, and only this once"
     MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)} \
-        install --no-deps --no-binary mmcv --no-build-isolation --no-cache-dir \
-        --force-reinstall -r requirements/mmcv.txt
+        install --no-deps --no-binary :all: --no-build-isolation --no-cache-dir \
+        --force-reinstall -r requirements/$MMCV.txt
     "$VENV"/bin/python -c 'import mmcv.ops'
 }
 
@@ -66,13 +72,15 @@ install -r requirements/torch.txt
 say "runtime and development packages"
 install -r requirements/runtime.txt -r requirements/export.txt -r requirements/dev.txt
 say "mmengine, mmdet, openmim"
-install --no-deps -r requirements/openmmlab.txt
-say "mmpretrain, mmsegmentation"
-install --no-deps -r requirements/sister_libraries.txt ||
-    say "not installed: their tests will be skipped"
-say "mmrazor"
-install --no-deps -r requirements/mmrazor.txt ||
-    say "not installed: its tests will be skipped"
+install --no-deps -r requirements/$LIBRARIES.txt
+if [ -z "${FORKS:-}" ]; then
+    say "mmpretrain, mmsegmentation, mmyolo"
+    install --no-deps -r requirements/sister_libraries.txt ||
+        say "not installed: their tests will be skipped"
+    say "mmrazor"
+    install --no-deps -r requirements/mmrazor.txt ||
+        say "not installed: its tests will be skipped"
+fi
 say "what families of MMDetection's zoo need"
 install --no-deps -r requirements/zoo.txt ||
     say "not installed: the sweep will say which models do not run"

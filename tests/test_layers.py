@@ -16,7 +16,7 @@ def entries(folder):
     return [
         path
         for path in folder.iterdir()
-        if path.name != '__pycache__' and path.suffix != '.so'
+        if path.name not in ('__pycache__', 'py.typed') and path.suffix != '.so'
     ]
 
 

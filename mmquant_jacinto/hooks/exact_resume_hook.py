@@ -116,6 +116,18 @@ class SeededBatches:
         self.index += 1
         return next(self.batches)
 
+    def skip_iter(self, num_iters: int) -> None:
+        """Skips batches, as the loops of MMEngine's forks ask for it.
+
+        By loading them: workers draw on, and datasets that keep images (cached
+        mosaics) keep those they would have kept.
+
+        Args:
+            num_iters (int): How many.
+        """
+        for _ in range(num_iters):
+            next(self)
+
 
 def _validates_now(runner: Runner) -> bool:
     """Whether the loop validates where it is, to a score that has consequences."""

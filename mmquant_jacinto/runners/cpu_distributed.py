@@ -1,7 +1,8 @@
-"""Several processes on machines without an accelerator, which MMEngine cannot start."""
+"""Several processes, also without an accelerator, where MMEngine cannot start them."""
 
 import os
 import subprocess
+from typing import Any, Optional
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -11,6 +12,9 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import distributed as torch_dist
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import QuantizeError
+
+_WRAPPERS = ('MMDistributedDataParallel', 'DistributedDataParallel')
 # What each launcher calls the three numbers that torch.distributed reads.
 _LAUNCHER_ENV = {
     'pytorch': dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE', LOCAL_RANK='LOCAL_RANK'),
@@ -85,3 +89,33 @@ def use_cpu_model_wrapper(cfg: Config) -> None:
     if wrapper_type is not None and issubclass(wrapper_type, DistributedDataParallel):
         wrapper.setdefault('device_ids', None)
         cfg.model_wrapper_cfg = wrapper
+
+
+def distributed_arguments(
+    given: Optional[dict], distributed: bool, find_unused: bool
+) -> dict[str, Any]:
+    """What the data-parallel wrapper of a quantized model is made with.
+
+    Args:
+        given (dict, optional): ``model_wrapper_cfg``.
+        distributed (bool): Whether there are several processes.
+        find_unused (bool): ``find_unused_parameters`` of the config.
+
+    Raises:
+        QuantizeError: If it is another wrapper.
+    """
+    arguments = dict(given or {})
+    kind = arguments.pop('type', _WRAPPERS[0])
+    if kind not in _WRAPPERS:
+        raise QuantizeError(
+            f'model_wrapper_cfg.type={kind!r} cannot be quantized; use '
+            + ' or '.join(repr(name) for name in _WRAPPERS)
+        )
+    on_gpu = get_device() != 'cpu'
+    arguments.setdefault(
+        'device_ids',
+        [int(os.environ['LOCAL_RANK'])] if on_gpu and distributed else None,
+    )
+    arguments.setdefault('broadcast_buffers', False)
+    arguments.setdefault('find_unused_parameters', find_unused)
+    return arguments

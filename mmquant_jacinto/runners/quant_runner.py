@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional, Union
 
 from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook, EMAHook, Hook, ProfilerHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import (
     convert_sync_batchnorm,
     is_model_wrapper,
@@ -25,6 +25,7 @@ from ..record.side_effects import preserved_random_state
 from ..wrappers.distillation import student_of
 from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
+from . import calibration_hooks
 from .calibration_batches import (
     Batches,
     calibration_dataloader,
@@ -40,14 +41,14 @@ from .checkpoint_files import (
     remove_parts,
     write_whole,
 )
-from .cpu_distributed import init_cpu_process_group
+from .cpu_distributed import distributed_arguments, init_cpu_process_group
+from .environment import described
 from .refusals import (
     MODE,
     checked_plan,
     note_other_settings,
     refuse_conflicts,
     refuse_synchronized_norms,
-    refuse_wrapper,
 )
 from .run_start import find_start, load_from_in_file
 from .train_batches import equalize_epochs, with_new_workers
@@ -68,7 +69,7 @@ class QuantRunner(Runner):
     ``quantize`` it is MMEngine's runner.
 
     Args:
-        *args, **kwargs: Of :class:`mmengine.runner.Runner`; ``cfg.quantize``
+        args, kwargs: Of :class:`mmengine.runner.Runner`; ``cfg.quantize``
             is read, see
             :class:`~mmquant_jacinto.config.quantize_config.QuantizeConfig`.
 
@@ -98,6 +99,10 @@ class QuantRunner(Runner):
         init_cpu_process_group(self._launcher)
         super().setup_env(env_cfg)
 
+    def _log_env(self, env_cfg: dict) -> None:
+        """Logs the environment, and what quantizes there."""
+        super()._log_env({**env_cfg, **described(self.quantize_config)})
+
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
         """Builds the float model."""
         try:
@@ -121,7 +126,10 @@ class QuantRunner(Runner):
             raise QuantizeError(
                 'the model is wrapped already; give QuantRunner the float model'
             )
-        self._distributed_args = self._read_wrapper_cfg(model_wrapper_cfg)
+        unused = self.cfg.get('find_unused_parameters', False)
+        self._distributed_args = distributed_arguments(
+            model_wrapper_cfg, self.distributed, unused
+        )
         model = model.to(get_device())
         if not self.distributed:
             return revert_sync_batchnorm(model)
@@ -131,20 +139,6 @@ class QuantRunner(Runner):
         if get_device() == 'cpu':
             refuse_synchronized_norms(model)
         return model
-
-    def _read_wrapper_cfg(self, cfg: Optional[dict]) -> dict:
-        cfg = dict(cfg or {})
-        refuse_wrapper(cfg.pop('type', None))
-        on_gpu = get_device() != 'cpu'
-        cfg.setdefault(
-            'device_ids',
-            [int(os.environ['LOCAL_RANK'])] if on_gpu and self.distributed else None,
-        )
-        cfg.setdefault('broadcast_buffers', False)
-        cfg.setdefault(
-            'find_unused_parameters', self.cfg.get('find_unused_parameters', False)
-        )
-        return cfg
 
     def train(self) -> nn.Module:
         """Trains (``mode='qat'``) or calibrates (``mode='ptq'``)."""
@@ -277,10 +271,7 @@ class QuantRunner(Runner):
             self._train_loop = CalibrationLoop(self)
         self._wrap('calibrate')
         self._prepare(self._train_loop.dataloader)
-        for kind in (EMAHook, ProfilerHook):
-            if any(isinstance(hook, kind) for hook in self._hooks):
-                self.logger.info(f'Calibration does not train: {kind.__name__} is off.')
-                self._hooks = [h for h in self._hooks if not isinstance(h, kind)]
+        calibration_hooks.be_without_training(self)
         self.call_hook('before_run')
         self._init_model_weights()
         self.load_or_resume()
@@ -318,7 +309,10 @@ class QuantRunner(Runner):
             plan = self._check_checkpoint(self._loading, kwargs['checkpoint'], testing)
             if testing:
                 note_other_settings(self.quantize_config, plan.config)
-        super().call_hook(fn_name, **kwargs)
+        if isinstance(self.optim_wrapper, calibration_hooks.NoOptimizer):
+            calibration_hooks.call_without_optimizer(self, fn_name, kwargs)
+        else:
+            super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_train' and self.quantize_config is not None:
             folders = {self.work_dir}
             for hook in self._checkpoint_hooks():

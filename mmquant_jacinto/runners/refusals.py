@@ -192,13 +192,3 @@ def note_other_settings(config: QuantizeConfig, stored: Mapping[str, Any]) -> No
                 'current',
                 30,
             )
-
-
-def refuse_wrapper(kind: Optional[str]) -> None:
-    """Refuses a ``model_wrapper_cfg.type`` that is no DDP; None is MMEngine's own."""
-    types = ('MMDistributedDataParallel', 'DistributedDataParallel')
-    if kind is not None and kind not in types:
-        raise QuantizeError(
-            f'model_wrapper_cfg.type={kind!r} cannot be quantized; use '
-            + ' or '.join(repr(name) for name in types)
-        )

@@ -1,11 +1,15 @@
 """What breaks in the OpenMMLab set on current torch, mended on import."""
 
+import functools
 import importlib.util
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
 from mmengine.utils import digit_version
+from torch.utils.data import DataLoader
 
 
 def _history_buffer_attribute(owner: type, name: str) -> object:
@@ -62,3 +66,23 @@ def mend_ssd_head() -> None:
         return
     if not hasattr(SSDHead, 'loss_cls'):
         SSDHead.loss_cls = None
+
+
+def mend_scoped_collation() -> None:
+    """Lets configs that inherit from ``'mmyolo::...'`` name a function to collate with.
+
+    MMEngine leaves the scope of such a base in each dict of it, and passes it on to
+    the function as an argument, in float too.
+    """
+    original = Runner.build_dataloader
+
+    @functools.wraps(original)
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        given = dataloader if isinstance(dataloader, dict) else {}
+        collate = given.get('collate_fn')
+        if isinstance(collate, dict) and '_scope_' in collate:
+            plain = {key: value for key, value in collate.items() if key != '_scope_'}
+            dataloader = {**given, 'collate_fn': plain}
+        return original(dataloader, *args, **kwargs)
+
+    Runner.build_dataloader = staticmethod(build_dataloader)

@@ -143,7 +143,7 @@ class QuantCalibrateModule(FinetunedModule):
         Args:
             reference (Dict[str, Tensor]): Of :meth:`observe`, same batch.
             lr (float): Step.
-            *args, **kwargs: Of the model.
+            args, kwargs: Of the model.
 
         Returns:
             Any: What the quantized model returns.

@@ -1,13 +1,16 @@
 """Prepare: record a model, plan it, and give it its quantizers."""
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable, Optional
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..config.quantize_config import QuantizeConfig
@@ -18,6 +21,7 @@ from ..methods.mixed_precision import check_budget, weight_elements, with_found_
 from ..plan.plan import Plan
 from ..plan.planner import make_plan
 from ..record.recorder import record
+from ..record.side_effects import untouched
 from .call_arguments import arguments_of
 
 
@@ -108,10 +112,10 @@ def probe_passes(
         batch = dummy_input if training_input is None else training_input
         if preprocessor is None:
             preprocessor = model.data_preprocessor
-        return [
-            lambda: _run_batch(model, preprocessor, dummy_input, 'predict'),
-            lambda: _try_loss(model, preprocessor, batch),
-        ]
+        predict = functools.partial(
+            _run_batch, model, preprocessor, dummy_input, 'predict'
+        )
+        return [predict, *_loss_passes(model, preprocessor, batch)]
     if isinstance(dummy_input, (Tensor, Mapping, tuple, list)):
         return [lambda: _run(model, *arguments_of(model, dummy_input))]
     raise QuantizeError(
@@ -143,25 +147,58 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
 
 
 def _run_batch(
-    model: BaseModel, preprocessor: nn.Module, batch: Any, mode: str
+    model: BaseModel,
+    preprocessor: nn.Module,
+    batch: Any,
+    mode: str,
+    trains: tuple[bool, bool] = (False, False),
 ) -> None:
+    """Runs a model of MMEngine on a batch; whether preprocessor and model train."""
+    if trains[1]:
+        model.train()
+        # One image has no statistics, and chance has no say in a plan.
+        for module in model.modules():
+            if isinstance(module, (_BatchNorm, _DropoutNd)):
+                module.eval()
     # A preprocessor may change its batch in place.
-    data = preprocessor(copy.deepcopy(batch), False)
+    data = preprocessor(copy.deepcopy(batch), trains[0])
     model._run_forward(data, mode=mode)
 
 
-def _try_loss(model: BaseModel, preprocessor: nn.Module, batch: Any) -> None:
-    """Reaches, from the ground truth, heads that found nothing to do."""
-    try:
-        _run_batch(model, preprocessor, batch, 'loss')
-    except Exception as error:  # noqa: B902 - a batch without ground truth
-        print_log(
-            'The loss could not be computed on the batch that '
-            f'quantization was prepared with ({type(error).__name__}: '
-            f'{error}); modules that run in training alone are not '
-            'seen.',
-            'current',
+def _loss_passes(
+    model: BaseModel, preprocessor: nn.Module, batch: Any
+) -> list[Callable[[], Any]]:
+    """The pass that reaches, from the ground truth, heads that found nothing to do.
+
+    As a prediction runs, where the loss can be computed so; else as a training runs:
+    batches of a training may have a form of their own (MMYOLO's), and heads may give
+    their loss more than their prediction. None on a batch without ground truth.
+    """
+    # Augmentations of batches look at where a training is, before it has begun.
+    hub = MessageHub.get_current_instance()
+    for name in ('epoch', 'iter'):
+        if hub.get_info(name) is None:
+            hub.update_info(name, 0)
+    reason: Optional[Exception] = None
+    for trains in ((False, False), (True, True), (False, True)):
+        run = functools.partial(
+            _run_batch, model, preprocessor, batch, 'loss', trains=trains
         )
+        try:
+            with untouched(model), untouched(preprocessor), torch.no_grad():
+                model.eval()
+                run()
+            return [run]
+        except Exception as error:  # noqa: B902 - a batch without ground truth
+            reason = reason or error
+    print_log(
+        'The loss could not be computed on the batch that '
+        f'quantization was prepared with ({type(reason).__name__}: '
+        f'{reason}); modules that run in training alone are not '
+        'seen.',
+        'current',
+    )
+    return []
 
 
 def quantize_model(model: nn.Module, plan: Plan) -> Quantization:

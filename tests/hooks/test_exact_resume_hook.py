@@ -17,6 +17,8 @@ from toy_runner import (
     train,
 )
 
+from mmquant_jacinto.hooks.exact_resume_hook import SeededBatches
+
 ITERS = NUM_TRAIN // BATCH_SIZE  # in an epoch
 EMA = dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.1)
 
@@ -60,6 +62,17 @@ def test_run_resumed_by_iterations_ends_as_the_uninterrupted_one(
         train(make_config(tmp_path, QAT, iters=24, custom_hooks=[kill]))
     train(make_config(tmp_path, QAT, iters=24, resume=True))
     assert_same_end(tmp_path, iter_dir, 'iter_24.pth')
+
+
+def test_batches_are_the_same_after_skipping_some():
+    def draws():
+        while True:
+            yield float(torch.rand(1))
+
+    whole, resumed = (SeededBatches(draws(), seed=3) for _ in range(2))
+    expected = [next(whole) for _ in range(6)]
+    resumed.skip_iter(4)
+    assert [next(resumed), next(resumed)] == expected[4:]
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])

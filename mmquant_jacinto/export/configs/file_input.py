@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ...errors import QuantizeError
 from .pipelines import fit_dataset
 
 METADATA_KEY = 'input'
+IMAGES = 'imgs'  # MMDetection3D's key of them
 
 
 @dataclass
@@ -68,10 +69,14 @@ class FileInput:
         value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
 
         def pad(module: nn.Module, args: Any, data: Any) -> Any:
+            images, inputs = images_of(data), data['inputs']
+            padded: Any = self._pad(images, value)
+            if isinstance(inputs, Mapping):
+                padded = {**inputs, IMAGES: padded}
             return {
                 **data,
-                'inputs': self._pad(data['inputs'], value),
-                'data_samples': self._tell(data['inputs'], data.get('data_samples')),
+                'inputs': padded,
+                'data_samples': self._tell(images, data.get('data_samples')),
             }
 
         handle = preprocessor.register_forward_hook(pad)
@@ -110,6 +115,31 @@ class FileInput:
                 found['img_shape'] = self.shape
             sample.set_metainfo(found)
         return samples
+
+
+def images_of(data: Mapping[str, Any]) -> Tensor:
+    """The images of a batch that a preprocessor has made.
+
+    Args:
+        data (Mapping): Its ``inputs`` are a tensor, or MMDetection3D's dict.
+
+    Returns:
+        Tensor: (..., H, W).
+
+    Raises:
+        QuantizeError: If there are other inputs than images.
+    """
+    inputs = data['inputs']
+    if isinstance(inputs, Mapping):
+        given = [name for name, value in inputs.items() if value is not None]
+        if given == [IMAGES] and isinstance(inputs[IMAGES], Tensor):
+            return inputs[IMAGES]
+        raise QuantizeError(
+            f'the network gets {" and ".join(given) or "nothing"}, and the commands '
+            f'export what gets images alone ({IMAGES}); give mmquant_jacinto.export.'
+            'exporter.export_onnx the part behind the encoder of points'
+        )
+    return inputs
 
 
 def _single_samples(samples: Any) -> Iterator[Any]:

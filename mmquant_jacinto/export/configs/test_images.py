@@ -17,7 +17,7 @@ from ...execute import quantization as phases
 from ...execute.quantization import Quantization
 from ...wrappers.quant_module import QuantModule
 from ...wrappers.random_image import random_image
-from .file_input import FileInput
+from .file_input import FileInput, images_of
 from .image_sources import (
     MAX_READ,
     folder_images,
@@ -179,7 +179,7 @@ def preprocess(model: nn.Module, batch: dict) -> dict:
 def network_size(model: nn.Module, batch: dict) -> tuple[int, int]:
     """Height and width that a model's preprocessor makes of a batch."""
     data = preprocess(model, batch)
-    height, width = data['inputs'].shape[-2:]
+    height, width = images_of(data).shape[-2:]
     return height, width
 
 

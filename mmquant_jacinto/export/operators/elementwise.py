@@ -283,6 +283,37 @@ for _name, _op in {
     TRANSLATIONS[_name] = _reduce(_op)
 
 
+# By order: the reduction, and whether it takes absolute values.
+_NORMS = {
+    None: ('L2', False),
+    'fro': ('L2', False),
+    2: ('L2', False),
+    1: ('L1', False),
+    math.inf: ('Max', True),
+    -math.inf: ('Min', True),
+}
+
+
+@translates('linalg_norm')
+def _linalg_norm(site, x, ord=None, dim=None, keepdim=False, *, dtype=None):
+    count = x.dim() if dim is None else len(per_axis(dim, 1))
+    if ord not in (None, 'fro') and count != 1:
+        raise NotImplementedError('the norm of a matrix')
+    return _norm(site, x, ord, dim, keepdim, dtype=dtype)
+
+
+@translates('norm', 'linalg_vector_norm')
+def _norm(site, x, p=None, dim=None, keepdim=False, *, ord=None, dtype=None):
+    order = p if ord is None else ord
+    reduction, is_absolute = _NORMS.get(order, (None, False))
+    dims = range(x.dim()) if dim is None else per_axis(dim, 1)
+    if reduction is None or dtype is not None:
+        raise NotImplementedError(f'order {order}, dtype {dtype}')
+    axes = [axis_of(d, x.dim()) for d in dims]
+    operand = site.node('Abs', x) if is_absolute else x
+    return site.node(f'Reduce{reduction}', operand, axes=axes, keepdims=int(keepdim))
+
+
 def _quantifier(reduction: str) -> Callable:
     def translate(site, x, dim=None, keepdim=False):
         dims = range(x.dim()) if dim is None else per_axis(dim, 1)

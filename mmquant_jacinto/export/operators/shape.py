@@ -370,3 +370,17 @@ def _channel_shuffle(site, x, groups):
     out = site.reshape(x, (n, groups, c // groups, h, w))
     out = site.node('Transpose', out, perm=[0, 2, 1, 3, 4])
     return site.reshape(out, x.shape)
+
+
+@translates('embedding')
+def _embedding(
+    site,
+    indices,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    sparse=False,
+):
+    return site.node('Gather', weight, indices, axis=0)

@@ -3,6 +3,7 @@
 from . import arithmetic as arithmetic_operators
 from . import elementwise as elementwise_operators
 from . import layer as layer_operators
+from . import recurrent as recurrent_operators
 from . import shape as shape_operators
 from . import spatial as spatial_operators
 from .translation import TRANSLATIONS
@@ -12,6 +13,7 @@ __all__ = [
     'arithmetic_operators',
     'elementwise_operators',
     'layer_operators',
+    'recurrent_operators',
     'shape_operators',
     'spatial_operators',
 ]

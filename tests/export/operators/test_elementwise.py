@@ -72,6 +72,15 @@ OPERATORS = {
     'mean of six': lambda x: sixes(x).mean((2, 3)),
     'mean channels': lambda x: x.mean(1, keepdim=True),
     'sum': lambda x: x.sum((2, 3)),
+    'norm': lambda x: x.norm(dim=1),
+    'norm of absolutes': lambda x: torch.norm(x, 1, dim=(2, 3), keepdim=True),
+    'norm of all': lambda x: x * x.norm(),
+    'norm as ScaleNorm has it': lambda x: x / x.norm(dim=2, keepdim=True).clamp(1e-5),
+    'linalg_norm': lambda x: torch.linalg.norm(x, dim=-1),
+    'linalg_vector_norm': lambda x: torch.linalg.vector_norm(x, dim=(1, 2)),
+    'linalg_vector_norm inf': lambda x: torch.linalg.vector_norm(
+        x, float('inf'), dim=1
+    ),
     'any': lambda x: (x > 0.7).any(-1, keepdim=True) * x,
     'any of all': lambda x: (x > 0.7).any() * x,
     'all': lambda x: (x > -0.7).all(1, True) * x,
