@@ -13,8 +13,9 @@ from typing import Any, Optional, Union
 from ..errors import QuantizeError
 from ..targets.formats import TensorFormat
 
-# Of a plan with repeats. One without is what the first version reads, too.
-PLAN_VERSION = 2
+# Of a plan with open results; the second version has repeats. One without either is
+# what the first version reads, too.
+PLAN_VERSION = 3
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 OVERRIDES = 'quantize.overrides'  # the reason why something is in float
 
@@ -111,6 +112,8 @@ class Step:
             computes anew in each pass; its grid follows from it.
         is_shared (bool): Whether others read what a call in place changes, through
             views of its memory.
+        joins (str, optional): The call that the target computes as one with it,
+            and that has the grid of both.
     """
 
     kind: str
@@ -124,6 +127,7 @@ class Step:
     entries: tuple[tuple[int, str], ...] = ()
     weight_format: Optional[TensorFormat] = None
     is_shared: bool = False
+    joins: Optional[str] = None
 
     @property
     def follows(self) -> bool:
@@ -228,9 +232,11 @@ class Plan:
             del data['repeats']
         for step in data['steps'].values():
             # As earlier versions wrote it.
-            if not step['is_shared']:
-                del step['is_shared']
-        version = PLAN_VERSION if self.repeats else 1
+            for key in ('is_shared', 'joins'):
+                if not step[key]:
+                    del step[key]
+        has_open = any(step.joins is not None for step in self.steps.values())
+        version = PLAN_VERSION if has_open else 2 if self.repeats else 1
         return json.dumps({'version': version, **data}, separators=(',', ':'))
 
     @classmethod

@@ -253,7 +253,7 @@ class Writing(Integer):
             trace.lose(out, f'{step.chain} computes its weight from the image')
             return
         given, grid = grid_of(x), grid_of(out)
-        unit = None if grid is None else given
+        unit = None if grid is None and step.joins is None else given
         norm = self.norm_of(step) if self.is_folded(step) else None
         integers, size, bias = computed_layer(step, args, kwargs, unit, norm)
         if self._samples(step, given, grid):
@@ -312,7 +312,7 @@ class Writing(Integer):
                     integers.cpu().numpy(), steps, axis, storage, spec.weight
                 )
         bias_name = spec.bias or f'{step.weight}.bias'
-        if given is None or grid is None:
+        if given is None or (grid is None and step.joins is None):
             bias = self.real_bias(step.weight)
             return self._weights[step.weight], writer.constant(bias, bias_name)
         key = f'{step.weight}@{given}'

@@ -23,7 +23,10 @@ ANY = '*'  # all operators that have no row of their own
 INPUT = '(input)'  # what enters the network
 FILE = '(file)'  # the file as a whole
 PRODUCT = 'MatMul of activations'  # a MatMul without a constant
-SILU = 'Sigmoid*Mul'  # both of one value
+# What several operators of ONNX compute, both of one value.
+SILU = 'Sigmoid*Mul'
+HARD_SWISH = 'HardSigmoid*Mul'
+GELU = 'Gelu'  # one operator from opset 20 on, a pattern before
 EIGHT_BITS = ('int8', 'uint8')
 
 
@@ -167,11 +170,22 @@ class Fusion(Row):
     """Operators that are one with what follows, so that no pair may stand between.
 
     Args:
-        followers (Tuple[str, ...]): Of ONNX, each alone; :data:`SILU`.
+        followers (Tuple[str, ...]): Of ONNX, each alone; :data:`SILU` and its kin.
         severity (str): One of :data:`SEVERITIES`.
     """
 
     followers: tuple[str, ...] = ()
+    severity: str = SLOWER
+
+
+@dataclass(frozen=True)
+class Pattern(Row):
+    """Operators that the engine computes as one function, with no pair inside.
+
+    Args:
+        severity (str): One of :data:`SEVERITIES`.
+    """
+
     severity: str = SLOWER
 
 
@@ -264,3 +278,7 @@ class Rules:
             head in row.operators and follower in row.followers
             for row in self.of(Fusion)
         )
+
+    def is_one(self, pattern: str) -> bool:
+        """Whether an engine computes the operators of a pattern as one function."""
+        return any(pattern in row.operators for row in self.of(Pattern))

@@ -11,6 +11,8 @@ from . import predicates as ask
 from .table import (
     ANY,
     FILE,
+    GELU,
+    HARD_SWISH,
     SILU,
     VIOLATION,
     Activations,
@@ -19,6 +21,7 @@ from .table import (
     Fusion,
     Known,
     Limit,
+    Pattern,
     Rules,
     Source,
     Versions,
@@ -35,6 +38,17 @@ PLACEMENT = Source(
     'TensorRT developer guide, Explicit Quantization, Q/DQ Layer-Placement '
     'Recommendations',
     'TensorRT 8.2 to 11.0',
+)
+SMOOTH = Source(
+    'TensorRT developer guide, Explicit Quantization, Q/DQ Layer-Placement '
+    'Recommendations: the outputs of weighted operations stay unquantized by default, '
+    'for an activation such as SiLU that needs the precision; NVIDIA/TensorRT 3205 '
+    '(one kernel for DQ, convolution, Sigmoid, Mul and Q)',
+    'TensorRT 8.2 to 11.0',
+)
+POINTWISE = Source(
+    'NVIDIA/TensorRT 3629: Sigmoid and Mul become one pointwise operator',
+    'TensorRT 8.6',
 )
 BIASES = Source(
     'reported: onnxruntime 14229, onnx-tensorrt 850, NVIDIA/TensorRT 3360',
@@ -62,8 +76,9 @@ _OPERATORS = tuple(
         'LpNormalization LpPool MatMul Max MaxPool Mean MeanVarianceNormalization '
         'Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or Pad '
         'ParametricSoftplus Pow PRelu QuantizeLinear RandomNormal RandomNormalLike '
-        'RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax '
-        'ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize '
+        'RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 '
+        'ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd '
+        'ReduceSum ReduceSumSquare Relu Reshape Resize '
         'ReverseSequence RMSNormalization RNN RoiAlign RotaryEmbedding Round STFT '
         'ScaledTanh Scan Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid '
         'Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt '
@@ -155,7 +170,11 @@ RULES = Rules(
             PLACEMENT,
             followers=('Relu', 'Clip'),
         ),
-        Fusion(('Conv',), PLACEMENT, followers=(SILU, 'Add')),
+        Fusion(('Conv',), PLACEMENT, followers=('Add',)),
+        Fusion(
+            _WEIGHTED, SMOOTH, followers=(SILU, HARD_SWISH, 'HardSwish', GELU, 'Mish')
+        ),
+        Pattern((SILU, HARD_SWISH), POINTWISE),
     ),
     host='is refused',
     reads='TensorRT 10 and 11, explicit quantization by QDQ',

@@ -13,11 +13,13 @@ from .table import (
     FILE,
     HOST,
     INPUT,
+    SILU,
     Activations,
     Biases,
     Fusion,
     Known,
     Pairs,
+    Pattern,
     Row,
     Rules,
     Source,
@@ -81,6 +83,9 @@ _GRID_ROWS: tuple[Row, ...] = (
         followers=('Clip',),
     ),
     Fusion(('Conv', 'ConvTranspose'), INPUTS, followers=('BatchNormalization',)),
+    # The layer in front keeps its pair: behind what needs none the notes name ReLU and
+    # batch normalization alone. SiLU is a layer of its own there, a table of 8 bits.
+    Pattern((SILU,), INPUTS),
 )
 _FORM_ROWS: tuple[Row, ...] = (
     Versions((FILE,), VERSIONS, opset=(1, 19), ir=8),
