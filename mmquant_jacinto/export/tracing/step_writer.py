@@ -211,6 +211,8 @@ class Writing(Integer):
         shaped = _Operand(weight, self.state.layers[step.weight].weight)
         args, kwargs = ops.replace_operands(args, kwargs, x, shaped, bias)
         trace.write(op.name, step.chain, args, kwargs, out)
+        if step.joins is not None and given is not None:
+            trace.writer.exact_sums.append(trace.name_of(out))
 
     def _samples(self, step: Step, given: Grid | None, grid: Grid | None) -> bool:
         """Whether a layer is computed on samples of its input's grid."""
