@@ -42,13 +42,14 @@ PLACEMENT = Source(
 SMOOTH = Source(
     'TensorRT developer guide, Explicit Quantization, Q/DQ Layer-Placement '
     'Recommendations: the outputs of weighted operations stay unquantized by default, '
-    'for an activation such as SiLU that needs the precision; NVIDIA/TensorRT 3205 '
+    'for an activation such as SiLU that needs the precision; reported: 3205 '
     '(one kernel for DQ, convolution, Sigmoid, Mul and Q)',
     'TensorRT 8.2 to 11.0',
 )
 POINTWISE = Source(
-    'NVIDIA/TensorRT 3629: Sigmoid and Mul become one pointwise operator',
-    'TensorRT 8.6',
+    'reported: NVIDIA/TensorRT 3629, Sigmoid and Mul without a pair become one '
+    'pointwise operator',
+    'of January 2024',
 )
 BIASES = Source(
     'reported: onnxruntime 14229, onnx-tensorrt 850, NVIDIA/TensorRT 3360',
