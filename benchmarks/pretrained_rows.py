@@ -47,33 +47,34 @@ EIGHT = dict(
     openvino=_bound(1.0, 0.5),
     tensorrt=_bound(1.0, 0.5),
 )
-# Those that the others share their formats with: tidl and openvino are onnxruntime's.
-FORMATS = ('jacinto', 'onnxruntime', 'tensorrt')
+# Targets with 16 bits.
+FORMATS = ('jacinto', 'onnxruntime')
 # One key that is not the default: another switch is another entry.
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     'uncorrected': (
         'biases not corrected',
         dict(calibration=dict(bias_correction=False)),
     ),
-    'sequential': (
-        'biases corrected layer after layer',
-        dict(calibration=dict(bias_correction='sequential')),
+    'iterative': (
+        'biases corrected all at once',
+        dict(calibration=dict(bias_correction='iterative')),
     ),
     'analytic': (
         'biases corrected in one pass',
         dict(calibration=dict(bias_correction='analytic')),
     ),
+    'one_scale': ('`scale_channels=False`', dict(scale_channels=False)),
     'equalized': ('`equalize=True`', dict(equalize=True)),
-    'unequalized': ('`equalize=False`', dict(equalize=False)),
     'percentile': ("`observer='percentile'`", dict(observer='percentile')),
     'moving_average': ("`observer='moving_average'`", dict(observer='moving_average')),
     'minmax': ("`observer='minmax'`", dict(observer='minmax')),
-    'mse': ("`observer='mse'`", dict(observer='mse')),
+    'entropy': ("`observer='entropy'`", dict(observer='entropy')),
+    'weight_minmax': ("`weight_observer='minmax'`", dict(weight_observer='minmax')),
     'weight_mse': ("`weight_observer='mse'`", dict(weight_observer='mse')),
     'per_channel': ('`per_channel=True`', dict(per_channel=True)),
     'per_tensor': ('`per_channel=False`', dict(per_channel=False)),
     'saturate': ("`constrain_bias='saturate'`", dict(constrain_bias='saturate')),
-    'unclamped': ('`constrain_weights=False`', dict(constrain_weights=False)),
+    'clamped': ('`constrain_weights=True`', dict(constrain_weights=True)),
     'descent': (
         "`rounding='coordinate_descent'`",
         dict(rounding='coordinate_descent'),
@@ -86,8 +87,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Switches that are what a target does by itself.
 DEFAULTS = {
-    'jacinto': ('percentile', 'per_tensor'),
-    'onnxruntime': ('moving_average', 'per_channel'),
+    'jacinto': ('weight_mse',),
+    'onnxruntime': ('weight_minmax', 'per_channel'),
 }
 
 
@@ -131,12 +132,6 @@ ROWS = (
     *(
         PretrainedRow(f'int8_{name}', f'8 bits `{name}`', _eight(name), bound=bound)
         for name, bound in EIGHT.items()
-    ),
-    PretrainedRow(
-        'int8_jacinto_depthwise',
-        "8 bits `jacinto`, `per_channel='depthwise'`",
-        _eight('jacinto', per_channel='depthwise'),
-        bound=EIGHT['jacinto'],
     ),
     PretrainedRow(
         'int8_jacinto_finetune',

@@ -8,7 +8,7 @@ of SiLU gives, as a rule.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from ..record import ops
 from ..record.graph import Site
@@ -54,6 +54,8 @@ class FlatEnds:
         self._flow = flow
         self._readers: dict[int, list[Site]] = defaultdict(list)
         self._leaving = {flow.groups.find(value) for value in flow.leaving}
+        values = {v for site in flow.graph.sites.values() for v in site.outputs}
+        self._sizes = Counter(flow.groups.find(value) for value in values)
         for value, readers in flow.consumers.items():
             self._readers[flow.groups.find(value)] += [
                 site for site in readers if site.kind not in (ops.PASS, ops.CAT)
@@ -64,6 +66,9 @@ class FlatEnds:
         """Beyond which numbers all that reads a group is flat."""
         readers = self._readers.get(group, [])
         if group in self._leaving or self._is_hidden or not readers:
+            return None
+        if self._sizes[group] != 1:
+            # Of a part a deformable convolution may make positions.
             return None
         # Behind a logarithm even the ends are not flat.
         if any(self._flow.raw.intersection(site.outputs) for site in readers):

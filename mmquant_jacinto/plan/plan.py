@@ -225,13 +225,13 @@ class Plan:
         bits = self.config['bias_bits']
         own = self.weights[weight].format.bits
         if bits == OPERANDS:
-            return own + self._input_bits.get(weight, own)
+            return own + self.input_bits.get(weight, own)
         # Plans of earlier versions have None for twice the weight's.
         return bits or 2 * own
 
     @cached_property
-    def _input_bits(self) -> dict[str, int]:
-        """Width of the widest tensor that each weight multiplies."""
+    def input_bits(self) -> dict[str, int]:
+        """Dict[str, int]: Width of the widest tensor that each weight multiplies."""
         widths = {spec.name: spec.format.bits for spec in self.activations}
         found: dict[str, int] = {}
         for step in self.steps.values():

@@ -16,14 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..record import ops
 from ..record.graph import Site
+from .flat_ends import PRODUCTS
 from .fusion import Chain, Dataflow
 from .plan import ScaledChannels
-
-# Of one tensor, element by element.
-SMOOTH = frozenset(('silu', 'hardswish'))
-# Of one tensor, multiplied by it afterwards.
-GATES = frozenset(('sigmoid', 'hardsigmoid'))
-
 
 # What keeps each channel by itself, and zero where it is.
 MOVES = frozenset(('pad', 'interpolate', 'upsample', 'contiguous', 'clone')) | {
@@ -50,6 +45,7 @@ class _Finder:
         self.flow = flow
         self.weight_name = weight_name
         self.quantizer = quantizer
+        self.fixed = flow.leaving | flow.raw
         sites = flow.graph.sites.values()
         self.calls = Counter(
             name for site in sites for name in (site.weight, site.bias) if name
@@ -123,9 +119,9 @@ class _Finder:
                     values += reader.outputs
                 else:
                     readers.append((reader, value))
-        fixed = self.flow.leaving | self.flow.raw
         shared = self.sharing[self.flow.groups.find(values[0])]
-        return [] if fixed.intersection(values) or shared != len(values) else readers
+        is_fixed = self.fixed.intersection(values) or shared != len(values)
+        return [] if is_fixed else readers
 
     @staticmethod
     def _sites(readers: Iterable[tuple[Site, int]]) -> list[Site]:
@@ -143,9 +139,9 @@ class _Finder:
             return None
         if len(readers) == 1:
             (site,) = readers
-            fits = site.op in SMOOTH and site.inputs == [value]
+            fits = site.op in PRODUCTS.values() and site.inputs == [value]
             return site if fits and not site.further_inputs else None
-        gates = [site for site in readers if site.op in GATES]
+        gates = [site for site in readers if site.op in PRODUCTS]
         products = [site for site in readers if site.op == 'mul']
         if len(readers) != 2 or len(gates) != 1 or len(products) != 1:
             return None

@@ -1,6 +1,7 @@
 """The wrapper for post-training calibration."""
 
 import copy
+import functools
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Callable, Optional, cast
@@ -77,7 +78,8 @@ class QuantCalibrateModule(FinetunedModule):
             )
         if not self.training:
             return super().forward(*args, **kwargs)
-        if not self._has_factors:
+        # Ranges that are there are of the channels as they are.
+        if not (self._has_factors or self.quantization.has_ranges):
             self.measure_channels([lambda: self.module(*args, **kwargs)])
         reference = self.observe(*args, **kwargs)
         if self.config.calibration.passes:
@@ -205,6 +207,10 @@ class QuantCalibrateModule(FinetunedModule):
                 'there is no width to choose: set mixed_precision=dict('
                 'average_bits=...), and call search_bits once'
             )
+        if not self._has_factors:
+            self.measure_channels(
+                functools.partial(self._run, batch) for batch in batches
+            )
         for batch in batches:
             args, kwargs = self.arguments(copy.deepcopy(batch))
             self.observe(*args, **kwargs)
@@ -216,6 +222,10 @@ class QuantCalibrateModule(FinetunedModule):
         table = search.finish()
         self._follow_mode()
         return table
+
+    def _run(self, batch: Any) -> None:
+        args, kwargs = self.arguments(copy.deepcopy(batch))
+        self.module(*args, **kwargs)
 
     def probe_step(self, search: BitSearch, batch: Any, seed: int) -> None:
         """One batch of a search of widths.

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import Swish
+from mmcv.ops import modulated_deform_conv2d
 from torch import nn
 from toy_models import Forward
 
@@ -82,5 +83,29 @@ def test_a_logarithm_behind_it_needs_the_ends():
     assert ends_of(lambda net, x: x.sigmoid().log()) is None
 
 
-def test_what_moves_elements_in_between_changes_nothing():
-    assert ends_of(lambda net, x: F.silu(x.transpose(2, 3))) == flat_ends('silu', 8)
+def test_parts_may_be_positions_of_a_deformable_convolution():
+    class Offsets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both = nn.Conv2d(4, 27, 3, padding=1)
+            self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x):
+            both = self.both(x)
+            mask = both[:, 18:].sigmoid()
+            return modulated_deform_conv2d(
+                x, both[:, :18].contiguous(), mask, self.weight, None, 1, 1
+            )
+
+    net = Forward(
+        lambda net, x: net.b(net.deform(net.a(x))),
+        a=nn.Conv2d(3, 4, 3, padding=1),
+        deform=Offsets(),
+        b=nn.Conv2d(4, 4, 1),
+    )
+    x = torch.randn(1, 3, 8, 8)
+    config = QuantizeConfig(target='onnxruntime')
+    plan = plan_model(net.eval(), [lambda: net(x)], config)
+    assert {spec.name: spec.ends for spec in plan.activations}[
+        'deform.both/conv2d'
+    ] is None

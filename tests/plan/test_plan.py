@@ -1,5 +1,7 @@
 """Plans as text, which is how a checkpoint carries them."""
 
+from dataclasses import replace
+
 import pytest
 from toy_models import make_plan
 
@@ -30,3 +32,20 @@ def test_plan_of_a_later_version_is_refused(toy_net, images):
     assert later != text
     with pytest.raises(QuantizeError, match='version 99.*update'):
         Plan.from_json(later)
+
+
+def test_a_bias_is_as_wide_as_its_operands(toy_net, images):
+    for weight, activation in ((8, 8), (8, 16), (4, 8)):
+        bits = dict(weight=weight, activation=activation)
+        plan = make_plan(toy_net, images, bits=bits)
+        widths = {
+            name: plan.bias_width(name) - weight == plan.input_bits[name]
+            for name in plan.weights
+        }
+        assert all(widths.values()), widths
+        assert activation in plan.input_bits.values()
+    # As plans of earlier versions say it.
+    old = replace(plan, config={**plan.config, 'bias_bits': None})
+    assert {old.bias_width(name) for name in old.weights} == {8}
+    fixed = make_plan(toy_net, images, target='onnxruntime')
+    assert {fixed.bias_width(name) for name in fixed.weights} == {31}

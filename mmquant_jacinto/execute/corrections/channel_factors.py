@@ -49,7 +49,6 @@ class ChannelReach(Behaviour):
     def __init__(self, state: State) -> None:
         self.state = state
         self._groups = {group.quantizers[-1]: group for group in state.plan.scaled}
-        self._producers = {group.producer for group in state.plan.scaled}
         device = state.activations.low.device
         self._reach = {
             name: torch.zeros(group.channels, device=device)
@@ -66,7 +65,7 @@ class ChannelReach(Behaviour):
     def call(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
-        if step.weight in self._producers and step.kind in ops.WEIGHTED:
+        if step.weight in self._input_reach and step.kind in ops.WEIGHTED:
             x = ops.layer_operands(args, kwargs)[0]
             if x.numel():
                 _note(self._input_reach[step.weight], x.detach().float().abs().amax())
@@ -132,10 +131,10 @@ class ChannelReach(Behaviour):
         largest = rows.max().clamp(min=TINY)
         least = rows / largest
         if bias is not None and self.state.plan.config['constrain_bias'] is not None:
-            steps = bias_limits(self.state.plan.bias_width(group.producer))[1]
-            fmt = self.state.activations.specs[0].format
-            step = input_reach / 2**fmt.bits * largest
-            step = step / integer_bounds(layer.spec.format)[1]
+            plan, fmt = self.state.plan, layer.spec.format
+            steps = bias_limits(plan.bias_width(group.producer))[1]
+            bits = plan.input_bits.get(group.producer, fmt.bits)
+            step = input_reach / 2**bits * largest / integer_bounds(fmt)[1]
             least = least.maximum(bias.abs() / (step * steps).clamp(min=TINY))
         return least
 

@@ -172,10 +172,20 @@ def test_widths_are_chosen_on_scaled_channels(x):
     calib = QuantCalibrateModule(
         copy.deepcopy(net), x, target='onnxruntime', mixed_precision=budget
     ).train()
-    calib.measure_channels([lambda: calib.module(x)])
     table = calib.search_bits([x[:2], x[2:]])
-    assert (calib.quantization.channel_factor != 1).any()
+    factor = calib.quantization.channel_factor.clone()
+    assert (factor != 1).any()
+    # Ranges and widths are of these.
+    calib(10 * x)
+    assert torch.equal(calib.quantization.channel_factor, factor)
     assert table.to_json()
+
+
+def test_ranges_that_are_there_keep_their_channels(x):
+    calib = QuantCalibrateModule(uneven(F.silu), x, target='onnxruntime').train()
+    calib.observe(x)
+    calib(x)
+    assert (calib.quantization.channel_factor == 1).all()
 
 
 def group(channels=4, is_bounded=False):
