@@ -236,7 +236,8 @@ class Quantization(nn.Module):
                 continue
             shaped = factor.view(-1, *(1,) * group.dims)
             self.activations.factors.update(dict.fromkeys(group.quantizers, shaped))
-            self.layers[group.producer].output_factor = factor
+            if group.producer is not None:
+                self.layers[group.producer].output_factor = factor
             for name in group.consumers:
                 self.layers[name].input_factor = factor
 

@@ -45,6 +45,7 @@ class ActivationSpecs:
         self.flow, self.groups = flow, flow.groups
         self.config = config
         self.overrides = overrides
+        self._opened = opened.keys()
         # Site to the chains that are one with it.
         self._parts: dict[str, list[Chain]] = defaultdict(list)
         for chain in flow.chains.values():
@@ -182,7 +183,7 @@ class ActivationSpecs:
 
     def _add_ends(self) -> None:
         """Notes beyond which numbers what reads a tensor is flat."""
-        flat = FlatEnds(self.flow)
+        flat = FlatEnds(self.flow, self._opened)
         for key, spec in self._specs.items():
             if isinstance(key, int):
                 ends = flat.of(key, spec.format.bits)

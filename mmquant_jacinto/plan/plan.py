@@ -101,7 +101,8 @@ class ScaledChannels:
     Args:
         quantizers (Tuple[str, ...]): Of the tensor; where a smooth activation is in
             between, in front of it and behind.
-        producer (str): Weight quantizer of the convolution that makes it.
+        producer (str, optional): Weight quantizer of the convolution that makes it.
+            None: it is divided where it is quantized.
         consumers (Tuple[str, ...]): Those of the convolutions that read it.
         channels (int): Number of channels.
         dims (int): Number of axes behind them.
@@ -109,7 +110,7 @@ class ScaledChannels:
     """
 
     quantizers: tuple[str, ...]
-    producer: str
+    producer: Optional[str]
     consumers: tuple[str, ...]
     channels: int
     dims: int

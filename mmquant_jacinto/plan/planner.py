@@ -156,11 +156,15 @@ class Planner:
             spec = quantizers.of(value)
             return None if spec is None else spec.name
 
-        found = find_scaled_channels(self.flow, self._weight_name, quantizer)
+        found = find_scaled_channels(
+            *(self.flow, self._weight_name, quantizer),
+            opened=self.open.keys(),
+            divides=self.rules.divides_channels,
+        )
         return tuple(
             item
             for item in found
-            if specs.keys() >= {item.producer, *item.consumers}
+            if specs.keys() >= {item.producer, *item.consumers} - {None}
             and not entered.intersection(item.consumers)
             # A clamp that was not a channel's own shows on a fine grid.
             and not (item.is_bounded and item.quantizers[0] in fine)

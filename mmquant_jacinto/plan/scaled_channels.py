@@ -6,13 +6,16 @@ same: the one takes it into its output channels, the others into their input cha
 That is what cross-layer equalization (Nagel et al., arXiv 1906.04721) does with
 weights, and SmoothQuant (Xiao et al., arXiv 2211.10438) with what linear layers read.
 It also goes through what is not linear: a clamp keeps its bounds where channels are
-only enlarged, and ``x * sigmoid(x)`` becomes ``x * sigmoid(factor * x)``.
+only enlarged, and ``x * sigmoid(x)`` becomes ``x * sigmoid(factor * x)``. What
+other calls make, and a function that is one with a convolution
+(:mod:`~.open_results`), is divided as it is quantized, if the engine takes that into
+its quantization.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 
 from ..record import ops
 from ..record.graph import Site
@@ -41,11 +44,14 @@ class _Finder:
         flow: Dataflow,
         weight_name: Callable[[Chain], str],
         quantizer: Callable[[int], str | None],
+        opened: Set[int],
+        divides: bool,
     ) -> None:
         self.flow = flow
         self.weight_name = weight_name
         self.quantizer = quantizer
-        self.fixed = flow.leaving | flow.raw
+        self.opened, self.divides = opened, divides
+        self.fixed = flow.leaving | (flow.raw - opened)
         sites = flow.graph.sites.values()
         self.calls = Counter(
             name for site in sites for name in (site.weight, site.bias) if name
@@ -56,20 +62,21 @@ class _Finder:
         )
 
     def find(self) -> Iterator[ScaledChannels]:
+        known: set[str | None] = set()
         for chain in self.flow.chains.values():
-            if not self._is_own(chain.head):
-                continue
-            found = self._behind(chain)
+            is_made = self._is_own(chain.head)
+            found = self._behind(chain) if is_made else self._divided(chain)
             if found is None:
                 continue
             values, readers = found
             names = [self.quantizer(value) for value in values]
             chains = [self.flow.chains.get(reader.name) for reader in readers]
-            if None in names or None in chains:
+            if None in names or None in chains or known.intersection(names):
                 continue
+            known.update(names)
             yield ScaledChannels(
                 tuple(name for name in names if name),
-                self.weight_name(chain),
+                self.weight_name(chain) if is_made else None,
                 tuple(self.weight_name(item) for item in chains if item),
                 chain.head.shape[1],
                 len(chain.head.shape) - 2,
@@ -104,6 +111,16 @@ class _Finder:
         if not self._are_convolutions(readers):
             return None
         return [made, last.outputs[0]], self._sites(readers)
+
+    def _divided(self, chain: Chain) -> tuple[list[int], list[Site]] | None:
+        """What no layer makes, and who reads it, if quantizing it may divide it."""
+        head, readers = chain.head, self._readers(chain.tail)
+        makes_numbers = head.kind in (ops.ADD, ops.COMPUTE) and len(head.shape) > 2
+        if not (self.divides and makes_numbers and chain.clip is None):
+            return None
+        if not self._are_convolutions(readers):
+            return None
+        return [chain.tail.outputs[0]], self._sites(readers)
 
     def _readers(self, site: Site) -> list[tuple[Site, int]]:
         """Who reads what a site makes, and by which value, past what moves elements.
@@ -160,6 +177,8 @@ def find_scaled_channels(
     flow: Dataflow,
     weight_name: Callable[[Chain], str],
     quantizer: Callable[[int], str | None],
+    opened: Set[int] = frozenset(),
+    divides: bool = False,
 ) -> tuple[ScaledChannels, ...]:
     """Finds the tensors whose channels may be rescaled.
 
@@ -167,6 +186,10 @@ def find_scaled_channels(
         flow (Dataflow): Of the recorded graph.
         weight_name (Callable): Chain of a layer to the name of its weight quantizer.
         quantizer (Callable): Value to the name of its quantizer; None without one.
+        opened (Set[int]): Values without one that are made and read as one, see
+            :func:`~.open_results.open_results`.
+        divides (bool): Whether the engine takes a division of channels into the
+            quantization behind it.
 
     Returns:
         Tuple[ScaledChannels]: In order of execution.
@@ -174,4 +197,4 @@ def find_scaled_channels(
     # What is not seen may read anything.
     if flow.graph.hidden:
         return ()
-    return tuple(_Finder(flow, weight_name, quantizer).find())
+    return tuple(_Finder(flow, weight_name, quantizer, opened, divides).find())

@@ -34,3 +34,28 @@ def smooth_net(function, seed=0):
             last=nn.Conv2d(8, 4, 1),
         )
     ).eval()
+
+
+def uneven(activation, norm=True):
+    """A depthwise block whose channels reach from 0.05 to 50, and matter alike."""
+    torch.manual_seed(0)
+    net = Forward(
+        lambda net, x: net.last(
+            activation(net.norm2(net.depth(activation(net.norm(net.first(x))))))
+        ),
+        first=nn.Conv2d(3, 16, 3),
+        norm=nn.BatchNorm2d(16) if norm else nn.Identity(),
+        depth=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        norm2=nn.BatchNorm2d(16) if norm else nn.Identity(),
+        last=nn.Conv2d(16, 8, 1),
+    )
+    randomize_norms(net)
+    scale = torch.logspace(-1.3, 1.7, 16)
+    with torch.no_grad():
+        for module in (net.norm, net.norm2) if norm else (net.first, net.depth):
+            module.weight.mul_(scale.view(-1, *(1,) * (module.weight.dim() - 1)))
+            module.bias.mul_(scale)
+        # What comes small is needed large.
+        net.depth.weight.div_(scale.view(-1, 1, 1, 1))
+        net.last.weight.div_(scale.view(1, -1, 1, 1))
+    return net.eval()

@@ -11,6 +11,7 @@ from toy_models import Forward
 
 from mmquant_jacinto import QuantizeConfig
 from mmquant_jacinto.plan.plan import Plan
+from mmquant_jacinto.targets.rules.table import Rules
 from mmquant_jacinto.wrappers.prepare import plan_model
 
 
@@ -71,6 +72,37 @@ def test_smooth_activation_in_between_has_it_on_both_sides(name, x):
     (found,) = two(SMOOTH[name], x)
     assert (found.producer, found.consumers) == ('a', ('b',))
     assert len(found.quantizers) == 2 and not found.is_bounded
+
+
+@pytest.mark.parametrize('target, opens', [('openvino', True), ('tidl', False)])
+@pytest.mark.parametrize('name', SMOOTH)
+def test_open_results_have_it_behind_alone(name, target, opens, x):
+    (found,) = two(SMOOTH[name], x, target=target)
+    assert found.consumers == ('b',)
+    assert (found.producer, len(found.quantizers)) == ((None, 1) if opens else ('a', 2))
+
+
+GATED = {
+    'a sum': lambda net, x: F.gelu(x) + net.conv(x),
+    'squeezed': lambda net, x: F.gelu(x) * x.mean((2, 3), keepdim=True).sigmoid(),
+    'gelu': lambda net, x: F.gelu(x),
+}
+
+
+@pytest.mark.parametrize('target, divides', [('openvino', True), ('tidl', False)])
+@pytest.mark.parametrize('name', GATED)
+def test_what_is_computed_is_divided_where_it_is_quantized(name, target, divides, x):
+    found = [
+        item for item in two(GATED[name], x, target=target) if 'b' in item.consumers
+    ]
+    assert [item.producer for item in found] == [None] * divides
+
+
+@pytest.mark.parametrize('name', SMOOTH)
+def test_engines_that_lack_it_have_one_scale_behind_open_results(name, x, monkeypatch):
+    monkeypatch.setattr(Rules, 'divides_channels', False)
+    assert two(SMOOTH[name], x, target='openvino') == ()
+    assert two(DIRECT['relu'], x, target='openvino') != ()
 
 
 NOT = {

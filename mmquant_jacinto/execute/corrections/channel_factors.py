@@ -8,6 +8,7 @@ the largest that multiplies it: half of the unevenness goes to the weights that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import torch
@@ -55,7 +56,9 @@ class ChannelReach(Behaviour):
             for name, group in self._groups.items()
         }
         self._input_reach = {
-            group.producer: torch.zeros(1, device=device) for group in state.plan.scaled
+            group.producer: torch.zeros(1, device=device)
+            for group in state.plan.scaled
+            if group.producer is not None
         }
 
     def begin(self) -> None:
@@ -98,7 +101,7 @@ class ChannelReach(Behaviour):
         inputs = dict(zip(self._input_reach, parts[len(self._reach) :]))
         found = []
         for group, reach in zip(self._groups.values(), parts):
-            factor = self._factor(group, reach, inputs[group.producer])
+            factor = self._factor(group, reach, inputs)
             for name in group.consumers:
                 # What the next layers read is scaled.
                 inputs[name] = (reach / factor).max()
@@ -106,34 +109,33 @@ class ChannelReach(Behaviour):
         return torch.cat(found)
 
     def _factor(
-        self, group: ScaledChannels, reach: Tensor, input_reach: Tensor
+        self, group: ScaledChannels, reach: Tensor, inputs: Mapping[str, Tensor]
     ) -> Tensor:
         layers = [self.state.layers[name] for name in group.consumers]
         factor = channel_factor(reach, _weight_reach(layers, len(reach)), group)
-        producer = self.state.layers[group.producer]
-        if not producer.spec.format.per_channel:
-            least = self._least_factor(group, producer, input_reach)
+        name = group.producer
+        if name is not None and not self.state.layers[name].spec.format.per_channel:
+            least = self._least_factor(name, inputs[name])
             factor = factor.maximum(least).clamp(max=1.0)
         opened = len(group.quantizers) > 1
         worth = noise_ratio(reach, factor) > (WORTH_OPENED if opened else WORTH)
         return torch.where(worth, factor, torch.ones_like(factor))
 
-    def _least_factor(
-        self, group: ScaledChannels, layer: Layer, input_reach: Tensor
-    ) -> Tensor:
+    def _least_factor(self, name: str, input_reach: Tensor) -> Tensor:
         """What keeps the one grid of a layer's weights as fine as it is: (C,).
 
         No divided row may become the largest, and no divided bias outgrow its width
         in steps of the accumulator.
         """
+        layer = self.state.layers[name]
         weight, bias = layer.folded()
         rows = channel_rows(layer, weight).abs().amax(1)
         largest = rows.max().clamp(min=TINY)
         least = rows / largest
         if bias is not None and self.state.plan.config['constrain_bias'] is not None:
             plan, fmt = self.state.plan, layer.spec.format
-            steps = bias_limits(plan.bias_width(group.producer))[1]
-            bits = plan.input_bits.get(group.producer, fmt.bits)
+            steps = bias_limits(plan.bias_width(name))[1]
+            bits = plan.input_bits.get(name, fmt.bits)
             step = input_reach / 2**bits * largest / integer_bounds(fmt)[1]
             least = least.maximum(bias.abs() / (step * steps).clamp(min=TINY))
         return least

@@ -105,6 +105,7 @@ class Integer(Layers):
             self._grid(step.output) is not None
             and all(item is not None for item in integers)
             and not self._opens_channels(step)
+            and not self._divides_channels(step)
         ):
             out = self._compute(step, op, func, args, kwargs, integers)
             if out is not None:
@@ -120,6 +121,8 @@ class Integer(Layers):
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
+        elif self._gates_scaled(step, op):
+            return self._gate_scaled(step, op, func, args, kwargs, integers)
         else:
             out = self._compute_real(step, op, func, args, kwargs)
         incomplete = step.norm and not step.weight and not step.last
@@ -150,6 +153,43 @@ class Integer(Layers):
             and step.kind not in (ops.PASS, ops.CAT)
             and len(step.inputs) == 1
             and self.activations.factor(step.inputs[0]) is not None
+        )
+
+    def _gates_scaled(self, step: Step, op: Op) -> bool:
+        """Whether a step multiplies scaled channels by a gate on no grid."""
+        return (
+            op.name == 'mul'
+            and None in step.inputs
+            and any(self.activations.factor(name) is not None for name in step.inputs)
+            and self._grid(step.output) is not None
+        )
+
+    def _gate_scaled(
+        self,
+        step: Step,
+        op: Op,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        integers: list[Optional[tuple[Grid, Tensor]]],
+    ) -> Tensor:
+        """What is divided stays so: the product has the same factors."""
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        tensors = [
+            x if known is None else known[1] * known[0].scale
+            for x, known in zip(tensors, integers)
+        ]
+        args, kwargs = ops.replace_inputs(op, args, kwargs, tensors)
+        out, grid = func(*args, **kwargs), self._grid(step.output)
+        factor = self.activations.factor(step.output)
+        return self._requantize(grid, out / divisor(grid.scale, out), step.clip, factor)
+
+    def _divides_channels(self, step: Step) -> bool:
+        """Whether a step's channels get factors that its operands do not have."""
+        return (
+            step.weight is None
+            and self.activations.factor(step.output) is not None
+            and all(self.activations.factor(name) is None for name in step.inputs)
         )
 
     def is_folded(self, step: Step) -> bool:

@@ -105,6 +105,8 @@ class Writing(Integer):
             self._write_opened(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
             trace.write(op.name, step.chain, args, kwargs, out)
+            if self._divides_channels(step):
+                self._divide(step, out)
         else:
             self._carry_name(tensors[0], out)
         is_whole = step.last or self.is_folded(step) or not step.norm
@@ -353,10 +355,16 @@ class Writing(Integer):
         opened = site.node('Mul', trace.operand(x, step.chain), factor)
         args, kwargs = ops.replace_inputs(op, args, kwargs, [opened])
         trace.write(op.name, step.chain, args, kwargs, out)
-        behind = self.activations.factor(step.output)
-        name = trace.name_of(out)
-        if behind is not None and name is not None:
-            trace.name(out, site.node('Div', name, behind))
+        if self.activations.factor(step.output) is not None:
+            self._divide(step, out)
+
+    def _divide(self, step: Step, out: Tensor) -> None:
+        """Divides the channels of a result, as the quantizer behind it does."""
+        trace, name = self.trace, self.trace.name_of(out)
+        if name is not None:
+            site = SiteWriter(trace.writer, step.chain, out, trace.operand)
+            divided = site.node('Div', name, self.activations.factor(step.output))
+            trace.name(out, divided)
 
     def _write_exact(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor

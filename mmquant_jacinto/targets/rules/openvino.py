@@ -13,6 +13,7 @@ from .table import (
     SILU,
     Activations,
     Biases,
+    Divided,
     Fusion,
     Known,
     Pattern,
@@ -54,6 +55,12 @@ SWISH = Source(
     'OpenVINO 2026.4',
 )
 
+DIVISION = Source(
+    'measured here: a division for each channel between Sigmoid * Mul and '
+    'QuantizeLinear is one with the convolution too',
+    'OpenVINO 2026.4',
+)
+
 # ONNX's names of the operations that the document lists; Constant, shape arithmetic
 # and Q/DQ are none of them.
 _OPERATORS = tuple(
@@ -89,6 +96,7 @@ RULES = Rules(
         Fusion(_FUSING, HARD, followers=(HARD_SWISH,)),
         Pattern((SILU,), SWISH),
         Pattern((HARD_SWISH,), HARD),
+        Divided(('QuantizeLinear',), DIVISION),
         Known(_OPERATORS, PROPAGATED, severity=HOST, quantized=True),
     ),
     host='is computed in float',

@@ -191,6 +191,14 @@ class Pattern(Row):
 
 
 @dataclass(frozen=True)
+class Divided(Row):
+    """Operators that take a division of the channels in front of them into themselves.
+
+    A planner may give the channels of what is quantized scales of their own there.
+    """
+
+
+@dataclass(frozen=True)
 class Limit(Row):
     """A limit of shapes or attributes.
 
@@ -276,6 +284,11 @@ class Rules:
             head in row.operators and follower in row.followers
             for row in self.of(Fusion)
         )
+
+    @property
+    def divides_channels(self) -> bool:
+        """bool: Whether quantizing takes a factor for each channel along."""
+        return self.row(Divided, 'QuantizeLinear') is not None
 
     def is_one(self, pattern: str) -> bool:
         """Whether an engine computes the operators of a pattern as one function."""

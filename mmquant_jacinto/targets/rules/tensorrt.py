@@ -17,6 +17,7 @@ from .table import (
     VIOLATION,
     Activations,
     Biases,
+    Divided,
     Facts,
     Fusion,
     Known,
@@ -50,6 +51,12 @@ POINTWISE = Source(
     'reported: NVIDIA/TensorRT 3629, Sigmoid and Mul without a pair become one '
     'pointwise operator',
     'of January 2024',
+)
+DIVISION = Source(
+    'TensorRT developer guide, Types of Fusions: elementwise operations by constants '
+    'become part of a pointwise one; whether that stays one with the convolution is '
+    'not measured',
+    'TensorRT 10 and 11',
 )
 BIASES = Source(
     'reported: onnxruntime 14229, onnx-tensorrt 850, NVIDIA/TensorRT 3360',
@@ -176,6 +183,7 @@ RULES = Rules(
             _WEIGHTED, SMOOTH, followers=(SILU, HARD_SWISH, 'HardSwish', GELU, 'Mish')
         ),
         Pattern((SILU, HARD_SWISH), POINTWISE),
+        Divided(('QuantizeLinear',), DIVISION),
     ),
     host='is refused',
     reads='TensorRT 10 and 11, explicit quantization by QDQ',
