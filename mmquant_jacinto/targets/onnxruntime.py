@@ -43,7 +43,12 @@ class QdqArithmetic(FixedPoint):
         return unit / divisor(grid.scale, unit)
 
     def scale(
-        self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
+        self,
+        total: Tensor,
+        multiplier: Tensor,
+        given: Grid,
+        grid: Grid,
+        bias: Tensor | None = None,
     ) -> Tensor:
         if _is_wide(given, grid):
             return super().scale(total, multiplier, given, grid)

@@ -182,7 +182,8 @@ class Integer(Layers):
         args, kwargs = ops.replace_inputs(op, args, kwargs, tensors)
         out, grid = func(*args, **kwargs), self._grid(step.output)
         factor = self.activations.factor(step.output)
-        return self._requantize(grid, out / divisor(grid.scale, out), step.clip, factor)
+        steps = self.engine.quantize(out, grid)
+        return self._requantize(grid, steps, step.clip, factor)
 
     def _divides_channels(self, step: Step) -> bool:
         """Whether a step's channels get factors that its operands do not have."""
@@ -223,8 +224,8 @@ class Integer(Layers):
             self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
         factor = self.activations.factor(quantizer)
-        x = x.float() if factor is None else x.float() / factor
-        return self._requantize(grid, x / divisor(grid.scale, x), clip, factor)
+        steps = self.engine.quantize(x, grid, factor)
+        return self._requantize(grid, steps, clip, factor)
 
     def _requantize(
         self,
@@ -280,7 +281,9 @@ class Integer(Layers):
             if layer is None:
                 return None
             total = self.exact_total(step, func, args, kwargs, layer, first, x)
-            steps = self.engine.scale(total, layer.multiplier, first, grid)
+            steps = self.engine.scale(
+                total, layer.multiplier, first, grid, layer.offset
+            )
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
@@ -333,7 +336,8 @@ class Integer(Layers):
         if layer is None:
             return None
         total = self.exact_total(step, func, args, kwargs, layer, given, x)
-        return total.float() * layer.multiplier
+        real = total.float() * layer.multiplier
+        return real if layer.offset is None else real.add_(layer.offset)
 
     def _compute_real(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict

@@ -31,11 +31,14 @@ class IntegerLayer(NamedTuple):
             scale.
         multiplier (Tensor): From accumulator to output integers, shaped to
             multiply the output; float32.
+        offset (Tensor, optional): In place of ``bias``, real numbers to add behind
+            the multiplication, shaped alike.
     """
 
     weight: Tensor
     bias: Optional[Tensor]
     multiplier: Tensor
+    offset: Optional[Tensor] = None
 
 
 class Layers(Behaviour):
@@ -143,7 +146,8 @@ class Layers(Behaviour):
             if largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
             else torch.float64
         )
-        return IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+        layer = IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+        return self._with_offset(layer, bias, scale, given)
 
     def _computed_layer(
         self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Optional[Grid]
@@ -155,7 +159,17 @@ class Layers(Behaviour):
         self._here.folded.add(step.chain)
         integers, size, bias = computed_layer(step, args, kwargs, given, norm)
         multiplier = self._multiplier(size, given, grid, integers)
-        return IntegerLayer(integers, bias, multiplier)
+        layer = IntegerLayer(integers, bias, multiplier)
+        return self._with_offset(layer, bias, size, given)
+
+    def _with_offset(
+        self, layer: IntegerLayer, bias: Optional[Tensor], scale: Tensor, given: Grid
+    ) -> IntegerLayer:
+        """A layer whose bias is added as the engine adds it."""
+        if not self.engine.has_real_biases or bias is None:
+            return layer
+        real = bias.float() * (scale.float() * given.scale)
+        return layer._replace(bias=None, offset=_shaped(real, layer.weight))
 
     def norm_of(self, step: Step) -> Optional[_BatchNorm]:
         """The batch normalization in a step's chain."""

@@ -55,6 +55,11 @@ SWISH = Source(
     'OpenVINO 2026.4',
 )
 
+SUM = Source(
+    'measured here: a convolution and the addition behind it are one, and a pair '
+    'between them is left out',
+    'OpenVINO 2026.4',
+)
 DIVISION = Source(
     'measured here: a division for each channel between Sigmoid * Mul and '
     'QuantizeLinear is one with the convolution too',
@@ -94,6 +99,7 @@ RULES = Rules(
             ),
         ),
         Fusion(_FUSING, HARD, followers=(HARD_SWISH,)),
+        Fusion(('Conv',), SUM, followers=('Add',)),
         Pattern((SILU,), SWISH),
         Pattern((HARD_SWISH,), HARD),
         Divided(('QuantizeLinear',), DIVISION),
