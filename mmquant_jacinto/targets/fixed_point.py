@@ -36,16 +36,42 @@ class FixedPoint:
     rounds_samples = False
     has_real_biases = False
 
-    def quantize(self, x: Tensor, grid: Grid, factor: Tensor | None = None) -> Tensor:
+    def quantize(
+        self,
+        x: Tensor,
+        grid: Grid,
+        factor: Tensor | None = None,
+        behind_layer: bool = False,
+    ) -> Tensor:
         """Real numbers in steps of a grid.
 
         Args:
             x (Tensor): The numbers.
             grid (Grid): Where to.
             factor (Tensor, optional): What its channels are divided by.
+            behind_layer (bool): Whether the engine does it as part of a layer.
         """
         x = x.float() if factor is None else x.float() / factor
         return x / divisor(grid.scale, x)
+
+    def add_real(
+        self,
+        real: Tensor,
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+        factor: Tensor | None = None,
+    ) -> Tensor:
+        """What a layer gives, and a quantized tensor, in steps of their sum.
+
+        Args:
+            real (Tensor): Of the layer, on no grid.
+            x (Tensor): Integers less the zero point, on ``given``.
+            given (Grid): Of ``x``.
+            grid (Grid): Of the sum.
+            factor (Tensor, optional): What its channels are divided by.
+        """
+        return self.quantize(real + x * given.scale, grid, factor)
 
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         """From the accumulator of a layer to steps of its output: (C,), float32.

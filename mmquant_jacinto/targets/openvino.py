@@ -43,42 +43,92 @@ class OpenVinoArithmetic(QdqArithmetic):
         grid: Grid,
         bias: Tensor | None = None,
     ) -> Tensor:
-        real = total.float().mul_(multiplier)
-        return self.quantize(real if bias is None else real.add_(bias), grid)
+        total = total.float()
+        if grid.levels > 256:
+            real = total * multiplier
+            return super().quantize(real if bias is None else real + bias, grid)
+        if bias is None:
+            # The plugin divides the ends of the grid instead.
+            low, high = _ends(grid, total)
+            return _on_lines(total, low / multiplier, high / multiplier, grid)
+        real = total.mul_(multiplier).add_(bias)
+        return self.quantize(real, grid, behind_layer=True)
 
-    def quantize(self, x: Tensor, grid: Grid, factor: Tensor | None = None) -> Tensor:
+    def quantize(
+        self,
+        x: Tensor,
+        grid: Grid,
+        factor: Tensor | None = None,
+        behind_layer: bool = False,
+    ) -> Tensor:
         if grid.levels > 256:
             return super().quantize(x, grid, factor)
         x = x.float()
-        ends = torch.tensor(
-            [grid.low * grid.scale, (grid.low + 255) * grid.scale], device=x.device
-        )
-        if factor is None and grid.low == 0:
+        low, high = _ends(grid, x, factor)
+        if not behind_layer:
+            return _in_subgraph(x, low, high, grid)
+        if factor is not None:
+            return _on_lines(x, low, high, grid)
+        if grid.low == 0:
             # The reciprocal of a reciprocal, which oneDNN multiplies by.
-            return x * (255 / (ends[1] - ends[0])).reciprocal().reciprocal()
-        if factor is None:
-            low, high = ends
-            steps = _multiply_add(x, *_line(low, high))
-        else:
-            low, high = (end / factor.reciprocal() for end in ends)
-            scale, shift = _line(low, high)
-            # One shift for all channels, that of the first.
-            steps = (x * scale).add_(shift.flatten()[0])
-        # A tie is rounded to the even stored integer.
-        return steps.round_().add_(grid.low)
+            return x * _twice_inverted(_scale(low, high))
+        shift = (-low * 255) / (high - low)
+        steps = x.double() * _scale(low, high).double() + shift.double()
+        return steps.float().round_().add_(grid.low)
+
+    def add_real(
+        self,
+        real: Tensor,
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+        factor: Tensor | None = None,
+    ) -> Tensor:
+        if max(given.levels, grid.levels) > 256:
+            return super().add_real(real, x, given, grid, factor)
+        # The layer's part in steps of the other.
+        step = torch.tensor(given.scale, device=real.device)
+        if given.low != 0:
+            real = real + given.low * step
+        total = real * _twice_inverted(step.reciprocal()) + (x - given.low)
+        low, high = (end / step for end in _ends(grid, real, factor))
+        return _in_subgraph(total, low, high, grid)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)
 
 
-def _line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """What to multiply by and to add, for a grid of 256 steps: float32."""
+def _ends(grid: Grid, x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Ends of a grid of 256 steps, on ``x``'s device, float32."""
+    ends = [grid.low * grid.scale, (grid.low + 255) * grid.scale]
+    low, high = torch.tensor(ends, dtype=torch.float32, device=x.device)
+    if factor is None:
+        return low, high
+    return low / factor.reciprocal(), high / factor.reciprocal()
+
+
+def _scale(low: Tensor, high: Tensor) -> Tensor:
+    # Of a Python number torch would make a product with the reciprocal.
     width = high - low
-    return 255 / width, (-low * 255) / width
+    return torch.full_like(width, 255) / width
 
 
-def _multiply_add(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return (x.double() * y.double() + z.double()).float()
+def _on_lines(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """By a multiplication for each channel behind a layer, and one addition."""
+    shift = ((-low * 255) / (high - low)).flatten()[0]
+    # A tie goes to the even stored integer.
+    return (x * _scale(low, high)).add_(shift).round_().add_(grid.low)
+
+
+def _in_subgraph(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """By the plugin's own code for what is elementwise."""
+    scale = _scale(low, high)
+    steps = x.clamp(low, high).mul_(scale).sub_(low * scale)
+    return steps.round_().add_(grid.low)
+
+
+def _twice_inverted(x: Tensor) -> Tensor:
+    return x.reciprocal().reciprocal()
 
 
 # Coefficients of the polynomial of ``exp`` in oneDNN's jit_uni_eltwise_injector, of

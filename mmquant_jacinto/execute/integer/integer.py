@@ -48,6 +48,10 @@ class Integer(Layers):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._tables: dict[tuple, Tensor] = {}
+        # What the engine computes as part of a layer.
+        self._parts_of_layers = {
+            step.joins for step in state.plan.steps.values() if step.joins
+        }
         self.ranges = NeededRanges(state.activations)
 
     def begin(self) -> None:
@@ -121,6 +125,8 @@ class Integer(Layers):
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
+        elif step.kind == ops.ADD and step.chain in self._parts_of_layers:
+            return self._add_open(step, op, func, args, kwargs, integers)
         elif self._gates_scaled(step, op):
             return self._gate_scaled(step, op, func, args, kwargs, integers)
         else:
@@ -154,6 +160,31 @@ class Integer(Layers):
             and len(step.inputs) == 1
             and self.activations.factor(step.inputs[0]) is not None
         )
+
+    def _add_open(
+        self,
+        step: Step,
+        op: Op,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        integers: list[Optional[tuple[Grid, Tensor]]],
+    ) -> Tensor:
+        """The sum of a quantized tensor and what a layer gives on no grid."""
+        grid = self._grid(step.output)
+        known = [item for item in integers if item is not None]
+        raw = [
+            x
+            for x, item in zip(ops.tensor_inputs(op, args, kwargs), integers)
+            if item is None
+        ]
+        is_sum = kwargs.get('alpha', 1) == 1 and len(args) <= 2
+        if grid is None or len(known) != 1 or len(raw) != 1 or not is_sum:
+            return self._emit(step, func(*args, **kwargs))
+        ((given, x),) = known
+        factor = self.activations.factor(step.output)
+        steps = self.engine.add_real(raw[0], x, given, grid, factor)
+        return self._requantize(grid, steps, step.clip, factor)
 
     def _gates_scaled(self, step: Step, op: Op) -> bool:
         """Whether a step multiplies scaled channels by a gate on no grid."""
@@ -216,15 +247,22 @@ class Integer(Layers):
         if not isinstance(x, Tensor):
             return x
         self.ranges.check_output(step, x)
-        return self._quantize(step.output, x, step.clip)
+        is_part = step.chain in self._parts_of_layers
+        return self._quantize(step.output, x, step.clip, is_part)
 
-    def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
+    def _quantize(
+        self,
+        quantizer: Optional[str],
+        x: Tensor,
+        clip: Bounds,
+        behind_layer: bool = False,
+    ) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
             self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
         factor = self.activations.factor(quantizer)
-        steps = self.engine.quantize(x, grid, factor)
+        steps = self.engine.quantize(x, grid, factor, behind_layer)
         return self._requantize(grid, steps, clip, factor)
 
     def _requantize(

@@ -168,6 +168,9 @@ class Layers(Behaviour):
         """A layer whose bias is added as the engine adds it."""
         if not self.engine.has_real_biases or bias is None:
             return layer
+        if not bias.any():
+            # The engine leaves it out.
+            return layer._replace(bias=None)
         real = bias.float() * (scale.float() * given.scale)
         return layer._replace(bias=None, offset=_shaped(real, layer.weight))
 
