@@ -118,6 +118,10 @@ def build(config: Any) -> nn.Module:
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            if not module.bias.any():
+                # Trained ones are not zero, and engines leave zeros out.
+                nn.init.normal_(module.bias, std=0.01)
     return model
 
 

@@ -61,6 +61,7 @@ class FixedPoint:
         given: Grid,
         grid: Grid,
         factor: Tensor | None = None,
+        is_only_reader: bool = False,
     ) -> Tensor:
         """What a layer gives, and a quantized tensor, in steps of their sum.
 
@@ -70,6 +71,7 @@ class FixedPoint:
             given (Grid): Of ``x``.
             grid (Grid): Of the sum.
             factor (Tensor, optional): What its channels are divided by.
+            is_only_reader (bool): Whether nothing else reads ``x``, which a layer made.
         """
         return self.quantize(real + x * given.scale, grid, factor)
 

@@ -65,16 +65,8 @@ class OpenVinoArithmetic(QdqArithmetic):
             return super().quantize(x, grid, factor)
         x = x.float()
         low, high = _ends(grid, x, factor)
-        if not behind_layer:
-            return _in_subgraph(x, low, high, grid)
-        if factor is not None:
-            return _on_lines(x, low, high, grid)
-        if grid.low == 0:
-            # The reciprocal of a reciprocal, which oneDNN multiplies by.
-            return x * _twice_inverted(_scale(low, high))
-        shift = (-low * 255) / (high - low)
-        steps = x.double() * _scale(low, high).double() + shift.double()
-        return steps.float().round_().add_(grid.low)
+        place = _behind_layer if behind_layer else _in_subgraph
+        return place(x, low, high, grid)
 
     def add_real(
         self,
@@ -83,6 +75,7 @@ class OpenVinoArithmetic(QdqArithmetic):
         given: Grid,
         grid: Grid,
         factor: Tensor | None = None,
+        is_only_reader: bool = False,
     ) -> Tensor:
         if max(given.levels, grid.levels) > 256:
             return super().add_real(real, x, given, grid, factor)
@@ -92,7 +85,9 @@ class OpenVinoArithmetic(QdqArithmetic):
             real = real + given.low * step
         total = real * _twice_inverted(step.reciprocal()) + (x - given.low)
         low, high = (end / step for end in _ends(grid, real, factor))
-        return _in_subgraph(total, low, high, grid)
+        # The layer adds to the other's memory, if nobody else needs it.
+        place = _behind_layer if is_only_reader else _in_subgraph
+        return place(total, low, high, grid)
 
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)
@@ -111,6 +106,19 @@ def _scale(low: Tensor, high: Tensor) -> Tensor:
     # Of a Python number torch would make a product with the reciprocal.
     width = high - low
     return torch.full_like(width, 255) / width
+
+
+def _behind_layer(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """By oneDNN, as part of a layer."""
+    if low.dim() > 0:
+        return _on_lines(x, low, high, grid)
+    if grid.low == 0:
+        # The reciprocal of a reciprocal is what it multiplies by.
+        return x * _twice_inverted(_scale(low, high))
+    shift = (-low * 255) / (high - low)
+    steps = x.double() * _scale(low, high).double() + shift.double()
+    # A tie goes to the even stored integer.
+    return steps.float().round_().add_(grid.low)
 
 
 def _on_lines(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:

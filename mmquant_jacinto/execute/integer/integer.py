@@ -9,6 +9,7 @@ computes in float64. How the result is scaled to the output's grid is the
 engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
 """
 
+from collections import Counter
 from contextlib import ExitStack
 from typing import Any, Callable, Optional
 
@@ -48,6 +49,14 @@ class Integer(Layers):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._tables: dict[tuple, Tensor] = {}
+        steps = state.plan.steps.values()
+        readers = Counter(name for step in steps for name in step.inputs if name)
+        # Quantizers of what a layer makes and a single call reads.
+        self._read_once = {
+            step.output
+            for step in steps
+            if step.weight is not None and readers[step.output] == 1
+        }
         # What the engine computes as part of a layer.
         self._parts_of_layers = {
             step.joins for step in state.plan.steps.values() if step.joins
@@ -183,7 +192,8 @@ class Integer(Layers):
             return self._emit(step, func(*args, **kwargs))
         ((given, x),) = known
         factor = self.activations.factor(step.output)
-        steps = self.engine.add_real(raw[0], x, given, grid, factor)
+        is_only = not self._read_once.isdisjoint(step.inputs)
+        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only)
         return self._requantize(grid, steps, step.clip, factor)
 
     def _gates_scaled(self, step: Step, op: Op) -> bool:
