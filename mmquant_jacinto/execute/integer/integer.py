@@ -9,7 +9,6 @@ computes in float64. How the result is scaled to the output's grid is the
 engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
 """
 
-from collections import Counter
 from contextlib import ExitStack
 from typing import Any, Callable, Optional
 
@@ -22,7 +21,7 @@ from ...quantizers.computed_weights import (
 )
 from ...record import ops
 from ...record.ops import Op
-from ...targets.grid import Bounds, Grid, divisor, round_tensor
+from ...targets.grid import Bounds, Grid, divisor
 from ..conditioning import compute_grids
 from ..in_place_calls import is_in_place
 from ..state import State
@@ -30,13 +29,13 @@ from . import exact_functions
 from .carried_integers import carry, integers_of, tag_of, with_integers
 from .exact_functions import is_exact, is_global_pool, narrow
 from .exact_sums import exact_sums
-from .layers import Layers
 from .needed_ranges import NeededRanges
 from .ongoing_pass import COMPUTING
+from .open_operands import OpenOperands
 from .stable_topk import StableOrder
 
 
-class Integer(Layers):
+class Integer(OpenOperands):
     """Computes on integers.
 
     What is computed once (integer weights, biases, multipliers) is kept until
@@ -49,18 +48,6 @@ class Integer(Layers):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._tables: dict[tuple, Tensor] = {}
-        steps = state.plan.steps.values()
-        readers = Counter(name for step in steps for name in step.inputs if name)
-        # Quantizers of what a layer makes and a single call reads.
-        self._read_once = {
-            step.output
-            for step in steps
-            if step.weight is not None and readers[step.output] == 1
-        }
-        # What the engine computes as part of a layer.
-        self._parts_of_layers = {
-            step.joins for step in state.plan.steps.values() if step.joins
-        }
         self.ranges = NeededRanges(state.activations)
 
     def begin(self) -> None:
@@ -127,6 +114,10 @@ class Integer(Layers):
             out = self._compute_open(step, func, args, kwargs, integers[0])
             if out is not None:
                 return out
+        elif step.kind == ops.ADD and step.chain in self.parts_of_layers:
+            out = self.add_open(step, op, args, kwargs, integers)
+            if out is not None:
+                return out
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
@@ -134,10 +125,8 @@ class Integer(Layers):
             args, kwargs = quantize_computed_weight(step, args, kwargs)
         if step.kind == ops.CLIP and self._grid(step.output) is not None:
             out = tensors[0]  # the quantizer clamps
-        elif step.kind == ops.ADD and step.chain in self._parts_of_layers:
-            return self._add_open(step, op, func, args, kwargs, integers)
-        elif self._gates_scaled(step, op):
-            return self._gate_scaled(step, op, func, args, kwargs, integers)
+        elif self.gates_scaled(step, op):
+            return self.gate_scaled(step, op, func, args, kwargs, integers)
         else:
             out = self._compute_real(step, op, func, args, kwargs)
         incomplete = step.norm and not step.weight and not step.last
@@ -170,62 +159,6 @@ class Integer(Layers):
             and self.activations.factor(step.inputs[0]) is not None
         )
 
-    def _add_open(
-        self,
-        step: Step,
-        op: Op,
-        func: Callable,
-        args: tuple,
-        kwargs: dict,
-        integers: list[Optional[tuple[Grid, Tensor]]],
-    ) -> Tensor:
-        """The sum of a quantized tensor and what a layer gives on no grid."""
-        grid = self._grid(step.output)
-        known = [item for item in integers if item is not None]
-        raw = [
-            x
-            for x, item in zip(ops.tensor_inputs(op, args, kwargs), integers)
-            if item is None
-        ]
-        is_sum = kwargs.get('alpha', 1) == 1 and len(args) <= 2
-        if grid is None or len(known) != 1 or len(raw) != 1 or not is_sum:
-            return self._emit(step, func(*args, **kwargs))
-        ((given, x),) = known
-        factor = self.activations.factor(step.output)
-        is_only = not self._read_once.isdisjoint(step.inputs)
-        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only)
-        return self._requantize(grid, steps, step.clip, factor)
-
-    def _gates_scaled(self, step: Step, op: Op) -> bool:
-        """Whether a step multiplies scaled channels by a gate on no grid."""
-        return (
-            op.name == 'mul'
-            and None in step.inputs
-            and any(self.activations.factor(name) is not None for name in step.inputs)
-            and self._grid(step.output) is not None
-        )
-
-    def _gate_scaled(
-        self,
-        step: Step,
-        op: Op,
-        func: Callable,
-        args: tuple,
-        kwargs: dict,
-        integers: list[Optional[tuple[Grid, Tensor]]],
-    ) -> Tensor:
-        """What is divided stays so: the product has the same factors."""
-        tensors = ops.tensor_inputs(op, args, kwargs)
-        tensors = [
-            x if known is None else known[1] * known[0].scale
-            for x, known in zip(tensors, integers)
-        ]
-        args, kwargs = ops.replace_inputs(op, args, kwargs, tensors)
-        out, grid = func(*args, **kwargs), self._grid(step.output)
-        factor = self.activations.factor(step.output)
-        steps = self.engine.quantize(out, grid)
-        return self._requantize(grid, steps, step.clip, factor)
-
     def _divides_channels(self, step: Step) -> bool:
         """Whether a step's channels get factors that its operands do not have."""
         return (
@@ -245,19 +178,11 @@ class Integer(Layers):
             return self._emit(step, x)
         return x
 
-    def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
-        if quantizer is None or not self.activations.has_range(quantizer):
-            return None
-        grid = self.activations.host_grid(quantizer)
-        if self.engine.rounding is not None:
-            grid = grid._replace(rounding=self.engine.rounding)
-        return grid
-
     def _emit(self, step: Step, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
         self.ranges.check_output(step, x)
-        is_part = step.chain in self._parts_of_layers
+        is_part = step.chain in self.parts_of_layers
         return self._quantize(step.output, x, step.clip, is_part)
 
     def _quantize(
@@ -274,23 +199,6 @@ class Integer(Layers):
         factor = self.activations.factor(quantizer)
         steps = self.engine.quantize(x, grid, factor, behind_layer)
         return self._requantize(grid, steps, clip, factor)
-
-    def _requantize(
-        self,
-        grid: Grid,
-        steps: Tensor,
-        clip: Bounds,
-        factor: Optional[Tensor],
-    ) -> Tensor:
-        """From real steps of the output's grid to a tensor on it."""
-        integers = (
-            round_tensor(steps, grid.rounding)
-            .clamp_(*grid.integer_limits(clip))
-            .float()
-        )
-        real = integers * grid.scale
-        real = real if factor is None else real.mul_(factor)
-        return with_integers(real, grid, integers)
 
     def copy(self, x: Tensor) -> Tensor:
         known, copy = tag_of(x), super().copy(x)
