@@ -21,6 +21,7 @@ from ..wrappers.quant_module import QuantModule
 from .choose_target import choose_target
 from .example import INPUT_NAME as INPUT_NAME
 from .example import Example
+from .graph.exact_twin import METADATA_KEY as EXACT_SUMS
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
 from .postprocess import add_detections
@@ -153,6 +154,8 @@ def export_onnx(
         'parameters': _shapes(root, layout),
         **_describe(trace),
     }
+    if trace.writer.exact_sums:
+        described[EXACT_SUMS] = trace.writer.exact_sums
     proto = trace.writer.build(
         {**outputs, **more}, type(root).__name__, {**described, **(metadata or {})}
     )

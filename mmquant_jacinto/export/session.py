@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import QuantizeError, nearest
 from ..targets.rewrites.wide_grids import has_wide_grids
 from ..targets.target import Target
+from .graph.exact_twin import exact_twin
 from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 
@@ -253,8 +254,10 @@ def _start_onnxruntime(model: bytes, threads: int) -> Any:
         # Exact also where the fast kernels are not: x86 without VNNI.
         options.add_session_config_entry('session.x64quantprecision', '1')
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    twin = unsigned_twin(onnx.load_from_string(model)).SerializeToString()
-    session = ort.InferenceSession(twin, options, providers=['CPUExecutionProvider'])
+    twin = exact_twin(unsigned_twin(onnx.load_from_string(model)))
+    session = ort.InferenceSession(
+        twin.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
     return lambda arrays: session.run(None, arrays)
 
 

@@ -50,18 +50,23 @@ def generations(plan: Plan) -> list[list[str]]:
     """
     depth_of_tensor = {s.name: 0 for s in plan.activations if s.kind == INPUT}
     depth_of_layer: dict[str, int] = {}
+    joined: dict[str, list[int]] = {}  # depths of what a call is one with
     deepest = 0
-    for step in plan.steps.values():
+    for name, step in plan.steps.items():
         if step.follows:
             continue
-        # What is in float may come from anywhere.
-        depth = max(
-            (depth_of_tensor.get(x, deepest) for x in step.inputs), default=deepest
-        )
+        depths = [depth_of_tensor[x] for x in step.inputs if x in depth_of_tensor]
+        # The gate of x * sigmoid(x) reads what its product does.
+        depths += joined.get(name) or joined.get(step.joins or '', [])
+        if len(depths) < len(step.inputs) or not depths:
+            depths.append(deepest)  # what is in float may come from anywhere
+        depth = max(depths)
         if step.weight is not None:
             depth = max(depth + 1, depth_of_layer.get(step.weight, 0))
             depth_of_layer[step.weight] = depth
         deepest = max(deepest, depth)
+        if step.joins is not None:
+            joined.setdefault(step.joins, []).append(depth)
         if step.output is not None:
             known = depth_of_tensor.get(step.output, 0)
             depth_of_tensor[step.output] = max(depth, known)

@@ -5,6 +5,8 @@ that has none, or one that is wider than what it multiplies: an entry quantizes 
 where it is read.
 """
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -29,6 +31,7 @@ class ActivationSpecs:
         config (QuantizeConfig): The widths asked for.
         overrides (Overrides): Those of single modules.
         rules (Rules): Of the target.
+        opened (Mapping[int, str]): See :func:`~.open_results.open_results`.
     """
 
     def __init__(
@@ -37,10 +40,17 @@ class ActivationSpecs:
         config: QuantizeConfig,
         overrides: Overrides,
         rules: Rules,
+        opened: Mapping[int, str],
     ) -> None:
         self.flow, self.groups = flow, flow.groups
         self.config = config
         self.overrides = overrides
+        self._opened = opened.keys()
+        # Site to the chains that are one with it.
+        self._parts: dict[str, list[Chain]] = defaultdict(list)
+        for chain in flow.chains.values():
+            for value in opened.keys() & set(chain.tail.outputs):
+                self._parts[opened[value]].append(chain)
         self._read = self._read_groups()
         self._leaving = {self.groups.find(v) for v in flow.leaving}
         self._sums = self._sum_groups()
@@ -103,7 +113,8 @@ class ActivationSpecs:
 
     def _bits(self, chain: Chain) -> Any:
         """Override for the chain's result: the last of its modules' own."""
-        found = [self.overrides.find(site.module) for site in chain.sites]
+        found = [self._bits(part) for part in self._parts[chain.head.name]]
+        found += [self.overrides.find(site.module) for site in chain.sites]
         return next((bits for bits in reversed(found) if bits is not None), None)
 
     def _multiplies(self, site: Site) -> bool:
@@ -172,7 +183,7 @@ class ActivationSpecs:
 
     def _add_ends(self) -> None:
         """Notes beyond which numbers what reads a tensor is flat."""
-        flat = FlatEnds(self.flow)
+        flat = FlatEnds(self.flow, self._opened)
         for key, spec in self._specs.items():
             if isinstance(key, int):
                 ends = flat.of(key, spec.format.bits)

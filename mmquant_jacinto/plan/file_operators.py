@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ..record import ops
 from ..record.graph import Site
-from ..targets.rules.table import PRODUCT, SILU, Rules
+from ..targets.rules.table import GELU, PRODUCT, SILU, Rules
 from .fusion import Chain, Dataflow
 
 _TABLE: dict[str, str] = {
@@ -54,6 +54,8 @@ _TABLE: dict[str, str] = {
     'PRelu': 'prelu',
     'Elu': 'elu',
     SILU: 'silu',
+    GELU: 'gelu',
+    'Mish': 'mish',
     'GridSample': 'grid_sample',
 }
 _OPERATORS = {
@@ -88,39 +90,3 @@ def symmetric_groups(flow: Dataflow, chains: Iterable[Chain], rules: Rules) -> s
         for value in (*head.inputs, *tail.outputs)
         if value is not None
     }
-
-
-def open_results(flow: Dataflow, chains: Iterable[Chain], rules: Rules) -> set[int]:
-    """Results of layers that the target computes as one with the call that reads them.
-
-    On no grid of their own: a pair of Q/DQ there would part what is fused. Of two
-    layers that an addition reads, the later is left open.
-
-    Args:
-        flow (Dataflow): Of the graph.
-        chains (Iterable[Chain]): Those that are quantized.
-        rules (Rules): Of the target.
-
-    Returns:
-        Set[int]: Values.
-    """
-    heads = {value: chain for chain in chains for value in chain.tail.outputs}
-    found: set[int] = set()
-    for chain in chains:
-        reader = chain.head
-        for value in reversed(reader.inputs):
-            head = None if value is None else heads.get(value)
-            if head is None or value is None or head.clip is not None:
-                continue
-            is_fused = rules.fuses(operator_of(head.head), operator_of(reader))
-            is_alone = len(flow.consumers.get(value, ())) == 1
-            if is_fused and is_alone and value not in flow.leaving and _fits(reader):
-                found.add(value)
-                break
-    return found
-
-
-def _fits(reader: Site) -> bool:
-    """Whether a call reads one value, or two different activations."""
-    values = reader.inputs
-    return len(values) == 1 or (len(set(values)) == 2 and None not in values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Set
 
 from ..record import ops
 from ..record.graph import Site
@@ -48,10 +49,13 @@ class FlatEnds:
 
     Args:
         flow (Dataflow): Of the recorded graph.
+        opened (Set[int]): Values that are made and read as one, see
+            :func:`~.open_results.open_results`.
     """
 
-    def __init__(self, flow: Dataflow) -> None:
+    def __init__(self, flow: Dataflow, opened: Set[int] = frozenset()) -> None:
         self._flow = flow
+        self._raw = flow.raw - opened
         self._readers: dict[int, list[Site]] = defaultdict(list)
         self._leaving = {flow.groups.find(value) for value in flow.leaving}
         values = {v for site in flow.graph.sites.values() for v in site.outputs}
@@ -71,7 +75,7 @@ class FlatEnds:
             # Of a part a deformable convolution may make positions.
             return None
         # Behind a logarithm even the ends are not flat.
-        if any(self._flow.raw.intersection(site.outputs) for site in readers):
+        if any(self._raw.intersection(site.outputs) for site in readers):
             return None
         functions = self._functions(readers)
         ends = [flat_ends(name, bits) for name in functions]

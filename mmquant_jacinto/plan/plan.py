@@ -14,8 +14,8 @@ from typing import Any, Optional, Union
 from ..errors import QuantizeError
 from ..targets.formats import TensorFormat
 
-# Of a plan with scaled channels; with repeats it is 2, else 1: what the versions
-# before read, too.
+# Of a plan with scaled channels or open results; with repeats it is 2, else 1: what the
+# versions before read, too.
 PLAN_VERSION = 3
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 OPERANDS = 'operands'  # a bias is as wide as input and weight together
@@ -101,7 +101,7 @@ class ScaledChannels:
     Args:
         quantizer (str): Of the tensor.
         producer (str, optional): Weight quantizer of the convolution that makes it;
-            None where a smooth activation does.
+            None where something else does, and it is divided as it is quantized.
         consumers (Tuple[str, ...]): Those of the convolutions that read it; none
             where a smooth activation does.
         channels (int): Number of channels.
@@ -159,6 +159,8 @@ class Step:
             computes anew in each pass; its grid follows from it.
         is_shared (bool): Whether others read what a call in place changes, through
             views of its memory.
+        joins (str, optional): The call that the target computes as one with it,
+            and that has the grid of both.
     """
 
     kind: str
@@ -172,6 +174,7 @@ class Step:
     entries: tuple[tuple[int, str], ...] = ()
     weight_format: Optional[TensorFormat] = None
     is_shared: bool = False
+    joins: Optional[str] = None
 
     @property
     def follows(self) -> bool:
@@ -302,9 +305,12 @@ class Plan:
             if spec['ends'] is None:
                 del spec['ends']
         for step in data['steps'].values():
-            if not step['is_shared']:
-                del step['is_shared']
-        version = PLAN_VERSION if self.scaled else 2 if self.repeats else 1
+            for key in ('is_shared', 'joins'):
+                if not step[key]:
+                    del step[key]
+        has_open = any(step.joins is not None for step in self.steps.values())
+        is_new = self.scaled or has_open
+        version = PLAN_VERSION if is_new else 2 if self.repeats else 1
         return json.dumps({'version': version, **data}, separators=(',', ':'))
 
     @classmethod

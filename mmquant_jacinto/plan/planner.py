@@ -17,9 +17,10 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from ..targets.target import get_target
 from .activation_specs import ActivationSpecs
 from .channel_pairs import find_pairs
-from .file_operators import open_results, operator_of
+from .file_operators import operator_of
 from .fusion import Chain, Dataflow
 from .network import network_of
+from .open_results import open_results
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
 from .planned_widths import check_widths
@@ -45,13 +46,16 @@ class Planner:
             for chain in flow.chains.values()
             if not self.overrides.is_off(chain.head)
         ]
-        flow.raw |= open_results(flow, quantized, self.rules)
+        self.open = open_results(flow, quantized, self.rules)
+        flow.raw |= self.open.keys()
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
-        quantizers = ActivationSpecs(self.flow, self.config, self.overrides, self.rules)
+        quantizers = ActivationSpecs(
+            self.flow, self.config, self.overrides, self.rules, self.open
+        )
         weight_specs = self._weights(weights)
         check_widths(self.rules, self.config, quantizers.unique(), weight_specs)
         steps: dict[str, Step] = {}
@@ -152,7 +156,11 @@ class Planner:
             spec = quantizers.of(value)
             return None if spec is None else spec.name
 
-        found = find_scaled_channels(self.flow, self._weight_name, quantizer)
+        found = find_scaled_channels(
+            *(self.flow, self._weight_name, quantizer),
+            opened=self.open.keys(),
+            divides=self.rules.divides_channels,
+        )
         return tuple(
             item
             for item in found
@@ -299,6 +307,7 @@ class Planner:
                 entries if head else (),
                 weight_format if head else None,
                 item.is_shared,
+                self.open.get(tail),
             )
         return steps
 

@@ -7,13 +7,15 @@ That is what cross-layer equalization (Nagel et al., arXiv 1906.04721) does with
 weights, and SmoothQuant (Xiao et al., arXiv 2211.10438) with what linear layers read.
 A clamp in between keeps its bounds where channels are only enlarged. Nothing goes
 through a smooth activation: what is in front of it and what is behind have factors of
-their own, and it is a function of real numbers between them.
+their own, and it is a function of real numbers between them. What other calls make, and
+a function that is one with a convolution (:mod:`~.open_results`), is divided as it is
+quantized, if the engine takes that into its quantization.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from ..record import ops
 from ..record.graph import Site
@@ -42,11 +44,14 @@ class _Finder:
         flow: Dataflow,
         weight_name: Callable[[Chain], str],
         quantizer: Callable[[int], str | None],
+        opened: Set[int],
+        divides: bool,
     ) -> None:
         self.flow = flow
         self.weight_name = weight_name
         self.quantizer = quantizer
-        self.fixed = flow.leaving | flow.raw
+        self.opened, self.divides = opened, divides
+        self.fixed = flow.leaving | (flow.raw - opened)
         sites = flow.graph.sites.values()
         self.calls = Counter(
             name for site in sites for name in (site.weight, site.bias) if name
@@ -57,24 +62,41 @@ class _Finder:
         )
 
     def find(self) -> Iterator[ScaledChannels]:
+        known: set[str] = set()
         for chain in self.flow.chains.values():
-            if not self._is_own(chain.head):
-                continue
-            made = chain.tail.outputs[0]
-            readers = self._readers(chain.tail)
-            if self._are_convolutions(readers):
-                yield from self._group(made, chain.head, chain, readers)
-                continue
-            direct = [site for site, value in readers if value == made]
-            if chain.clip is not None or len(direct) < len(readers):
-                continue
-            last = self._function(direct, made)
-            if last is None:
-                continue
-            yield from self._group(made, chain.head, chain, [])
-            readers = self._readers(last)
-            if self._are_convolutions(readers):
-                yield from self._group(last.outputs[0], chain.head, None, readers)
+            is_made = self._is_own(chain.head)
+            for found in self._made(chain) if is_made else self._divided(chain):
+                if found.quantizer not in known:
+                    known.add(found.quantizer)
+                    yield found
+
+    def _made(self, chain: Chain) -> Iterator[ScaledChannels]:
+        """What a convolution makes, and a smooth activation of it."""
+        made = chain.tail.outputs[0]
+        readers = self._readers(chain.tail)
+        if self._are_convolutions(readers):
+            yield from self._group(made, chain.head, chain, readers)
+            return
+        direct = [site for site, value in readers if value == made]
+        if chain.clip is not None or len(direct) < len(readers):
+            return
+        last = self._function(direct, made)
+        if last is None:
+            return
+        yield from self._group(made, chain.head, chain, [])
+        readers = self._readers(last)
+        divides = self.divides or made not in self.opened
+        if divides and self._are_convolutions(readers):
+            yield from self._group(last.outputs[0], chain.head, None, readers)
+
+    def _divided(self, chain: Chain) -> Iterator[ScaledChannels]:
+        """What no layer makes, if quantizing it may divide it."""
+        head, readers = chain.head, self._readers(chain.tail)
+        makes_numbers = head.kind in (ops.ADD, ops.COMPUTE) and len(head.shape) > 2
+        if not (self.divides and makes_numbers and chain.clip is None):
+            return
+        if self._are_convolutions(readers):
+            yield from self._group(chain.tail.outputs[0], head, None, readers)
 
     def _group(
         self,
@@ -161,6 +183,8 @@ def find_scaled_channels(
     flow: Dataflow,
     weight_name: Callable[[Chain], str],
     quantizer: Callable[[int], str | None],
+    opened: Set[int] = frozenset(),
+    divides: bool = False,
 ) -> tuple[ScaledChannels, ...]:
     """Finds the tensors whose channels may be rescaled.
 
@@ -168,6 +192,10 @@ def find_scaled_channels(
         flow (Dataflow): Of the recorded graph.
         weight_name (Callable): Chain of a layer to the name of its weight quantizer.
         quantizer (Callable): Value to the name of its quantizer; None without one.
+        opened (Set[int]): Values without one that are made and read as one, see
+            :func:`~.open_results.open_results`.
+        divides (bool): Whether the engine takes a division of channels into the
+            quantization behind it.
 
     Returns:
         Tuple[ScaledChannels]: In order of execution.
@@ -175,4 +203,4 @@ def find_scaled_channels(
     # What is not seen may read anything.
     if flow.graph.hidden:
         return ()
-    return tuple(_Finder(flow, weight_name, quantizer).find())
+    return tuple(_Finder(flow, weight_name, quantizer, opened, divides).find())

@@ -64,6 +64,8 @@ def describe(plan: Plan) -> str:
             line += f'  operand {index} -> {_activation(formats[quantizer])}'
         if step.last and step.output:
             line += f' -> {_activation(formats[step.output])}'
+        elif step.last and step.joins:
+            line += f'  one with {step.joins}'
         lines.append(line)
     return '\n'.join(lines)
 

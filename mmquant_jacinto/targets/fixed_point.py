@@ -27,11 +27,53 @@ class FixedPoint:
             ``execute.integer.exact_functions``.
         rounds_samples (bool): Whether what a deformable convolution samples is put
             on the grid of its input, see ``execute.integer.sampling``.
+        has_real_biases (bool): Whether a bias is added to the scaled sums, as a real
+            number; else to the sums themselves, as an integer.
     """
 
     rounding: str | None = None
     has_exact_functions = False
     rounds_samples = False
+    has_real_biases = False
+
+    def quantize(
+        self,
+        x: Tensor,
+        grid: Grid,
+        factor: Tensor | None = None,
+        behind_layer: bool = False,
+    ) -> Tensor:
+        """Real numbers in steps of a grid.
+
+        Args:
+            x (Tensor): The numbers.
+            grid (Grid): Where to.
+            factor (Tensor, optional): What its channels are divided by.
+            behind_layer (bool): Whether the engine does it as part of a layer.
+        """
+        x = x.float() if factor is None else x.float() / factor
+        return x / divisor(grid.scale, x)
+
+    def add_real(
+        self,
+        real: Tensor,
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+        factor: Tensor | None = None,
+        is_only_reader: bool = False,
+    ) -> Tensor:
+        """What a layer gives, and a quantized tensor, in steps of their sum.
+
+        Args:
+            real (Tensor): Of the layer, on no grid.
+            x (Tensor): Integers less the zero point, on ``given``.
+            given (Grid): Of ``x``.
+            grid (Grid): Of the sum.
+            factor (Tensor, optional): What its channels are divided by.
+            is_only_reader (bool): Whether nothing else reads ``x``, which a layer made.
+        """
+        return self.quantize(real + x * given.scale, grid, factor)
 
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         """From the accumulator of a layer to steps of its output: (C,), float32.
@@ -45,7 +87,12 @@ class FixedPoint:
         return (unit / divisor(grid.scale, unit)).float()
 
     def scale(
-        self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
+        self,
+        total: Tensor,
+        multiplier: Tensor,
+        given: Grid,
+        grid: Grid,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """An accumulator in steps of the output; may overwrite it.
 
@@ -54,6 +101,8 @@ class FixedPoint:
             multiplier (Tensor): Of :meth:`multiplier`, shaped to fit.
             given (Grid): Of the input.
             grid (Grid): Of the output.
+            bias (Tensor, optional): Real numbers, shaped to fit; of an engine that
+                :attr:`has_real_biases`.
         """
         return total.mul_(multiplier)
 

@@ -24,6 +24,7 @@ class Jacinto(Target):
         depthwise_per_channel=True,
         bias_bits=None,
         observer='percentile',
+        calibration_observer='minmax',
         calibration_weight_observer='mse',
     )
     arithmetic = FixedPoint

@@ -43,7 +43,12 @@ class QdqArithmetic(FixedPoint):
         return unit / divisor(grid.scale, unit)
 
     def scale(
-        self, total: Tensor, multiplier: Tensor, given: Grid, grid: Grid
+        self,
+        total: Tensor,
+        multiplier: Tensor,
+        given: Grid,
+        grid: Grid,
+        bias: Tensor | None = None,
     ) -> Tensor:
         if _is_wide(given, grid):
             return super().scale(total, multiplier, given, grid)
@@ -175,7 +180,9 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class OnnxRuntime(Target):
     """The engine that runs here: files are proven in it, bit for bit."""
 
-    preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
+    preset = Preset(
+        weight=PER_CHANNEL, activation=AFFINE, calibration_observer='minmax'
+    )
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
     backend = 'onnxruntime'

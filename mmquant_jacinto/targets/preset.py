@@ -51,5 +51,5 @@ class Preset:
     constrain_weights: bool = False
     equalize: bool = False
     observer: str = 'moving_average'
-    calibration_observer: str | None = 'minmax'
+    calibration_observer: str | None = None
     calibration_weight_observer: str = 'minmax'

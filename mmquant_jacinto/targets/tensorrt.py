@@ -20,7 +20,9 @@ from .target import Target
 class TensorRt(Target):
     """S8 weights with a scale for each channel, S8 activations."""
 
-    preset = Preset(weight=PER_CHANNEL, activation=TensorFormat())
+    preset = Preset(
+        weight=PER_CHANNEL, activation=TensorFormat(), calibration_observer='minmax'
+    )
     arithmetic = QdqArithmetic
     storage = SIGNED
     max_bits = 8

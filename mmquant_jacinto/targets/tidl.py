@@ -30,7 +30,9 @@ TDA4VM = 'jacinto'
 class Tidl(Target):
     """S8 weights with a scale for each channel, U8 activations with a zero point."""
 
-    preset = Preset(weight=PER_CHANNEL, activation=AFFINE)
+    preset = Preset(
+        weight=PER_CHANNEL, activation=AFFINE, calibration_observer='minmax'
+    )
     arithmetic = QdqArithmetic
     describes_heads = True
     max_bits = 8

@@ -11,6 +11,7 @@ from toy_models import Forward
 
 from mmquant_jacinto import QuantizeConfig
 from mmquant_jacinto.plan.plan import Plan
+from mmquant_jacinto.targets.rules.table import Rules
 from mmquant_jacinto.wrappers.prepare import plan_model
 
 
@@ -83,6 +84,37 @@ def test_in_front_it_does_not_matter_what_reads_the_function(x):
     )
     (found,) = plan_of(net, x).scaled
     assert (found.producer, found.consumers) == ('a', ())
+
+
+@pytest.mark.parametrize('target, opens', [('openvino', True), ('tidl', False)])
+@pytest.mark.parametrize('name', SMOOTH)
+def test_open_results_have_it_behind_alone(name, target, opens, x):
+    *front, behind = two(SMOOTH[name], x, target=target)
+    assert (behind.producer, behind.consumers) == (None, ('b',))
+    assert [item.producer for item in front] == ([] if opens else ['a'])
+
+
+GATED = {
+    'a sum': lambda net, x: F.gelu(x) + net.conv(x),
+    'squeezed': lambda net, x: F.gelu(x) * x.mean((2, 3), keepdim=True).sigmoid(),
+    'gelu': lambda net, x: F.gelu(x),
+}
+
+
+@pytest.mark.parametrize('target, divides', [('openvino', True), ('tidl', False)])
+@pytest.mark.parametrize('name', GATED)
+def test_what_is_computed_is_divided_where_it_is_quantized(name, target, divides, x):
+    found = [
+        item for item in two(GATED[name], x, target=target) if 'b' in item.consumers
+    ]
+    assert [item.producer for item in found] == [None] * divides
+
+
+@pytest.mark.parametrize('name', SMOOTH)
+def test_engines_that_lack_it_have_one_scale_behind_open_results(name, x, monkeypatch):
+    monkeypatch.setattr(Rules, 'divides_channels', False)
+    assert two(SMOOTH[name], x, target='openvino') == ()
+    assert two(DIRECT['relu'], x, target='openvino') != ()
 
 
 NOT = {

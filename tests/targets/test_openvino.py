@@ -75,3 +75,13 @@ def test_grids_of_16_bits_are_written_out(toy_net, images):
     assert not has_wide_grids(exported.model)
     # In ONNX Runtime the same file computes the same.
     assert verify(exported, toy_net, [images]).signal_to_noise > 80
+
+
+def test_where_openvino_is_not_there_a_file_is_measured_by_its_distance(
+    toy_net, images
+):
+    calibrated(toy_net, images, target='openvino')
+    exported = export_onnx(toy_net, images, 'openvino')
+    report = verify(exported, toy_net, [images], 'onnxruntime')
+    assert not report.rounds
+    assert report.holds()

@@ -10,57 +10,32 @@ engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
 """
 
 from contextlib import ExitStack
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...plan.plan import Step
 from ...quantizers.computed_weights import (
-    computed_layer,
-    folds_norm,
     quantize_computed_weight,
 )
-from ...quantizers.weights import quantize_bias, to_integers
 from ...record import ops
 from ...record.ops import Op
-from ...targets.grid import Bounds, Grid, divisor, round_tensor
-from ...targets.target import get_target
-from ..behaviour import Behaviour
+from ...targets.grid import Bounds, Grid, divisor
 from ..conditioning import compute_grids
-from ..fake_quantize import Simulate
 from ..in_place_calls import is_in_place
 from ..state import State
 from . import exact_functions
 from .carried_integers import carry, integers_of, tag_of, with_integers
 from .exact_functions import is_exact, is_global_pool, narrow
-from .exact_sums import exact_sums, largest_sum
+from .exact_sums import exact_sums
 from .needed_ranges import NeededRanges
-from .ongoing_pass import COMPUTING, OngoingPass
-from .sampling import convolve_samples
+from .ongoing_pass import COMPUTING
+from .open_operands import OpenOperands
 from .stable_topk import StableOrder
 
-EXACT_IN_FLOAT32 = 2.0**24
 
-
-class IntegerLayer(NamedTuple):
-    """A layer with its operands ready.
-
-    Args:
-        weight (Tensor): Integers, in the dtype that accumulates exactly.
-        bias (Tensor, optional): Integers in units of input scale times weight
-            scale.
-        multiplier (Tensor): From accumulator to output integers, shaped to
-            multiply the output; float32.
-    """
-
-    weight: Tensor
-    bias: Optional[Tensor]
-    multiplier: Tensor
-
-
-class Integer(Behaviour):
+class Integer(OpenOperands):
     """Computes on integers.
 
     What is computed once (integer weights, biases, multipliers) is kept until
@@ -71,16 +46,9 @@ class Integer(Behaviour):
     """
 
     def __init__(self, state: State) -> None:
-        self.state = state
-        self.activations = state.activations
-        target = get_target(state.engine or state.plan.config['target'])
-        self.engine = target.arithmetic()
-        self.limits_bias = state.plan.config['constrain_bias'] is not None
-        self.fallback = Simulate(state)
-        self._layers: dict[tuple, IntegerLayer] = {}
+        super().__init__(state)
         self._tables: dict[tuple, Tensor] = {}
         self.ranges = NeededRanges(state.activations)
-        self._here = OngoingPass()
 
     def begin(self) -> None:
         with COMPUTING:
@@ -141,6 +109,14 @@ class Integer(Behaviour):
             out = self._compute(step, op, func, args, kwargs, integers)
             if out is not None:
                 return out
+        elif step.joins is not None and step.kind in ops.WEIGHTED:
+            out = self._compute_open(step, func, args, kwargs, integers[0])
+            if out is not None:
+                return out
+        elif step.kind == ops.ADD and step.chain in self.parts_of_layers:
+            out = self.add_open(step, op, args, kwargs, integers)
+            if out is not None:
+                return out
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.fallback.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
@@ -189,45 +165,27 @@ class Integer(Behaviour):
             return self._emit(step, x)
         return x
 
-    def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
-        if quantizer is None or not self.activations.has_range(quantizer):
-            return None
-        grid = self.activations.host_grid(quantizer)
-        if self.engine.rounding is not None:
-            grid = grid._replace(rounding=self.engine.rounding)
-        return grid
-
     def _emit(self, step: Step, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
         self.ranges.check_output(step, x)
-        return self._quantize(step.output, x, step.clip)
+        is_part = step.chain in self.parts_of_layers
+        return self._quantize(step.output, x, step.clip, is_part)
 
-    def _quantize(self, quantizer: Optional[str], x: Tensor, clip: Bounds) -> Tensor:
+    def _quantize(
+        self,
+        quantizer: Optional[str],
+        x: Tensor,
+        clip: Bounds,
+        behind_layer: bool = False,
+    ) -> Tensor:
         grid = self._grid(quantizer)
         if grid is None:
             self.ranges.note(quantizer, x)
             return x if clip is None else torch.clamp(x, *clip)
         factor = self.activations.factor(quantizer)
-        x = x.float() if factor is None else x.float() / factor
-        return self._requantize(grid, x / divisor(grid.scale, x), clip, factor)
-
-    def _requantize(
-        self,
-        grid: Grid,
-        steps: Tensor,
-        clip: Bounds,
-        factor: Optional[Tensor],
-    ) -> Tensor:
-        """From real steps of the output's grid to a tensor on it."""
-        integers = (
-            round_tensor(steps, grid.rounding)
-            .clamp_(*grid.integer_limits(clip))
-            .float()
-        )
-        real = integers * grid.scale
-        real = real if factor is None else real.mul_(factor)
-        return with_integers(real, grid, integers)
+        steps = self.engine.quantize(x, grid, factor, behind_layer)
+        return self._requantize(grid, steps, clip, factor)
 
     def copy(self, x: Tensor) -> Tensor:
         known, copy = tag_of(x), super().copy(x)
@@ -262,25 +220,13 @@ class Integer(Behaviour):
         grid = self._grid(step.output)
         (first, x), rest = integers[0], integers[1:]
         if step.kind in ops.WEIGHTED:
-            if step.weight is not None:
-                layer = self.layer_of(step, first, grid)
-            elif step.weight_format is not None:
-                layer = self._computed_layer(step, args, kwargs, first, grid)
-            else:
-                layer = None
+            layer = self.layer_for(step, args, kwargs, first, grid)
             if layer is None:
                 return None
-            is_deformable = step.kind == ops.DEFORM_CONV
-            if is_deformable and self.engine.rounds_samples:
-                total = convolve_samples(x, layer.weight, layer.bias, first, *args[3:])
-            else:
-                args, kwargs = ops.replace_operands(
-                    args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
-                )
-                total = func(*args, **kwargs)
-            if not is_deformable or self.engine.rounds_samples:
-                total = _exact(total)
-            steps = self.engine.scale(total, layer.multiplier, first, grid)
+            total = self.exact_total(step, func, args, kwargs, layer, first, x)
+            steps = self.engine.scale(
+                total, layer.multiplier, first, grid, layer.offset
+            )
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
@@ -314,6 +260,28 @@ class Integer(Behaviour):
         factor = self.activations.factor(step.output)
         return self._requantize(grid, steps, step.clip, factor)
 
+    def _compute_open(
+        self,
+        step: Step,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        integers: Optional[tuple[Grid, Tensor]],
+    ) -> Optional[Tensor]:
+        """Exact sums as real numbers, for a function that the engine computes on them.
+
+        None where the operand is not on a grid.
+        """
+        if integers is None or step.kind == ops.DEFORM_CONV:
+            return None
+        given, x = integers
+        layer = self.layer_for(step, args, kwargs, given, None)
+        if layer is None:
+            return None
+        total = self.exact_total(step, func, args, kwargs, layer, given, x)
+        real = total.float() * layer.multiplier
+        return real if layer.offset is None else real.add_(layer.offset)
+
     def _compute_real(
         self, step: Step, op: Op, func: Callable, args: tuple, kwargs: dict
     ) -> Any:
@@ -322,6 +290,9 @@ class Integer(Behaviour):
             return self.engine.function(op.name)(args[0].float())
         if self._is_exact(op, None, self._grid(step.output), args, kwargs):
             return exact_functions.compute(op.name, args[0], None, *args[1:], **kwargs)
+        function = self.engine.function(op.name)
+        if function is not None and (step.joins or step.inputs == (None,)):
+            return function(ops.tensor_inputs(op, args, kwargs)[0])
         return func(*args, **kwargs)
 
     def _is_exact(
@@ -349,80 +320,6 @@ class Integer(Behaviour):
             compute = self.engine.function(function)
             self._tables[key] = compute(points.float() * given.scale)
         return self._tables[key][(x - given.low).long()]
-
-    def layer_of(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
-        """The operands of a layer between two grids, computed once."""
-        key = (step.weight, given, grid)
-        if key not in self._layers:
-            self._layers[key] = self._make_layer(step, given, grid)
-        return self._layers[key]
-
-    @torch.no_grad()
-    def integer_weight(self, name: str) -> Tensor:
-        """The integers of a folded weight, float32, by weight quantizer."""
-        layer = self.state.layers[name]
-        scale = layer.along_channels(self.fallback.grids.step(name))
-        folded = layer.scaled(layer.folded()[0])
-        return to_integers(folded, scale, layer.spec.format)
-
-    @torch.no_grad()
-    def integer_bias(self, name: str, given: Grid) -> Tensor:
-        """A folded bias in units of the accumulator on an input's grid: (C,)."""
-        bias = self.state.layers[name].scaled_bias(self.real_bias(name))
-        unit = self.fallback.grids.step(name).double() * given.scale
-        width = self.state.plan.bias_width(name) if self.limits_bias else None
-        return quantize_bias(bias.double(), unit, width)
-
-    @torch.no_grad()
-    def real_bias(self, name: str) -> Tensor:
-        """A folded bias with what calibration added to it: (C,)."""
-        bias = self.state.layers[name].folded()[1]
-        correction = self.state.correction(name)
-        return correction if bias is None else bias + correction
-
-    def _make_layer(self, step: Step, given: Grid, grid: Grid) -> IntegerLayer:
-        name = step.weight
-        integers, bias = self.integer_weight(name), self.integer_bias(name, given)
-        scale = self.fallback.grids.step(name)
-        multiplier = self.engine.multiplier(scale, given, grid)
-        axis = self.state.plan.weights[name].axis
-        dtype = (
-            torch.float32
-            if largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
-            else torch.float64
-        )
-        return IntegerLayer(
-            integers.to(dtype), bias.to(dtype), _shaped(multiplier, integers)
-        )
-
-    def _computed_layer(
-        self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Grid
-    ) -> Optional[IntegerLayer]:
-        """A layer whose weight the model has just computed, if it can be one."""
-        norm = self.norm_of(step)
-        if not folds_norm(step.weight_format, norm):
-            return None
-        self._here.folded.add(step.chain)
-        integers, size, bias = computed_layer(step, args, kwargs, given, norm)
-        multiplier = self.engine.multiplier(size, given, grid)
-        return IntegerLayer(integers, bias, _shaped(multiplier, integers))
-
-    def norm_of(self, step: Step) -> Optional[_BatchNorm]:
-        """The batch normalization in a step's chain."""
-        if not step.norm:
-            return None
-        norm: Any = self.state.executor.root.get_submodule(step.norm)
-        return norm
-
-
-def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:
-    """One number per output channel, to multiply what a weight gives."""
-    return multiplier.view((-1,) + (1,) * (weight.dim() - 2))
-
-
-def _exact(total: Tensor) -> Tensor:
-    # An algorithm for convolutions of float64 may be off by a fraction.
-    return total.round_() if total.is_cuda else total
 
 
 def _summable(x: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class GraphWriter:
     Attributes:
         quantized (Dict[str, Tuple[str, Grid]]): Name of a dequantized tensor to
             that of its integers, and their grid.
+        exact_sums (List[str]): Results of layers that are one with what reads them.
         opset (int): The oldest that has all that was written.
     """
 
@@ -63,6 +64,7 @@ class GraphWriter:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.quantized: dict[str, tuple[str, Grid]] = {}
+        self.exact_sums: list[str] = []
         self.opset = COMMON_OPSET
         self._names: dict[str, int] = {}
         self._constants: dict[tuple, str] = {}

@@ -13,7 +13,7 @@ from ...targets.rules import table
 from ...targets.rules.table import INPUT, OUTPUT, Rules, Source
 from .facts import NodeFacts, Shapes
 from .operations import Graph, Grid, Operation, Value
-from .placement import Fused, missing_pairs, split_fusions
+from .placement import Fused, missing_pairs, split_fusions, split_patterns
 
 # Operands that hold weights, and what they are called. Those of sums are constants.
 _WEIGHTS = {
@@ -297,18 +297,17 @@ def _placement(checked: Checked) -> Iterator[Finding]:
                 row.source,
                 row.severity,
             )
-    for row in checked.rules.of(table.Fusion):
-        for operation, follower in split_fusions(
-            checked.graph, checked.operations, row
-        ):
-            yield _finding(
-                operation.node,
-                'fusion',
-                f'a Q/DQ pair between it and {follower}',
-                'none, so that both are one operation',
-                row.source,
-                row.severity,
-            )
+    for kind, split in ((table.Fusion, split_fusions), (table.Pattern, split_patterns)):
+        for row in checked.rules.of(kind):
+            for operation, follower in split(checked.graph, checked.operations, row):
+                yield _finding(
+                    operation.node,
+                    'fusion',
+                    f'a Q/DQ pair between it and {follower}',
+                    'none, so that both are one operation',
+                    row.source,
+                    row.severity,
+                )
 
 
 _PARTS: tuple[Callable[[Checked], Iterator[Finding]], ...] = (

@@ -6,12 +6,22 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
-from ...targets.rules.table import SILU, VIOLATION, Fusion, Pairs, Rules
+from ...targets.rules.table import (
+    HARD_SWISH,
+    SILU,
+    VIOLATION,
+    Fusion,
+    Pairs,
+    Pattern,
+    Rules,
+)
 from .operations import DEQUANTIZE, QUANTIZE, Graph, Grid, Operation
 
 # Nodes of the longest pattern that needs a pair at its end alone: a normalization that
 # is written out.
 _PATTERN = 16
+# Operators whose product with their own operand has a name in the tables.
+_GATES = {'Sigmoid': SILU, 'HardSigmoid': HARD_SWISH}
 
 
 class Fused:
@@ -101,6 +111,25 @@ def split_fusions(
             yield operation, follower.name or follower.output[0]
 
 
+def split_patterns(
+    graph: Graph, operations: list[Operation], row: Pattern
+) -> Iterator[tuple[Operation, str]]:
+    """Gates with a pair between them and their product with their own operand.
+
+    Returns:
+        Iterator[Tuple[Operation, str]]: The gate, and the name of the product.
+    """
+    for operation in operations:
+        if _GATES.get(operation.op) not in row.operators:
+            continue
+        end = _behind_pair(graph, operation.result.name)
+        _, source = graph.grid_of(operation.node.input[0])
+        for node in graph.readers[end] if end is not None else ():
+            others = [graph.grid_of(name)[1] for name in node.input if name != end]
+            if node.op_type == 'Mul' and others == [source]:
+                yield operation, node.name or node.output[0]
+
+
 def _behind_pair(graph: Graph, name: str) -> str | None:
     """What a pair makes of a value that nothing else reads."""
     for wanted in (QUANTIZE, DEQUANTIZE):
@@ -119,10 +148,11 @@ def _follower(
     if name in graph.outputs:
         return None
     kinds = sorted(node.op_type for node in readers)
-    if kinds == ['Mul', 'Sigmoid'] and SILU in row.followers:
-        first, second = sorted(readers, key=lambda node: node.op_type)
-        is_silu = set(first.input) == {name, second.output[0]}
-        return first if is_silu else None
+    for gate, pattern in _GATES.items():
+        if kinds == sorted((gate, 'Mul')) and pattern in row.followers:
+            first, second = sorted(readers, key=lambda node: node.op_type == gate)
+            is_product = set(first.input) == {name, second.output[0]}
+            return first if is_product else None
     if len(readers) != 1 or readers[0].op_type not in row.followers:
         return None
     operation = by_result[readers[0].output[0]]

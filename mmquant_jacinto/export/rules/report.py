@@ -116,6 +116,8 @@ def to_markdown(name: str, rules: Rules) -> str:
     for row in rules.rows:
         number = sources.setdefault(str(row.source), len(sources) + 1)
         severity = words[getattr(row, 'severity', table.VIOLATION)]
+        if isinstance(row, table.Divided):
+            severity = ''  # it may stand there or not
         lines.append(f'| {_names(row)} | {_rule(row)} | {severity} | {number} |')
     lines.append('')
     lines += [f'{number}. {source}' for source, number in sources.items()]
@@ -151,6 +153,10 @@ def _parts(row: Any) -> Iterator[str]:
         yield 'a Q/DQ pair behind'
     elif isinstance(row, table.Fusion):
         yield 'no Q/DQ pair before ' + ', '.join(row.followers)
+    elif isinstance(row, table.Pattern):
+        yield 'no Q/DQ pair inside'
+    elif isinstance(row, table.Divided):
+        yield 'a division of each channel in front is part of it'
     elif isinstance(row, table.Limit):
         yield row.right
     elif isinstance(row, table.Versions):

@@ -213,6 +213,8 @@ class Writing(Integer):
         shaped = _Operand(weight, self.state.layers[step.weight].weight)
         args, kwargs = ops.replace_operands(args, kwargs, x, shaped, bias)
         trace.write(op.name, step.chain, args, kwargs, out)
+        if step.joins is not None and given is not None:
+            trace.writer.exact_sums.append(trace.name_of(out))
 
     def _samples(self, step: Step, given: Grid | None, grid: Grid | None) -> bool:
         """Whether a layer is computed on samples of its input's grid."""
@@ -255,7 +257,7 @@ class Writing(Integer):
             trace.lose(out, f'{step.chain} computes its weight from the image')
             return
         given, grid = grid_of(x), grid_of(out)
-        unit = None if grid is None else given
+        unit = None if grid is None and step.joins is None else given
         norm = self.norm_of(step) if self.is_folded(step) else None
         integers, size, bias = computed_layer(step, args, kwargs, unit, norm)
         if self._samples(step, given, grid):
@@ -314,7 +316,7 @@ class Writing(Integer):
                     integers.cpu().numpy(), steps, axis, storage, spec.weight
                 )
         bias_name = spec.bias or f'{step.weight}.bias'
-        if given is None or grid is None:
+        if given is None or (grid is None and step.joins is None):
             bias = layer.scaled_bias(self.real_bias(step.weight))
             return self._weights[step.weight], writer.constant(bias, bias_name)
         key = f'{step.weight}@{given}'

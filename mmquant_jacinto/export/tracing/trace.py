@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ...execute.behaviour import Behaviour
+from ...execute.integer.carried_integers import tag_of
 from ...execute.state import State
 from ...record.ops import OPS
 from ...targets.grid import Bounds, Grid
@@ -345,5 +346,8 @@ class Trace(Names, TorchFunctionMode):
 
     def _keep(self, name: str, x: Tensor) -> str:
         if self._keeps_values:
-            self.values[name] = x.clone()  # the model may write into it
+            grid, integers = tag_of(x) or (None, None)
+            # A copy, as the model may write into it; of channels that have factors
+            # the file has what is divided.
+            self.values[name] = x.clone() if integers is None else integers * grid.scale
         return name

@@ -7,10 +7,16 @@ OpenVINO 2026.4 on an x86 CPU.
 
 from .table import (
     ANY,
+    GELU,
+    HARD_SWISH,
     HOST,
+    SILU,
     Activations,
     Biases,
+    Divided,
+    Fusion,
     Known,
+    Pattern,
     Rules,
     Source,
     Weights,
@@ -33,6 +39,33 @@ WEIGHTS = Source(
     '025aa1d; OpenVINO 2026.4',
 )
 
+POST_OPS = Source(
+    'OpenVINO src/plugins/intel_cpu/src/dnnl_extension_utils.cpp, '
+    'isUnarySupportedAsPostOp (x86-64); measured here: one u8 convolution or '
+    'fully connected layer, and one subgraph behind an addition',
+    'OpenVINO 2026.4',
+)
+HARD = Source(
+    'NNCF nncf/openvino/hardware/fused_patterns.py, '
+    'SWISH_WITH_HARD_SIGMOID; measured here: HardSigmoid is a float32 node of its own',
+    'e2f892e; OpenVINO 2026.4',
+)
+SWISH = Source(
+    'measured here: a pair between Sigmoid and Mul parts the convolution from both',
+    'OpenVINO 2026.4',
+)
+
+SUM = Source(
+    'measured here: a convolution and the addition behind it are one, and a pair '
+    'between them is left out',
+    'OpenVINO 2026.4',
+)
+DIVISION = Source(
+    'measured here: a division for each channel between Sigmoid * Mul and '
+    'QuantizeLinear is one with the convolution too',
+    'OpenVINO 2026.4',
+)
+
 # ONNX's names of the operations that the document lists; Constant, shape arithmetic
 # and Q/DQ are none of them.
 _OPERATORS = tuple(
@@ -45,6 +78,8 @@ _OPERATORS = tuple(
     ).split()
 )
 
+_FUSING = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Add')
+
 RULES = Rules(
     (
         Activations((ANY,), PRECISIONS),
@@ -55,6 +90,19 @@ RULES = Rules(
             symmetric=False,
         ),
         Biases(('Conv', 'ConvTranspose', 'Gemm'), PER_TENSOR),
+        Fusion(
+            _FUSING,
+            POST_OPS,
+            followers=(
+                *(SILU, 'HardSwish', GELU, 'Mish', 'Sigmoid', 'Tanh', 'Elu'),
+                *('LeakyRelu', 'PRelu'),
+            ),
+        ),
+        Fusion(_FUSING, HARD, followers=(HARD_SWISH,)),
+        Fusion(('Conv',), SUM, followers=('Add',)),
+        Pattern((SILU,), SWISH),
+        Pattern((HARD_SWISH,), HARD),
+        Divided(('QuantizeLinear',), DIVISION),
         Known(_OPERATORS, PROPAGATED, severity=HOST, quantized=True),
     ),
     host='is computed in float',

@@ -24,7 +24,10 @@ INPUT = '(input)'  # what enters the network
 OUTPUT = '(output)'  # what leaves it, and nothing in it reads
 FILE = '(file)'  # the file as a whole
 PRODUCT = 'MatMul of activations'  # a MatMul without a constant
-SILU = 'Sigmoid*Mul'  # both of one value
+# What several operators of ONNX compute, both of one value.
+SILU = 'Sigmoid*Mul'
+HARD_SWISH = 'HardSigmoid*Mul'
+GELU = 'Gelu'  # one operator from opset 20 on, a pattern before
 EIGHT_BITS = ('int8', 'uint8')
 
 
@@ -168,12 +171,31 @@ class Fusion(Row):
     """Operators that are one with what follows, so that no pair may stand between.
 
     Args:
-        followers (Tuple[str, ...]): Of ONNX, each alone; :data:`SILU`.
+        followers (Tuple[str, ...]): Of ONNX, each alone; :data:`SILU` and its kin.
         severity (str): One of :data:`SEVERITIES`.
     """
 
     followers: tuple[str, ...] = ()
     severity: str = SLOWER
+
+
+@dataclass(frozen=True)
+class Pattern(Row):
+    """Operators that the engine computes as one function, with no pair inside.
+
+    Args:
+        severity (str): One of :data:`SEVERITIES`.
+    """
+
+    severity: str = SLOWER
+
+
+@dataclass(frozen=True)
+class Divided(Row):
+    """Operators that take a division of the channels in front of them into themselves.
+
+    A planner may give the channels of what is quantized scales of their own there.
+    """
 
 
 @dataclass(frozen=True)
@@ -262,3 +284,12 @@ class Rules:
             head in row.operators and follower in row.followers
             for row in self.of(Fusion)
         )
+
+    @property
+    def divides_channels(self) -> bool:
+        """bool: Whether quantizing takes a factor for each channel along."""
+        return self.row(Divided, 'QuantizeLinear') is not None
+
+    def is_one(self, pattern: str) -> bool:
+        """Whether an engine computes the operators of a pattern as one function."""
+        return any(pattern in row.operators for row in self.of(Pattern))

@@ -11,14 +11,18 @@ from . import predicates as ask
 from .table import (
     ANY,
     FILE,
+    GELU,
+    HARD_SWISH,
     SILU,
     VIOLATION,
     Activations,
     Biases,
+    Divided,
     Facts,
     Fusion,
     Known,
     Limit,
+    Pattern,
     Rules,
     Source,
     Versions,
@@ -35,6 +39,24 @@ PLACEMENT = Source(
     'TensorRT developer guide, Explicit Quantization, Q/DQ Layer-Placement '
     'Recommendations',
     'TensorRT 8.2 to 11.0',
+)
+SMOOTH = Source(
+    'TensorRT developer guide, Explicit Quantization, Q/DQ Layer-Placement '
+    'Recommendations: the outputs of weighted operations stay unquantized by default, '
+    'for an activation such as SiLU that needs the precision; reported: 3205 '
+    '(one kernel for DQ, convolution, Sigmoid, Mul and Q)',
+    'TensorRT 8.2 to 11.0',
+)
+POINTWISE = Source(
+    'reported: NVIDIA/TensorRT 3629, Sigmoid and Mul without a pair become one '
+    'pointwise operator',
+    'of January 2024',
+)
+DIVISION = Source(
+    'TensorRT developer guide, Types of Fusions: elementwise operations by constants '
+    'become part of a pointwise one; whether that stays one with the convolution is '
+    'not measured',
+    'TensorRT 10 and 11',
 )
 BIASES = Source(
     'reported: onnxruntime 14229, onnx-tensorrt 850, NVIDIA/TensorRT 3360',
@@ -156,7 +178,12 @@ RULES = Rules(
             PLACEMENT,
             followers=('Relu', 'Clip'),
         ),
-        Fusion(('Conv',), PLACEMENT, followers=(SILU, 'Add')),
+        Fusion(('Conv',), PLACEMENT, followers=('Add',)),
+        Fusion(
+            _WEIGHTED, SMOOTH, followers=(SILU, HARD_SWISH, 'HardSwish', GELU, 'Mish')
+        ),
+        Pattern((SILU, HARD_SWISH), POINTWISE),
+        Divided(('QuantizeLinear',), DIVISION),
     ),
     host='is refused',
     reads='TensorRT 10 and 11, explicit quantization by QDQ',

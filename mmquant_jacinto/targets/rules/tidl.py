@@ -14,11 +14,13 @@ from .table import (
     HOST,
     INPUT,
     OUTPUT,
+    SILU,
     Activations,
     Biases,
     Fusion,
     Known,
     Pairs,
+    Pattern,
     Row,
     Rules,
     Source,
@@ -85,6 +87,9 @@ _GRID_ROWS: tuple[Row, ...] = (
         followers=('Clip',),
     ),
     Fusion(('Conv', 'ConvTranspose'), INPUTS, followers=('BatchNormalization',)),
+    # The layer in front keeps its pair: behind what needs none the notes name ReLU and
+    # batch normalization alone. SiLU is a layer of its own there, a table of 8 bits.
+    Pattern((SILU,), INPUTS),
 )
 _FORM_ROWS: tuple[Row, ...] = (
     Versions((FILE,), VERSIONS, opset=(1, 19), ir=8),

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from outputs import snr
+from smooth_functions import uneven
 from torch import nn
-from toy_models import Forward, randomize_norms
+from toy_models import Forward
 
 from mmquant_jacinto import (
     QuantCalibrateModule,
@@ -35,32 +36,12 @@ ACTIVATIONS = {
     'swish': lambda x: x * x.sigmoid(),
     'hardswish': F.hardswish,
 }
+# Of these only engines that divide what they quantize have factors.
+DIVIDED = {
+    'gelu': F.gelu,
+    'sum': lambda x: F.relu(x) + 0.5 * x.abs(),
+}
 TARGETS = ('onnxruntime', 'jacinto', 'tidl', 'openvino', 'tensorrt')
-
-
-def uneven(activation, norm=True):
-    """A depthwise block whose channels reach from 0.05 to 50, and matter alike."""
-    torch.manual_seed(0)
-    net = Forward(
-        lambda net, x: net.last(
-            activation(net.norm2(net.depth(activation(net.norm(net.first(x))))))
-        ),
-        first=nn.Conv2d(3, 16, 3),
-        norm=nn.BatchNorm2d(16) if norm else nn.Identity(),
-        depth=nn.Conv2d(16, 16, 3, padding=1, groups=16),
-        norm2=nn.BatchNorm2d(16) if norm else nn.Identity(),
-        last=nn.Conv2d(16, 8, 1),
-    )
-    randomize_norms(net)
-    scale = torch.logspace(-1.3, 1.7, 16)
-    with torch.no_grad():
-        for module in (net.norm, net.norm2) if norm else (net.first, net.depth):
-            module.weight.mul_(scale.view(-1, *(1,) * (module.weight.dim() - 1)))
-            module.bias.mul_(scale)
-        # What comes small is needed large.
-        net.depth.weight.div_(scale.view(-1, 1, 1, 1))
-        net.last.weight.div_(scale.view(1, -1, 1, 1))
-    return net.eval()
 
 
 @pytest.fixture
@@ -75,16 +56,8 @@ def calibrate(net, x, **quantize):
     return calib.eval()
 
 
-# What TensorRT computes as one with its layer has no grid in front.
-SCALED = [
-    (name, target)
-    for name in ACTIVATIONS
-    for target in TARGETS
-    if target != 'tensorrt' or name not in ('silu', 'swish')
-]
-
-
-@pytest.mark.parametrize('name, target', SCALED)
+@pytest.mark.parametrize('target', TARGETS)
+@pytest.mark.parametrize('name', ACTIVATIONS)
 def test_factors_give_small_channels_steps(name, target, x):
     net = uneven(ACTIVATIONS[name])
     reference = net(x)
@@ -97,6 +70,20 @@ def test_factors_give_small_channels_steps(name, target, x):
     assert snr(reference, scaled) > snr(reference, plain) + gain
 
 
+@pytest.mark.parametrize('target', ['openvino', 'tensorrt'])
+@pytest.mark.parametrize('name', DIVIDED)
+def test_what_is_divided_as_it_is_quantized(name, target, x):
+    net = uneven(DIVIDED[name])
+    reference = net(x)
+    scaled, plain = (
+        calibrate(net, x, target=target, scale_channels=given)(x)
+        for given in (None, False)
+    )
+    # In front of the sum there is a grid without factors.
+    gain = 1 if name == 'sum' else 3
+    assert snr(reference, scaled) > snr(reference, plain) + gain
+
+
 def test_float_function_and_weights_stay(x):
     net = uneven(F.silu)
     calib = calibrate(net, x, target='onnxruntime')
@@ -106,10 +93,11 @@ def test_float_function_and_weights_stay(x):
     assert torch.equal(calib.module(x), net(x))
 
 
+@pytest.mark.parametrize('target', ['onnxruntime', 'openvino', 'tidl'])
 @pytest.mark.parametrize('norm', [True, False])
 @pytest.mark.parametrize('name', ACTIVATIONS)
-def test_simulation_is_what_integers_compute(name, norm, x):
-    calib = calibrate(uneven(ACTIVATIONS[name], norm), x, target='onnxruntime')
+def test_simulation_is_what_integers_compute(name, norm, target, x):
+    calib = calibrate(uneven(ACTIVATIONS[name], norm), x, target=target)
     with torch.no_grad():
         integers = calib(x)
         calib.quantization.set_phase('train')

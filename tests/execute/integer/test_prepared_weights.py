@@ -4,17 +4,17 @@ import torch
 from outputs import run
 from toy_models import calibrated
 
-from mmquant_jacinto.execute.integer import integer
+from mmquant_jacinto.execute.integer import layers
 
 
 def test_weights_are_prepared_once_until_training_goes_on(toy_net, images, monkeypatch):
     calls = []
 
-    def counted(*args, original=integer.to_integers):
+    def counted(*args, original=layers.to_integers):
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(integer, 'to_integers', counted)
+    monkeypatch.setattr(layers, 'to_integers', counted)
     quantization = calibrated(toy_net, images)
     (first,) = run(toy_net, images)
     assert len(calls) == len(quantization.plan.weights)

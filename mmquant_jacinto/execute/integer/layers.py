@@ -1,0 +1,192 @@
+"""Layers: their operands as integers, computed once, and their exact sums."""
+
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...plan.plan import Step
+from ...quantizers.computed_weights import computed_layer, folds_norm
+from ...quantizers.weights import quantize_bias, to_integers
+from ...record import ops
+from ...targets.grid import Grid
+from ...targets.target import get_target
+from ..behaviour import Behaviour
+from ..fake_quantize import Simulate
+from ..state import State
+from .exact_sums import largest_sum
+from .ongoing_pass import OngoingPass
+from .sampling import convolve_samples
+
+EXACT_IN_FLOAT32 = 2.0**24
+
+
+class IntegerLayer(NamedTuple):
+    """A layer with its operands ready.
+
+    Args:
+        weight (Tensor): Integers, in the dtype that accumulates exactly.
+        bias (Tensor, optional): Integers in units of input scale times weight
+            scale.
+        multiplier (Tensor): From accumulator to output integers, shaped to
+            multiply the output; float32.
+        offset (Tensor, optional): In place of ``bias``, real numbers to add behind
+            the multiplication, shaped alike.
+    """
+
+    weight: Tensor
+    bias: Optional[Tensor]
+    multiplier: Tensor
+    offset: Optional[Tensor] = None
+
+
+class Layers(Behaviour):
+    """The layers of a quantized model, on integers.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.activations = state.activations
+        target = get_target(state.engine or state.plan.config['target'])
+        self.engine = target.arithmetic()
+        self.limits_bias = state.plan.config['constrain_bias'] is not None
+        self.fallback = Simulate(state)
+        self._layers: dict[tuple, IntegerLayer] = {}
+        self._here = OngoingPass()
+
+    def layer_for(
+        self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Optional[Grid]
+    ) -> Optional[IntegerLayer]:
+        """The operands of a layer; None where it has no integers."""
+        if step.weight is not None:
+            return self.layer_of(step, given, grid)
+        if step.weight_format is not None:
+            return self._computed_layer(step, args, kwargs, given, grid)
+        return None
+
+    def exact_total(
+        self,
+        step: Step,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        layer: IntegerLayer,
+        given: Grid,
+        x: Tensor,
+    ) -> Tensor:
+        """Exact sums of a layer over the integers ``x`` of its input."""
+        is_deformable = step.kind == ops.DEFORM_CONV
+        if is_deformable and self.engine.rounds_samples:
+            total = convolve_samples(x, layer.weight, layer.bias, given, *args[3:])
+        else:
+            args, kwargs = ops.replace_operands(
+                args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
+            )
+            total = func(*args, **kwargs)
+        if not is_deformable or self.engine.rounds_samples:
+            total = _exact(total)
+        return total
+
+    def _multiplier(
+        self, scale: Tensor, given: Grid, grid: Optional[Grid], weight: Tensor
+    ) -> Tensor:
+        """From a layer's sums to steps of its output, or to real numbers: shaped."""
+        unit = scale.float() * given.scale
+        if grid is not None:
+            unit = self.engine.multiplier(scale, given, grid)
+        return _shaped(unit, weight)
+
+    def layer_of(self, step: Step, given: Grid, grid: Optional[Grid]) -> IntegerLayer:
+        """The operands of a layer between two grids, computed once.
+
+        Without the second one its result is a real number.
+        """
+        key = (step.weight, given, grid)
+        if key not in self._layers:
+            self._layers[key] = self._make_layer(step, given, grid)
+        return self._layers[key]
+
+    @torch.no_grad()
+    def integer_weight(self, name: str) -> Tensor:
+        """The integers of a folded weight, float32, by weight quantizer."""
+        layer = self.state.layers[name]
+        scale = layer.along_channels(self.fallback.grids.step(name))
+        folded = layer.scaled(layer.folded()[0])
+        return to_integers(folded, scale, layer.spec.format)
+
+    @torch.no_grad()
+    def integer_bias(self, name: str, given: Grid) -> Tensor:
+        """A folded bias in units of the accumulator on an input's grid: (C,)."""
+        bias = self.state.layers[name].scaled_bias(self.real_bias(name))
+        unit = self.fallback.grids.step(name).double() * given.scale
+        width = self.state.plan.bias_width(name) if self.limits_bias else None
+        return quantize_bias(bias.double(), unit, width)
+
+    @torch.no_grad()
+    def real_bias(self, name: str) -> Tensor:
+        """A folded bias with what calibration added to it: (C,)."""
+        bias = self.state.layers[name].folded()[1]
+        correction = self.state.correction(name)
+        return correction if bias is None else bias + correction
+
+    def _make_layer(
+        self, step: Step, given: Grid, grid: Optional[Grid]
+    ) -> IntegerLayer:
+        name = step.weight
+        integers, bias = self.integer_weight(name), self.integer_bias(name, given)
+        scale = self.fallback.grids.step(name)
+        multiplier = self._multiplier(scale, given, grid, integers)
+        axis = self.state.plan.weights[name].axis
+        dtype = (
+            torch.float32
+            if largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
+            else torch.float64
+        )
+        layer = IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+        return self._with_offset(layer, bias, scale, given)
+
+    def _computed_layer(
+        self, step: Step, args: tuple, kwargs: dict, given: Grid, grid: Optional[Grid]
+    ) -> Optional[IntegerLayer]:
+        """A layer whose weight the model has just computed, if it can be one."""
+        norm = self.norm_of(step)
+        if not folds_norm(step.weight_format, norm):
+            return None
+        self._here.folded.add(step.chain)
+        integers, size, bias = computed_layer(step, args, kwargs, given, norm)
+        multiplier = self._multiplier(size, given, grid, integers)
+        layer = IntegerLayer(integers, bias, multiplier)
+        return self._with_offset(layer, bias, size, given)
+
+    def _with_offset(
+        self, layer: IntegerLayer, bias: Optional[Tensor], scale: Tensor, given: Grid
+    ) -> IntegerLayer:
+        """A layer whose bias is added as the engine adds it."""
+        if not self.engine.has_real_biases or bias is None:
+            return layer
+        if not bias.any():
+            # The engine leaves it out.
+            return layer._replace(bias=None)
+        real = bias.float() * (scale.float() * given.scale)
+        return layer._replace(bias=None, offset=_shaped(real, layer.weight))
+
+    def norm_of(self, step: Step) -> Optional[_BatchNorm]:
+        """The batch normalization in a step's chain."""
+        if not step.norm:
+            return None
+        norm: Any = self.state.executor.root.get_submodule(step.norm)
+        return norm
+
+
+def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:
+    """One number per output channel, to multiply what a weight gives."""
+    return multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+
+
+def _exact(total: Tensor) -> Tensor:
+    # An algorithm for convolutions of float64 may be off by a fraction.
+    return total.round_() if total.is_cuda else total

@@ -1,0 +1,88 @@
+"""Open operands: calls on a quantized tensor and one that is on no grid."""
+
+from collections import Counter
+from typing import Optional
+
+from torch import Tensor
+
+from ...plan.plan import Step
+from ...record import ops
+from ...record.ops import Op
+from ...targets.grid import Bounds, Grid, round_tensor
+from ..state import State
+from .carried_integers import with_integers
+from .layers import Layers
+
+
+class OpenOperands(Layers):
+    """What an engine computes with a layer whose result is on no grid.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        steps = state.plan.steps.values()
+        readers = Counter(name for step in steps for name in step.inputs if name)
+        # Quantizers of what a layer makes and a single call reads.
+        self._read_once = {
+            step.output
+            for step in steps
+            if step.weight is not None and readers[step.output] == 1
+        }
+        # What the engine computes as part of a layer.
+        self.parts_of_layers = {step.joins for step in steps if step.joins}
+
+    def add_open(
+        self,
+        step: Step,
+        op: Op,
+        args: tuple,
+        kwargs: dict,
+        integers: list[Optional[tuple[Grid, Tensor]]],
+    ) -> Optional[Tensor]:
+        """The sum of a quantized tensor and what a layer gives on no grid.
+
+        None where it is another one.
+        """
+        grid = self._grid(step.output)
+        known = [item for item in integers if item is not None]
+        raw = [
+            x
+            for x, item in zip(ops.tensor_inputs(op, args, kwargs), integers)
+            if item is None
+        ]
+        is_sum = kwargs.get('alpha', 1) == 1 and len(args) <= 2
+        if grid is None or len(known) != 1 or len(raw) != 1 or not is_sum:
+            return None
+        ((given, x),) = known
+        factor = self.activations.factor(step.output)
+        is_only = not self._read_once.isdisjoint(step.inputs)
+        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only)
+        return self._requantize(grid, steps, step.clip, factor)
+
+    def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
+        if quantizer is None or not self.activations.has_range(quantizer):
+            return None
+        grid = self.activations.host_grid(quantizer)
+        if self.engine.rounding is not None:
+            grid = grid._replace(rounding=self.engine.rounding)
+        return grid
+
+    def _requantize(
+        self,
+        grid: Grid,
+        steps: Tensor,
+        clip: Bounds,
+        factor: Optional[Tensor],
+    ) -> Tensor:
+        """From real steps of the output's grid to a tensor on it."""
+        integers = (
+            round_tensor(steps, grid.rounding)
+            .clamp_(*grid.integer_limits(clip))
+            .float()
+        )
+        real = integers * grid.scale
+        real = real if factor is None else real.mul_(factor)
+        return with_integers(real, grid, integers)

@@ -1,0 +1,115 @@
+"""Open results: what a target computes on without putting it on a grid.
+
+An engine that computes a layer and the function behind it as one operation rounds once,
+at the end; so does one that has a function of its own for ``x * sigmoid(x)``. A grid in
+between would be noise that the engine does not make, and part what it computes as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..record.graph import Site
+from ..targets.rules.table import HARD_SWISH, SILU, Rules
+from .file_operators import operator_of
+from .fusion import Chain, Dataflow
+
+# Functions whose product with their own operand is a function with a name.
+_GATES = {'sigmoid': SILU, 'hardsigmoid': HARD_SWISH}
+
+Makers = Mapping[int, Chain]
+
+
+@dataclass(frozen=True)
+class _Function:
+    """What a call computes, together with calls that are one with it.
+
+    Args:
+        operator (str): In a target's table.
+        operands (Tuple[int | None]): Values that it reads.
+        calls (FrozenSet[str]): Sites that it is made of.
+    """
+
+    operator: str
+    operands: tuple[int | None, ...]
+    calls: frozenset[str]
+
+
+def open_results(
+    flow: Dataflow, chains: Iterable[Chain], rules: Rules
+) -> dict[int, str]:
+    """Results that are on no grid of their own, and the calls that they are one with.
+
+    Of two layers that an addition reads, the later is left open.
+
+    Args:
+        flow (Dataflow): Of the graph.
+        chains (Iterable[Chain]): Those that are quantized.
+        rules (Rules): Of the target.
+
+    Returns:
+        Dict[int, str]: Value to the name of the site that reads it last.
+    """
+    chains = list(chains)
+    makers = {value: chain for chain in chains for value in chain.tail.outputs}
+    found: dict[int, str] = {}
+    for chain in chains:
+        reader = chain.head
+        if flow.raw.intersection(chain.tail.outputs):
+            continue  # there is no grid at its end
+        gate = _gate_of(flow, reader, makers)
+        if gate is not None and rules.is_one(_GATES[gate.op]):
+            found[gate.outputs[0]] = reader.name
+            function = _Function(
+                _GATES[gate.op],
+                (gate.inputs[0],),
+                frozenset((gate.name, reader.name)),
+            )
+        else:
+            function = _Function(
+                operator_of(reader),
+                tuple(reader.inputs) if _fits(reader) else (),
+                frozenset((reader.name,)),
+            )
+        for value in reversed(function.operands):
+            if value is not None and _is_fused(flow, value, makers, function, rules):
+                found[value] = reader.name
+                break
+    return found
+
+
+def _gate_of(flow: Dataflow, product: Site, makers: Makers) -> Site | None:
+    """The call whose result a product multiplies by that call's own operand."""
+    if product.op != 'mul' or len(product.inputs) != 2 or product.is_shared:
+        return None
+    for value, other in (product.inputs, product.inputs[::-1]):
+        maker = None if value is None or other is None else makers.get(value)
+        if maker is None or value is None or maker.followers or value in flow.leaving:
+            continue
+        gate = maker.head
+        readers = {reader.name for reader in flow.consumers.get(value, ())}
+        is_whole = gate.inputs == [other] and readers == {product.name}
+        if gate.op in _GATES and is_whole and not gate.is_shared:
+            return gate
+    return None
+
+
+def _is_fused(
+    flow: Dataflow, value: int, makers: Makers, function: _Function, rules: Rules
+) -> bool:
+    """Whether the target computes a function as one with what makes its operand."""
+    maker = makers.get(value)
+    if maker is None or maker.clip is not None or value in flow.leaving:
+        return False
+    readers = [reader.name for reader in flow.consumers.get(value, ())]
+    is_alone = len(readers) == len(function.calls) and function.calls.issuperset(
+        readers
+    )
+    return is_alone and rules.fuses(operator_of(maker.head), function.operator)
+
+
+def _fits(reader: Site) -> bool:
+    """Whether a call reads one value, or two different activations."""
+    values = reader.inputs
+    return len(values) == 1 or (len(set(values)) == 2 and None not in values)
