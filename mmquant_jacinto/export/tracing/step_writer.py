@@ -349,11 +349,14 @@ class Writing(Integer):
         """Part of a smooth function between tensors with scaled channels."""
         trace = self.trace
         site = SiteWriter(trace.writer, step.chain, out, trace.operand)
-        operands: list[Any] = []
+        operands: list[Tensor] = []
         for x, quantizer in zip(ops.tensor_inputs(op, args, kwargs), step.inputs):
             factor = self.activations.factor(quantizer)
             if factor is not None:
-                x = site.node('Mul', trace.operand(x, step.chain), factor)
+                opened = site.node('Mul', trace.operand(x, step.chain), factor)
+                with trace.paused():
+                    x = x.clone()
+                trace.name(x, opened)
             operands.append(x)
         args, kwargs = ops.replace_inputs(op, args, kwargs, operands)
         trace.write(op.name, step.chain, args, kwargs, out)
