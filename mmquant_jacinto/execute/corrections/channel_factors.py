@@ -205,6 +205,8 @@ class ChannelReach(Behaviour):
                     fills = factor * reach / power_of_two_above(reach)
                     candidates.append(fills.clamp(max=1.0))
         noise = torch.stack([use.noise(factor) for factor in candidates])
+        # What is not known to be better is not taken.
+        noise = noise.nan_to_num(torch.inf, torch.inf)
         worth = 10 ** ((WORTH_OPENED if group.is_opened else WORTH) / 10)
         noise[0] /= worth
         return torch.stack(candidates)[noise.argmin()]

@@ -23,6 +23,7 @@ def alive(values: Tensor) -> Tensor:
 
 def step_of(reach: Tensor, fmt: TensorFormat) -> Tensor:
     """Of a grid for weights that reach so far."""
+    reach = reach.clamp(min=TINY)
     if fmt.power_of_two:
         return power_of_two_above(reach) / (integer_bounds(fmt)[1] + 1)
     return reach / integer_bounds(fmt)[1]
@@ -141,7 +142,9 @@ class ChannelUse:
 
     def reach(self, factor: Tensor) -> Tensor:
         """How far the divided channels reach: zero-dimensional."""
-        return torch.maximum(self.low / factor, self.high / factor).max()
+        return (
+            torch.maximum(self.low / factor, self.high / factor).max().clamp(min=TINY)
+        )
 
     def step(self, factor: Tensor) -> Tensor:
         """Of the grid that holds the divided channels: zero-dimensional."""
@@ -150,6 +153,7 @@ class ChannelUse:
         if self.format.symmetric:
             sides = 2.0 - (low <= 0).float() * float(self.format.unsigned_if_positive)
             size = torch.maximum(low, high) * sides
+        size = size.clamp(min=TINY)
         size = power_of_two_above(size) if self.format.power_of_two else size
         return size / 2**self.format.bits
 

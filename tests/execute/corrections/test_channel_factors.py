@@ -230,6 +230,17 @@ def test_dead_channels_have_finite_factors(symmetric, reach, x):
         assert use.noise(found).isfinite()
 
 
+@pytest.mark.parametrize('target', TARGETS)
+@pytest.mark.parametrize('size', [0.0, 1e-30, 1e30])
+def test_tensors_without_a_size_are_left_finite(size, target, x):
+    net = uneven(F.relu, norm=False)
+    with torch.no_grad():
+        net.first.weight.mul_(size)
+        net.first.bias.mul_(size)
+    calib = calibrate(net, x, target=target)
+    assert calib.quantization.channel_factor.isfinite().all()
+
+
 def measured_noise(values, factor, weight, use, bits):
     """Of a product of rounded channels and rounded weights, against its spread."""
     step = use.step(factor)
