@@ -126,7 +126,9 @@ class Run:
         options: dict[str, Any] = dict(randomness=dict(seed=self.seed))
         if row.mode is not None:
             # an int may not become a dict where dicts are merged
-            options['quantize'] = dict(_delete_=True, mode=row.mode, **row.quantize)
+            options['quantize'] = dict(
+                _delete_=True, mode=row.mode, report=False, **row.quantize
+            )
         elif row.kind == 'train':
             options['quantize'] = False
         if row.is_trained:

@@ -144,7 +144,7 @@ class RowRun:
         """Write its config and return where."""
         options: dict[str, Any] = dict(work_dir=relative(self.folder))
         if self.row.quantize is not None:
-            options['quantize'] = dict(mode='ptq', **self.row.quantize)
+            options['quantize'] = dict(mode='ptq', report=False, **self.row.quantize)
         # It is tested once, when it is calibrated.
         options.update(val_dataloader=None, val_evaluator=None, val_cfg=None)
         predictions = relative(self.folder / 'predictions.pkl')

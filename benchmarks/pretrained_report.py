@@ -84,7 +84,8 @@ def table_row(
     noise, agreed = found['noise'], found.get('agreement')
     cells.append(f'{noise["least"]:.1f}, {noise["median"]:.1f}')
     cells.append(f'{agreed["mAP50"]:.1f} · {agreed["mAP"]:.1f}' if agreed else '')
-    cells.append(f'{agreed["score_error"]:.1f}' if agreed else '')
+    error = (agreed or {}).get('score_error')
+    cells.append('' if error is None else f'{error:.1f}')
     cells.append(f'{found["seconds"]:.0f}')
     met = {True: 'yes', False: '**no**', None: ''}
     cells += [told, met[is_met(row, network, lost(found, start, 'mAP'))]]
