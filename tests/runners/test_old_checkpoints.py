@@ -26,17 +26,27 @@ def test_every_file_has_a_test():
     assert {path.stem for path in FOLDER.glob('*.pth')} == set(KINDS)
 
 
+def assert_as_then(kind, found, checkpoint):
+    expected = checkpoint['expected_scores']
+    if kind == 'wide':
+        # It is of openvino, whose own order of operations in float32 is simulated since.
+        step = expected.abs().max().item() / 2**15
+        torch.testing.assert_close(found, expected, rtol=0, atol=2 * step)
+    else:
+        assert torch.equal(found, expected)
+
+
 def test_the_runner_tests_it_as_then(kind, tmp_path):
     path = FOLDER / f'{kind}.pth'
     cfg = config_of(kind, tmp_path)
     cfg.load_from = str(path)
     runner = Runner.from_cfg(cfg)
     runner.test()
-    assert torch.equal(scores_of(runner.model), load(path)['expected_scores'])
+    assert_as_then(kind, scores_of(runner.model), load(path))
 
 
 def test_its_plan_is_all_that_a_module_needs(kind, tmp_path):
     checkpoint = load(FOLDER / f'{kind}.pth')
     model = QuantTestModule(MODELS.build(config_of(kind, tmp_path).model))
     model.module.load_state_dict(fit_names(checkpoint['state_dict'], model.module))
-    assert torch.equal(scores_of(model), checkpoint['expected_scores'])
+    assert_as_then(kind, scores_of(model), checkpoint)
