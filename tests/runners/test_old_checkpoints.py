@@ -29,7 +29,7 @@ def test_every_file_has_a_test():
 def assert_as_then(kind, found, checkpoint):
     expected = checkpoint['expected_scores']
     if kind == 'wide':
-        # It is of openvino, whose own order of operations in float32 is simulated since.
+        # It is of openvino, whose own order of operations is simulated since then.
         step = expected.abs().max().item() / 2**15
         torch.testing.assert_close(found, expected, rtol=0, atol=2 * step)
     else:
