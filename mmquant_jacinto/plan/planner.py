@@ -26,8 +26,8 @@ from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, Weigh
 from .planned_widths import check_widths
 from .scaled_channels import find_scaled_channels
 
-# Of a tensor whose channels may be scaled.
-MAX_SCALED_BITS = 8
+# Of a tensor whose clamp is to hold for scaled channels.
+MAX_BOUNDED_BITS = 8
 
 
 class Planner:
@@ -148,7 +148,7 @@ class Planner:
         fine = {
             spec.name
             for spec in quantizers.unique()
-            if spec.format.bits > MAX_SCALED_BITS
+            if spec.format.bits > MAX_BOUNDED_BITS
         }
         entered = {step.weight for step in steps.values() if step.entries}
 
@@ -166,9 +166,8 @@ class Planner:
             for item in found
             if specs.keys() >= set(item.layers)
             and not entered.intersection(item.consumers)
-            # A fine grid has steps for all channels. To end where each one did on the
-            # images of calibration would cut off what others reach, for nothing.
-            and item.quantizer not in fine
+            # A clamp that was not a channel's own shows on a fine grid.
+            and not (item.is_bounded and item.quantizer in fine)
         )
 
     def _settings(self) -> dict[str, Any]:

@@ -34,6 +34,8 @@ MAX_FACTOR = 2.0**8
 # How much further than on the images of calibration a channel may reach before a
 # clamp that was not its own cuts it off.
 HEADROOM = 1.5
+# The same for grids of more bits than that, whose steps are enough for it.
+FINE_BITS, FINE_HEADROOM = 8, 16.0
 # Share by which a grid of a power of two reaches further than what it is fitted to.
 MARGIN = 2.0**-7
 # Decibels of noise that rescaling must be worth: it costs a multiplication in the
@@ -255,6 +257,9 @@ def candidate_factors(use: ChannelUse, is_bounded: bool) -> list[Tensor]:
                 factor = factor.maximum(reach * (HEADROOM / reach.max()))
             else:
                 factor = factor / factor.max()
+            if use.format.bits > FINE_BITS:
+                room = reach * (FINE_HEADROOM / (reach / factor).max())
+                factor = factor.maximum(room)
             found.append(factor.clamp(1 / MAX_FACTOR, 1.0))
     return found
 

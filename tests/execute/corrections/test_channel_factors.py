@@ -16,6 +16,7 @@ from mmquant_jacinto import (
     QuantTrainModule,
 )
 from mmquant_jacinto.execute.corrections.channel_factors import (
+    FINE_HEADROOM,
     HEADROOM,
     MAX_FACTOR,
     candidate_factors,
@@ -217,6 +218,16 @@ def test_a_clamp_keeps_what_it_held_with_room(x):
     for found in candidate_factors(use_of(reach.tolist(), readers), True):
         assert (found[:2] == 1).all() and (found <= 1).all()
         assert (reach[2:] / found[2:] <= 6 / HEADROOM * 1.0001).all()
+
+
+def test_fine_grids_leave_room_in_each_channel(x):
+    readers = [Reader(layers_of(torch.ones(1, 4), x)['b'])]
+    reach = [16.0, 4.0, 1.0, 0.001]
+    for found in candidate_factors(use_of(reach, readers, bits=16), False):
+        room = 16.0 / (torch.tensor(reach) / found)
+        assert (room[1:] >= FINE_HEADROOM).logical_or(found[1:] == 1).all()
+    tight = candidate_factors(use_of(reach, readers), False)[0]
+    assert torch.allclose(torch.tensor(reach)[:3] / tight[:3], torch.tensor(16.0))
 
 
 @pytest.mark.parametrize('reach', [[0.0, 0, 0, 0], [1, 0, 0, 0], [1e18, 1, 1e-18, 0]])
