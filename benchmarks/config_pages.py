@@ -131,11 +131,13 @@ def trained_by_others(folder: Folder) -> Iterator[Entry]:
     """The rows of float configs that are quantized from the command line."""
     results = read('benchmarks/results/pretrained.json')['rows']
     for path in sorted((CONFIGS / folder.name).glob('*.py')):
-        for name, row in results[path.stem].items():
+        for row in results[path.stem].values():
             quantize = row['key']['quantize']
             if quantize is None:
                 yield Entry(path.name, '32', '', 'float', row['scores'])
-            elif set(quantize) == {'target', 'bits'} and name.startswith('int'):
+            elif set(quantize) == {'target', 'bits'} and isinstance(
+                quantize['bits'], int
+            ):
                 yield Entry(
                     path.name,
                     str(quantize['bits']),
