@@ -24,10 +24,7 @@ from .open_results import open_results
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
 from .planned_widths import check_widths
-from .scaled_channels import find_scaled_channels
-
-# Of a tensor whose clamp is to hold for scaled channels.
-MAX_BOUNDED_BITS = 8
+from .scaled_channels import FINE_BITS, find_scaled_channels
 
 
 class Planner:
@@ -146,9 +143,7 @@ class Planner:
         if not config.scales_channels:
             return ()
         fine = {
-            spec.name
-            for spec in quantizers.unique()
-            if spec.format.bits > MAX_BOUNDED_BITS
+            spec.name for spec in quantizers.unique() if spec.format.bits > FINE_BITS
         }
         entered = {step.weight for step in steps.values() if step.entries}
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...plan.plan import ScaledChannels, Step
+from ...plan.scaled_channels import FINE_BITS
 from ...quantizers.activation_grids import power_of_two_above
 from ...quantizers.layers import Layer, channel_rows
 from ...quantizers.observers import is_distributed
@@ -34,8 +35,8 @@ MAX_FACTOR = 2.0**8
 # How much further than on the images of calibration a channel may reach before a
 # clamp that was not its own cuts it off.
 HEADROOM = 1.5
-# The same for grids of more bits than that, whose steps are enough for it.
-FINE_BITS, FINE_HEADROOM = 8, 16.0
+# The same on grids of more than ``FINE_BITS``.
+FINE_HEADROOM = 16.0
 # Share by which a grid of a power of two reaches further than what it is fitted to.
 MARGIN = 2.0**-7
 # Decibels of noise that rescaling must be worth: it costs a multiplication in the

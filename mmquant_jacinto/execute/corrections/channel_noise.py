@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...quantizers.activation_grids import power_of_two_above
+from ...quantizers.equalize import input_reach
 from ...quantizers.layers import Layer, channel_rows
 from ...targets.formats import TensorFormat, integer_bounds
 
@@ -47,10 +48,7 @@ class Reader:
 
     def reach(self, channels: int) -> Tensor:
         """Largest weight that multiplies each input channel: (C,)."""
-        if self._layer.spec.axis == 1:
-            return self._reach.flatten(1).amax(1)
-        reach = self._reach.flatten(1)
-        return reach.unflatten(0, (channels // reach.shape[1], -1)).amax(1).flatten()
+        return input_reach(self._layer, self._reach, channels)
 
     def noise(
         self, factor: Tensor, squared: Tensor, power: Tensor, spread: Tensor
