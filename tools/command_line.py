@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from mmquant_jacinto import QuantizeError
+from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.runners.checkpoint_files import what_is_wrong
 from mmquant_jacinto.runners.cpu_distributed import (
     init_cpu_process_group,
     use_cpu_model_wrapper,
 )
+from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
+from mmquant_jacinto.wrappers.quant_module import QuantModule
 
 MAX_SIDE = 2**15  # of an image, in pixels
 
@@ -43,6 +45,19 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def wrapped_model(cfg: Config, kind: str, config: QuantizeConfig) -> QuantModule:
+    """Build a config's model in the wrapper that quantizes it, without a runner.
+
+    Args:
+        cfg: As read.
+        kind: Of :func:`~mmquant_jacinto.wrappers.mmdet_modules.wrapper_class`.
+        config: How it is quantized.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model)
+    return wrapper_class(model, kind)(model, config=config)
 
 
 def read_config(path: str) -> Config:

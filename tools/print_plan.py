@@ -14,17 +14,16 @@ from command_line import (
     exit_on_quantize_error,
     merge_options,
     read_config,
+    wrapped_model,
 )
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 from mmquant_jacinto.execute.quantization import find_plan
 from mmquant_jacinto.plan.plan import Plan
 from mmquant_jacinto.plan.summary import describe
 from mmquant_jacinto.runners.checkpoint_files import read_checkpoint
-from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
 from mmquant_jacinto.wrappers.random_image import random_image
 
 
@@ -57,9 +56,7 @@ def plan_of_config(args: argparse.Namespace) -> Plan:
             f'{args.source} has no quantize key, or a falsy one; set '
             "quantize=dict(mode='qat')"
         )
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
-    wrapper = wrapper_class(model, 'test')(model, config=config)
+    wrapper = wrapped_model(cfg, 'test', config)
     return wrapper.prepare(random_image(wrapper, args.shape))
 
 

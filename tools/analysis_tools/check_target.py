@@ -18,14 +18,13 @@ from command_line import (  # noqa: E402
     exit_on_quantize_error,
     merge_options,
     read_config,
+    wrapped_model,
 )
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 
 from mmquant_jacinto import QuantizeConfig  # noqa: E402
 from mmquant_jacinto.targets.target import get_file_target  # noqa: E402
-from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class  # noqa: E402
 from mmquant_jacinto.wrappers.random_image import random_image  # noqa: E402
 
 
@@ -59,13 +58,11 @@ def written(args: argparse.Namespace):
     bits = QuantizeConfig.parse(given).bits if given else None
     asked = dict(mode='ptq', target=args.target, calibration=dict(epochs=0))
     config = QuantizeConfig.parse({**asked, **({'bits': bits} if bits else {})})
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
     for part in ('backbone', 'neck'):
         # Weights of a file, which need not be there, change no rule.
         if 'init_cfg' in (cfg.model.get(part) or {}):
             cfg.model[part].init_cfg = None
-    model = MODELS.build(cfg.model)
-    wrapper = wrapper_class(model, 'calibrate')(model, config=config)
+    wrapper = wrapped_model(cfg, 'calibrate', config)
     batch = random_image(wrapper, tuple(args.shape))
     wrapper.prepare(batch)
     wrapper.train()
