@@ -353,7 +353,9 @@ def read_test(folder: Path) -> dict[str, float]:
     Raises:
         RunError: If there is none.
     """
-    paths = sorted(folder.glob('*/*.json'))
+    found = folder.glob('*/*.json')
+    # MMEngine names the scores after their folder; the report lies beside them.
+    paths = sorted(path for path in found if path.stem == path.parent.name)
     if not paths:
         raise RunError(f'{relative(folder)} has no scores')
     scores = json.loads(paths[-1].read_text())

@@ -62,7 +62,9 @@ class Stage:
 
     def read_accuracy(self) -> float | None:
         """Return the accuracy of the last test, None if there was none."""
-        logs = sorted((self.folder / 'test').glob('*/*.json'))
+        found = (self.folder / 'test').glob('*/*.json')
+        # MMEngine names the scores after their folder; the report lies beside them.
+        logs = sorted(path for path in found if path.stem == path.parent.name)
         if not logs or logs[-1].stat().st_mtime < self.checkpoint.stat().st_mtime:
             return None
         return json.loads(logs[-1].read_text())[METRIC]
