@@ -230,9 +230,10 @@ def export(wrapper, images, args):
     from mmquant_jacinto.export.exporter import export_onnx
 
     root = wrapper.quantization.root
-    examples = [random_batch(wrapper, images.input.shape)]
     if args.verify:
         examples = list(images.batches())
+    else:
+        examples = [random_batch(wrapper, images.input.shape)]
     metadata = {
         'classes': list(root.dataset_meta.get('classes', [])),
         METADATA_KEY: images.input.to_metadata(),

@@ -319,7 +319,7 @@ class Executor(CallMode):
             return func(*args, **kwargs)
         step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))
         args = tuple([current(item) for item in args])
-        if step is None:
+        if step is None or not _has_floats(args, kwargs):
             return func(*args, **kwargs)
         if step.entries:
             args, kwargs = self._quantize_operands(step, op, args, kwargs)
@@ -372,6 +372,20 @@ class Executor(CallMode):
             x, weight = operands
             return ops.replace_operands(args, kwargs, x, weight, bias)
         return ops.replace_inputs(op, args, kwargs, operands)
+
+
+def _has_floats(args: tuple, kwargs: dict) -> bool:
+    """Whether a call reads a tensor of floats.
+
+    Another number of it may have, in another pass: a mask is joined where training
+    joins queries.
+    """
+    for item in (*args, *kwargs.values()):
+        if isinstance(item, (list, tuple)) and item:
+            item = item[0]
+        if isinstance(item, Tensor) and item.is_floating_point():
+            return True
+    return False
 
 
 def _node_names(names: Iterable[str]) -> set[str]:

@@ -236,7 +236,7 @@ def _additions(
         more = trace.target.head_outputs(trace, *head)
     if head is None:
         return more, None
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]  # of a video's frames too
     names = [*outputs, *more]
     return more, trace.target.head_text(head[0], names, (height, width))
 
@@ -259,7 +259,7 @@ def _detections(
         )
     if len(images) != 1:
         raise QuantizeError('--postprocess is for files that take one image')
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]  # of a video's frames too
     return add_detections(trace, *head, (height, width))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuantizeError
+from ..execute.integer.carried_integers import promise_integers
 from ..wrappers.call_arguments import named_arguments
 from .graph.layout import decode
 from .session import Session
@@ -48,10 +49,10 @@ def in_place_of_modules(model: nn.Module, session: Session) -> Iterator[None]:
                 outputs.clear()
                 # To a quantized model these are no calls of its own.
                 with torch._C.DisableTorchFunction():
-                    outputs.update(
-                        (name, x.to(device))
-                        for name, x in session(session.of_region(given)).items()
-                    )
+                    found = session(session.of_region(given))
+                    outputs.update((name, x.to(device)) for name, x in found.items())
+                    for x in outputs.values():
+                        promise_integers(x)
             index = counts.get(region, 0)
             counts[region] = index + 1
             return decode(calls[region][index % len(calls[region])], outputs)

@@ -82,7 +82,6 @@ class Dataflow:
         self.groups = Groups()
         self.chains: dict[str, Chain] = {}
         self.raw: set[int] = set()
-        self._reads: dict[str, bool] = {}
         self.leaving = set(graph.region_outputs)
         self.active = self._active_sites()
         self.steep = self._steep()
@@ -131,6 +130,7 @@ class Dataflow:
 
     def _join(self) -> None:
         """Finds the values that share a quantizer."""
+        computed_on = self._computed_on()
         for site in self.active:
             if site.kind == ops.PASS:
                 source = site.inputs[0]
@@ -139,7 +139,7 @@ class Dataflow:
                     self.groups.join(value, source)
                     if source in self.raw:
                         self.raw.add(value)
-            elif site.kind == ops.CAT and not self._is_read(site):
+            elif site.kind == ops.CAT and computed_on.isdisjoint(site.outputs):
                 # Nobody computes on it: its parts keep grids of their own.
                 self.raw.update(site.outputs)
                 self.leaving.update(v for v in site.inputs if v is not None)
@@ -154,15 +154,23 @@ class Dataflow:
                 if not made:
                     self.raw.update(site.outputs)
 
-    def _is_read(self, site: Site) -> bool:
-        """Whether anything but what moves elements reads what a site gives."""
-        if site.name not in self._reads:
-            readers = [r for v in site.outputs for r in self.consumers.get(v, ())]
-            self._reads[site.name] = any(
-                reader.kind not in (ops.PASS, ops.CAT) or self._is_read(reader)
-                for reader in readers
-            )
-        return self._reads[site.name]
+    def _computed_on(self) -> set[int]:
+        """Values that something reads, at once or behind what moves elements."""
+        moved: dict[int, set[int]] = {}
+        found: set[int] = set()
+        for value, readers in self.consumers.items():
+            for site in readers:
+                if site.kind not in (ops.PASS, ops.CAT):
+                    found.add(value)
+                for output in site.outputs:
+                    moved.setdefault(output, set()).add(value)
+        # Not by recursion: hundreds may follow each other, and one may be in a circle.
+        waiting = list(found)
+        while waiting:
+            new = moved.get(waiting.pop(), set()) - found
+            found |= new
+            waiting += new
+        return found
 
     def _fuse(self) -> None:
         taken: set[str] = set()

@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_flatten
 from ...record.memory import version_of
 from ...targets.grid import Grid, divisor
 
-_TAG = '_mmquant_integers'  # (grid, integers) on a tensor object
+_TAG = '_mmquant_integers'  # (grid, integers, version) on a tensor object
+_PROMISED = '_mmquant_on_grid'  # the version in which it is on its quantizer's grid
 
 
 def grid_of(x: Any) -> Optional[Grid]:
@@ -26,6 +27,16 @@ def tag_of(x: Tensor) -> Optional[tuple[Grid, Optional[Tensor]]]:
     known = getattr(x, _TAG, None)
     # Written to since: it is no longer what the integers say.
     return None if known is None or known[2] != version_of(x) else known[:2]
+
+
+def promise_integers(x: Tensor) -> None:
+    """Says that a tensor is on the grid that a plan gives it, as one of a file is."""
+    setattr(x, _PROMISED, version_of(x))
+
+
+def is_promised(x: Tensor) -> bool:
+    """Whether a tensor that carries no integers is on its quantizer's grid."""
+    return getattr(x, _PROMISED, None) == version_of(x) and tag_of(x) is None
 
 
 def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:

@@ -26,7 +26,13 @@ from ..conditioning import compute_grids
 from ..in_place_calls import is_in_place
 from ..state import State
 from . import exact_functions
-from .carried_integers import carry, integers_of, tag_of, with_integers
+from .carried_integers import (
+    carry,
+    integers_of,
+    is_promised,
+    tag_of,
+    with_integers,
+)
 from .exact_functions import is_exact, is_global_pool, narrow
 from .exact_sums import exact_sums
 from .needed_ranges import NeededRanges
@@ -90,6 +96,7 @@ class Integer(OpenOperands):
             return args[0] if args else kwargs['input']
         tensors = ops.tensor_inputs(op, args, kwargs)
         self.ranges.check_inputs(step, tensors)
+        self._keep_promises(step, tensors)
         if step.kind == ops.PASS:
             known = tag_of(tensors[0])  # before it is overwritten
             out = func(*args, **kwargs)
@@ -131,6 +138,13 @@ class Integer(OpenOperands):
 
     def folds(self, step: Step, norm: nn.Module) -> bool:
         return self.is_folded(step)
+
+    def _keep_promises(self, step: Step, tensors: list[Tensor]) -> None:
+        for name, x in zip(step.inputs, tensors):
+            if is_promised(x) and self.activations.factor(name) is None:
+                grid = self._grid(name)
+                if grid is not None:
+                    with_integers(x, grid, None)
 
     @staticmethod
     def _move_scaled(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...record.ops import per_axis
+from .indices import nonzero
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
@@ -249,7 +250,9 @@ def _addcmul(site, x, first, second, *, value=1):
 
 
 @translates('where')
-def _where(site, condition, x, y):
+def _where(site, condition, x=None, y=None):
+    if x is None:
+        return nonzero(site, condition)
     return site.node('Where', condition, x, y)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...record.ops import per_axis
+from .indices import index_items
 from .translation import (
     TO_THE_END,
-    SiteWriter,
     axis_of,
     cut,
     translates,
@@ -178,24 +175,9 @@ def _topk(site, x, k, dim=-1, largest=True, sorted=True):
     )
 
 
-def _items(site: SiteWriter, x: Tensor, index: Any) -> list:
-    """What an index says of each axis, an ellipsis written out."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in [item for item in items if not isinstance(item, Tensor)]:
-        at = next(i for i, item in enumerate(items) if item is Ellipsis)
-        used = sum(item is not None for item in items) - 1
-        items[at : at + 1] = [slice(None)] * (x.dim() - used)
-    for item in items:
-        bounds = (item.start, item.stop, item.step) if isinstance(item, slice) else ()
-        for bound in bounds:
-            if isinstance(bound, Tensor) and site.name_of(bound, site.name):
-                raise NotImplementedError('a slice that ends where the image says')
-    return items
-
-
 @translates('getitem')
 def _getitem(site, x, index):
-    items = _items(site, x, index)
+    items = index_items(site, x, index)
     cuts: list[tuple[int, int, int, int]] = []  # axis, start, end and step
     indexed: dict[int, Tensor] = {}
     axis = 0
@@ -228,58 +210,6 @@ def _getitem(site, x, index):
             return site.reshape(out, site.out.shape)
     kept = any(item is None or isinstance(item, int) for item in items)
     return site.reshape(out, site.out.shape) if kept else out
-
-
-@translates('setitem')
-def _setitem(site, x, index, value):
-    name = site.value(value, like=x)
-    if isinstance(value, Tensor) and value.dtype != x.dtype:
-        name = site.cast(name, x.dtype)
-    if isinstance(index, Tensor) and index.dtype == torch.bool:
-        if isinstance(value, Tensor) and value.numel() > 1:
-            raise NotImplementedError('several values where a mask is set')
-        mask = site.reshape(index, (*index.shape, *[1] * (x.dim() - index.dim())))
-        return site.node('Where', mask, name, x)
-    region, shape = [], []
-    for axis, item in enumerate(_items(site, x, index)):
-        if isinstance(item, int):
-            start = axis_of(item, x.shape[axis])
-            region.append((start, start + 1))
-            continue
-        if not isinstance(item, slice):
-            raise NotImplementedError(f'writing to an index of {type(item).__name__}')
-        start, end, step = item.indices(x.shape[axis])
-        if step != 1:
-            raise NotImplementedError('writing to every other element')
-        region.append((start, max(start, end)))
-        shape.append(max(0, end - start))
-    rest = x.shape[len(region) :]
-    name = site.node('Expand', name, site.ints([*shape, *rest]))
-    name = site.reshape(name, [*(end - start for start, end in region), *rest])
-    return replace_part(site, site.value(x), x.shape, region, name)
-
-
-def replace_part(
-    site: SiteWriter,
-    x: str,
-    shape: Sequence[int],
-    region: Sequence[tuple[int, int]],
-    value: str,
-) -> str:
-    """A tensor with the part between the bounds of its first axes replaced."""
-    axis = next((i for i, bounds in enumerate(region) if bounds != (0, shape[i])), None)
-    if axis is None:
-        return value
-    (start, end), size = region[axis], shape[axis]
-    inner = cut(site, x, [axis], [start], [end], [1])
-    narrowed = [*shape[:axis], end - start, *shape[axis + 1 :]]
-    region = [*region[:axis], (0, end - start), *region[axis + 1 :]]
-    parts = [replace_part(site, inner, narrowed, region, value)]
-    if start:
-        parts.insert(0, cut(site, x, [axis], [0], [start], [1]))
-    if end < size:
-        parts.append(cut(site, x, [axis], [end], [TO_THE_END], [1]))
-    return site.node('Concat', *parts, axis=axis)
 
 
 @translates('cummax')

@@ -2,6 +2,7 @@
 
 from . import arithmetic as arithmetic_operators
 from . import elementwise as elementwise_operators
+from . import indices as index_operators
 from . import layer as layer_operators
 from . import recurrent as recurrent_operators
 from . import shape as shape_operators
@@ -12,6 +13,7 @@ __all__ = [
     'TRANSLATIONS',
     'arithmetic_operators',
     'elementwise_operators',
+    'index_operators',
     'layer_operators',
     'recurrent_operators',
     'shape_operators',

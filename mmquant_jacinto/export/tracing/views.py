@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..operators.shape import replace_part
+from ..operators.indices import replace_part
 from ..operators.translation import SiteWriter, cut
 
 Box = list[tuple[int, int]]  # of each axis, start and end

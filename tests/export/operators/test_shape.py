@@ -8,13 +8,6 @@ from mmquant_jacinto.export.operators import shape
 from mmquant_jacinto.export.operators.table import TRANSLATIONS
 from mmquant_jacinto.record.attention import laid_out_like
 
-
-def written(x, index, value):
-    x = x * 1.5
-    x[index] = value
-    return x
-
-
 # No function of torch goes by these names.
 NO_CALL = ['channels_last', 'identity']
 OPERATORS = {
@@ -81,12 +74,6 @@ OPERATORS = {
     'getitem': lambda x: x[..., ::2, 1:-1],
     'getitem place': lambda x: x[:, 1, None, 2],
     'getitem places': lambda x: x[:, torch.tensor([3, 1])],
-    'setitem': lambda x: written(x, (Ellipsis, slice(2, 5)), x[..., :3] + 1),
-    'setitem block': lambda x: written(x, (slice(None), slice(1, 3), -2), x[:, :2, 0]),
-    'setitem whole': lambda x: written(x, slice(None), x.flip(1)),
-    'setitem number': lambda x: written(x, (slice(None), 1), 2.5),
-    'setitem mask': lambda x: written(x, x > 0.5, torch.tensor(1)),
-    'setitem nothing': lambda x: written(x, (slice(None), slice(5, 2)), 3.0),
     'cummax': lambda x: x.cummax(2)[0],
     'flip': lambda x: x.flip(3),
     'roll': lambda x: torch.roll(x, (1, -2), (2, 3)),
