@@ -168,11 +168,18 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return (x * _float32(1 / 6) + 0.5).clamp_(0.0, 1.0)
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    # PyTorch's, in float32 and of many elements, is not always rounded correctly.
+    return x.double().sqrt().float()
+
+
 _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     'sigmoid': _sigmoid,
     'silu': lambda x: x * _sigmoid(x),
     'hardsigmoid': _hardsigmoid,
     'hardswish': lambda x: x * _hardsigmoid(x),
+    'sqrt': _sqrt,
+    'rsqrt': lambda x: 1.0 / _sqrt(x),
 }
 
 

@@ -14,6 +14,7 @@ import runpy
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def examine_commands(name: str) -> dict[str, Any]:
 def _type(name: str) -> dict[str, Any]:
     model, batch, cfg = quantized(name)
     needed = [step for step in _test_pipeline(name) if kind(step) in NEEDED]
-    _write_files(model, cfg, needed, int(batch['inputs'][0].shape[-1]))
+    _write_files(model, cfg, needed, batch['inputs'][0].shape[-2:])
     _run('export.py', 'config.py', 'model.pth', '-o', 'model.onnx', '--verify', IMAGES)
     config = Config.fromfile('config.py')
     run = FileRun(config, onnx.load('model.onnx'), in_part=True)
@@ -122,7 +123,9 @@ def _test_pipeline(name: str) -> list[dict]:
     return found[-1] if found else []
 
 
-def _write_files(model: nn.Module, cfg: ConfigDict, needed: list, size: int) -> None:
+def _write_files(
+    model: nn.Module, cfg: ConfigDict, needed: list, size: Sequence[int]
+) -> None:
     """A config, a checkpoint, and a COCO of a few images of one size."""
     for part in walk(cfg):
         if part.get('type') == 'SyncBN':
@@ -131,7 +134,7 @@ def _write_files(model: nn.Module, cfg: ConfigDict, needed: list, size: int) -> 
     meta = dict(dataset_meta=dict(classes=classes))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), 'model.pth')
     Path('images').mkdir()
-    height, width = size * 3 // 4, size
+    height, width = size[0] * 3 // 4, size[1]
     infos, proposals = [], {}
     for index in range(IMAGES):
         image = smooth_noise((3, height, width), FIRST_SEED + index)
@@ -157,10 +160,10 @@ def _proposals(height: int, width: int, seed: int) -> dict[str, np.ndarray]:
     return dict(bboxes=np.concatenate(corners, 1).astype(np.float32), scores=scores)
 
 
-def _dataset(cfg: ConfigDict, needed: list, size: int) -> dict[str, Any]:
+def _dataset(cfg: ConfigDict, needed: list, size: Sequence[int]) -> dict[str, Any]:
     """What a model is tested on: images, with proposals where it has none; videos."""
-    # Square, as a file's images often are: and so the scale factors are no ones.
-    resize = dict(type='Resize', scale=(size, size), keep_ratio=False)
+    # As a file's images are, mostly square: and so the scale factors are no ones.
+    resize = dict(type='Resize', scale=(size[1], size[0]), keep_ratio=False)
     # CenterNet's gives floats.
     load = dict(type='LoadImageFromFile', to_float32=bool(needed))
     if cfg.type.rpartition('.')[2] in TRACKERS + VIDEO:
@@ -180,7 +183,7 @@ def _dataset(cfg: ConfigDict, needed: list, size: int) -> dict[str, Any]:
 
 
 def _config(
-    cfg: ConfigDict, classes: tuple[str, ...], needed: list, size: int
+    cfg: ConfigDict, classes: tuple[str, ...], needed: list, size: Sequence[int]
 ) -> Config:
     dataset = dict(
         _dataset(cfg, needed, size),

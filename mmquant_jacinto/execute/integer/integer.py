@@ -305,7 +305,8 @@ class Integer(OpenOperands):
         if self._is_exact(op, None, self._grid(step.output), args, kwargs):
             return exact_functions.compute(op.name, args[0], None, *args[1:], **kwargs)
         function = self.engine.function(op.name)
-        if function is not None and (step.joins or step.inputs == (None,)):
+        alone = step.joins or step.output is None or step.inputs == (None,)
+        if function is not None and alone:
             return function(ops.tensor_inputs(op, args, kwargs)[0])
         return func(*args, **kwargs)
 

@@ -42,6 +42,8 @@ class Names:
         self.writer = GraphWriter()
         self.parameters = {id(p): name for name, p in root.named_parameters()}
         self.pauses = 0
+        # What made tensors of a shape gave, by the tensor's identity.
+        self._made: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -142,9 +144,25 @@ class Names:
             if isinstance(leaf, Tensor):
                 self.mark(leaf, None, None)
 
+    def made(self, x: Any) -> None:
+        """Functions have made the tensors in this of a shape alone."""
+        self.fix(x)
+        with torch._C.DisableTorchFunction():
+            for leaf in tree_flatten(x)[0]:
+                if isinstance(leaf, Tensor):
+                    self._made[id(leaf)] = leaf, unseen_version(leaf), leaf.clone()
+
     def is_fixed(self, x: Tensor) -> bool:
-        is_constant = self._is_marked(x) and not self.knows(x)
+        is_constant = self._is_marked(x) and not self.knows(x) and self._is_as_made(x)
         return id(x) in self.parameters or is_constant
+
+    def _is_as_made(self, x: Tensor) -> bool:
+        """Whether nothing has filled a tensor unseen, as extensions fill their own."""
+        _, version, content = self._made.get(id(x), (None, -1, x))
+        with torch._C.DisableTorchFunction():
+            return version != unseen_version(x) or torch.equal(
+                x.nan_to_num(), content.nan_to_num()
+            )
 
     def _is_marked(self, x: Tensor) -> bool:
         return getattr(x, TAG, _UNMARKED)[0] is self

@@ -218,12 +218,14 @@ class Trace(Names, TorchFunctionMode):
             self._is_read |= func.__name__ in READS
             values = all_tensors(args[1:], kwargs)
             if name in CONSTANTS and not any(map(self.knows, values)):
-                self.fix(out)
+                self.made(out)
             else:
                 self.write(name, site, args, kwargs, out)
             self.late.wrote(out, self.name_of)
-        elif before or name in CONSTANTS:
+        elif before:
             self.fix_like(out, all_tensors(args, kwargs))
+        elif name in CONSTANTS and not self._is_read:
+            self.made(out)
         if written is not None:
             self.wrote(written, site)
         return out
