@@ -126,3 +126,40 @@ def test_tensor_that_two_modules_return_is_two_outputs():
         found = plain(others)
     with torch.no_grad():
         assert torch.equal(found, model(others))
+
+
+class Masks(BaseModel):
+    """The second module convolves what the file has, and what else it cannot have."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.rpn_head = nn.Conv2d(4, 1, 1)
+        self.mask_head = MaskHead()
+
+    def forward(self, inputs, mode='predict'):
+        feature = self.backbone(inputs)
+        score = self.rpn_head(feature)
+        return self.mask_head(feature, score[score > score.mean()])
+
+
+class MaskHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, feature, scores):
+        return self.convs(feature).sigmoid() + scores.mean()
+
+
+def test_what_reads_the_file_has_its_integers():
+    images = torch.randn(1, 3, 64, 64)
+    model = Masks().eval()
+    exported = exported_from(model, images)
+    assert exported.skipped == ['mask_head']
+    others = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(others)
+        with in_place_of_modules(model, Session(exported.model)):
+            found = model(others)
+    assert torch.equal(found, expected)

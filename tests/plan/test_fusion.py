@@ -309,3 +309,22 @@ def test_training_may_concatenate_something_else_where_a_plan_has_a_constant(ima
         out = model(images)
     assert out.shape == (2, 8, 14, 14)
     assert torch.equal(out[:, 4:], torch.ones(2, 4, 14, 14))
+
+
+def test_what_is_moved_a_thousand_times_is_read_as_before(image):
+    def often(net, x):
+        x = torch.cat([net.first(x), net.second(x)], 1)
+        for _ in range(1000):
+            x = x.transpose(2, 3)
+        return net.last(x)
+
+    net = Forward(
+        often,
+        first=nn.Conv2d(3, 4, 1),
+        second=nn.Conv2d(3, 4, 1),
+        last=nn.Conv2d(8, 2, 1),
+    )
+    quantization = calibrated(net, image, 'test')
+    steps = quantization.plan.steps
+    assert steps['/cat'].output is not None
+    assert steps['first/conv2d'].output == steps['second/conv2d'].output

@@ -11,6 +11,7 @@ from exactness import (
     sixes,
     without_entry,
 )
+from exporting import export, results
 from torch import nn
 from toy_models import Forward
 
@@ -140,3 +141,15 @@ def test_random_additions_equal_the_kernel_bit_by_bit():
         )
         x = torch.randn(1, 3, 64, 64)
         assert_exact(net, Inputs(x, x), observer='percentile')
+
+
+def test_a_root_of_sigmoids_behind_all_grids_is_that_of_the_engine():
+    # TOOD's scores; of many elements, which PyTorch computes by other code.
+    net = Forward(
+        lambda net, x: (net.one(x).sigmoid() * net.two(x).sigmoid()).sqrt(),
+        one=nn.Conv2d(3, 16, 1),
+        two=nn.Conv2d(3, 16, 1),
+    )
+    x = torch.randn(1, 3, 64, 64)
+    expected, found = results(net, export(net, x), torch.randn(1, 3, 64, 64))
+    assert torch.equal(expected, found)

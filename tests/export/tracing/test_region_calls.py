@@ -147,3 +147,22 @@ def test_second_stage_of_extensions_is_left_out():
     exported, (_, scores), found = compared(net)
     assert exported.skipped == ['roi_head.extractor']
     assert torch.equal(found['head.1'], scores)
+
+
+class Filled(torch.autograd.Function):
+    """As an extension has it: its own kernel fills what PyTorch has made."""
+
+    @staticmethod
+    def forward(ctx, x):
+        out = x.new_zeros(x.shape)
+        out.numpy()[...] = x.numpy()[::-1, ::-1]
+        return out
+
+
+def test_what_an_extension_fills_is_no_constant():
+    def between(net, feature, scores):
+        return net.last(Filled.apply(feature))
+
+    net = Detector(between, last=nn.Conv2d(8, 4, 1))
+    exported, _, _ = compared(net)
+    assert exported.skipped == ['last']
