@@ -1,15 +1,16 @@
 """The ``quantize`` key of a config: its schema, its short forms, its errors."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Optional, Union, cast
 
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
-from ..targets.formats import DEPTHWISE, check_bits
+from ..targets.formats import DEPTHWISE
 from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
 from ..targets.target import get_preset
 from .fake_quant import FakeQuant, check_fake_quants
+from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
 from .sections import (
     Calibration,
     Finetune,
@@ -21,14 +22,12 @@ from .sections import (
     check_switch,
     is_number,
 )
+from .widths import Bits, check_override, check_widths
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SWITCHES = ('learned_scale', 'finetune')  # sections that True switches on as they are
-TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
-
-Bits = Union[int, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,10 @@ class QuantizeConfig:
             the weights' widths, in place of ``bits``, and writes them to
             ``mixed_precision.json``; the path of such a file takes them from
             there.
+        max_drop (float | MaxDrop | str, optional): Points of the validation's metric
+            that a calibration may lose against float; layers are raised to keep it,
+            and written to ``max_drop.json``; the path of such a file raises them in
+            another run.
         report (bool): Whether runs write ``report.html`` beside their logs, see
             :mod:`~mmquant_jacinto.report`. Defaults to True.
     """
@@ -112,6 +115,7 @@ class QuantizeConfig:
     equalize: Optional[bool] = None
     scale_channels: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
+    max_drop: Union[float, str, MaxDrop, Raised, None] = None
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -119,9 +123,9 @@ class QuantizeConfig:
         get_preset(self.target)
         if self.bits is None:
             object.__setattr__(self, 'bits', self._target_bits())
-        _widths('quantize.bits', self.bits)
+        check_widths('quantize.bits', self.bits)
         for pattern, value in self.overrides.items():
-            _check_override(pattern, value)
+            _check_pattern(pattern, value)
         if self.observer is not None:
             look_up(OBSERVERS, 'quantize.observer', self.observer)
         look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer_name)
@@ -163,6 +167,8 @@ class QuantizeConfig:
             )
         for key in ('constrain_weights', 'equalize', 'scale_channels'):
             check_switch(key, getattr(self, key), None)
+        object.__setattr__(self, 'max_drop', parse_max_drop(self.max_drop))
+        check_max_drop(self.max_drop, self.mode, self.mixed_precision)
         check_switch('report', self.report)
 
     @classmethod
@@ -199,6 +205,8 @@ class QuantizeConfig:
                 "dict(mode='qat', bits=8), True or False"
             )
         config = _build(cls, 'quantize', value)
+        if isinstance(config.max_drop, Raised):
+            config = config.with_raised(config.max_drop)
         given = config.percentile != cls.percentile
         if given and not config.observer_class.takes_percentile:
             raise QuantizeError(
@@ -207,6 +215,19 @@ class QuantizeConfig:
                 f"with target={config.target!r}; add observer='percentile'"
             )
         return config
+
+    def with_raised(self, raised: Raised) -> 'QuantizeConfig':
+        """These settings with what keeps a budget; what is given here stays."""
+        remedies = raised.remedies
+        per_channel, calibration = self.per_channel, self.calibration
+        if per_channel is None:
+            per_channel = remedies.get('per_channel')
+        if 'bias_correction' in remedies:
+            way = remedies['bias_correction']
+            calibration = replace(calibration, bias_correction=way)
+        return replace(
+            self, max_drop=raised, per_channel=per_channel, calibration=calibration
+        )
 
     def _target_bits(self) -> Bits:
         weight, activation = self.preset.weight.bits, self.preset.activation.bits
@@ -237,6 +258,16 @@ class QuantizeConfig:
     def searches_bits(self) -> bool:
         """bool: Whether calibration chooses the widths of weights."""
         return isinstance(self.mixed_precision, MixedPrecision)
+
+    @property
+    def keeps_budget(self) -> bool:
+        """bool: Whether calibration raises what it takes to keep a budget."""
+        return isinstance(self.max_drop, MaxDrop)
+
+    @property
+    def raised_layers(self) -> Mapping[str, Any]:
+        """Mapping[str, Any]: What a search has raised, by call site."""
+        return self.max_drop.layers if isinstance(self.max_drop, Raised) else {}
 
     @property
     def fake_quants(self) -> dict[str, FakeQuant]:
@@ -325,6 +356,7 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
         finetune=Finetune,
         freeze=Freeze,
         learned_scale=LearnedScale,
+        max_drop=MaxDrop,
         mixed_precision=MixedPrecision,
         rounding=Rounding,
         weight=FakeQuant,
@@ -348,6 +380,8 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
             item = item or None
         elif name in ('weight', 'activation') and item is None:
             pass
+        elif name == 'max_drop' and not isinstance(item, Mapping):
+            pass  # a number, a path: it reads them itself
         elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
             if not isinstance(item, Mapping):
                 keys = ', '.join(other.name for other in fields(nested[name]))
@@ -373,33 +407,10 @@ def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
     return cls(**arguments)
 
 
-def _check_override(pattern: object, value: object) -> None:
+def _check_pattern(pattern: object, value: object) -> None:
     if not isinstance(pattern, str):
         raise QuantizeError(
             f'quantize.overrides has the key {pattern!r}, which is no pattern '
             "of module names; use a string, such as 'bbox_head.*'"
         )
-    if isinstance(value, Mapping) and not value:
-        raise QuantizeError(
-            f'quantize.overrides[{pattern!r}] is empty; use a width, a dict '
-            'of widths such as dict(weight=8), or False for float'
-        )
-    if value is not False:
-        _widths(f'quantize.overrides[{pattern!r}]', value)
-
-
-def _widths(key: str, bits: object) -> None:
-    if not isinstance(bits, Mapping):
-        check_bits(key, bits)
-        return
-    if not bits:
-        raise QuantizeError(
-            f'{key}={bits!r} is empty; use a width, or a dict of widths such as '
-            'dict(weight=8)'
-        )
-    for kind, value in bits.items():
-        if kind not in TENSOR_KINDS:
-            raise QuantizeError(
-                f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
-            )
-        check_bits(f'{key}.{kind}', value)
+    check_override(f'quantize.overrides[{pattern!r}]', value)

@@ -294,6 +294,12 @@ class Plan:
         decided = replace(other.with_weight_bits(widths), undecided=())
         return self.to_json() == decided.to_json()
 
+    def keeps_budget_of(self, other: 'Plan') -> bool:
+        """Whether this is what a search for the budget of ``other`` may have ended in."""
+        keys = ('target', 'bits', 'max_drop')
+        given = [[plan.config.get(key) for key in keys] for plan in (self, other)]
+        return given[0] == given[1] and given[0][-1] is not None
+
     def to_json(self) -> str:
         """Serializes the plan."""
         data = asdict(self)
