@@ -1,4 +1,4 @@
-"""``quantize.max_drop``: what a calibration may cost, and what keeping it has raised."""
+"""``quantize.max_drop``: what a calibration may cost, and what keeping that raised."""
 
 import json
 import math
@@ -98,9 +98,9 @@ class Raised:
                 look_up(BIAS_CORRECTIONS, 'bias_correction', way)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise QuantizeError(
-                f'{KEY}={path!r} cannot be read ({type(error).__name__}: {error}); give '
-                f'a number of points, such as 0.5, or the {FILE} that a calibration '
-                'with max_drop has left in its work_dir'
+                f'{KEY}={path!r} cannot be read ({type(error).__name__}: {error}); '
+                f'give a number of points, such as 0.5, or the {FILE} that a '
+                'calibration with max_drop has left in its work_dir'
             ) from error
         if not finished:
             raise QuantizeError(

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Of the noise that raising all would take away: tried in this order.
-SHARES = (0.5, 0.75, 0.9, 0.97, 1.0)
+# Of the noise that raising all would take away, what raising the first few does.
+FIRST_SHARE = 0.5
 # Of a layer's noise, from which on its weight or its activations alone are raised.
 ONE_KIND = 0.8
+# Of what is missing, that a remedy has to make up for; less may be chance.
+HELPS = 0.1
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class AccuracyBudget:
             tried = Choice({}, remedy)
             if self.keeps(tried):
                 return
-            if self.scores[tried.key] > self.scores[base.key]:
+            if self._helps(tried, base):
                 base = tried
         bottom = base
         for level in levels:
@@ -150,6 +152,11 @@ class AccuracyBudget:
                 self._spare(found, bottom, list(base.layers))
                 return
             base = raise_to(base, ranking)
+
+    def _helps(self, tried: Choice, base: Choice) -> bool:
+        """Whether a remedy makes up for more than chance would."""
+        before, after = self.scores[base.key], self.scores[tried.key]
+        return after - before > HELPS * (self.least - before)
 
     def keeps(self, choice: Choice) -> bool:
         """Whether a choice keeps the score; it is scored if it has not been.
@@ -207,15 +214,14 @@ class AccuracyBudget:
 
 
 def sizes(ranking: Sequence[Candidate]) -> list[int]:
-    """How many of a ranking to try: what makes the shares of the whole gain."""
+    """How many of a ranking to try: what makes a share of its gain, then doubled."""
     whole, total, found = sum(item.gain for item in ranking), 0.0, []
-    shares = list(SHARES)
     for count, item in enumerate(ranking, 1):
         total += item.gain
-        reached = [share for share in shares if total >= share * whole]
-        if reached or count == len(ranking):
+        if count == len(ranking):
             found.append(count)
-            shares = [share for share in shares if share not in reached]
+        elif total >= FIRST_SHARE * whole and (not found or count == 2 * found[-1]):
+            found.append(count)
     return found
 
 

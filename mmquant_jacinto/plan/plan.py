@@ -295,7 +295,7 @@ class Plan:
         return self.to_json() == decided.to_json()
 
     def keeps_budget_of(self, other: 'Plan') -> bool:
-        """Whether this is what a search for the budget of ``other`` may have ended in."""
+        """Whether a search for the budget of ``other`` may have ended in this."""
         keys = ('target', 'bits', 'max_drop')
         given = [[plan.config.get(key) for key in keys] for plan in (self, other)]
         return given[0] == given[1] and given[0][-1] is not None

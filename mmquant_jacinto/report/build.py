@@ -45,6 +45,9 @@ class Images:
         for index in self.indices:
             yield self.collate([self.dataset[index]])
 
+    def __contains__(self, batch: object) -> bool:
+        return False  # each time a new one
+
 
 def split_batch(batch: Any, count: int) -> list[Any]:
     """The first images of a batch, each a batch of its own.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from mmengine.dist import (
@@ -84,7 +84,7 @@ class BudgetKeeper:
         self.weights = {
             name: value.detach().clone() for name, value in self._float_state().items()
         }
-        self.calibrated: Optional[str] = None  # the choice that the model is at
+        self.calibrated: str | None = None  # the choice that the model is at
         self.state: dict[str, Any] = {}
         self._start = time.monotonic()
 
@@ -128,8 +128,8 @@ class BudgetKeeper:
         )
         if state['met']:
             self.runner.logger.info(
-                f'{text}, within {points:g}, found with {len(state["trials"])} scorings '
-                f'({self.path})'
+                f'{text}, within {points:g}, found with {len(state["trials"])} '
+                f'scorings ({self.path})'
             )
         else:
             self.runner.logger.warning(
@@ -222,19 +222,17 @@ class BudgetKeeper:
 
     def _remedies(self) -> list[dict[str, Any]]:
         """Settings that cost no speed, and that the config leaves open."""
-        config, found = self.config, []
+        config, calibration = self.config, self.config.calibration
+        found: list[dict[str, Any]] = []
         row = get_target(config.target).rules.row(Weights, 'Conv')
         open_scales = config.per_channel is None and not config.channel_scales
         if open_scales and row is not None and row.per_channel:
             found.append(dict(per_channel=True))
-        if (
-            config.calibration.bias_correction is not False
-            and config.calibration.epochs
-        ):
+        if calibration.bias_correction is not False and calibration.epochs:
             found += [
                 dict(bias_correction=way)
                 for way in registered(BIAS_CORRECTIONS)
-                if way != config.calibration.bias_correction
+                if way != calibration.bias_correction
             ]
         return found
 
@@ -291,8 +289,11 @@ class BudgetKeeper:
         self.runner.logger.info(f'Budget: ranking layers on {len(images)} images.')
         model.eval()
         noise = noise_to_lose(
-            *(model.quantization, Subject(model).run, images, level),
-            seed=get_rank() * share,
+            model.quantization,
+            Subject(model).run,
+            images,
+            level,
+            get_rank() * share,
         )
         most = widest(get_target(self.config.target).rules)
         given = Overrides(self.config.overrides)

@@ -154,7 +154,7 @@ class QuantRunner(Runner):
                 'config; to test a checkpoint call tools/test.py'
             )
         if self.quantize_config.keeps_budget:
-            check_validation(self, self.quantize_config.max_drop)
+            check_validation(self)
         self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
@@ -278,7 +278,7 @@ class QuantRunner(Runner):
         self._wrap('calibrate')
         self._prepare(self._train_loop.dataloader)
         if self.quantize_config.keeps_budget:
-            check_metric(self, self.quantize_config.max_drop)
+            check_metric(self)
         calibration_hooks.be_without_training(self)
         self.call_hook('before_run')
         self._init_model_weights()

@@ -7,7 +7,7 @@ from typing import Any, Optional
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..config.max_drop import KEY, MaxDrop
+from ..config.max_drop import KEY
 from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError, nearest
 from ..execute.quantization import NAME, find_plan
@@ -196,7 +196,7 @@ def note_other_settings(config: QuantizeConfig, stored: Mapping[str, Any]) -> No
             )
 
 
-def check_validation(runner: Any, config: MaxDrop) -> None:
+def check_validation(runner: Any) -> None:
     """Checks, before anything is built, that there is something to score by.
 
     Raises:
@@ -204,32 +204,33 @@ def check_validation(runner: Any, config: MaxDrop) -> None:
     """
     if runner._val_loop is None:
         raise QuantizeError(
-            f'{KEY}={config.points!r} is kept on the validation set, and the config has '
-            'none; set val_dataloader, val_evaluator and val_cfg'
+            f'{KEY} is kept on the validation set, and the config '
+            'has none; set val_dataloader, val_evaluator and val_cfg'
         )
 
 
-def check_metric(runner: Any, config: MaxDrop) -> None:
+def check_metric(runner: Any) -> None:
     """Checks what the evaluator's prefixes tell of ``max_drop.metric``.
 
     Raises:
         QuantizeError: If no metric of the evaluator begins as it does, or the loop has
             no evaluator.
     """
+    wanted = runner.quantize_config.max_drop.metric
     evaluator = getattr(runner.val_loop, 'evaluator', None)
     metrics = getattr(evaluator, 'metrics', None)
     if not metrics:
         raise QuantizeError(
-            f'{KEY}={config.points!r} needs the scores of a validation, and the '
+            f'{KEY} needs the scores of a validation, and the '
             f'{type(runner.val_loop).__name__} of this config has no evaluator with '
             'metrics; set val_evaluator'
         )
     prefixes = [getattr(metric, 'prefix', None) for metric in metrics]
-    if config.metric is None or not all(prefixes):
+    if wanted is None or not all(prefixes):
         return
-    if not config.metric.startswith(tuple(f'{prefix}/' for prefix in prefixes)):
+    if not wanted.startswith(tuple(f'{prefix}/' for prefix in prefixes)):
         raise QuantizeError(
-            f'{KEY}.metric={config.metric!r} is no metric of val_evaluator, whose '
+            f'{KEY}.metric={wanted!r} is no metric of val_evaluator, whose '
             f'metrics begin with {", ".join(f"{prefix}/" for prefix in prefixes)}'
         )
 

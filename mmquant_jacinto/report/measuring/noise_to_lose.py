@@ -26,9 +26,9 @@ def noise_to_lose(
         seed (int): See :func:`~.sensitivity.measure_sensitivity`.
 
     Returns:
-        Dict[str, Dict[str, float]]: Call site, or quantizer of an input, to the noise to
-        signal that goes with its ``'weight'`` and its ``'activation'``. Without what is
-        as wide already; an input is never in float.
+        Dict[str, Dict[str, float]]: Call site, or quantizer of an input, to the noise
+        to signal that goes with its ``'weight'`` and its ``'activation'``. Without
+        what is as wide already; an input is never in float.
 
     Raises:
         QuantizeError: If no output has a finite gradient.
