@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from ..report.build import (
     Images,
+    add_budget,
     add_scores,
     build_report,
     split_batch,
@@ -117,6 +118,13 @@ class ReportHook(Hook):
             limit=self.share * seconds,
         )
         add_scores(report, 'quantized', self._metrics)
+        kept = (
+            getattr(runner.train_loop, 'kept_budget', None)
+            if runner._train_loop
+            else None
+        )
+        if kept is not None:
+            add_budget(report, kept)
         if kind == 'training':
             report.curves = read_curves(runner)
         runner.visualizer.add_scalars(report.scalars(), step=runner.iter)

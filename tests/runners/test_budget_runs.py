@@ -299,3 +299,20 @@ def test_plain_pytorch_is_told_that_a_runner_keeps_budgets():
     module.train()
     with pytest.raises(QuantizeError, match='QuantRunner'):
         module(image)
+
+
+def test_the_report_tells_of_the_budget(float_checkpoint, tmp_path):
+    quantize = dict(KEPT, report=True)
+    hooks = [dict(type='ReportHook', share=1000.0)]
+    train(ptq_config(tmp_path, float_checkpoint, quantize, custom_hooks=hooks))
+    (page,) = tmp_path.glob('*/report.html')
+    found, report = (
+        found_in(tmp_path),
+        json.loads(page.with_name('report.json').read_text()),
+    )
+    assert report['budget']['layers'] == found['layers']
+    assert len(report['budget']['trials']) == len(found['trials'])
+    assert 'rankings' not in report['budget']
+    scores = {(s['network'], s['metric']): s['value'] for s in report['scores']}
+    assert scores['float', 'accuracy'] == pytest.approx(found['float'], rel=1e-4)
+    assert 'id="budget"' in page.read_text()
