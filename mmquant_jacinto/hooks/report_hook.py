@@ -118,13 +118,8 @@ class ReportHook(Hook):
             limit=self.share * seconds,
         )
         add_scores(report, 'quantized', self._metrics)
-        kept = (
-            getattr(runner.train_loop, 'kept_budget', None)
-            if runner._train_loop
-            else None
-        )
-        if kept is not None:
-            add_budget(report, kept)
+        if kind == 'calibration' and runner.train_loop.kept_budget is not None:
+            add_budget(report, runner.train_loop.kept_budget)
         if kind == 'training':
             report.curves = read_curves(runner)
         runner.visualizer.add_scalars(report.scalars(), step=runner.iter)
