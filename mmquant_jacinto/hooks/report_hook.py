@@ -18,6 +18,7 @@ from ..report.build import (
     write_report,
 )
 from ..report.curves import read_curves
+from ..report.pictures import pixels
 
 MEASURED, SCORED = 8, 32  # images
 SHARE = 0.1  # of the run's own time
@@ -123,6 +124,10 @@ class ReportHook(Hook):
         if kind == 'training':
             report.curves = read_curves(runner)
         runner.visualizer.add_scalars(report.scalars(), step=runner.iter)
+        for number, picture in enumerate(pictures):
+            # Without a slash: a local backend makes a file of that name.
+            name = f'report_detections_{number}'
+            runner.visualizer.add_image(name, pixels(picture), step=runner.iter)
         return write_report(report, runner.log_dir, pictures)
 
 
