@@ -283,17 +283,20 @@ class BudgetKeeper:
 
     def _measure(self, choice: Choice, level: Any) -> list[Candidate]:
         model = self.model
-        share = max(1, self.budget.num_images // get_world_size())
-        loader = self.loop.dataloader
-        images = Images(loader.dataset, loader.collate_fn, share)
+        loader, world = self.loop.dataloader, get_world_size()
+        images = Images(loader.dataset, loader.collate_fn, self.budget.num_images)
         self.runner.logger.info(f'Budget: ranking layers on {len(images)} images.')
+        # As many in each process, if there are enough.
+        images.indices = images.indices[get_rank() :: world][
+            : max(1, len(images) // world)
+        ]
         model.eval()
         noise = noise_to_lose(
             model.quantization,
             Subject(model).run,
             images,
             level,
-            get_rank() * share,
+            get_rank() * self.budget.num_images,
         )
         most = widest(get_target(self.config.target).rules)
         given = Overrides(self.config.overrides)
