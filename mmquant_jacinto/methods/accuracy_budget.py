@@ -22,6 +22,7 @@ FIRST_SHARE = 0.5
 ONE_KIND = 0.8
 # Of what is missing, that a remedy has to make up for; less may be chance.
 HELPS = 0.1
+KINDS = ('weight', 'activation')
 # Parts of what is raised, by which bisection tells more from fewer.
 STEPS = 8
 
@@ -230,8 +231,19 @@ def sizes(ranking: Sequence[Candidate]) -> list[int]:
 
 def raise_to(base: Choice, candidates: Iterable[Candidate]) -> Choice:
     """A choice with further layers raised."""
-    raised = {item.name: item.value for item in candidates}
+    raised = {
+        item.name: merge(base.layers.get(item.name), item.value) for item in candidates
+    }
     return base.with_layers({**base.layers, **raised})
+
+
+def merge(known: Any, value: Any) -> Any:
+    """What a layer is raised to that is raised already: of each kind the later."""
+    if not isinstance(value, Mapping) or known is None:
+        return value
+    if not isinstance(known, Mapping):
+        known = dict.fromkeys(KINDS, known)
+    return {**known, **value}
 
 
 def put_back(choice: Choice, floor: Choice, names: Iterable[str]) -> Choice:

@@ -159,7 +159,7 @@ class ActivationSpecs:
             call, leaf = entries[0]
             if self.groups.find(value) in self._read:
                 name = f'{call}/input' + (f'#{leaf}' if leaf else '')
-                bits = self.overrides.calls.get(name)
+                bits = self.overrides.calls.get(name) or None
                 self._add(self.groups.find(value), name, INPUT, bits, False)
 
     def _add_results(self) -> None:

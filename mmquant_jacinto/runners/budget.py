@@ -86,7 +86,7 @@ class BudgetKeeper:
         }
         self.calibrated: str | None = None  # the choice that the model is at
         self.state: dict[str, Any] = {}
-        self._start = time.monotonic()
+        self._start, self._earlier = time.monotonic(), 0.0
 
     def keep(self) -> dict[str, Any]:
         """Finds the least that keeps the budget, and leaves the model calibrated so.
@@ -146,7 +146,7 @@ class BudgetKeeper:
             try:
                 with open(self.path) as file:
                     kept = json.load(file)
-                if kept['key'] == key and not kept['finished']:
+                if kept['key'] == key:
                     found = [kept]
             except (OSError, ValueError, LookupError, TypeError):
                 pass
@@ -155,7 +155,8 @@ class BudgetKeeper:
             self.runner.logger.info(
                 f'{self.path}: {len(found[0]["trials"])} scorings are known already.'
             )
-            return found[0]
+            self._earlier = found[0]['seconds']
+            return {**found[0], 'finished': False}
         return dict(
             settings=self.budget.to_dict(),
             key=key,
@@ -178,7 +179,8 @@ class BudgetKeeper:
         return digest.hexdigest()[:16]
 
     def _write(self) -> None:
-        self.state['seconds'] = round(time.monotonic() - self._start, 1)
+        seconds = self._earlier + time.monotonic() - self._start
+        self.state['seconds'] = round(seconds, 1)
         if is_main_process():
             write_whole(self.path, json.dumps(self.state, indent=1) + '\n')
 
@@ -312,7 +314,17 @@ class BudgetKeeper:
                 candidate = Candidate(name, value, sum(able.values()))
             if candidate.gain > 0 and choice.layers.get(name) != candidate.value:
                 found.append(candidate)
-        return sorted(found, key=lambda item: (-item.gain, item.name))
+        found.sort(key=lambda item: (-item.gain, item.name))
+        return found if level is not False else self._but_one(found)
+
+    def _but_one(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Candidates for float that leave one weight: else nothing is quantized."""
+        plan = self.model.plan
+        weights = [plan.steps[item.name].weight for item in candidates]
+        if not plan.weights.keys() <= set(weights):
+            return candidates
+        last = next(weight for weight in reversed(weights) if weight is not None)
+        return [c for c, weight in zip(candidates, weights) if weight != last]
 
     def _calibrate(self, choice: Choice) -> None:
         """Calibrates a choice from the float weights, unless the model is there."""

@@ -9,6 +9,7 @@ from mmquant_jacinto.methods.accuracy_budget import (
     AccuracyBudget,
     Candidate,
     Choice,
+    raise_to,
     raised_value,
     sizes,
 )
@@ -139,6 +140,22 @@ def test_sizes_begin_with_half_of_the_gain_and_double():
     even = [Candidate(str(n), 16, 1.0) for n in range(10)]
     assert sizes(even) == [5, 10]
     assert sizes([]) == []
+
+
+@pytest.mark.parametrize(
+    'known, value, merged',
+    [
+        (None, {'weight': 16}, {'weight': 16}),
+        (8, {'weight': 16}, {'weight': 16, 'activation': 8}),
+        ({'activation': 8}, {'weight': 16}, {'activation': 8, 'weight': 16}),
+        ({'activation': 8}, {'activation': 16}, {'activation': 16}),
+        ({'weight': 8}, 16, 16),
+        (16, False, False),
+    ],
+)
+def test_what_is_raised_for_the_second_time_loses_nothing(known, value, merged):
+    base = Choice({} if known is None else {'a': known})
+    assert raise_to(base, [Candidate('a', value, 1.0)]).layers == {'a': merged}
 
 
 @pytest.mark.parametrize(

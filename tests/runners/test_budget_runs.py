@@ -22,6 +22,7 @@ from toy_runner import (
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError
 from mmquant_jacinto.execute.quantization import find_plan
 from mmquant_jacinto.runners.budget import BudgetKeeper
+from mmquant_jacinto.runners.quant_runner import QuantRunner
 
 FILE = 'max_drop.json'
 # So few bits that there is something to keep.
@@ -213,6 +214,43 @@ def test_float_layers_are_the_last_resort(float_checkpoint, tmp_path, monkeypatc
     assert found['met'] and list(found['layers'].values()) == [False]
     plan = find_plan(state_of(tmp_path / CHECKPOINT))
     assert len(plan.weights) == 2 and len(plan.in_float) == 1
+
+
+def test_where_only_float_would_do_one_layer_is_left_quantized(
+    float_checkpoint, tmp_path, monkeypatch
+):
+    validate = BudgetKeeper._validate
+
+    def nothing_does(self, phase):
+        metrics = validate(self, phase)
+        if phase == 'test':
+            metrics['accuracy'] = 0.1 + 0.01 * len(self.model.plan.in_float)
+        return metrics
+
+    monkeypatch.setattr(BudgetKeeper, '_validate', nothing_does)
+    quantize = dict(KEPT, max_drop=dict(points=1, scorings=100))
+    train(ptq_config(tmp_path, float_checkpoint, quantize))
+    found = found_in(tmp_path)
+    assert not found['met'] and found['final'] == pytest.approx(0.12)
+    plan = find_plan(state_of(tmp_path / CHECKPOINT))
+    assert len(plan.weights) == 1 and len(plan.in_float) == 2
+
+
+def test_a_run_that_was_killed_behind_its_search_scores_nothing_again(
+    kept_dir, float_checkpoint, tmp_path, monkeypatch
+):
+    def killed(self, filename):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantRunner, 'save_calibrated', killed)
+        with pytest.raises(Killed):
+            train(ptq_config(tmp_path, float_checkpoint, KEPT))
+    assert found_in(tmp_path)['finished']
+    monkeypatch.setattr(BudgetKeeper, '_validate', None)
+    train(make_config(tmp_path, KEPT, resume=True))
+    first, second = (state_of(d / CHECKPOINT) for d in (kept_dir, tmp_path))
+    assert differences(first, second) == []
 
 
 @pytest.mark.parametrize(
