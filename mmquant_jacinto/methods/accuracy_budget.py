@@ -21,10 +21,12 @@ FIRST_SHARE = 0.5
 # Of a layer's noise, from which on its weight or its activations alone are raised.
 ONE_KIND = 0.8
 # Of what is missing, that a remedy has to make up for; less may be chance.
-HELPS = 0.1
+HELPS = 0.25
 KINDS = ('weight', 'activation')
 # Parts of what is raised, by which bisection tells more from fewer.
 STEPS = 8
+# Of the noise that what is raised would make, that is never put back at once.
+MUCH = 0.25
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,10 @@ class AccuracyBudget:
             ranking = self._rank(base, level)
             found = self._fewest(base, ranking)
             if found is not None:
-                least_first = [item.name for item in reversed(ranking)]
-                found = self._spare(found, base, least_first)
+                gains = {item.name: item.gain for item in reversed(ranking)}
+                found = self._spare(found, base, gains)
                 # What an earlier level has raised as a whole.
-                self._spare(found, bottom, list(base.layers))
+                self._spare(found, bottom, dict.fromkeys(base.layers, 0.0))
                 return
             base = raise_to(base, ranking)
 
@@ -196,23 +198,32 @@ class AccuracyBudget:
                 low = middle
         return raise_to(base, ranking[:high])
 
-    def _spare(self, found: Choice, floor: Choice, order: Sequence[str]) -> Choice:
-        """Puts layers back to where ``floor`` has them, as long as the score holds."""
+    def _spare(
+        self, found: Choice, floor: Choice, gains: Mapping[str, float]
+    ) -> Choice:
+        """Puts layers back to where ``floor`` has them, as long as the score holds.
+
+        But for parts that make much of the noise: that a score of few images holds
+        without them is chance.
+        """
         names = [
             name
-            for name in order
-            if name in found.layers and found.layers[name] is not floor.layers.get(name)
+            for name in gains
+            if name in found.layers and found.layers[name] != floor.layers.get(name)
         ]
+        most = MUCH * sum(gains[name] for name in names)
         size = max(1, len(names) // 2)
         while names:
             for start in range(0, len(names), size):
                 part = names[start : start + size]
+                if sum(gains[name] for name in part) > most:
+                    continue
                 tried = put_back(found, floor, part)
                 if tried.key != found.key and self.keeps(tried):
                     found = tried
             if size == 1:
                 break
-            names = [name for name in names if found.layers.get(name) is not None]
+            names = [n for n in names if found.layers.get(n) != floor.layers.get(n)]
             size //= 2
         return found
 

@@ -95,6 +95,20 @@ def test_what_a_wrong_ranking_raised_for_nothing_is_put_back():
     assert set(found.layers) == {'layer3', 'layer9'}
 
 
+def test_what_makes_much_of_the_noise_is_not_put_back_by_a_lucky_score():
+    costs = {f'layer{index}': 2.0**-index for index in range(8)}
+
+    class Lucky(Network):
+        def score(self, choice):
+            super().score(choice)
+            return 100.0 if 'layer7' in choice.layers else 90.0
+
+    found = search(Lucky(costs), 99.0)
+    # Nothing but the last of them is needed, the first is half of the noise.
+    assert 'layer0' in found.layers and 'layer7' in found.layers
+    assert not {'layer3', 'layer4', 'layer5', 'layer6'} & set(found.layers)
+
+
 def test_float_is_the_last_resort_and_as_few_as_do():
     network = Network({'a': 9.0, 'b': 6.0, 'c': 0.5}, at_16=0.2)
     found = search(network, 98.0)
