@@ -146,4 +146,7 @@ def test_a_budget_that_was_not_kept_says_by_how_much():
     found = kept(met=False, drop=3.25, layers={}, remedies={})
     text = ' '.join(Page(render(made_up(budget=found))).text['section'].split())
     assert '2.25 more than the 1 of max_drop: nothing that was tried' in text
+    # What found it is no advice any more.
+    assert 'max_drop=0.5' not in text
+    assert 'max_drop=0.5' in render(made_up())
     assert 'No layer had to be raised' in text
