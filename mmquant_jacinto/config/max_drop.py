@@ -117,7 +117,8 @@ def parse_max_drop(value: Any) -> Any:
         value (Any): A number of points, a path, None or False.
 
     Returns:
-        MaxDrop | Raised, optional: None where it is off.
+        MaxDrop | Raised | str, optional: A path as it is: a test needs no file. None
+        where it is off.
 
     Raises:
         QuantizeError: If it is nothing of these.
@@ -125,7 +126,7 @@ def parse_max_drop(value: Any) -> Any:
     if value is None or value is False or isinstance(value, (MaxDrop, Raised)):
         return value or None
     if isinstance(value, str) and value:
-        return Raised.read(value)
+        return value
     if not is_number(value):
         raise QuantizeError(
             f'{KEY}={value!r} is not a budget; use a number of hundredths of the '
@@ -139,7 +140,7 @@ def check_max_drop(value: Any, mode: str, mixed_precision: Any) -> None:
     """Checks that what a budget asks for can be done in a run.
 
     Args:
-        value (MaxDrop | Raised, optional): Of the config.
+        value (MaxDrop | Raised | str, optional): Of the config.
         mode (str): ``quantize.mode``.
         mixed_precision (Any): ``quantize.mixed_precision``.
 

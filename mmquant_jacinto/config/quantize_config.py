@@ -1,14 +1,15 @@
 """The ``quantize`` key of a config: its schema, its short forms, its errors."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional, Union, cast
 
 from ..errors import QuantizeError, nearest
-from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
+from ..registry import OBSERVERS, WEIGHT_OBSERVERS, look_up
 from ..targets.formats import DEPTHWISE
 from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
 from ..targets.target import get_preset
+from .build import build
 from .fake_quant import FakeQuant, check_fake_quants
 from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
 from .sections import (
@@ -27,7 +28,17 @@ from .widths import Bits, check_override, check_widths
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
-SWITCHES = ('learned_scale', 'finetune')  # sections that True switches on as they are
+SECTIONS = dict(
+    calibration=Calibration,
+    finetune=Finetune,
+    freeze=Freeze,
+    learned_scale=LearnedScale,
+    max_drop=MaxDrop,
+    mixed_precision=MixedPrecision,
+    rounding=Rounding,
+    weight=FakeQuant,
+    activation=FakeQuant,
+)
 
 
 @dataclass(frozen=True)
@@ -204,9 +215,7 @@ class QuantizeConfig:
                 f'quantize={value!r} is neither a dict nor a switch; use '
                 "dict(mode='qat', bits=8), True or False"
             )
-        config = _build(cls, 'quantize', value)
-        if isinstance(config.max_drop, Raised):
-            config = config.with_raised(config.max_drop)
+        config = build(cls, 'quantize', value, SECTIONS)
         given = config.percentile != cls.percentile
         if given and not config.observer_class.takes_percentile:
             raise QuantizeError(
@@ -216,8 +225,21 @@ class QuantizeConfig:
             )
         return config
 
+    def with_found_budget(self) -> 'QuantizeConfig':
+        """These settings with what ``max_drop`` names a file of.
+
+        Raises:
+            QuantizeError: If that cannot be read.
+        """
+        path = self.max_drop
+        return self.with_raised(Raised.read(path)) if isinstance(path, str) else self
+
     def with_raised(self, raised: Raised) -> 'QuantizeConfig':
-        """These settings with what keeps a budget; what is given here stays."""
+        """These settings with what keeps a budget; a given ``per_channel`` stays.
+
+        Args:
+            raised (Raised): What a search has found, or tries.
+        """
         remedies = raised.remedies
         per_channel, calibration = self.per_channel, self.calibration
         if per_channel is None:
@@ -348,63 +370,6 @@ class QuantizeConfig:
     @property
     def equalization(self) -> bool:
         return self.preset.equalize if self.equalize is None else self.equalize
-
-
-def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
-    nested = dict(
-        calibration=Calibration,
-        finetune=Finetune,
-        freeze=Freeze,
-        learned_scale=LearnedScale,
-        max_drop=MaxDrop,
-        mixed_precision=MixedPrecision,
-        rounding=Rounding,
-        weight=FakeQuant,
-        activation=FakeQuant,
-    )
-    known = [item.name for item in fields(cls)]
-    arguments: dict[str, Any] = {}
-    for name, item in value.items():
-        if name not in known:
-            raise QuantizeError(
-                f'{key}.{name} is not a known key; ' + nearest(name, known)
-            )
-        is_switch = item is None or isinstance(item, bool)
-        if name in SWITCHES and is_switch:
-            item = nested[name]() if item else None
-        elif name == 'rounding' and isinstance(item, str):
-            item = Rounding(item)
-        elif name == 'mixed_precision' and (
-            isinstance(item, str) or item is None or item is False
-        ):
-            item = item or None
-        elif name in ('weight', 'activation') and item is None:
-            pass
-        elif name == 'max_drop' and not isinstance(item, Mapping):
-            pass  # a number, a path: it reads them itself
-        elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
-            if not isinstance(item, Mapping):
-                keys = ', '.join(other.name for other in fields(nested[name]))
-                raise QuantizeError(
-                    f'{key}.{name}={item!r} is not a dict; use one with keys of {keys}'
-                )
-            if name == 'rounding' and 'method' not in item:
-                raise QuantizeError(
-                    f'{key}.rounding={dict(item)!r} has no method; add one of '
-                    + ', '.join(map(repr, registered(ROUNDINGS)[1:]))
-                )
-            item = _build(nested[name], f'{key}.{name}', item)
-        if name == 'overrides' and not isinstance(item, Mapping):
-            raise QuantizeError(
-                f'{key}.overrides={item!r} is not a dict; use patterns of '
-                "module names, such as {'bbox_head.*': 16}"
-            )
-        arguments[name] = item
-    for item in fields(cls):
-        required = item.default is MISSING and item.default_factory is MISSING
-        if required and item.name not in arguments:
-            raise QuantizeError(f'{key} has no {item.name}; give {key}.{item.name}')
-    return cls(**arguments)
 
 
 def _check_pattern(pattern: object, value: object) -> None:

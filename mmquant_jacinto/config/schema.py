@@ -21,12 +21,12 @@ from ..registry import (
     registered,
 )
 from ..targets.formats import DEPTHWISE, MAX_BITS, MIN_BITS
+from .build import SWITCHES
 from .max_drop import Raised
 from .quantize_config import (
     BIAS_CONSTRAINTS,
     MODES,
     SHORT_FORMS,
-    SWITCHES,
     QuantizeConfig,
 )
 from .sections import Calibration, Rounding

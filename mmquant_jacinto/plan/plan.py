@@ -333,7 +333,6 @@ class Plan:
                 f'the plan in this checkpoint has version {version}; this '
                 f'mmquant_jacinto reads up to {PLAN_VERSION}: update it'
             )
-
         return cls(
             config=data['config'],
             regions=tuple(data['regions']),

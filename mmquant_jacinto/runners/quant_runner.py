@@ -88,7 +88,7 @@ class QuantRunner(Runner):
     _hooks: list[Hook]
     _load_from: Optional[str]
     _resume: bool
-    goes_on = False  # whether a run is started again, from a checkpoint or before one
+    goes_on = False  # whether a run is started again, be it without a checkpoint
 
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
@@ -153,8 +153,8 @@ class QuantRunner(Runner):
                 'train_cfg, train_dataloader and optim_wrapper in the '
                 'config; to test a checkpoint call tools/test.py'
             )
-        if self.quantize_config.keeps_budget:
-            check_validation(self)
+        self.quantize_config = self.quantize_config.with_found_budget()
+        check_validation(self)
         self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
@@ -277,8 +277,7 @@ class QuantRunner(Runner):
             self._train_loop = CalibrationLoop(self)
         self._wrap('calibrate')
         self._prepare(self._train_loop.dataloader)
-        if self.quantize_config.keeps_budget:
-            check_metric(self)
+        check_metric(self)
         calibration_hooks.be_without_training(self)
         self.call_hook('before_run')
         self._init_model_weights()

@@ -197,12 +197,12 @@ def note_other_settings(config: QuantizeConfig, stored: Mapping[str, Any]) -> No
 
 
 def check_validation(runner: Any) -> None:
-    """Checks, before anything is built, that there is something to score by.
+    """Checks, before anything is built, that a budget has something to score by.
 
     Raises:
         QuantizeError: If there is no validation.
     """
-    if runner._val_loop is None:
+    if runner.quantize_config.keeps_budget and runner._val_loop is None:
         raise QuantizeError(
             f'{KEY} is kept on the validation set, and the config '
             'has none; set val_dataloader, val_evaluator and val_cfg'
@@ -210,12 +210,14 @@ def check_validation(runner: Any) -> None:
 
 
 def check_metric(runner: Any) -> None:
-    """Checks what the evaluator's prefixes tell of ``max_drop.metric``.
+    """Checks what the evaluator's prefixes tell of ``max_drop.metric``, if it is set.
 
     Raises:
         QuantizeError: If no metric of the evaluator begins as it does, or the loop has
             no evaluator.
     """
+    if not runner.quantize_config.keeps_budget:
+        return
     wanted = runner.quantize_config.max_drop.metric
     evaluator = getattr(runner.val_loop, 'evaluator', None)
     metrics = getattr(evaluator, 'metrics', None)

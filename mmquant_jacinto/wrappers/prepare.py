@@ -91,6 +91,7 @@ def plan_recorded(graph: Graph, model: nn.Module, config: QuantizeConfig) -> Pla
     Raises:
         QuantizeError: See :func:`plan_model`.
     """
+    config = config.with_found_budget()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plan = make_plan(graph, config, shapes)
     bits = config.mixed_precision

@@ -98,6 +98,7 @@ class QuantModule(nn.Module):
         Returns:
             Plan: What is quantized, and how.
         """
+        self.config = self.config.with_found_budget()
         root = self.quantization.root
         passes = probe_passes(
             root,

@@ -17,7 +17,8 @@ FOUND = dict(
 
 
 def parse(value, **more):
-    return QuantizeConfig.parse(dict(mode='ptq', max_drop=value, **more))
+    config = QuantizeConfig.parse(dict(mode='ptq', max_drop=value, **more))
+    return config.with_found_budget()
 
 
 @pytest.fixture
@@ -51,7 +52,15 @@ def test_a_file_raises_layers_and_takes_what_costs_no_speed(write):
     assert config.calibration.bias_correction == 'analytic'
     assert config.per_channel is True
     assert parse(write(), per_channel=False).per_channel is False
-    assert QuantizeConfig.parse(dict(max_drop=write())).raised_layers
+    qat = QuantizeConfig.parse(dict(max_drop=write()))
+    assert qat.with_found_budget().raised_layers
+
+
+def test_a_file_is_not_read_before_it_is_needed(tmp_path):
+    config = QuantizeConfig.parse(dict(max_drop=str(tmp_path / 'gone.json')))
+    assert not config.keeps_budget
+    with pytest.raises(QuantizeError, match='gone.json.*cannot be read'):
+        config.with_found_budget()
 
 
 @pytest.mark.parametrize(

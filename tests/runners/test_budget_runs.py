@@ -113,7 +113,7 @@ def test_a_killed_search_goes_on_where_it_was(
         train(ptq_config(tmp_path, float_checkpoint, KEPT))
     assert len(found_in(tmp_path)['trials']) == scored
     with pytest.raises(QuantizeError, match='has not ended; resume'):
-        Runner.from_cfg(make_config(tmp_path / 'other', raised_by(tmp_path)))
+        train(make_config(tmp_path / 'other', raised_by(tmp_path)))
     left[0] = len(found_in(kept_dir)['trials']) - scored
     cfg = make_config(tmp_path, KEPT, resume=True)
     train(cfg)
@@ -148,6 +148,12 @@ def test_training_takes_the_file_and_the_calibrated_ranges(kept_dir, tmp_path):
     train(make_config(tmp_path, quantize, load_from=start))
     assert widths_of(tmp_path / 'epoch_6.pth') == widths_of(kept_dir / CHECKPOINT)
     assert 'only its weights are loaded' not in log_of(tmp_path)
+
+
+def test_a_test_needs_no_file(kept_dir, tmp_path):
+    quantize = raised_by(tmp_path / 'gone')
+    cfg = make_config(tmp_path, quantize, load_from=str(kept_dir / CHECKPOINT))
+    assert Runner.from_cfg(cfg).test() == val_scores(kept_dir)[-1]
 
 
 def test_overrides_win_over_what_a_file_raises(kept_dir, float_checkpoint, tmp_path):
