@@ -65,7 +65,7 @@ def test_a_budget_is_kept_by_raising_some_layers(kept_dir):
     assert found['trials'][0]['raised'] == 0 and found['trials'][0]['drop'] > 0
     assert val_scores(kept_dir)[-1]['accuracy'] == found['final'] >= found['float']
     widths = set(widths_of(kept_dir / CHECKPOINT).values())
-    assert widths > {2, 4} and widths & {8, 16}
+    assert widths > {4} and widths & {8, 16}
     assert f'found with {len(found["trials"])} scorings' in log_of(kept_dir)
 
 
