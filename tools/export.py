@@ -7,6 +7,7 @@ computes, on images of the test set.
 """
 
 import argparse
+import json
 import logging
 import math
 import sys
@@ -288,6 +289,11 @@ def write(exported, args, console) -> None:
         prototxt = args.output.with_suffix('.prototxt')
         write_atomically(prototxt, exported.meta_arch.encode())
         console.print(f'{prototxt}: the detection head, for the importer of TIDL')
+    if exported.options:
+        options = args.output.with_suffix('.options.json')
+        text = json.dumps(exported.options, indent=1) + '\n'
+        write_atomically(options, text.encode())
+        console.print(f'{options}: layers of 16 bits and in float, for the importer')
     size = args.output.stat().st_size / 2**20
     console.print(
         f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'

@@ -1,15 +1,17 @@
 """The ``quantize`` key of a config: its schema, its short forms, its errors."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional, Union, cast
 
 from ..errors import QuantizeError, nearest
-from ..registry import OBSERVERS, ROUNDINGS, WEIGHT_OBSERVERS, look_up, registered
-from ..targets.formats import DEPTHWISE, check_bits
+from ..registry import OBSERVERS, WEIGHT_OBSERVERS, look_up
+from ..targets.formats import DEPTHWISE
 from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
 from ..targets.target import get_preset
+from .build import build
 from .fake_quant import FakeQuant, check_fake_quants
+from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
 from .sections import (
     Calibration,
     Finetune,
@@ -21,14 +23,22 @@ from .sections import (
     check_switch,
     is_number,
 )
+from .widths import Bits, check_override, check_widths
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
-SWITCHES = ('learned_scale', 'finetune')  # sections that True switches on as they are
-TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
-
-Bits = Union[int, Mapping[str, int]]
+SECTIONS = dict(
+    calibration=Calibration,
+    finetune=Finetune,
+    freeze=Freeze,
+    learned_scale=LearnedScale,
+    max_drop=MaxDrop,
+    mixed_precision=MixedPrecision,
+    rounding=Rounding,
+    weight=FakeQuant,
+    activation=FakeQuant,
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,10 @@ class QuantizeConfig:
             the weights' widths, in place of ``bits``, and writes them to
             ``mixed_precision.json``; the path of such a file takes them from
             there.
+        max_drop (float | MaxDrop | str, optional): Points of the validation's metric
+            that a calibration may lose against float; layers are raised to keep it,
+            and written to ``max_drop.json``; the path of such a file raises them in
+            another run.
         report (bool): Whether runs write ``report.html`` beside their logs, see
             :mod:`~mmquant_jacinto.report`. Defaults to True.
     """
@@ -112,6 +126,7 @@ class QuantizeConfig:
     equalize: Optional[bool] = None
     scale_channels: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
+    max_drop: Union[float, str, MaxDrop, Raised, None] = None
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -119,9 +134,9 @@ class QuantizeConfig:
         get_preset(self.target)
         if self.bits is None:
             object.__setattr__(self, 'bits', self._target_bits())
-        _widths('quantize.bits', self.bits)
+        check_widths('quantize.bits', self.bits)
         for pattern, value in self.overrides.items():
-            _check_override(pattern, value)
+            _check_pattern(pattern, value)
         if self.observer is not None:
             look_up(OBSERVERS, 'quantize.observer', self.observer)
         look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer_name)
@@ -163,6 +178,8 @@ class QuantizeConfig:
             )
         for key in ('constrain_weights', 'equalize', 'scale_channels'):
             check_switch(key, getattr(self, key), None)
+        object.__setattr__(self, 'max_drop', parse_max_drop(self.max_drop))
+        check_max_drop(self.max_drop, self.mode, self.mixed_precision)
         check_switch('report', self.report)
 
     @classmethod
@@ -198,7 +215,7 @@ class QuantizeConfig:
                 f'quantize={value!r} is neither a dict nor a switch; use '
                 "dict(mode='qat', bits=8), True or False"
             )
-        config = _build(cls, 'quantize', value)
+        config = build(cls, 'quantize', value, SECTIONS)
         given = config.percentile != cls.percentile
         if given and not config.observer_class.takes_percentile:
             raise QuantizeError(
@@ -207,6 +224,32 @@ class QuantizeConfig:
                 f"with target={config.target!r}; add observer='percentile'"
             )
         return config
+
+    def with_found_budget(self) -> 'QuantizeConfig':
+        """These settings with what ``max_drop`` names a file of.
+
+        Raises:
+            QuantizeError: If that cannot be read.
+        """
+        path = self.max_drop
+        return self.with_raised(Raised.read(path)) if isinstance(path, str) else self
+
+    def with_raised(self, raised: Raised) -> 'QuantizeConfig':
+        """These settings with what keeps a budget; a given ``per_channel`` stays.
+
+        Args:
+            raised (Raised): What a search has found, or tries.
+        """
+        remedies = raised.remedies
+        per_channel, calibration = self.per_channel, self.calibration
+        if per_channel is None:
+            per_channel = remedies.get('per_channel')
+        if 'bias_correction' in remedies:
+            way = remedies['bias_correction']
+            calibration = replace(calibration, bias_correction=way)
+        return replace(
+            self, max_drop=raised, per_channel=per_channel, calibration=calibration
+        )
 
     def _target_bits(self) -> Bits:
         weight, activation = self.preset.weight.bits, self.preset.activation.bits
@@ -237,6 +280,16 @@ class QuantizeConfig:
     def searches_bits(self) -> bool:
         """bool: Whether calibration chooses the widths of weights."""
         return isinstance(self.mixed_precision, MixedPrecision)
+
+    @property
+    def keeps_budget(self) -> bool:
+        """bool: Whether calibration raises what it takes to keep a budget."""
+        return isinstance(self.max_drop, MaxDrop)
+
+    @property
+    def raised_layers(self) -> Mapping[str, Any]:
+        """Mapping[str, Any]: What a search has raised, by call site."""
+        return self.max_drop.layers if isinstance(self.max_drop, Raised) else {}
 
     @property
     def fake_quants(self) -> dict[str, FakeQuant]:
@@ -319,87 +372,10 @@ class QuantizeConfig:
         return self.preset.equalize if self.equalize is None else self.equalize
 
 
-def _build(cls: type, key: str, value: Mapping[str, Any]) -> Any:
-    nested = dict(
-        calibration=Calibration,
-        finetune=Finetune,
-        freeze=Freeze,
-        learned_scale=LearnedScale,
-        mixed_precision=MixedPrecision,
-        rounding=Rounding,
-        weight=FakeQuant,
-        activation=FakeQuant,
-    )
-    known = [item.name for item in fields(cls)]
-    arguments: dict[str, Any] = {}
-    for name, item in value.items():
-        if name not in known:
-            raise QuantizeError(
-                f'{key}.{name} is not a known key; ' + nearest(name, known)
-            )
-        is_switch = item is None or isinstance(item, bool)
-        if name in SWITCHES and is_switch:
-            item = nested[name]() if item else None
-        elif name == 'rounding' and isinstance(item, str):
-            item = Rounding(item)
-        elif name == 'mixed_precision' and (
-            isinstance(item, str) or item is None or item is False
-        ):
-            item = item or None
-        elif name in ('weight', 'activation') and item is None:
-            pass
-        elif cls is QuantizeConfig and name in nested and not is_dataclass(item):
-            if not isinstance(item, Mapping):
-                keys = ', '.join(other.name for other in fields(nested[name]))
-                raise QuantizeError(
-                    f'{key}.{name}={item!r} is not a dict; use one with keys of {keys}'
-                )
-            if name == 'rounding' and 'method' not in item:
-                raise QuantizeError(
-                    f'{key}.rounding={dict(item)!r} has no method; add one of '
-                    + ', '.join(map(repr, registered(ROUNDINGS)[1:]))
-                )
-            item = _build(nested[name], f'{key}.{name}', item)
-        if name == 'overrides' and not isinstance(item, Mapping):
-            raise QuantizeError(
-                f'{key}.overrides={item!r} is not a dict; use patterns of '
-                "module names, such as {'bbox_head.*': 16}"
-            )
-        arguments[name] = item
-    for item in fields(cls):
-        required = item.default is MISSING and item.default_factory is MISSING
-        if required and item.name not in arguments:
-            raise QuantizeError(f'{key} has no {item.name}; give {key}.{item.name}')
-    return cls(**arguments)
-
-
-def _check_override(pattern: object, value: object) -> None:
+def _check_pattern(pattern: object, value: object) -> None:
     if not isinstance(pattern, str):
         raise QuantizeError(
             f'quantize.overrides has the key {pattern!r}, which is no pattern '
             "of module names; use a string, such as 'bbox_head.*'"
         )
-    if isinstance(value, Mapping) and not value:
-        raise QuantizeError(
-            f'quantize.overrides[{pattern!r}] is empty; use a width, a dict '
-            'of widths such as dict(weight=8), or False for float'
-        )
-    if value is not False:
-        _widths(f'quantize.overrides[{pattern!r}]', value)
-
-
-def _widths(key: str, bits: object) -> None:
-    if not isinstance(bits, Mapping):
-        check_bits(key, bits)
-        return
-    if not bits:
-        raise QuantizeError(
-            f'{key}={bits!r} is empty; use a width, or a dict of widths such as '
-            'dict(weight=8)'
-        )
-    for kind, value in bits.items():
-        if kind not in TENSOR_KINDS:
-            raise QuantizeError(
-                f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
-            )
-        check_bits(f'{key}.{kind}', value)
+    check_override(f'quantize.overrides[{pattern!r}]', value)

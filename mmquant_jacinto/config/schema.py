@@ -21,15 +21,16 @@ from ..registry import (
     registered,
 )
 from ..targets.formats import DEPTHWISE, MAX_BITS, MIN_BITS
+from .build import SWITCHES
+from .max_drop import Raised
 from .quantize_config import (
     BIAS_CONSTRAINTS,
     MODES,
     SHORT_FORMS,
-    SWITCHES,
-    TENSOR_KINDS,
     QuantizeConfig,
 )
 from .sections import Calibration, Rounding
+from .widths import TENSOR_KINDS
 
 _STRING = {'type': 'string'}
 _WIDTH = {'type': 'integer', 'minimum': MIN_BITS, 'maximum': MAX_BITS}
@@ -124,6 +125,8 @@ def _options(hint: Any) -> list[dict[str, Any]]:
         return [{'enum': list(arguments)}]
     if hint is type(None):
         return [{'type': 'null'}]
+    if hint is Raised:
+        return []  # what a path is read to
     if hint in _JSON_TYPES:
         return [{'type': _JSON_TYPES[hint]}]
     if is_dataclass(hint):

@@ -324,6 +324,8 @@ class Quantization(nn.Module):
         elif policy == 'refuse' and plan == replace(self.plan, scaled=()):
             # Of a version that did not rescale channels.
             policy = 'adopt'
+        elif policy == 'refuse' and plan.keeps_budget_of(self.plan):
+            policy = 'adopt'
         if policy == 'refuse':
             raise QuantizeError(
                 'the checkpoint was made with another quantization plan '

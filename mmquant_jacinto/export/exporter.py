@@ -16,6 +16,7 @@ from .. import __version__
 from ..errors import QuantizeError
 from ..execute import quantization as phases
 from ..execute.quantization import Quantization
+from ..plan.plan import OVERRIDES
 from ..targets.target import Target
 from ..wrappers.quant_module import QuantModule
 from .choose_target import choose_target
@@ -46,6 +47,7 @@ class Exported:
         form (str): ``'qdq'`` or ``'clip'``.
         meta_arch (str, optional): The head, described for the target's decoder.
         findings (List[Finding]): What it breaks of the target's rules.
+        options (Dict[str, str]): What its importer has to be told.
     """
 
     model: onnx.ModelProto
@@ -57,6 +59,7 @@ class Exported:
     form: str
     meta_arch: str | None = None
     findings: list[Finding] = field(default_factory=list)
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def quantized_root(model: nn.Module) -> nn.Module:
@@ -176,7 +179,31 @@ def export_onnx(
         chosen.form(preset),
         meta_arch,
         findings,
+        _import_options(trace, proto),
     )
+
+
+def _import_options(trace: Trace, proto: onnx.ModelProto) -> dict[str, str]:
+    """What the importer has to be told of a float model: widths, and what is float."""
+    if not trace.clips:
+        return {}
+    plan = trace.state.plan
+    made = {name for node in proto.graph.node for name in node.output}
+    outputs, weights = [], []
+    for name, (site, levels) in trace.clipped.items():
+        name = trace.writer.renamed.get(name, name)
+        step = plan.steps.get(site)
+        weight = None if step is None else plan.weights.get(step.weight)
+        if name in made and levels > 256:
+            outputs.append(name)
+        elif name in made and weight is not None and weight.format.bits > 8:
+            weights.append(name)
+    in_float = [
+        node.name
+        for node in proto.graph.node
+        if plan.in_float.get(node.name) == OVERRIDES
+    ]
+    return trace.target.import_options(outputs, weights, in_float)
 
 
 def _scale(trace: Trace, name: str) -> float | None:

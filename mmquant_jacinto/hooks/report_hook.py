@@ -11,12 +11,14 @@ from mmengine.runner import Runner
 
 from ..report.build import (
     Images,
+    add_budget,
     add_scores,
     build_report,
     split_batch,
     write_report,
 )
 from ..report.curves import read_curves
+from ..report.pictures import pixels
 
 MEASURED, SCORED = 8, 32  # images
 SHARE = 0.1  # of the run's own time
@@ -117,9 +119,15 @@ class ReportHook(Hook):
             limit=self.share * seconds,
         )
         add_scores(report, 'quantized', self._metrics)
+        if kind == 'calibration' and runner.train_loop.kept_budget is not None:
+            add_budget(report, runner.train_loop.kept_budget)
         if kind == 'training':
             report.curves = read_curves(runner)
         runner.visualizer.add_scalars(report.scalars(), step=runner.iter)
+        for number, picture in enumerate(pictures):
+            # Without a slash: a local backend makes a file of that name.
+            name = f'report_detections_{number}'
+            runner.visualizer.add_image(name, pixels(picture), step=runner.iter)
         return write_report(report, runner.log_dir, pictures)
 
 

@@ -114,7 +114,7 @@ class ActivationSpecs:
     def _bits(self, chain: Chain) -> Any:
         """Override for the chain's result: the last of its modules' own."""
         found = [self._bits(part) for part in self._parts[chain.head.name]]
-        found += [self.overrides.find(site.module) for site in chain.sites]
+        found += [self.overrides.of(site) for site in chain.sites]
         return next((bits for bits in reversed(found) if bits is not None), None)
 
     def _multiplies(self, site: Site) -> bool:
@@ -159,7 +159,8 @@ class ActivationSpecs:
             call, leaf = entries[0]
             if self.groups.find(value) in self._read:
                 name = f'{call}/input' + (f'#{leaf}' if leaf else '')
-                self._add(self.groups.find(value), name, INPUT, None, False)
+                bits = self.overrides.calls.get(name) or None
+                self._add(self.groups.find(value), name, INPUT, bits, False)
 
     def _add_results(self) -> None:
         for site in self.flow.active:

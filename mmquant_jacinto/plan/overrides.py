@@ -1,8 +1,8 @@
 """Overrides: what ``quantize.overrides`` says of a module."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Optional
 
 from ..errors import QuantizeError, nearest
 from ..record.graph import Site
@@ -13,10 +13,15 @@ class Overrides:
 
     Args:
         patterns (Mapping[str, Any]): As the user gave them.
+        calls (Mapping[str, Any], optional): The same for single calls by the names of
+            their sites, where no pattern says anything: what a search has raised.
     """
 
-    def __init__(self, patterns: Mapping[str, Any]) -> None:
+    def __init__(
+        self, patterns: Mapping[str, Any], calls: Optional[Mapping[str, Any]] = None
+    ) -> None:
         self.patterns = patterns
+        self.calls = calls or {}
         self._unused: set[str] = set(patterns)
 
     def find(self, module: str) -> Any:
@@ -32,7 +37,12 @@ class Overrides:
 
     def is_off(self, site: Site) -> bool:
         """Whether a site stays in float."""
-        return self.find(site.module) is False
+        return self.of(site) is False
+
+    def of(self, site: Site) -> Any:
+        """What is said of a site; None if nothing is."""
+        found = self.find(site.module)
+        return self.calls.get(site.name) if found is None else found
 
     def check_used(self, sites: Iterable[Site]) -> None:
         """Refuses patterns that matched nothing so far.
@@ -46,4 +56,21 @@ class Overrides:
             raise QuantizeError(
                 f'quantize.overrides has the pattern {pattern!r}, which '
                 'matches no module; ' + nearest(pattern, sorted(modules))
+            )
+
+    def check_calls(self, names: Collection[str], path: Optional[str]) -> None:
+        """Refuses calls that a model does not have.
+
+        Args:
+            names (Collection[str]): Of all its sites and inputs.
+            path (str, optional): The file that raised them.
+
+        Raises:
+            QuantizeError: If there is one.
+        """
+        missing = [name for name in self.calls if name not in names]
+        if missing:
+            raise QuantizeError(
+                f'quantize.max_drop={path!r} was found for another model: this one '
+                f'has no call {missing[0]}'
             )

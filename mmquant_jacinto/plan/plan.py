@@ -294,6 +294,12 @@ class Plan:
         decided = replace(other.with_weight_bits(widths), undecided=())
         return self.to_json() == decided.to_json()
 
+    def keeps_budget_of(self, other: 'Plan') -> bool:
+        """Whether a search for the budget of ``other`` may have ended in this."""
+        keys = ('target', 'bits', 'max_drop')
+        given = [[plan.config.get(key) for key in keys] for plan in (self, other)]
+        return given[0] == given[1] and given[0][-1] is not None
+
     def to_json(self) -> str:
         """Serializes the plan."""
         data = asdict(self)
@@ -327,7 +333,6 @@ class Plan:
                 f'the plan in this checkpoint has version {version}; this '
                 f'mmquant_jacinto reads up to {PLAN_VERSION}: update it'
             )
-
         return cls(
             config=data['config'],
             regions=tuple(data['regions']),

@@ -4,11 +4,24 @@ from collections.abc import Iterable, Mapping
 
 from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError
+from ..targets.formats import MAX_BITS
 from ..targets.rules.table import ANY, Activations, Rules, Weights
 from .plan import ActivationSpec, WeightSpec
 
 # Names of quantizers that an error tells.
 _SHOWN = 3
+
+
+def widest(rules: Rules) -> dict[str, int]:
+    """Most bits of the integers that an engine has, by kind of tensor.
+
+    Args:
+        rules (Rules): Of the target.
+    """
+    rows = dict(
+        activation=rules.row(Activations, ANY), weight=rules.row(Weights, 'Conv')
+    )
+    return {kind: MAX_BITS if row is None else row.bits for kind, row in rows.items()}
 
 
 def check_widths(
@@ -32,7 +45,7 @@ def check_widths(
         ('activations', list(activations), rules.row(Activations, ANY)),
         ('weights', list(weights.values()), rules.row(Weights, 'Conv')),
     ):
-        most = 16 if row is None else row.bits
+        most = MAX_BITS if row is None else row.bits
         wide = [spec.name for spec in specs if spec.format.bits > most]
         if not wide:
             continue

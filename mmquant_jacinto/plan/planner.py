@@ -6,8 +6,9 @@ nothing; what it decides is a :class:`~mmquant_jacinto.plan.plan.Plan`.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
+from ..config.max_drop import MaxDrop, Raised
 from ..config.quantize_config import QuantizeConfig
 from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
@@ -33,7 +34,7 @@ class Planner:
     def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
         self.config = config
         self.preset = config.preset
-        self.overrides = Overrides(config.overrides)
+        self.overrides = Overrides(config.overrides, config.raised_layers)
         self.graph, self.in_float = network_of(graph, self.overrides)
         self.flow = flow = Dataflow(self.graph)
         self.active, self.chains = flow.active, flow.chains
@@ -59,6 +60,7 @@ class Planner:
         for site in self.active:
             steps.update(self._steps(site, quantizers))
         self.overrides.check_used(self.active)
+        self._check_raised()
         if not weight_specs:
             raise QuantizeError(
                 'this model has nothing to quantize: no convolution or '
@@ -91,6 +93,17 @@ class Planner:
             repeats={run: Repeat(*known) for run, known in self.graph.repeats.items()},
             scaled=self._scaled(weight_specs, steps, quantizers),
         )
+
+    def _check_raised(self) -> None:
+        """Refuses what was raised in another model."""
+        inputs = {
+            f'{call}/input' + (f'#{leaf}' if leaf else '')
+            for entries in self.graph.region_inputs.values()
+            for call, leaf in entries
+        }
+        found = self.config.max_drop
+        path = found.path if isinstance(found, Raised) else None
+        self.overrides.check_calls({*self.graph.sites, *inputs}, path)
 
     def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:
         """Weight quantizers whose width ``quantize.mixed_precision`` chooses."""
@@ -183,6 +196,10 @@ class Planner:
         )
         if isinstance(config.mixed_precision, MixedPrecision):
             settings['mixed_precision'] = config.mixed_precision.to_dict()
+        budget = config.max_drop
+        if budget is not None:
+            asked = budget.settings if isinstance(budget, Raised) else budget
+            settings['max_drop'] = cast(MaxDrop, asked).to_dict()
         return settings
 
     def _fake_quant(self) -> dict[str, Any]:
@@ -207,7 +224,7 @@ class Planner:
                 if site.computed_weight and self.overrides.is_off(site):
                     self.in_float[site.name] = OVERRIDES
                 continue
-            bits = self.overrides.find(site.module)
+            bits = self.overrides.of(site)
             if bits is False:
                 self.in_float[site.name] = OVERRIDES
                 continue
@@ -220,6 +237,10 @@ class Planner:
             if is_grouped or not self.rules.scales_channels(operator_of(site)):
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
+            known = specs.get(name)
+            if known is not None:
+                # A search may have raised one call of several.
+                fmt = fmt.with_bits(max(fmt.bits, known.format.bits))
             specs[name] = WeightSpec(
                 name, site.weight, site.bias, chain.norm, axis, fmt, channels, site.rows
             )
@@ -227,7 +248,7 @@ class Planner:
 
     def _weight_format(self, site: Site, shape: tuple[int, ...] = ()) -> TensorFormat:
         """Format of a weight; of one that is computed the shape is not known."""
-        bits = self.overrides.find(site.module)
+        bits = self.overrides.of(site)
         width = self.config.bits_of('weight', bits)
         scales = self.config.channel_scales
         per_channel = bool(scales)

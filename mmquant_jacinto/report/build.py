@@ -45,6 +45,9 @@ class Images:
         for index in self.indices:
             yield self.collate([self.dataset[index]])
 
+    def __contains__(self, batch: object) -> bool:
+        return False  # each time a new one
+
 
 def split_batch(batch: Any, count: int) -> list[Any]:
     """The first images of a batch, each a batch of its own.
@@ -177,6 +180,20 @@ def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items()
         if isinstance(value, (int, float))
     ]
+
+
+def add_budget(report: Report, kept: Mapping[str, Any]) -> None:
+    """Adds what keeping ``quantize.max_drop`` took, and float's score.
+
+    Args:
+        report (Report): Of the calibration.
+        kept (Mapping[str, Any]): What its ``max_drop.json`` has.
+    """
+    left_out = ('key', 'rankings', 'finished')
+    report.budget = {k: value for k, value in kept.items() if k not in left_out}
+    known = {(score.network, score.metric) for score in report.scores}
+    if ('float', kept['metric']) not in known:
+        add_scores(report, 'float', {kept['metric']: kept['float']})
 
 
 def write_report(report: Report, folder: str, pictures: Sequence[str] = ()) -> Path:

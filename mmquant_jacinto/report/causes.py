@@ -13,6 +13,7 @@ from typing import Union
 
 from ..plan.plan import Plan
 from ..record import ops
+from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER
 from .content import Finding, LayerReport, Report, Trial
 from .measuring.trials import CHANNELS, block_of, overrides_line
 
@@ -179,9 +180,12 @@ class _Rules:
         a = layer.activation
         if a.tail < TAIL:
             return None
+        # With 8 bits, what a narrower range cuts off are objects (docs/design.md); with
+        # few nothing is left for what is small in a range that holds all.
         remedy: Remedy = self.raised(layer, 'activation')
-        if self.plan.config['observer'] not in ('mse', 'percentile'):
-            remedy = "observer='mse'"
+        searches = self.plan.config['observer'] in ('mse', 'percentile')
+        if a.bits <= FEW_BITS and not searches:
+            remedy = f'observer={FEW_BITS_OBSERVER!r}'
         return (
             f'A long tail: the largest element is {a.tail:.0f} times the root mean '
             'square, and the grid reaches there.',

@@ -255,6 +255,8 @@ class Report:
         file (FileReport, optional): Of an export.
         pictures (Dict): ``threshold``, ``images`` and ``lost``, ``gained``, ``kept``
             (counts of detections that match the truth).
+        budget (Dict): Of a calibration with ``max_drop``: what its ``max_drop.json``
+            has, but for the rankings.
     """
 
     title: str
@@ -274,6 +276,7 @@ class Report:
     curves: dict[str, Any] = field(default_factory=dict)
     file: FileReport | None = None
     pictures: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
 
     def costliest(self, count: int = 3) -> list[LayerReport]:
         """The layers that cost most: by their share, else by their own noise."""

@@ -158,6 +158,18 @@ def draw_picture(
     return [f'data:image/jpeg;base64,{text}']
 
 
+def pixels(picture: str) -> np.ndarray:
+    """What a picture shows, as visualizers take it: (H, W, 3), RGB, uint8.
+
+    Args:
+        picture (str): As :func:`draw_picture` gives it.
+    """
+    from PIL import Image
+
+    content = base64.b64decode(picture.partition(',')[2])
+    return np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
+
+
 def _corners(box: np.ndarray) -> list[float]:
     x1, y1, x2, y2 = (float(value) for value in box)
     return [x1, y1, max(x1, x2), max(y1, y2)]

@@ -19,6 +19,7 @@ from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
 from ..methods.mixed_precision import FILE, BitSearch
 from ..quantizers.activations import ActivationQuantizers
+from .budget import BudgetKeeper
 from .calibration_batches import (
     Batches,
     calibration_dataloader,
@@ -84,6 +85,7 @@ class CalibrationLoop(BaseLoop):
     (with a backward pass on each of some images), and leaves them in
     ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded. Last,
     ``quantize.finetune`` trains what there is, without labels.
+    All of it is done again for each network that ``quantize.max_drop`` tries.
     Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
     for ``quantize.mode='ptq'``. Several processes share the images, and end with the
     same state.
@@ -107,6 +109,7 @@ class CalibrationLoop(BaseLoop):
         self._epoch = self._iter = 0
         self.seconds = 0.0  # that the calibration took, without its validation
         self.first_batch: Any = None  # what a report measures on: it is loaded
+        self.kept_budget: Optional[dict[str, Any]] = None  # what max_drop.json has
         self.stop_training = False
         self.val_begin = self.val_interval = 1
         runner.visualizer.dataset_meta = getattr(
@@ -164,6 +167,28 @@ class CalibrationLoop(BaseLoop):
 
     def _calibrate(self) -> None:
         runner, model = self.runner, self.runner.model
+        if runner.quantize_config.keeps_budget:
+            self.kept_budget = BudgetKeeper(self).keep()
+            model.train()
+        else:
+            self.calibrate_with(self.config)
+        self._epoch = 1
+        runner.visualizer.add_scalars(
+            model.quantization.activations.scalars(), step=self._iter
+        )
+        runner.save_calibrated(CHECKPOINT)
+
+    def calibrate_with(self, config: Calibration) -> None:
+        """All passes over the images, for a model without ranges.
+
+        Args:
+            config (Calibration): From now on in the place of the present one.
+
+        Raises:
+            QuantizeError: See :meth:`run`.
+        """
+        runner, model = self.runner, self.runner.model
+        self.config, self._iter = config, 0
         model.train()
         self._measure_channels()
         references = self._pass('ranges', None, 0.0)
@@ -181,11 +206,6 @@ class CalibrationLoop(BaseLoop):
         model.correct_analytically()
         if runner.quantize_config.finetune is not None:
             self._finetune(runner.quantize_config.finetune)
-        self._epoch = 1
-        runner.visualizer.add_scalars(
-            model.quantization.activations.scalars(), step=self._iter
-        )
-        runner.save_calibrated(CHECKPOINT)
 
     def _measure_channels(self) -> None:
         """Finds what channels are divided by, on the first of the images."""

@@ -45,6 +45,8 @@ from .cpu_distributed import distributed_arguments, init_cpu_process_group
 from .environment import described
 from .refusals import (
     MODE,
+    check_metric,
+    check_validation,
     checked_plan,
     note_other_settings,
     refuse_conflicts,
@@ -86,6 +88,7 @@ class QuantRunner(Runner):
     _hooks: list[Hook]
     _load_from: Optional[str]
     _resume: bool
+    goes_on = False  # whether a run is started again, be it without a checkpoint
 
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
@@ -150,6 +153,8 @@ class QuantRunner(Runner):
                 'train_cfg, train_dataloader and optim_wrapper in the '
                 'config; to test a checkpoint call tools/test.py'
             )
+        self.quantize_config = self.quantize_config.with_found_budget()
+        check_validation(self)
         self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
@@ -178,6 +183,7 @@ class QuantRunner(Runner):
 
     def _decide_start(self) -> None:
         """Finds the checkpoint and the seed to go on with, or notes the new ones."""
+        self.goes_on = self._resume
         start = find_start(
             self._load_from, self._resume, self.work_dir, self._load_from_in_file
         )
@@ -271,6 +277,7 @@ class QuantRunner(Runner):
             self._train_loop = CalibrationLoop(self)
         self._wrap('calibrate')
         self._prepare(self._train_loop.dataloader)
+        check_metric(self)
         calibration_hooks.be_without_training(self)
         self.call_hook('before_run')
         self._init_model_weights()

@@ -1,13 +1,15 @@
 """What cannot be combined with quantization, said before anything is built or run."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..config.max_drop import KEY
 from ..config.quantize_config import QuantizeConfig
-from ..errors import QuantizeError
+from ..errors import QuantizeError, nearest
 from ..execute.quantization import NAME, find_plan
 from ..plan.plan import Plan
 from ..quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
@@ -192,3 +194,82 @@ def note_other_settings(config: QuantizeConfig, stored: Mapping[str, Any]) -> No
                 'current',
                 30,
             )
+
+
+def check_validation(runner: Any) -> None:
+    """Checks, before anything is built, that a budget has something to score by.
+
+    Raises:
+        QuantizeError: If there is no validation.
+    """
+    if runner.quantize_config.keeps_budget and runner._val_loop is None:
+        raise QuantizeError(
+            f'{KEY} is kept on the validation set, and the config '
+            'has none; set val_dataloader, val_evaluator and val_cfg'
+        )
+
+
+def check_metric(runner: Any) -> None:
+    """Checks what the evaluator's prefixes tell of ``max_drop.metric``, if it is set.
+
+    Raises:
+        QuantizeError: If no metric of the evaluator begins as it does, or the loop has
+            no evaluator.
+    """
+    if not runner.quantize_config.keeps_budget:
+        return
+    wanted = runner.quantize_config.max_drop.metric
+    evaluator = getattr(runner.val_loop, 'evaluator', None)
+    metrics = getattr(evaluator, 'metrics', None)
+    if not metrics:
+        raise QuantizeError(
+            f'{KEY} needs the scores of a validation, and the '
+            f'{type(runner.val_loop).__name__} of this config has no evaluator with '
+            'metrics; set val_evaluator'
+        )
+    prefixes = [getattr(metric, 'prefix', None) for metric in metrics]
+    if wanted is None or not all(prefixes):
+        return
+    if not wanted.startswith(tuple(f'{prefix}/' for prefix in prefixes)):
+        raise QuantizeError(
+            f'{KEY}.metric={wanted!r} is no metric of val_evaluator, whose '
+            f'metrics begin with {", ".join(f"{prefix}/" for prefix in prefixes)}'
+        )
+
+
+def pick_metric(metrics: Mapping[str, Any], wanted: Optional[str]) -> tuple[str, float]:
+    """The score that a budget is of.
+
+    Args:
+        metrics (Mapping[str, Any]): Of the float network.
+        wanted (str, optional): ``max_drop.metric``.
+
+    Returns:
+        Tuple[str, float]: Its name and value.
+
+    Raises:
+        QuantizeError: If there is no such metric, or no budget of it can be kept.
+    """
+    numbers = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    if wanted is not None and wanted not in numbers:
+        raise QuantizeError(
+            f'{KEY}.metric={wanted!r} is not what val_evaluator gives; '
+            + nearest(wanted, sorted(numbers))
+        )
+    if not numbers:
+        raise QuantizeError(
+            f'val_evaluator gives no number for the float network, so {KEY} has no '
+            'score to keep; check load_from, val_dataloader and val_evaluator'
+        )
+    name = next(iter(numbers)) if wanted is None else wanted
+    value = numbers[name]
+    if not math.isfinite(value) or value <= 0:
+        raise QuantizeError(
+            f'the float network itself has {name}={value:g}, from which nothing can '
+            f'drop ({KEY}); check load_from and val_dataloader'
+        )
+    return name, value

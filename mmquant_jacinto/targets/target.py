@@ -135,6 +135,18 @@ class Target:
     def finish(self, model: onnx.ModelProto) -> None:
         """Changes a written model to what the engine is fastest at, in place."""
 
+    def import_options(
+        self, outputs: list[str], weights: list[str], in_float: list[str]
+    ) -> dict[str, str]:
+        """What the engine's importer has to be told of a float model with ranges.
+
+        Args:
+            outputs (List[str]): Tensors of the file that have more than 8 bits.
+            weights (List[str]): Tensors of 8 bits whose layers' weights have more.
+            in_float (List[str]): Nodes of the file that are not to be quantized.
+        """
+        return {}
+
     def head_outputs(
         self, trace: Any, head: nn.Module, raw: Any
     ) -> dict[str, tuple[str, Tensor]]:

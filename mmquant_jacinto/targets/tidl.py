@@ -67,6 +67,18 @@ class Tidl(Target):
                 "quantize.per_channel='depthwise' or False, or another --target"
             )
 
+    def import_options(
+        self, outputs: list[str], weights: list[str], in_float: list[str]
+    ) -> dict[str, str]:
+        # edgeai-tidl-tools, docs/quantization.md, Manual Mixed Precision: tensors, by
+        # the names in the original model. Denied layers run on the Arm core, in float.
+        lists = {
+            'advanced_options:output_feature_16bit_names_list': outputs,
+            'advanced_options:params_16bit_names_list': weights,
+            'deny_list:layer_name': in_float,
+        }
+        return {key: ', '.join(names) for key, names in lists.items() if names}
+
     def head_outputs(
         self, trace: Any, head: nn.Module, raw: Any
     ) -> dict[str, tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from ..config.quantize_config import QuantizeConfig
 from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..execute import quantization as phases
@@ -21,7 +22,9 @@ from ..execute.corrections.channel_factors import ChannelReach
 from ..methods.layer_samples import Enough
 from ..methods.mixed_precision import BitSearch, BitTable
 from ..methods.reconstruction import Reconstruction
+from .distillation import check_distillation
 from .finetuned_module import FinetunedModule
+from .prepare import plan_recorded, quantize_model
 
 
 @MODEL_WRAPPERS.register_module()
@@ -78,6 +81,12 @@ class QuantCalibrateModule(FinetunedModule):
             )
         if not self.training:
             return super().forward(*args, **kwargs)
+        if self.config.keeps_budget:
+            raise QuantizeError(
+                'quantize.max_drop is kept by the calibration of a QuantRunner, which '
+                'has a validation to score by; use that, or give the max_drop.json '
+                'that it leaves'
+            )
         # Ranges that are there are of the channels as they are.
         if not (self._has_factors or self.quantization.has_ranges):
             self.measure_channels([lambda: self.module(*args, **kwargs)])
@@ -91,6 +100,28 @@ class QuantCalibrateModule(FinetunedModule):
                 result = self.module(*args, **kwargs)
         self.correct_analytically()
         return result
+
+    def plan_anew(self, config: QuantizeConfig) -> None:
+        """Starts from the beginning with other settings; nothing is recorded anew.
+
+        Args:
+            config (QuantizeConfig): In place of the present one.
+
+        Raises:
+            QuantizeError: If the model was never prepared, or cannot be planned so.
+        """
+        if self._graph is None:
+            raise QuantizeError('there is nothing to plan anew; call prepare() first')
+        root = self.quantization.root
+        plan = plan_recorded(self._graph, root, config)
+        check_distillation(self.module, plan)
+        self.config = config
+        self.quantization.calibration = config.calibration
+        self._inputs = MeanInputs()
+        self._corrections, self._has_factors = 0, False
+        self._float_weights = None
+        quantize_model(root, plan)
+        self._follow_mode()
 
     def measure_channels(self, passes: Iterable[Callable[[], Any]]) -> None:
         """Finds what channels are divided by, see ``quantize.scale_channels``.

@@ -20,6 +20,7 @@ from ..execute.quantization import Quantization
 from ..methods.mixed_precision import check_budget, weight_elements, with_found_bits
 from ..plan.plan import Plan
 from ..plan.planner import make_plan
+from ..record.graph import Graph
 from ..record.recorder import record
 from ..record.side_effects import untouched
 from .call_arguments import arguments_of
@@ -73,7 +74,24 @@ def plan_model(
             ``overrides`` matches nothing, or the budget of ``mixed_precision``
             is out of reach.
     """
-    graph = record(model, passes, is_region)
+    return plan_recorded(record(model, passes, is_region), model, config)
+
+
+def plan_recorded(graph: Graph, model: nn.Module, config: QuantizeConfig) -> Plan:
+    """Plans the quantization of a model that is recorded.
+
+    Args:
+        graph (Graph): What was recorded.
+        model (nn.Module): The float model.
+        config (QuantizeConfig): Target, widths, overrides.
+
+    Returns:
+        Plan: Plain data.
+
+    Raises:
+        QuantizeError: See :func:`plan_model`.
+    """
+    config = config.with_found_budget()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plan = make_plan(graph, config, shapes)
     bits = config.mixed_precision

@@ -12,9 +12,17 @@ from ..execute import quantization as phases
 from ..execute.quantization import Quantization
 from ..plan.plan import Plan
 from ..plan.summary import summarize
+from ..record.graph import Graph
+from ..record.recorder import record
 from .call_arguments import arguments_of
 from .distillation import check_distillation, student_of
-from .prepare import plan_model, probe_passes, quantize_model, refuse_compiled
+from .prepare import (
+    is_region,
+    plan_recorded,
+    probe_passes,
+    quantize_model,
+    refuse_compiled,
+)
 
 
 class QuantModule(nn.Module):
@@ -43,6 +51,7 @@ class QuantModule(nn.Module):
     mode: Optional[str] = None
     trains = False
     eval_phase = phases.TEST
+    _graph: Optional[Graph] = None  # once recorded
 
     def __init__(
         self,
@@ -89,6 +98,7 @@ class QuantModule(nn.Module):
         Returns:
             Plan: What is quantized, and how.
         """
+        self.config = self.config.with_found_budget()
         root = self.quantization.root
         passes = probe_passes(
             root,
@@ -96,7 +106,8 @@ class QuantModule(nn.Module):
             None if training_input is None else self.as_batch(training_input),
             getattr(self.module, 'data_preprocessor', None),
         )
-        plan = plan_model(root, passes, self.config)
+        self._graph = record(root, passes, is_region)
+        plan = plan_recorded(self._graph, root, self.config)
         check_distillation(self.module, plan)
         quantize_model(root, plan)
         self._follow_mode()

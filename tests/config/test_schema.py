@@ -25,9 +25,13 @@ RIGHT = [
     dict(learned_scale=True, freeze=dict(bn=False, ranges=4)),
     dict(mode='ptq', finetune=dict(iterations=10), per_channel='depthwise'),
     dict(mode='ptq', mixed_precision=dict(average_bits=5.0, candidates=[4, 8])),
+    dict(mode='ptq', max_drop=0.5),
+    dict(mode='ptq', max_drop=dict(metric='coco/bbox_mAP', points=1, scorings=9)),
     dict(constrain_bias=False, constrain_weights=True, observer='minmax'),
 ]
 WRONG = [
+    dict(mode='ptq', max_drop=dict(point=1)),
+    dict(mode='ptq', max_drop=dict(metric='coco/bbox_mAP')),
     'trainin',
     dict(mod='qat'),
     dict(mode='QAT'),

@@ -126,6 +126,11 @@ def calibrate_all(runs, load_from):
         ),
         ptq_finetune=dict(narrow, target='onnxruntime', finetune=dict(iterations=8)),
         ptq_mixed=dict(PTQ, mixed_precision=budget),
+        ptq_budget=dict(
+            PTQ,
+            bits=dict(weight=2, activation=4),
+            max_drop=dict(points=0, scorings=6),
+        ),
     ).items():
         runs.train(name, ptq, load_from=load_from)
     for method in ('adaround', 'coordinate_descent'):

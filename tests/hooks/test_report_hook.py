@@ -1,17 +1,23 @@
 """Runs leave a report beside their logs, and are never lost for it."""
 
+import base64
+import io
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ptq_runs import CHECKPOINT, ptq_config
 from qat_runs import EMA, score_of
 from toy_runner import PTQ, QAT, differences, log_of, make_config, state_of, train
 
 from mmquant_jacinto import QuantizeError
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
+from mmquant_jacinto.hooks import report_hook
+from mmquant_jacinto.report.build import build_report
 
 
 @pytest.fixture(scope='module')
@@ -122,3 +128,21 @@ def test_a_folder_that_cannot_be_written_is_named_once(
     warned = [line for line in log_of(tmp_path).splitlines() if 'No report in' in line]
     assert len(warned) == 1 and runner.log_dir in warned[0]
     assert 'No space left' in warned[0]
+
+
+def test_pictures_go_to_the_visualizer(tmp_path, float_checkpoint, monkeypatch):
+    content = io.BytesIO()
+    Image.new('RGB', (6, 4), (255, 0, 0)).save(content, format='jpeg', quality=95)
+    address = 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
+
+    def with_pictures(*args, **kwargs):
+        return build_report(*args, **kwargs)[0], [address, address]
+
+    monkeypatch.setattr(report_hook, 'build_report', with_pictures)
+    train(ptq_config(tmp_path, float_checkpoint, **generous()))
+    assert pages(tmp_path)
+    files = sorted(tmp_path.glob('*/vis_data/vis_image/report_detections_*.png'))
+    assert len(files) == 2
+    shown = np.asarray(Image.open(files[0]))
+    assert shown.shape == (4, 6, 3)
+    assert (shown[..., 0] > 240).all() and (shown[..., 1:] < 15).all()

@@ -60,6 +60,19 @@ def test_clipping_is_told(x):
     assert finding.remedy == "observer='minmax'"
 
 
+@pytest.mark.parametrize(
+    'bits, remedy', [(8, 'dict(activation=16)'), (4, "observer='mse'")]
+)
+def test_a_long_tail_gets_the_remedy_that_measures_better_at_its_width(bits, remedy):
+    x = torch.randn(2, 3, 60, 60)
+    x[0, :, 3, 3] = 4000.0
+    widths = dict(weight=16, activation=bits)
+    quantize = dict(PER_TENSOR, observer='minmax', bits=widths)
+    report = report_of(tower(lambda x: x), x, **quantize)
+    found = [f for f in report.findings if f.cause.startswith('A long tail')]
+    assert found and all(remedy in finding.remedy for finding in found)
+
+
 def test_half_a_grid_is_told(x):
     # SiLU is never below -0.28; a symmetric grid reaches as far down as up.
     net = tower(F.silu)

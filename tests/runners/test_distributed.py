@@ -226,6 +226,20 @@ def test_mixed_precision_chooses_as_one_process(one, two):
     assert log_of(two.folder / 'ptq_mixed').count('Mixed precision: ') == 1
 
 
+def test_a_budget_is_kept_alike_in_both_processes(one, two):
+    alone, together = (
+        json.loads((results.folder / 'ptq_budget' / 'max_drop.json').read_text())
+        for results in (one, two)
+    )
+    first, second = two.of('ptq_budget')
+    assert differences(first, second) == []
+    assert len(together['trials']) > 3 and together['layers']
+    # Nothing raised is the same in both, and so is float.
+    assert together['float'] == alone['float']
+    assert together['trials'][0]['score'] == alone['trials'][0]['score']
+    assert log_of(two.folder / 'ptq_budget').count('Budget: scoring 1 of') == 1
+
+
 def test_first_ranges_of_training_are_those_of_one_process(one, two):
     # Later ones follow weights, which rounding in another order moves apart,
     # and statistics of batches half as large.

@@ -63,6 +63,34 @@ def test_file_that_breaks_rules_is_written_on_demand_alone(workspace):
     assert {item['severity'] for item in json.loads(told)} == {'violation'}
 
 
+def test_the_importers_options_go_beside_a_file_with_wide_layers(workspace):
+    raised = {'bbox_head.cls_convs.0': 16, 'bbox_head.reg_convs.0': False}
+    options = {
+        **OPTIONS,
+        'quantize.target': 'jacinto',
+        'work_dir': 'work_dirs/wide',
+        'quantize.report': False,
+    }
+    config = (workspace.root / 'config.py').read_text()
+    (workspace.root / 'wide.py').write_text(
+        f'{config}\nquantize = dict(overrides={raised!r})\n'
+    )
+    workspace.run((TOOLS / 'train.py', ['wide.py'], options))
+    line = [str(TOOLS / 'export.py'), 'wide.py', 'work_dirs/wide/epoch_1.pth']
+    line += ['-o', 'wide.onnx', '--target', 'tidl', '--verify', '0']
+    out = workspace.run((line[0], line[1:], options))
+    assert 'wide.options.json: layers of 16 bits and in float' in ' '.join(out.split())
+    told = json.loads((workspace.root / 'wide.options.json').read_text())
+    made = {
+        name
+        for node in onnx.load(workspace.root / 'wide.onnx').graph.node
+        for name in (node.name, *node.output)
+    }
+    assert len(told) == 2
+    for names in told.values():
+        assert set(names.split(', ')) <= made
+
+
 def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
     out = workspace.run(
         (

@@ -107,3 +107,46 @@ def test_without_its_libraries_it_says_which(monkeypatch, package):
 def test_without_a_trial_it_tells_the_likeliest_remedy_and_that_it_was_not_tried():
     html = render(made_up(trials=[]))
     assert '    bits=16,' in html and 'It was not tried, for want of time' in html
+
+
+def kept(**changes):
+    """What a calibration with a budget leaves."""
+    return dict(
+        dict(
+            settings=dict(points=1.0, metric=None, scorings=20, num_images=16),
+            metric='coco/bbox_mAP',
+            float=0.371,
+            final=0.365,
+            drop=0.6,
+            met=True,
+            layers={'stem/<conv>': 16, 'head/conv2d': False, 'add': {'activation': 16}},
+            remedies=dict(bias_correction='analytic'),
+            trials=[
+                dict(raised=0, in_float=0, remedies={}, score=0.326, drop=4.5),
+                dict(raised=2, in_float=1, remedies={}, score=0.365, drop=0.6),
+            ],
+            seconds=90.0,
+        ),
+        **changes,
+    )
+
+
+def test_a_budget_is_told_with_what_was_raised_and_tried():
+    page = Page(render(made_up(budget=kept())))
+    assert page.open == []
+    text = ' '.join(page.text['section'].split())
+    assert 'coco/bbox_mAP 0.365, float 0.371: a drop of 0.60 points' in text
+    assert 'within the 1 of max_drop' in text and '3 layers raised' in text
+    assert "bias_correction='analytic'" in text
+    assert 'stem/<conv>16 bits' in text and 'head/conv2dfloat' in text
+    assert 'activation 16 bits' in text and '2 of at most 20, in 1.5 minutes' in text
+
+
+def test_a_budget_that_was_not_kept_says_by_how_much():
+    found = kept(met=False, drop=3.25, layers={}, remedies={})
+    text = ' '.join(Page(render(made_up(budget=found))).text['section'].split())
+    assert '2.25 more than the 1 of max_drop: nothing that was tried' in text
+    # What found it is no advice any more.
+    assert 'max_drop=0.5' not in text
+    assert 'max_drop=0.5' in render(made_up())
+    assert 'No layer had to be raised' in text

@@ -1,0 +1,48 @@
+"""Widths of tensors as a config gives them: a number, or a dict of numbers by kind."""
+
+from collections.abc import Mapping
+from typing import Union
+
+from ..errors import QuantizeError, nearest
+from ..targets.formats import check_bits
+
+TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
+
+Bits = Union[int, Mapping[str, int]]
+
+
+def check_override(key: str, value: object) -> None:
+    """Checks what gives a module, or a call, its width: False is float.
+
+    Raises:
+        QuantizeError: If it is neither a width, nor a dict of widths, nor False.
+    """
+    if isinstance(value, Mapping) and not value:
+        raise QuantizeError(
+            f'{key} is empty; use a width, or a dict '
+            'of widths such as dict(weight=8), or False for float'
+        )
+    if value is not False:
+        check_widths(key, value)
+
+
+def check_widths(key: str, bits: object) -> None:
+    """Checks a width, or a dict of widths by kind of tensor.
+
+    Raises:
+        QuantizeError: If it is none.
+    """
+    if not isinstance(bits, Mapping):
+        check_bits(key, bits)
+        return
+    if not bits:
+        raise QuantizeError(
+            f'{key}={bits!r} is empty; use a width, or a dict of widths such as '
+            'dict(weight=8)'
+        )
+    for kind, value in bits.items():
+        if kind not in TENSOR_KINDS:
+            raise QuantizeError(
+                f'{key}.{kind} is not a kind of tensor; ' + nearest(kind, TENSOR_KINDS)
+            )
+        check_bits(f'{key}.{kind}', value)

@@ -1,0 +1,282 @@
+"""An accuracy budget: the fewest layers at more bits that keep a score.
+
+Scoring a network takes as long as validating it, so that few are scored. First what
+costs no speed; then layers in the order of the noise that they put into the network's
+outputs (:mod:`~mmquant_jacinto.report.measuring.sensitivity`): more and more of them
+until the score holds, by bisection the fewest of that order, and last, what can be
+spared of these all the same, in halves as delta debugging does (Zeller and Hildebrandt,
+TSE 2002). Accuracy-aware control that undoes one layer at a time (NNCF) scores as often
+as it has layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Of the noise that raising all would take away, what raising the first few does.
+FIRST_SHARE = 0.5
+# Of a layer's noise, from which on its weight or its activations alone are raised.
+ONE_KIND = 0.8
+# Of what is missing, that a remedy has to make up for; less may be chance.
+HELPS = 0.25
+KINDS = ('weight', 'activation')
+# Parts of what is raised, by which bisection tells more from fewer.
+STEPS = 8
+# Of the noise that what is raised would make, that is never put back at once.
+MUCH = 0.25
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network that may be calibrated and scored.
+
+    Args:
+        layers (Mapping[str, Any]): Call site to what it is raised to: a width, a dict
+            of widths by kind, or False for float.
+        remedies (Mapping[str, Any]): Settings that cost no speed.
+    """
+
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    remedies: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """str: The same for the same choice."""
+        return json.dumps([dict(self.layers), dict(self.remedies)], sort_keys=True)
+
+    @property
+    def in_float(self) -> int:
+        """int: Layers that are in float."""
+        return sum(value is False for value in self.layers.values())
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Tuple[int, int]: Layers in float, and layers raised, those included."""
+        return self.in_float, len(self.layers)
+
+    def with_layers(self, layers: Mapping[str, Any]) -> Choice:
+        """This choice with other layers."""
+        return Choice(dict(layers), self.remedies)
+
+    def __str__(self) -> str:
+        raised = len(self.layers) - self.in_float
+        text = f'{raised} layer{"" if raised == 1 else "s"} raised'
+        text += f', {self.in_float} in float' if self.in_float else ''
+        given = ', '.join(f'{key}={value!r}' for key, value in self.remedies.items())
+        return f'{text}, {given}' if given else text
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that may be raised.
+
+    Args:
+        name (str): Call site.
+        value (Any): To what.
+        gain (float): Noise to signal in the outputs that this takes away.
+    """
+
+    name: str
+    value: Any
+    gain: float
+
+
+class Spent(Exception):
+    """As many networks were scored as may be."""
+
+
+class AccuracyBudget:
+    """Searches the choice that keeps a score and raises least.
+
+    Args:
+        score (Callable): Calibrates and scores a choice; more is better.
+        rank (Callable): Takes a choice and a level (a width, or False for float), and
+            gives its candidates, worst first.
+        least (float): The score to keep.
+        limit (int): Choices that are scored at most.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Choice], float],
+        rank: Callable[[Choice, Any], Sequence[Candidate]],
+        least: float,
+        limit: int,
+    ) -> None:
+        self._score, self._rank = score, rank
+        self.least, self.limit = least, limit
+        self.scores: dict[str, float] = {}
+        self.choices: list[Choice] = []
+
+    def search(
+        self, remedies: Iterable[Mapping[str, Any]], levels: Iterable[Any]
+    ) -> Choice:
+        """Finds it.
+
+        Args:
+            remedies (Iterable[Mapping]): Each tried by itself, nothing raised.
+            levels (Iterable): To raise to, one after the other: where all layers at
+                one do not do, they stay there and some go on to the next.
+
+        Returns:
+            Choice: With the least raised of those that keep the score; where none
+            does, the one with the best score.
+        """
+        try:
+            self._search(remedies, levels)
+        except Spent:
+            pass
+        kept = [choice for choice in self.choices if self._reaches(choice)]
+        if kept:
+            return min(kept, key=lambda c: (c.cost, -self.scores[c.key]))
+        return max(self.choices, key=lambda choice: self.scores[choice.key])
+
+    def _search(
+        self, remedies: Iterable[Mapping[str, Any]], levels: Iterable[Any]
+    ) -> None:
+        base = Choice()
+        if self.keeps(base):
+            return
+        for remedy in remedies:
+            tried = Choice({}, remedy)
+            if self.keeps(tried):
+                return
+            if self._helps(tried, base):
+                base = tried
+        bottom = base
+        for level in levels:
+            ranking = self._rank(base, level)
+            found = self._fewest(base, ranking)
+            if found is not None:
+                gains = {item.name: item.gain for item in reversed(ranking)}
+                found = self._spare(found, base, gains)
+                # What an earlier level has raised as a whole.
+                self._spare(found, bottom, dict.fromkeys(base.layers, 0.0))
+                return
+            base = raise_to(base, ranking)
+
+    def _helps(self, tried: Choice, base: Choice) -> bool:
+        """Whether a remedy makes up for more than chance would."""
+        before, after = self.scores[base.key], self.scores[tried.key]
+        return after - before > HELPS * (self.least - before)
+
+    def keeps(self, choice: Choice) -> bool:
+        """Whether a choice keeps the score; it is scored if it has not been.
+
+        Raises:
+            Spent: If there is no scoring left.
+        """
+        if choice.key not in self.scores:
+            if len(self.scores) >= self.limit:
+                raise Spent
+            self.scores[choice.key] = self._score(choice)
+            self.choices.append(choice)
+        return self._reaches(choice)
+
+    def _reaches(self, choice: Choice) -> bool:
+        return self.scores[choice.key] >= self.least
+
+    def _fewest(self, base: Choice, ranking: Sequence[Candidate]) -> Choice | None:
+        """The fewest of a ranking that do, if all of it does."""
+        low, high = 0, None
+        for size in sizes(ranking):
+            if self.keeps(raise_to(base, ranking[:size])):
+                high = size
+                break
+            low = size
+        if high is None:
+            return None
+        # Finer steps than these are chance; what can be spared is found below.
+        while high - low > max(1, high // STEPS):
+            middle = (low + high) // 2
+            if self.keeps(raise_to(base, ranking[:middle])):
+                high = middle
+            else:
+                low = middle
+        return raise_to(base, ranking[:high])
+
+    def _spare(
+        self, found: Choice, floor: Choice, gains: Mapping[str, float]
+    ) -> Choice:
+        """Puts layers back to where ``floor`` has them, as long as the score holds.
+
+        But for parts that make much of the noise: that a score of few images holds
+        without them is chance.
+        """
+        names = [
+            name
+            for name in gains
+            if name in found.layers and found.layers[name] != floor.layers.get(name)
+        ]
+        most = MUCH * sum(gains[name] for name in names)
+        size = max(1, len(names) // 2)
+        while names:
+            for start in range(0, len(names), size):
+                part = names[start : start + size]
+                if sum(gains[name] for name in part) > most:
+                    continue
+                tried = put_back(found, floor, part)
+                if tried.key != found.key and self.keeps(tried):
+                    found = tried
+            if size == 1:
+                break
+            names = [n for n in names if found.layers.get(n) != floor.layers.get(n)]
+            size //= 2
+        return found
+
+
+def sizes(ranking: Sequence[Candidate]) -> list[int]:
+    """How many of a ranking to try: what makes a share of its gain, then doubled."""
+    whole, total, found = sum(item.gain for item in ranking), 0.0, []
+    for count, item in enumerate(ranking, 1):
+        total += item.gain
+        if count == len(ranking):
+            found.append(count)
+        elif total >= FIRST_SHARE * whole and (not found or count == 2 * found[-1]):
+            found.append(count)
+    return found
+
+
+def raise_to(base: Choice, candidates: Iterable[Candidate]) -> Choice:
+    """A choice with further layers raised."""
+    raised = {
+        item.name: merge(base.layers.get(item.name), item.value) for item in candidates
+    }
+    return base.with_layers({**base.layers, **raised})
+
+
+def merge(known: Any, value: Any) -> Any:
+    """What a layer is raised to that is raised already: of each kind the later."""
+    if not isinstance(value, Mapping) or known is None:
+        return value
+    if not isinstance(known, Mapping):
+        known = dict.fromkeys(KINDS, known)
+    return {**known, **value}
+
+
+def put_back(choice: Choice, floor: Choice, names: Iterable[str]) -> Choice:
+    """A choice with some layers as another one has them."""
+    layers = dict(choice.layers)
+    for name in names:
+        if name in floor.layers:
+            layers[name] = floor.layers[name]
+        else:
+            layers.pop(name, None)
+    return choice.with_layers(layers)
+
+
+def raised_value(width: int, by_kind: Mapping[str, float]) -> Any:
+    """What a layer is raised to: one kind of tensor, where that has most of its noise.
+
+    Args:
+        width (int): The width.
+        by_kind (Mapping[str, float]): Noise of its ``weight`` and ``activation``.
+    """
+    whole = sum(by_kind.values())
+    for kind, part in by_kind.items():
+        if part >= ONE_KIND * whole:
+            return {kind: width}
+    return width

@@ -1,0 +1,62 @@
+"""The table of budgets, on a network that trains in a second."""
+
+import json
+
+import budget
+import pytest
+from toy_runner import make_config, train
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp('budget')
+    train(make_config(root / 'float', None))
+    start = str(root / 'float' / 'epoch_6.pth')
+    path = root / 'toy.py'
+    make_config(root / 'unused', load_from=start).dump(path)
+    return path
+
+
+def run(monkeypatch, *line):
+    monkeypatch.setattr('sys.argv', ['budget.py', *map(str, line)])
+    budget.main()
+
+
+def test_a_row_says_what_keeping_the_budget_took(config, tmp_path, monkeypatch, capsys):
+    found, table = tmp_path / 'out' / 'budget.json', tmp_path / 'table.md'
+    line = ['--json', found, '--table', table]
+    given = ['--bits', '3', '--points', '2.5', '--out', tmp_path / 'runs']
+    run(monkeypatch, config, *given, *line)
+    (row,) = json.loads(found.read_text()).values()
+    assert row['met'] and row['drop'] <= 2.5 and row['bits'] == 3
+    assert row['trials'] and 'key' not in row['trials'][0]
+    told = table.read_text()
+    assert '| toy jacinto 2.5 | jacinto | 2.5 |' in told
+    assert told in capsys.readouterr().out
+    table.unlink()
+    run(monkeypatch, '--report-only', *line)
+    assert table.read_text() == told
+    assert str(tmp_path) not in found.read_text()
+
+
+def test_a_finished_search_is_resumed_without_a_scoring(
+    config, tmp_path, monkeypatch, capsys
+):
+    line = ['--json', tmp_path / 'budget.json', '--out', tmp_path / 'runs']
+    given = ['--bits', '3', '--points', '2.5']
+    run(monkeypatch, config, *given, *line)
+    before = json.loads((tmp_path / 'budget.json').read_text())
+    capsys.readouterr()
+    run(monkeypatch, config, *given, *line, '--resume')
+    after = json.loads((tmp_path / 'budget.json').read_text())
+    assert [row['trials'] for row in before.values()] == [
+        row['trials'] for row in after.values()
+    ]
+    assert 'Budget: scoring' not in capsys.readouterr().out
+
+
+def test_configs_and_report_only_exclude_each_other(capsys):
+    for line in (['--json', 'x'], ['a.py', '--report-only', '--json', 'x']):
+        with pytest.raises(SystemExit):
+            budget.parse_args(line)
+        assert '--report-only without one' in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""The search of the fewest layers that keep a score."""
+
+import math
+import random
+
+import pytest
+
+from mmquant_jacinto.methods.accuracy_budget import (
+    AccuracyBudget,
+    Candidate,
+    Choice,
+    raise_to,
+    raised_value,
+    sizes,
+)
+
+
+class Network:
+    """A score that each layer takes something of, unless it is raised.
+
+    Args:
+        costs (Dict[str, float]): By layer, at the lowest width.
+        at_16 (float): Share of that at 16 bits.
+    """
+
+    def __init__(self, costs, at_16=0.0, remedy=0.0):
+        self.costs, self.at_16, self.remedy = costs, at_16, remedy
+        self.scored = []
+
+    def score(self, choice):
+        self.scored.append(choice)
+        left = {None: 1.0, 16: self.at_16, False: 0.0}
+        lost = sum(
+            cost * left[choice.layers.get(name)] for name, cost in self.costs.items()
+        )
+        return 100 - lost + (self.remedy if choice.remedies else 0.0)
+
+    def rank(self, choice, level):
+        found = [
+            Candidate(name, level, cost)
+            for name, cost in self.costs.items()
+            if choice.layers.get(name) != level
+        ]
+        return sorted(found, key=lambda item: -item.gain)
+
+
+def search(network, least, limit=1000, remedies=(), levels=(16, False), rank=None):
+    budget = AccuracyBudget(network.score, rank or network.rank, least, limit)
+    return budget.search(remedies, levels)
+
+
+def test_nothing_is_raised_where_nothing_is_lost():
+    network = Network({'a': 0.1, 'b': 0.2})
+    assert search(network, 99.0) == Choice()
+    assert len(network.scored) == 1
+
+
+def test_what_costs_no_speed_comes_first():
+    network = Network({'a': 3.0, 'b': 1.0}, remedy=3.5)
+    remedy = dict(bias_correction='analytic')
+    assert search(network, 99.0, remedies=[remedy]) == Choice({}, remedy)
+    assert len(network.scored) == 2
+
+
+def test_a_remedy_that_helps_stays_and_one_that_hardly_does_goes():
+    remedy = dict(bias_correction='analytic')
+    for gain, kept in ((1.0, remedy), (0.01, {})):
+        network = Network({'a': 3.0, 'b': 1.0}, remedy=gain)
+        assert search(network, 99.0, remedies=[remedy]).remedies == kept
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_nearly_the_fewest_of_a_right_ranking_are_found_with_few_scorings(seed):
+    rng = random.Random(seed)
+    costs = {f'layer{index}': rng.expovariate(1.0) for index in range(200)}
+    least, network = 100 - 0.3 * sum(costs.values()), Network(costs)
+    order = sorted(costs.values(), reverse=True)
+    needed = next(n for n in range(201) if sum(order[n:]) <= 100 - least)
+    found = search(network, least, limit=24)
+    assert network.score(found) >= least
+    assert needed <= len(found.layers) <= 1.125 * needed
+    assert len(network.scored) <= 25
+
+
+def test_what_a_wrong_ranking_raised_for_nothing_is_put_back():
+    costs = {f'layer{index}': 0.0 for index in range(12)}
+    costs.update(layer3=2.0, layer9=2.0)
+    network = Network(costs)
+    names = sorted(costs, key=lambda name: int(name[5:]))
+
+    def rank(choice, level):
+        return [Candidate(name, level, 12.0 - n) for n, name in enumerate(names)]
+
+    found = search(network, 99.0, rank=rank)
+    assert set(found.layers) == {'layer3', 'layer9'}
+
+
+def test_what_makes_much_of_the_noise_is_not_put_back_by_a_lucky_score():
+    costs = {f'layer{index}': 2.0**-index for index in range(8)}
+
+    class Lucky(Network):
+        def score(self, choice):
+            super().score(choice)
+            return 100.0 if 'layer7' in choice.layers else 90.0
+
+    found = search(Lucky(costs), 99.0)
+    # Nothing but the last of them is needed, the first is half of the noise.
+    assert 'layer0' in found.layers and 'layer7' in found.layers
+    assert not {'layer3', 'layer4', 'layer5', 'layer6'} & set(found.layers)
+
+
+def test_float_is_the_last_resort_and_as_few_as_do():
+    network = Network({'a': 9.0, 'b': 6.0, 'c': 0.5}, at_16=0.2)
+    found = search(network, 98.0)
+    # 16 bits leave 3.1 of 15.5; with a in float 1.3, and c may go back to its width.
+    assert found.layers == {'a': False, 'b': 16}
+
+
+def test_without_a_wider_width_layers_go_to_float():
+    network = Network({'a': 9.0, 'b': 1.0})
+    assert search(network, 98.0, levels=(False,)).layers == {'a': False}
+
+
+def test_what_cannot_be_kept_ends_in_the_best_that_was_seen():
+    network = Network({'a': 9.0, 'b': 6.0}, at_16=0.5)
+    found = search(network, 99.0, levels=(16,))
+    assert found.layers == {'a': 16, 'b': 16}
+    assert network.score(found) < 99.0
+
+
+def test_a_limit_ends_the_search_with_what_keeps_the_score():
+    costs = {f'layer{index}': 1.0 for index in range(64)}
+    for limit in range(1, 12):
+        network = Network(costs)
+        found = search(network, 70.0, limit=limit)
+        assert len(network.scored) == limit
+        scores = [Network(costs).score(choice) for choice in network.scored]
+        final = Network(costs).score(found)
+        assert final >= 70.0 or final == max(scores) < 70.0
+
+
+def test_the_same_search_takes_the_same_steps():
+    costs = {f'layer{index}': math.sin(index) ** 2 for index in range(40)}
+    runs = [Network(costs) for _ in range(2)]
+    for network in runs:
+        search(network, 95.0)
+    first, second = ([choice.key for choice in network.scored] for network in runs)
+    assert first == second and len(set(first)) == len(first)
+
+
+def test_sizes_begin_with_half_of_the_gain_and_double():
+    ranking = [Candidate(str(n), 16, gain) for n, gain in enumerate((8, 1, 0.6, 0.4))]
+    assert sizes(ranking) == [1, 2, 4]
+    even = [Candidate(str(n), 16, 1.0) for n in range(10)]
+    assert sizes(even) == [5, 10]
+    assert sizes([]) == []
+
+
+@pytest.mark.parametrize(
+    'known, value, merged',
+    [
+        (None, {'weight': 16}, {'weight': 16}),
+        (8, {'weight': 16}, {'weight': 16, 'activation': 8}),
+        ({'activation': 8}, {'weight': 16}, {'activation': 8, 'weight': 16}),
+        ({'activation': 8}, {'activation': 16}, {'activation': 16}),
+        ({'weight': 8}, 16, 16),
+        (16, False, False),
+    ],
+)
+def test_what_is_raised_for_the_second_time_loses_nothing(known, value, merged):
+    base = Choice({} if known is None else {'a': known})
+    assert raise_to(base, [Candidate('a', value, 1.0)]).layers == {'a': merged}
+
+
+@pytest.mark.parametrize(
+    'noise, value',
+    [
+        (dict(weight=9.0, activation=1.0), {'weight': 16}),
+        (dict(weight=1.0, activation=9.0), {'activation': 16}),
+        (dict(weight=1.0, activation=1.0), 16),
+        (dict(activation=1.0), {'activation': 16}),
+    ],
+)
+def test_a_kind_that_has_most_of_the_noise_is_raised_alone(noise, value):
+    assert raised_value(16, noise) == value
