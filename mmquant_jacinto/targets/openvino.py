@@ -243,6 +243,8 @@ class OpenVino(Target):
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
+        from .rewrites.strided_points import pool_strided_points
         from .rewrites.wide_grids import write_out_wide_grids
 
+        pool_strided_points(model)
         write_out_wide_grids(model)
