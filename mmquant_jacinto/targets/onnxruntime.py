@@ -198,6 +198,8 @@ class OnnxRuntime(Target):
         # Needs the `export` extra, which a training does without.
         from .rewrites.global_pools import keep_off_the_kernel
         from .rewrites.grouped_convolutions import merge_groups
+        from .rewrites.zero_points import separate_zero_points
 
         keep_off_the_kernel(model)
         merge_groups(model)
+        separate_zero_points(model)

@@ -162,6 +162,25 @@ class Target:
         """
         return None
 
+    def artifacts(
+        self,
+        model: onnx.ModelProto,
+        stem: str,
+        preset: str,
+        head: str | None,
+        is_whole: bool,
+    ) -> dict[str, str]:
+        """Files for the engine's own importer, by name: ``--artifacts``.
+
+        Args:
+            model (onnx.ModelProto): The file.
+            stem (str): Its name, without the suffix.
+            preset (str): As of :meth:`engine`.
+            head (str, optional): What :meth:`head_text` gave.
+            is_whole (bool): Whether all of it runs on the accelerator.
+        """
+        return {}
+
 
 def get_target(name: object, key: str = 'quantize.target') -> Target:
     """Looks a target up by the name given in a config.

@@ -2,8 +2,9 @@
 
 Its ``StridesOptimization`` takes the stride of 1 x 1 convolutions out of them, where
 all that read a tensor have one, by a pooling between the integers and their
-dequantization; the convolutions then run in float, and the addition behind them leaves
-out another pair (OpenVINO 2026.4: the first two of a stage in ResNets of Caffe's style).
+dequantization; the convolutions then run in float, and the addition behind them
+leaves out another pair (OpenVINO 2026.4: the first two of a stage in ResNets of Caffe's
+style).
 A pooling of single points behind the dequantization is the same, in integers.
 """
 
@@ -26,21 +27,19 @@ def pool_strided_points(model: onnx.ModelProto) -> None:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = {
-        name: [_strides(node, makers, shapes) for node in nodes]
-        for name, nodes in readers.items()
-        if all(node.input[0] == name for node in nodes)
-    }
     nodes = list(graph.node)
-    for name, strides in found.items():
-        if None in strides or len({tuple(item.ints) for item in strides}) > 1:
+    for name, found in readers.items():
+        strides = [
+            item for node in found if (item := _strides(node, name, makers, shapes))
+        ]
+        if len(strides) < len(found) or len({tuple(s.ints) for s in strides}) > 1:
             continue
         pool = helper.make_node(
             *('MaxPool', [name], [f'{name}/every'], f'{name}/every'),
             kernel_shape=[1] * len(strides[0].ints),
             strides=list(strides[0].ints),
         )
-        for node, item in zip(readers[name], strides):
+        for node, item in zip(found, strides):
             node.input[0] = pool.output[0]
             item.ints[:] = [1] * len(item.ints)
         nodes.insert(nodes.index(makers[name]) + 1, pool)
@@ -51,16 +50,20 @@ def pool_strided_points(model: onnx.ModelProto) -> None:
 
 
 def _strides(
-    node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], shapes: dict[str, list]
+    node: onnx.NodeProto,
+    name: str,
+    makers: dict[str, onnx.NodeProto],
+    shapes: dict[str, list],
 ) -> onnx.AttributeProto | None:
-    """The strides of a convolution of single points, of quantized ones."""
-    sources = [makers.get(name) for name in node.input[:2]]
-    if node.op_type != 'Conv' or any(
-        source is None or source.op_type != 'DequantizeLinear' for source in sources
-    ):
+    """The strides of a convolution of single points of ``name``, if it is quantized."""
+    source, weight = (makers.get(item) for item in (*node.input, '', '')[:2])
+    if node.op_type != 'Conv' or source is None or weight is None:
+        return None
+    kinds = {source.op_type, weight.op_type}
+    if node.input[0] != name or kinds != {'DequantizeLinear'}:
         return None
     found = {item.name: item for item in node.attribute}
-    kernel = shapes.get(sources[1].input[0], [0])[2:]
+    kernel = shapes.get(weight.input[0], [0])[2:]
     is_point = bool(kernel) and all(size == 1 for size in kernel)
     is_padded = 'pads' in found and any(found['pads'].ints)
     if not is_point or is_padded or 'strides' not in found:
