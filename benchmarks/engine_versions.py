@@ -154,23 +154,30 @@ def run(python: Path, files: Path) -> dict[str, Any]:
     return found
 
 
+def _unequal(files: dict[str, dict[str, Any]]) -> str:
+    """Names of files that are not equal, and how many do not load."""
+    failed = sum('error' in file for file in files.values())
+    shown = [f'`{name}`' for name, file in files.items() if 'error' not in file]
+    parts = [*shown[:4], *([f'{len(shown) - 4} more'] if len(shown) > 4 else [])]
+    return ', '.join(parts + ([f'{failed} do not load'] if failed else []))
+
+
 def table(content: dict[str, Any]) -> str:
-    """A row for each version, level and kind of kernels, in Markdown."""
+    """A row for each version and kind of kernels, and levels alike, in Markdown."""
     lines = [
         '| ONNX Runtime | kernels | optimizations | operators equal | detectors equal '
         '| not equal |',
         '| --- | --- | --- | --- | --- | --- |',
     ]
     for found in content['versions']:
+        levels: dict[tuple[str, ...], list[str]] = {}
         for item in found['runs']:
             kernels = 'x64quantprecision' if item['precise'] else 'as they are'
-            cells = [f'{a} of {b}' for a, b in item['files'].values()]
-            failed = sum('error' in file for file in item['unequal'].values())
-            shown = [f'`{k}`' for k, f in item['unequal'].items() if 'error' not in f]
-            text = ', '.join(shown[:4])
-            text += f' and {len(shown) - 4} more' if len(shown) > 4 else ''
-            text += f'{", " * bool(text)}{failed} do not load' if failed else ''
-            cells = [found['version'], kernels, item['level'], *cells, text]
+            counts = [f'{a} of {b}' for a, b in item['files'].values()]
+            cells = (kernels, *counts, _unequal(item['unequal']))
+            levels.setdefault(cells, []).append(item['level'])
+        for (kernels, *rest), names in levels.items():
+            cells = (found['version'], kernels, ', '.join(names), *rest)
             lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 

@@ -88,6 +88,9 @@ class QuantizeConfig:
             the weights' widths, in place of ``bits``, and writes them to
             ``mixed_precision.json``; the path of such a file takes them from
             there.
+        surgery (bool): Whether modules of the float model that an engine is slow at
+            are replaced, see :mod:`~mmquant_jacinto.wrappers.surgery`. Defaults to
+            False.
         report (bool): Whether runs write ``report.html`` beside their logs, see
             :mod:`~mmquant_jacinto.report`. Defaults to True.
     """
@@ -112,6 +115,7 @@ class QuantizeConfig:
     equalize: Optional[bool] = None
     scale_channels: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
+    surgery: bool = False
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -164,6 +168,7 @@ class QuantizeConfig:
         for key in ('constrain_weights', 'equalize', 'scale_channels'):
             check_switch(key, getattr(self, key), None)
         check_switch('report', self.report)
+        check_switch('surgery', self.surgery)
 
     @classmethod
     def parse(cls, value: Any) -> Optional['QuantizeConfig']:

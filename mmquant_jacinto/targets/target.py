@@ -55,6 +55,8 @@ class Target:
         describes_heads (bool): Whether :meth:`head_text` says anything.
         stores_shapes (bool): Whether a file gives the shape of each of its tensors,
             for an importer that infers less.
+        gains_by_surgery (bool): Whether ``quantize.surgery`` replaces what the engine
+            is slow at or does not take.
         rules (Rules): What the engine takes, as a table: the planner plans by it, the
             exporter holds its file against it.
 
@@ -76,6 +78,7 @@ class Target:
     has_float_biases: ClassVar[bool] = False
     describes_heads: ClassVar[bool] = False
     stores_shapes: ClassVar[bool] = False
+    gains_by_surgery: ClassVar[bool] = False
     rules: ClassVar[Rules] = Rules()
 
     def __init__(self, name: str) -> None:

@@ -38,6 +38,7 @@ class Tidl(Target):
     describes_heads = True
     max_bits = 8
     stores_shapes = True
+    gains_by_surgery = True
     rules = TIDL_RULES
 
     def engine(self, preset: str) -> str:

@@ -15,6 +15,7 @@ from ..plan.summary import summarize
 from .call_arguments import arguments_of
 from .distillation import check_distillation, student_of
 from .prepare import plan_model, probe_passes, quantize_model, refuse_compiled
+from .surgery import operate, summary
 
 
 class QuantModule(nn.Module):
@@ -58,6 +59,9 @@ class QuantModule(nn.Module):
         self.config = QuantizeConfig.parse(config or quantize or True)
         refuse_compiled(student_of(module))
         self.module = module
+        if self.config.surgery:
+            for line in summary(operate(student_of(module))):
+                print_log(f'surgery: {line}', 'current')
         self._carrier = (student_of(module),)
         if Quantization.of(self._carrier[0]) is None:
             Quantization(self._carrier[0])

@@ -28,7 +28,7 @@ def separate_zero_points(model: onnx.ModelProto) -> None:
         if zero_point in taken:
             own = onnx.TensorProto()
             own.CopyFrom(stored[zero_point])
-            own.name = f'{weight}:zero_point'
+            own.name = f'{node.output[0]}:zero_point'
             graph.initializer.append(own)
             node.input[2] = own.name
         taken.add(zero_point)
