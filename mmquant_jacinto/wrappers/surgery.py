@@ -1,9 +1,9 @@
 """Surgery: layers of a float model, in place of which an engine is quicker or exact.
 
-Sources: TexasInstruments ``edgeai-tidl-tools`` ``docs/operators.md`` (238cb8b: pooling of
-1, 2 and 3 alone; what else runs on the Arm core) and ``docs/quantization.md`` (b3a7c2c:
-SiLU is a table of 8 bits). Two poolings of 3 x 3 in a row are one of 5 x 5, exactly. ReLU
-in place of SiLU is another function: the model is to be trained with it.
+Sources: TexasInstruments ``edgeai-tidl-tools`` ``docs/operators.md`` (238cb8b: pooling
+of 1, 2 and 3 alone; what else runs on the Arm core) and ``docs/quantization.md``
+(b3a7c2c: SiLU is a table of 8 bits). Two poolings of 3 x 3 in a row are one of 5 x 5,
+exactly. ReLU in place of SiLU is another function: the model is to be trained with it.
 """
 
 from __future__ import annotations
