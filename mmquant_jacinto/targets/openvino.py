@@ -106,7 +106,8 @@ class OpenVinoArithmetic(QdqArithmetic):
             x, y, first, second = y, x, second, first
         # Both zero points and the ratio of the scales are what a fake quantization of
         # the layer's result gives: of 0 and of 255 stored integers.
-        one, other = (torch.tensor(g.scale, device=x.device) for g in (first, second))
+        scales = [first.scale, second.scale]
+        one, other = torch.tensor(scales, dtype=torch.float32, device=x.device)
         ratio = one / other
         zero = -first.low - other * second.low / one
         low, high = -zero * ratio, (255 - zero) * ratio

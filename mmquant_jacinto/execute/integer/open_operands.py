@@ -42,8 +42,8 @@ class OpenOperands(Layers):
 
     def second_leads(self, step: Step) -> bool:
         """Whether of two operands nothing else reads the second alone."""
-        first, second = (name in self._used_once for name in step.inputs)
-        return second and not first
+        is_alone = [name in self._used_once for name in step.inputs]
+        return is_alone == [False, True]
 
     def add_open(
         self,
