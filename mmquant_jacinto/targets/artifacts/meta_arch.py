@@ -70,7 +70,11 @@ def describe_head(
 
 
 def has_decoder(head: nn.Module) -> bool:
-    """Whether TIDL can decode a head."""
+    """Whether TIDL can decode a head: one that it knows, with anchors by scales."""
+    scales = getattr(getattr(head, 'prior_generator', None), 'scales', None)
+    # An SSD of TensorFlow's names the anchors of its first level one by one.
+    if isinstance(scales, list) and any(len(level) == 0 for level in scales):
+        return False
     return any(base.__name__ in _HEADS for base in type(head).__mro__)
 
 
