@@ -39,6 +39,9 @@ MAX_DECIBELS = 150.0
 ROOT = Path(__file__).resolve().parents[1]
 UPSTREAM = Path(mmdet.__file__).parent / '.mim' / 'configs'
 OURS = ROOT / 'configs' / 'bccd'
+PHOTOGRAPHS = (
+    Path(os.environ.get('BCCD_ROOT', '../shared/data/bccd')) / 'VOC2007/JPEGImages'
+)
 MODELS_COMPARED = {
     'bccd_mobilenet': (OURS / 'ssd_mobilenet_fpn.py', (320, 320)),
     'bccd_regnet': (OURS / 'ssd_regnet_fpn.py', (320, 320)),
@@ -85,8 +88,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--folder',
         type=Path,
-        default=Path(os.environ.get('BCCD_ROOT', '../shared/data/bccd'))
-        / 'VOC2007/JPEGImages',
+        default=PHOTOGRAPHS,
         help='of images; smooth random ones where it is not there',
     )
     parser.add_argument('--json', type=Path, help='where the result goes')

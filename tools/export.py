@@ -81,6 +81,12 @@ def parse_args() -> argparse.Namespace:
         help='write a file that breaks rules of its target too; its metadata say so',
     )
     parser.add_argument(
+        '--artifacts',
+        type=Path,
+        metavar='FOLDER',
+        help="also write what the engine's importer reads, of --target tidl",
+    )
+    parser.add_argument(
         '--images', help='folder of images to verify on, in place of the test set'
     )
     parser.add_argument(
@@ -207,7 +213,7 @@ def check_packages() -> None:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise QuantizeError before anything long is done."""
     from mmquant_jacinto.export.configs.output_file import check_output
-    from mmquant_jacinto.targets.target import get_file_target
+    from mmquant_jacinto.targets.target import Target, get_file_target
 
     if args.verify < 0:
         raise QuantizeError(
@@ -220,7 +226,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.shape is not None:
         check_shape(args.shape)
     check_file(args.checkpoint)
-    get_file_target(args.target)
+    target = get_file_target(args.target)
+    if args.artifacts is not None and type(target).artifacts is Target.artifacts:
+        raise QuantizeError(
+            f'--artifacts {args.artifacts}: the importer of --target {args.target} '
+            'reads the file alone; leave it out, or use --target tidl'
+        )
     check_output(args.output)
 
 
@@ -258,6 +269,7 @@ def prove_all(cfg, exported, wrapper, images, examples, args, console):
     Returns the comparison and the scores, None where there was none.
     """
     from mmquant_jacinto.export.configs.file_input import FileInput
+    from mmquant_jacinto.export.configs.proof import record_proof
     from mmquant_jacinto.export.session import proof_backend
 
     if not args.verify:
@@ -266,13 +278,15 @@ def prove_all(cfg, exported, wrapper, images, examples, args, console):
     root = wrapper.quantization.root
     with images.input.applied(root):
         report = prove(exported, root, examples, args, console)
+    backend = proof_backend(exported.target)
+    record_proof(exported.model, backend or 'onnxruntime', report)
     if args.dynamic:
         larger = tuple(n + more for n, more in zip(images.input.shape, (64, 128)))
         console.print(f'the same file on images of {larger[0]} x {larger[1]}:')
         with FileInput(larger, padded=True).applied(root):
             prove(exported, root, examples[:2], args, console)
     both = score(cfg, exported, wrapper, images, report, args, console)
-    if proof_backend(exported.target) is None:
+    if backend is None:
         console.print(
             f'[bold]written, not run in its engine[/]: that of --target {args.target} '
             'is not here; file and checkpoint were compared in ONNX Runtime'
@@ -298,6 +312,21 @@ def write(exported, args, console) -> None:
     console.print(
         f'{args.output}: {size:.1f} MiB, {len(exported.model.graph.node)} nodes'
     )
+
+
+def write_artifacts(exported, preset: str, args, console: Console) -> None:
+    """Write what the engine's importer reads, and a copy of the file beside it."""
+    from mmquant_jacinto.export.configs.output_file import save, write_atomically
+    from mmquant_jacinto.targets.rules.table import HOST
+
+    is_whole = all(item.severity != HOST for item in exported.findings)
+    given = exported.model, args.output.stem, preset, exported.meta_arch, is_whole
+    args.artifacts.mkdir(parents=True, exist_ok=True)
+    save(exported.model, args.artifacts / args.output.name)
+    files = exported.target.artifacts(*given)
+    for name, text in files.items():
+        write_atomically(args.artifacts / name, text.encode())
+    console.print(f'{args.artifacts}: {", ".join([args.output.name, *files])}')
 
 
 def write_page(exported, wrapper, images, examples, proof, seconds, args, console):
@@ -352,6 +381,8 @@ def main() -> None:
     print_findings(exported, preset, args, console)
     proof = prove_all(cfg, exported, wrapper, images, examples, args, console)
     write(exported, args, console)
+    if args.artifacts is not None:
+        write_artifacts(exported, preset, args, console)
     if wrapper.config.report:
         seconds = time.monotonic() - start
         given = exported, wrapper, images, examples, proof, seconds

@@ -102,6 +102,9 @@ class QuantizeConfig:
             that a calibration may lose against float; layers are raised to keep it,
             and written to ``max_drop.json``; the path of such a file raises them in
             another run.
+        surgery (bool): Whether modules of the float model that an engine is slow at
+            are replaced, see :mod:`~mmquant_jacinto.wrappers.surgery`. Defaults to
+            False.
         report (bool): Whether runs write ``report.html`` beside their logs, see
             :mod:`~mmquant_jacinto.report`. Defaults to True.
     """
@@ -127,6 +130,7 @@ class QuantizeConfig:
     scale_channels: Optional[bool] = None
     mixed_precision: Union[MixedPrecision, str, None] = None
     max_drop: Union[float, str, MaxDrop, Raised, None] = None
+    surgery: bool = False
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -181,6 +185,7 @@ class QuantizeConfig:
         object.__setattr__(self, 'max_drop', parse_max_drop(self.max_drop))
         check_max_drop(self.max_drop, self.mode, self.mixed_precision)
         check_switch('report', self.report)
+        check_switch('surgery', self.surgery)
 
     @classmethod
     def parse(cls, value: Any) -> Optional['QuantizeConfig']:

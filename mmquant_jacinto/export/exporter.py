@@ -16,7 +16,7 @@ from .. import __version__
 from ..errors import QuantizeError
 from ..execute import quantization as phases
 from ..execute.quantization import Quantization
-from ..plan.plan import OVERRIDES
+from ..plan.plan import OVERRIDES, Plan
 from ..targets.target import Target
 from ..wrappers.quant_module import QuantModule
 from .choose_target import choose_target
@@ -224,10 +224,25 @@ def _shapes(root: nn.Module, layout: list[dict]) -> dict[str, list[int]]:
     }
 
 
+def _wide(plan: Plan) -> dict[str, list[str]]:
+    """Names of nodes whose results, or weights, have more than 8 bits."""
+    bits = {spec.name: spec.format.bits for spec in plan.activations}
+    heads = [step for step in plan.steps.values() if not step.follows]
+    return {
+        'activations': [s.chain for s in heads if bits.get(s.output or '', 8) > 8],
+        'weights': [
+            s.chain
+            for s in heads
+            if s.weight is not None and plan.weights[s.weight].format.bits > 8
+        ],
+    }
+
+
 def _describe(trace: Trace) -> dict[str, Any]:
     """What the metadata say of the model."""
     plan = trace.state.plan
     return {
+        **({'wide': _wide(plan)} if trace.clips else {}),
         'version': __version__,
         'target': trace.target.name,
         'preset': plan.config['target'],

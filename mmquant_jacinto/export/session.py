@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizeError, nearest
 from ..targets.rewrites.wide_grids import has_wide_grids
+from ..targets.rewrites.zero_points import separate_zero_points
 from ..targets.target import Target
 from .graph.exact_twin import exact_twin
 from .graph.unsigned_twin import unsigned_twin
@@ -255,6 +256,8 @@ def _start_onnxruntime(model: bytes, threads: int) -> Any:
         options.add_session_config_entry('session.x64quantprecision', '1')
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     twin = exact_twin(unsigned_twin(onnx.load_from_string(model)))
+    if saturates():
+        separate_zero_points(twin)
     session = ort.InferenceSession(
         twin.SerializeToString(), options, providers=['CPUExecutionProvider']
     )

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .grid import Grid, divisor
 
+# Calls that average elements.
+POOL, MEAN, RESIZE = 'pool', 'mean', 'resize'
+
 
 class FixedPoint:
     """A fixed point unit: real scaling, one rounding; the Jacinto devices.
@@ -107,7 +110,13 @@ class FixedPoint:
         return total.mul_(multiplier)
 
     def add(
-        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+        self,
+        x: Tensor,
+        y: Tensor,
+        first: Grid,
+        second: Grid,
+        grid: Grid,
+        second_leads: bool = False,
     ) -> Tensor:
         """Sum of two quantized tensors, in steps of the output.
 
@@ -117,6 +126,7 @@ class FixedPoint:
             first (Grid): Of ``x``.
             second (Grid): Of ``y``.
             grid (Grid): Of the sum.
+            second_leads (bool): Whether nothing else reads ``y``, but something ``x``.
         """
         return x * (first.scale / grid.scale) + y * (second.scale / grid.scale)
 
@@ -138,7 +148,7 @@ class FixedPoint:
         x: Tensor,
         given: Grid,
         grid: Grid,
-        pools: bool,
+        kind: str,
     ) -> Tensor:
         """Means of elements of a quantized tensor, in steps of the output.
 
@@ -147,8 +157,8 @@ class FixedPoint:
             x (Tensor): Its operand: integers less the zero point, on ``given``.
             given (Grid): Of the operand.
             grid (Grid): Of the output.
-            pools (bool): Whether it is a pooling of parts of maps; else of whole maps,
-                a mean or a resizing.
+            kind (str): :data:`POOL`, of parts of maps; :data:`MEAN`, also of whole
+                maps; :data:`RESIZE`.
         """
         return function(x) * (given.scale / grid.scale)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..registry import QUANT_TARGETS
-from .fixed_point import FixedPoint
+from .fixed_point import POOL, FixedPoint
 from .formats import HALF_EVEN
 from .grid import Grid, divisor
 from .preset import AFFINE, PER_CHANNEL, Preset
@@ -56,7 +56,13 @@ class QdqArithmetic(FixedPoint):
         return total.float().mul_(multiplier)
 
     def add(
-        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+        self,
+        x: Tensor,
+        y: Tensor,
+        first: Grid,
+        second: Grid,
+        grid: Grid,
+        second_leads: bool = False,
     ) -> Tensor:
         if _is_wide(first, second, grid):
             # Not in place: either may be the one that is broadcast.
@@ -97,10 +103,10 @@ class QdqArithmetic(FixedPoint):
         x: Tensor,
         given: Grid,
         grid: Grid,
-        pools: bool,
+        kind: str,
     ) -> Tensor:
-        if not pools or _is_wide(given, grid):
-            return super().average(function, x, given, grid, pools)
+        if kind != POOL or _is_wide(given, grid):
+            return super().average(function, x, given, grid, kind)
         # The kernel adds up real numbers, and rounds with the zero point in.
         real = function(x.float() * given.scale)
         steps = real.div_(divisor(grid.scale, real))
@@ -199,6 +205,8 @@ class OnnxRuntime(Target):
         # Needs the `export` extra, which a training does without.
         from .rewrites.global_pools import keep_off_the_kernel
         from .rewrites.grouped_convolutions import merge_groups
+        from .rewrites.zero_points import separate_zero_points
 
         keep_off_the_kernel(model)
         merge_groups(model)
+        separate_zero_points(model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..registry import QUANT_TARGETS
+from .fixed_point import MEAN, RESIZE
 from .grid import Grid
 from .onnxruntime import QdqArithmetic
 from .preset import AFFINE, PER_CHANNEL, Preset
@@ -90,6 +91,54 @@ class OpenVinoArithmetic(QdqArithmetic):
         place = _behind_layer if is_only_reader else _in_subgraph
         return place(total, low, high, grid)
 
+    def add(
+        self,
+        x: Tensor,
+        y: Tensor,
+        first: Grid,
+        second: Grid,
+        grid: Grid,
+        second_leads: bool = False,
+    ) -> Tensor:
+        if max(first.levels, second.levels, grid.levels) > 256:
+            return super().add(x, y, first, second, grid)
+        if second_leads:
+            x, y, first, second = y, x, second, first
+        # Both zero points and the ratio of the scales are what a fake quantization of
+        # the layer's result gives: of 0 and of 255 stored integers.
+        scales = [first.scale, second.scale]
+        one, other = torch.tensor(scales, dtype=torch.float32, device=x.device)
+        ratio = one / other
+        zero = -first.low - other * second.low / one
+        low, high = -zero * ratio, (255 - zero) * ratio
+        stored = (x - first.low).double()
+        total = (stored * ((high - low) / 255).double() + low.double()).float()
+        least, most = (end / other for end in _ends(grid, x))
+        return _behind_layer(total + (y - second.low), least, most, grid)
+
+    def average(
+        self,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        given: Grid,
+        grid: Grid,
+        kind: str,
+    ) -> Tensor:
+        if max(given.levels, grid.levels) > 256:
+            return super().average(function, x, given, grid, kind)
+        if kind == RESIZE:
+            # Of real numbers; the quantization is part of the node.
+            return self.quantize(function(x * given.scale), grid, behind_layer=True)
+        low, high = (end / given.scale for end in _ends(grid, x))
+        if kind == MEAN:
+            return _in_subgraph(function(x), low, high, grid)
+        # Of stored integers; their zero point is part of the quantization behind.
+        scale = _scale(low, high)
+        shift = _shift(low, high) + given.low * scale
+        stored = function(x - given.low)
+        steps = stored.double() * scale.double() + shift.double()
+        return steps.float().round_().add_(grid.low)
+
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         return _FUNCTIONS.get(name)
 
@@ -109,6 +158,10 @@ def _scale(low: Tensor, high: Tensor) -> Tensor:
     return torch.full_like(width, 255) / width
 
 
+def _shift(low: Tensor, high: Tensor) -> Tensor:
+    return (-low * 255) / (high - low)
+
+
 def _behind_layer(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     """By oneDNN, as part of a layer."""
     if low.dim() > 0:
@@ -116,7 +169,7 @@ def _behind_layer(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     if grid.low == 0:
         # The reciprocal of a reciprocal is what it multiplies by.
         return x * _twice_inverted(_scale(low, high))
-    shift = (-low * 255) / (high - low)
+    shift = _shift(low, high)
     steps = x.double() * _scale(low, high).double() + shift.double()
     # A tie goes to the even stored integer.
     return steps.float().round_().add_(grid.low)
@@ -124,7 +177,7 @@ def _behind_layer(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
 
 def _on_lines(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     """By a multiplication for each channel behind a layer, and one addition."""
-    shift = ((-low * 255) / (high - low)).flatten()[0]
+    shift = _shift(low, high).flatten()[0]
     # A tie goes to the even stored integer.
     return (x * _scale(low, high)).add_(shift).round_().add_(grid.low)
 
@@ -191,6 +244,8 @@ class OpenVino(Target):
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
+        from .rewrites.strided_points import pool_strided_points
         from .rewrites.wide_grids import write_out_wide_grids
 
+        pool_strided_points(model)
         write_out_wide_grids(model)

@@ -55,6 +55,8 @@ class Target:
         describes_heads (bool): Whether :meth:`head_text` says anything.
         stores_shapes (bool): Whether a file gives the shape of each of its tensors,
             for an importer that infers less.
+        gains_by_surgery (bool): Whether ``quantize.surgery`` replaces what the engine
+            is slow at or does not take.
         rules (Rules): What the engine takes, as a table: the planner plans by it, the
             exporter holds its file against it.
 
@@ -76,6 +78,7 @@ class Target:
     has_float_biases: ClassVar[bool] = False
     describes_heads: ClassVar[bool] = False
     stores_shapes: ClassVar[bool] = False
+    gains_by_surgery: ClassVar[bool] = False
     rules: ClassVar[Rules] = Rules()
 
     def __init__(self, name: str) -> None:
@@ -173,6 +176,25 @@ class Target:
             shape (Tuple[int, int]): Height and width of the image.
         """
         return None
+
+    def artifacts(
+        self,
+        model: onnx.ModelProto,
+        stem: str,
+        preset: str,
+        head: str | None,
+        is_whole: bool,
+    ) -> dict[str, str]:
+        """Files for the engine's own importer, by name: ``--artifacts``.
+
+        Args:
+            model (onnx.ModelProto): The file.
+            stem (str): Its name, without the suffix.
+            preset (str): As of :meth:`engine`.
+            head (str, optional): What :meth:`head_text` gave.
+            is_whole (bool): Whether all of it runs on the accelerator.
+        """
+        return {}
 
 
 def get_target(name: object, key: str = 'quantize.target') -> Target:

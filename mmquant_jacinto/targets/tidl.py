@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QuantizeError
 from ..registry import QUANT_TARGETS
-from . import tidl_meta_arch
+from .artifacts import meta_arch
 from .grid import Grid
 from .onnxruntime import QdqArithmetic
 from .preset import AFFINE, PER_CHANNEL, Preset
@@ -21,6 +21,7 @@ from .storage import Storage
 from .target import CLIP, QDQ, Target
 
 if TYPE_CHECKING:
+    import onnx
     from torch import Tensor, nn
 
 TDA4VM = 'jacinto'
@@ -37,6 +38,7 @@ class Tidl(Target):
     describes_heads = True
     max_bits = 8
     stores_shapes = True
+    gains_by_surgery = True
     rules = TIDL_RULES
 
     def engine(self, preset: str) -> str:
@@ -82,13 +84,33 @@ class Tidl(Target):
     def head_outputs(
         self, trace: Any, head: nn.Module, raw: Any
     ) -> dict[str, tuple[str, Tensor]]:
-        return tidl_meta_arch.yolox_levels(trace, head, raw)
+        return meta_arch.yolox_levels(trace, head, raw)
 
     def head_text(
         self, head: nn.Module, outputs: list[str], shape: tuple[int, int]
     ) -> str | None:
-        if not tidl_meta_arch.has_decoder(head):
+        if not meta_arch.has_decoder(head):
             return None
-        return tidl_meta_arch.to_text(
-            tidl_meta_arch.describe_head(head, outputs, shape)
-        )
+        return meta_arch.to_text(meta_arch.describe_head(head, outputs, shape))
+
+    def artifacts(
+        self,
+        model: onnx.ModelProto,
+        stem: str,
+        preset: str,
+        head: str | None,
+        is_whole: bool,
+    ) -> dict[str, str]:
+        # Needs the `export` extra, which a training does without.
+        from .artifacts.tidl_runner import quant_params, runner_yaml
+
+        is_quantized = self.form(preset) == QDQ
+        # Ranges are for symmetric plans that TIDL runs as one subgraph.
+        ranges = None if is_quantized or not is_whole else quant_params(model)
+        given = model, stem, head, is_quantized, ranges is not None
+        files = {f'{stem}.yaml': runner_yaml(*given)}
+        if head is not None:
+            files[f'{stem}.prototxt'] = head
+        if ranges is not None:
+            files[f'{stem}_ranges.prototxt'] = ranges
+        return files

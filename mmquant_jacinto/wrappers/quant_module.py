@@ -23,6 +23,7 @@ from .prepare import (
     quantize_model,
     refuse_compiled,
 )
+from .surgery import operate, summary
 
 
 class QuantModule(nn.Module):
@@ -67,6 +68,9 @@ class QuantModule(nn.Module):
         self.config = QuantizeConfig.parse(config or quantize or True)
         refuse_compiled(student_of(module))
         self.module = module
+        if self.config.surgery:
+            for line in summary(operate(student_of(module))):
+                print_log(f'surgery: {line}', 'current')
         self._carrier = (student_of(module),)
         if Quantization.of(self._carrier[0]) is None:
             Quantization(self._carrier[0])

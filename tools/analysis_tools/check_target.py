@@ -26,6 +26,7 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmquant_jacinto import QuantizeConfig  # noqa: E402
 from mmquant_jacinto.targets.target import get_file_target  # noqa: E402
 from mmquant_jacinto.wrappers.random_image import random_image  # noqa: E402
+from mmquant_jacinto.wrappers.surgery import replacements, summary  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def written(args: argparse.Namespace):
-    """The config's model as a file of the target, whatever rules it breaks."""
+    """The config's model as a file of the target, and what could be replaced in it."""
     from mmquant_jacinto.export.exporter import export_onnx
 
     cfg = read_config(args.config)
@@ -57,19 +58,22 @@ def written(args: argparse.Namespace):
     given = cfg.get('quantize')
     bits = QuantizeConfig.parse(given).bits if given else None
     asked = dict(mode='ptq', target=args.target, calibration=dict(epochs=0))
+    asked['surgery'] = QuantizeConfig.parse(given).surgery if given else False
     config = QuantizeConfig.parse({**asked, **({'bits': bits} if bits else {})})
     for part in ('backbone', 'neck'):
         # Weights of a file, which need not be there, change no rule.
         if 'init_cfg' in (cfg.model.get(part) or {}):
             cfg.model[part].init_cfg = None
     wrapper = wrapped_model(cfg, 'calibrate', config)
+    offers = summary(replacements(wrapper.module))
     batch = random_image(wrapper, tuple(args.shape))
     wrapper.prepare(batch)
     wrapper.train()
     positional, named = wrapper.arguments(batch)
     wrapper(*positional, **named)
     wrapper.eval()
-    return export_onnx(wrapper, batch, args.target, allow_violations=True)
+    exported = export_onnx(wrapper, batch, args.target, allow_violations=True)
+    return exported, offers
 
 
 def main() -> None:
@@ -82,11 +86,14 @@ def main() -> None:
         require(package)
     from mmquant_jacinto.export.rules import report
 
-    exported = written(args)
+    exported, offers = written(args)
     findings = exported.findings
     if args.json:
         print(report.to_json(findings))
     else:
+        if offers and exported.target.gains_by_surgery:
+            print('quantize=dict(surgery=True) would replace, before any training:')
+            print('\n'.join(f'  {line}' for line in offers), end='\n\n')
         print(report.grouped(findings, exported.target.rules))
         if exported.skipped:
             print('not looked at: ' + ', '.join(exported.skipped))

@@ -9,6 +9,7 @@ computes in float64. How the result is scaled to the output's grid is the
 engine's affair: see :mod:`~mmquant_jacinto.targets.fixed_point`.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Callable, Optional
 
@@ -21,6 +22,7 @@ from ...quantizers.computed_weights import (
 )
 from ...record import ops
 from ...record.ops import Op
+from ...targets.fixed_point import MEAN, POOL, RESIZE
 from ...targets.grid import Bounds, Grid, divisor
 from ..conditioning import compute_grids
 from ..in_place_calls import is_in_place
@@ -245,7 +247,8 @@ class Integer(OpenOperands):
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
             ((second, y),) = rest
-            steps = self.engine.add(x, y, first, second, grid)
+            leads = self.second_leads(step)
+            steps = self.engine.add(x, y, first, second, grid, leads)
         elif step.kind == ops.MATMUL:
             ((second, y),) = rest
             total = func(x.double(), y.double())
@@ -265,10 +268,8 @@ class Integer(OpenOperands):
                 given = ops.replace_inputs(op, args, kwargs, [_summable(operand)])
                 return func(*given[0], **given[1]).to(operand.dtype)
 
-            pools = 'avg_pool' in op.name and not is_global_pool(
-                op.name, x.shape[2:], args[1:], kwargs
-            )
-            steps = self.engine.average(average, x, first, grid, pools)
+            kind = _average_kind(op.name, x.shape[2:], args[1:], kwargs)
+            steps = self.engine.average(average, x, first, grid, kind)
         else:
             return None
         factor = self.activations.factor(step.output)
@@ -335,6 +336,13 @@ class Integer(OpenOperands):
             compute = self.engine.function(function)
             self._tables[key] = compute(points.float() * given.scale)
         return self._tables[key][(x - given.low).long()]
+
+
+def _average_kind(name: str, size: Sequence[int], args: tuple, kwargs: dict) -> str:
+    if name in exact_functions.RESIZES:
+        return RESIZE
+    pools = 'avg_pool' in name and not is_global_pool(name, size, args, kwargs)
+    return POOL if pools else MEAN
 
 
 def _summable(x: Tensor) -> Tensor:

@@ -25,14 +25,25 @@ class OpenOperands(Layers):
         super().__init__(state)
         steps = state.plan.steps.values()
         readers = Counter(name for step in steps for name in step.inputs if name)
-        # Quantizers of what a layer makes and a single call reads.
+        # What the engine computes as part of a layer.
+        self.parts_of_layers = {step.joins for step in steps if step.joins}
+        # Quantizers of what a layer makes, with its parts or not, and one call reads.
         self._read_once = {
             step.output
             for step in steps
-            if step.weight is not None and readers[step.output] == 1
+            if (step.weight is not None or step.chain in self.parts_of_layers)
+            and readers[step.output] == 1
         }
-        # What the engine computes as part of a layer.
-        self.parts_of_layers = {step.joins for step in steps if step.joins}
+
+        computing = (step.inputs for step in steps if step.kind != ops.PASS)
+        readers = Counter(name for names in computing for name in names if name)
+        # Quantizers that one call computes on, whoever moves elements for it.
+        self._used_once = {name for name, count in readers.items() if count == 1}
+
+    def second_leads(self, step: Step) -> bool:
+        """Whether of two operands nothing else reads the second alone."""
+        is_alone = [name in self._used_once for name in step.inputs]
+        return is_alone == [False, True]
 
     def add_open(
         self,

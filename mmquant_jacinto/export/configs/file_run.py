@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..in_place import in_place_of_modules
 from ..packages import require
 from ..session import Session
 from .file_input import METADATA_KEY, FileInput
+from .proof import elsewhere
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +85,11 @@ class FileRun:
             model = require('onnx').load(path)
         except Exception as error:  # noqa: B902 - protobuf has an error of its own
             raise QuantizeError(f'{path} is no ONNX file: {error}') from None
-        return cls(cfg, model, backend)
+        run = cls(cfg, model, backend)
+        warning = elsewhere(run.session.metadata, backend)
+        if warning is not None:
+            print_log(warning, 'current', logging.WARNING)
+        return run
 
     @contextlib.contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import QuantizeError
+from ...errors import QuantizeError
 
 
-class _Enum(str):
+class Constant(str):
     """A constant of the schema, which is written without quotes."""
 
 
@@ -36,7 +36,7 @@ def to_text(message: dict[str, Any], indent: str = '') -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, _Enum) or not isinstance(value, str):
+    if isinstance(value, Constant) or not isinstance(value, str):
         return str(value)
     escaped = value.replace('\\', '\\\\').replace('"', '\\"')
     return f'"{escaped}"'
@@ -70,7 +70,11 @@ def describe_head(
 
 
 def has_decoder(head: nn.Module) -> bool:
-    """Whether TIDL can decode a head."""
+    """Whether TIDL can decode a head: one that it knows, with anchors by scales."""
+    scales = getattr(getattr(head, 'prior_generator', None), 'scales', None)
+    # An SSD of TensorFlow's names the anchors of its first level one by one.
+    if isinstance(scales, list) and any(len(level) == 0 for level in scales):
+        return False
     return any(base.__name__ in _HEADS for base in type(head).__mro__)
 
 
@@ -112,7 +116,7 @@ def _detections(head: Any, code_type: str, background: int) -> dict[str, Any]:
             'nms_threshold': float(cfg['nms']['iou_threshold']),
             'top_k': int(cfg.get('nms_pre', 200)),
         },
-        'code_type': _Enum(code_type),
+        'code_type': Constant(code_type),
         'keep_top_k': int(cfg.get('max_per_img', 200)),
         'confidence_threshold': float(cfg.get('score_thr', 0.05)),
     }
@@ -164,7 +168,7 @@ def _describe_retinanet(head: Any, names: list[str], shape: tuple[int, int]) -> 
         'width_scale': 1.0,
         'height_scale': 1.0,
         **_frame(shape),
-        'score_converter': _Enum('SIGMOID' if is_sigmoid else 'SOFTMAX'),
+        'score_converter': Constant('SIGMOID' if is_sigmoid else 'SOFTMAX'),
         'anchor_param': {
             'aspect_ratio': [float(ratio) for ratio in generator.ratios],
             'octave_base_scale': float(generator.octave_base_scale),

@@ -13,7 +13,7 @@ from dense_heads import SIZE, SmallSSD, make_heads  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
 from mmquant_jacinto import QuantizeError  # noqa: E402
-from mmquant_jacinto.targets.tidl_meta_arch import describe_head, to_text  # noqa: E402
+from mmquant_jacinto.targets.artifacts.meta_arch import describe_head, to_text  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Artifacts: what goes beside a file, for the importer of an engine."""
