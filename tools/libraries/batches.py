@@ -67,7 +67,7 @@ def _persons(cfg: Config, pipeline: list[dict], images: int) -> dict[str, Any]:
         sample = get_coco_sample(img_shape=PERSONS, num_instances=1)
         sample['img'] = smooth_noise((3, *PERSONS), i).permute(1, 2, 0).numpy()
         sample.update(id=i, img_id=i, img_path='', category_id=[1], iscrowd=[0])
-        sample.update(bbox_score=np.ones(1, np.float32), area=[1000.0])
+        sample.update(bbox_score=np.ones(1, np.float32), area=np.ones(1) * 1000)
         sample['raw_ann_info'] = [dict(iscrowd=0)]
         # A part of the image, with all joints of a person in it.
         sample['bbox'] = np.array([[40, 20, 260, 220]], np.float32)

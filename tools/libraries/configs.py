@@ -73,7 +73,7 @@ CONFIGS = {
         'mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
         'mobilenet_v3/mobilenet-v3-small_8xb128_in1k.py',
         'efficientnet/efficientnet-b0_8xb32_in1k.py',
-        'vision_transformer/deit3-small-p16_8xb128_in1k.py',
+        'deit3/deit3-small-p16_64xb64_in1k.py',
         'swin_transformer/swin-tiny_16xb64_in1k.py',
     ),
 }

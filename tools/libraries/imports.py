@@ -16,12 +16,10 @@ all            torchvision, of which there is no CPU build in the registry
 =============  ========================================================================
 
 A stand-in can be imported from and does nothing; an installed package is never
-replaced by one. Named in a config, this module imports whatever its ``default_scope``
-may be::
+replaced by one. For a config of MMPose, say, a file ``import_library.py`` in
+``PYTHONPATH`` calls ``import_library('mmpose')``, and the config names it before ours::
 
-    custom_imports = dict(imports=['libraries.imports', 'mmquant_jacinto'])
-
-with ``tools/`` in ``PYTHONPATH``.
+    custom_imports = dict(imports=['import_library', 'mmquant_jacinto'])
 """
 
 import collections
@@ -86,6 +84,9 @@ def import_library(name: str) -> None:
         if importlib.util.find_spec('xtcocotools') is None:
             _use_pycocotools()
         try:
+            if importlib.util.find_spec('mmpretrain') is not None:
+                # Backbones of the others are its.
+                importlib.import_module('mmpretrain.models')
             importlib.import_module(name)
             for part in PARTS:
                 if importlib.util.find_spec(f'{name}.{part}') is not None:
