@@ -86,7 +86,9 @@ val_evaluator = dict(_delete_=True, type='CharMetric')
 test_evaluator = val_evaluator
 """
 _ACTION = """
-model = dict(backbone=dict(pretrained=None), cls_head=dict(num_classes=2))
+model = dict(
+    backbone=dict(pretrained=None, pretrained2d=False),
+    cls_head=dict(num_classes=2))
 def pipeline(test):
     return [
         dict(type='SampleFrames', clip_len=1, frame_interval=1, num_clips=8,
