@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.structures import InstanceData, PixelData
-from zoo.batches import _detection_batch, _num_classes, smooth_noise
+from zoo.batches import _detection_batch, _num_classes, smooth_noise, walk
 from zoo.models import BATCHES, Source
 
 from .configs import load_config
@@ -25,8 +25,8 @@ POSE_STEPS = (
     'PackPoseInputs',
 )
 PERSONS = (240, 320)  # height and width of the image that they are in
-TEXT = 'quantize'
-CLASSES = 'num_classes'
+TEXT = 'scale'
+STEPS = 8  # of a decoder that writes a letter a step; the others do the same
 
 
 def _rotated(model: ConfigDict, size: int, images: int = 2) -> dict[str, Any]:
@@ -88,9 +88,8 @@ def _words(cfg: Config, images: int) -> dict[str, Any]:
     from mmocr.structures import TextRecogDataSample
 
     # CRNN and its like take grey images.
-    grey = len(cfg.model.data_preprocessor.get('mean', (0, 0, 0))) == 1
-    pipeline = cfg.get('test_pipeline')
-    height, width = _word_shape(pipeline)
+    grey = cfg.test_pipeline[0].get('color_type') == 'grayscale'
+    height, width = _word_shape(cfg.test_pipeline)
     shape = (1 if grey else 3, height, width)
     samples = []
     for _ in range(images):
@@ -256,6 +255,9 @@ def source_of(name: str) -> Source:
     cfg = load_config(name)
     predict, losses = _batches(library, cfg)
     sizes = BATCHES
+    for part in walk(cfg.model):
+        if 'max_seq_len' in part:
+            part['max_seq_len'] = min(part['max_seq_len'], STEPS)
     if library == 'mmpretrain':
         # What their positions are embedded for.
         sizes = ((224, 2),)

@@ -58,7 +58,8 @@ test_evaluator = val_evaluator
 custom_hooks = []
 """
 _ROTATE = """
-model = dict(backbone=dict(init_cfg=None))
+model = dict(
+    backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[64, 128, 256, 512]))
 load = dict(type='mmdet.LoadImageFromFile')
 resize = dict(type='mmdet.Resize', scale=(192, 192), keep_ratio=True)
 boxes = [
@@ -73,16 +74,24 @@ train = dict(
 val = dict(
     here, ann_file='val_texts/', data_prefix=dict(img_path='val/'), test_mode=True,
     pipeline=[load, resize, *boxes, pack])
-val_evaluator = dict(_delete_=True, type='DOTAMetric', metric='mAP')
+# DOTAMetric starts processes, in which MMRotate asserts its versions again.
+val_evaluator = dict(_delete_=True, type='DumpResults', out_file_path='metric.pkl')
 test_evaluator = val_evaluator
 custom_hooks = []
 """
 _OCR = """
+model = dict(backbone=dict(init_cfg=None))
+load = dict(type='LoadImageFromFile')
+resize = dict(type='Resize', scale=(128, 128), keep_ratio=False)
+boxes = dict(
+    type='LoadOCRAnnotations', with_polygon=True, with_bbox=True, with_label=True)
+meta = ('img_path', 'ori_shape', 'img_shape', 'scale_factor')
+pack = dict(type='PackTextDetInputs', meta_keys=meta)
 here = dict(type='OCRDataset', data_root='data')
-train = dict(here, ann_file='train.json', pipeline=_base_.train_pipeline)
+train = dict(here, ann_file='train.json', pipeline=[load, boxes, resize, pack])
 val = dict(
-    here, ann_file='val.json', test_mode=True, pipeline=_base_.test_pipeline)
-val_evaluator = dict(_delete_=True, type='CharMetric')
+    here, ann_file='val.json', test_mode=True, pipeline=[load, resize, boxes, pack])
+val_evaluator = dict(_delete_=True, type='HmeanIOUMetric')
 test_evaluator = val_evaluator
 """
 _ACTION = """
@@ -176,9 +185,15 @@ CASES = {
         data.persons,
     ),
     'mmrotate': Case(
-        'mmrotate::rotated_rtmdet/rotated_rtmdet_tiny-3x-dota.py', _ROTATE, data.ships
+        'mmrotate::rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py',
+        _ROTATE,
+        data.ships,
     ),
-    'mmocr': Case('mmocr::textrecog/crnn/crnn_mini-vgg_5e_mj.py', _OCR, data.words),
+    'mmocr': Case(
+        'mmocr::textdet/panet/panet_resnet18_fpem-ffm_600e_icdar2015.py',
+        _OCR,
+        data.words,
+    ),
     'mmaction': Case(f'mmaction::recognition/tsm/{_DEEP}', _ACTION, data.films),
     'mmdet3d': Case(
         'mmdet3d::smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d.py',

@@ -95,19 +95,29 @@ def ships(root: Path) -> None:
 
 
 def words(root: Path) -> None:
-    """Pictures of written words, as MMOCR's recognizers take them."""
+    """Pictures with a written word, and where it is, as MMOCR's detectors take them."""
+    left, top, right, bottom = 14, 40, 120, 84
+    corners = [left, top, right, top, right, bottom, left, bottom]
     for split, count in SPLITS.items():
         records = []
         for i in range(count):
             word = WORDS[i + (split == 'val') * SPLITS['train']]
-            image = np.full((32, 100, 3), 230, np.uint8)
-            cv2.putText(image, word, (4, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 20, 2)
+            image = np.full((128, 128, 3), 230, np.uint8)
+            place = (left + 4, bottom - 10)
+            cv2.putText(image, word, place, cv2.FONT_HERSHEY_SIMPLEX, 1.2, 20, 3)
             path = root / split / f'{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), image)
-            instances = [dict(text=word)]
-            records.append(dict(img_path=f'{split}/{i}.png', instances=instances))
-        info = dict(dataset_type='TextRecogDataset', task_name='textrecog')
+            box = [left, top, right, bottom]
+            text = dict(polygon=corners, bbox=box, bbox_label=0, ignore=False)
+            size = dict(height=128, width=128)
+            name = f'{split}/{i}.png'
+            records.append(dict(img_path=name, instances=[text], **size))
+        info = dict(
+            dataset_type='TextDetDataset',
+            task_name='textdet',
+            category=[dict(id=0, name='text')],
+        )
         content = dict(metainfo=info, data_list=records)
         (root / f'{split}.json').write_text(json.dumps(content))
 
