@@ -66,7 +66,8 @@ def _persons(cfg: Config, pipeline: list[dict], images: int) -> dict[str, Any]:
     for i in range(images):
         sample = get_coco_sample(img_shape=PERSONS, num_instances=1)
         sample['img'] = smooth_noise((3, *PERSONS), i).permute(1, 2, 0).numpy()
-        sample.update(id=i, img_id=i, img_path='', category_id=[1], iscrowd=[0])
+        sample.update(id=i, img_id=i, img_path='')
+        sample.update(category_id=np.ones(1, int), iscrowd=np.zeros(1, int))
         sample.update(bbox_score=np.ones(1, np.float32), area=np.ones(1) * 1000)
         sample['raw_ann_info'] = [dict(iscrowd=0)]
         # A part of the image, with all joints of a person in it.
@@ -255,6 +256,16 @@ def source_of(name: str) -> Source:
     cfg = load_config(name)
     predict, losses = _batches(library, cfg)
     sizes = BATCHES
+    if 'data_preprocessor' in cfg:
+        # As the runner does.
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    if preprocessor.get('type') == 'PPYOLOEDetDataPreprocessor':
+        # The same without the sizes that it draws.
+        preprocessor['type'] = 'YOLOv5DetDataPreprocessor'
+    if 'TSM' in cfg.model.get('backbone', {}).get('type', ''):
+        # Weights of images that it would load even without a name of theirs.
+        cfg.model.backbone.pretrained2d = False
     for part in walk(cfg.model):
         if 'max_seq_len' in part:
             part['max_seq_len'] = min(part['max_seq_len'], STEPS)

@@ -119,7 +119,7 @@ test_evaluator = val_evaluator
 _SPACE = """
 model = dict(backbone=dict(init_cfg=None))
 load = dict(type='LoadImageFromFileMono3D')
-resize = dict(type='AffineResize', img_scale=(320, 96), down_ratio=4)
+resize = dict(type='AffineResize', img_scale=(160, 64), down_ratio=4)
 boxes = dict(
     type='LoadAnnotations3D', with_bbox=True, with_label=True, with_attr_label=False,
     with_bbox_3d=True, with_label_3d=True, with_bbox_depth=True)

@@ -15,7 +15,6 @@ CONFIGS = {
         'yolov6/yolov6_n_syncbn_fast_8xb32-400e_coco.py',
         'yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco.py',
         'yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py',
-        'yolox/yolox_tiny_fast_8xb8-300e_coco.py',
         'rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco.py',
         'ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco.py',
     ),
@@ -26,16 +25,12 @@ CONFIGS = {
         f'{_HEATMAP}/td-hm_mobilenetv2_8xb64-210e_coco-256x192.py',
         f'{_HEATMAP}/td-hm_ViTPose-small_8xb64-210e_coco-256x192.py',
         f'{_KEYPOINTS}/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py',
-        f'{_KEYPOINTS}/topdown_regression/coco/'
-        'td-reg_res50_rle-8xb64-210e_coco-256x192.py',
     ),
     'mmrotate': (
         's2anet/s2anet-le135_r50_fpn_1x_dota.py',
         'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py',
         'oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota.py',
         'rotated_rtmdet/rotated_rtmdet_tiny-3x-dota.py',
-        'rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota.py',
-        'roi_trans/roi-trans-le90_r50_fpn_1x_dota.py',
     ),
     'mmocr': (
         'textdet/dbnet/dbnet_resnet18_fpnc_1200e_icdar2015.py',
@@ -44,8 +39,6 @@ CONFIGS = {
         'textrecog/sar/sar_resnet31_parallel-decoder_5e_st-sub_mj-sub_sa_real.py',
         'textrecog/satrn/satrn_shallow-small_5e_st_mj.py',
         'textrecog/svtr/svtr-tiny_20e_st_mj.py',
-        'textrecog/nrtr/nrtr_resnet31-1by8-1by4_6e_st_mj.py',
-        'textrecog/aster/aster_resnet45_6e_st_mj.py',
         'textrecog/abinet/abinet-vision_20e_st-an_mj.py',
     ),
     'mmaction': (
@@ -67,14 +60,11 @@ CONFIGS = {
         'fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py',
         'pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
         'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
-        'deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     ),
     'mmpretrain': (
         'mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
         'mobilenet_v3/mobilenet-v3-small_8xb128_in1k.py',
-        'efficientnet/efficientnet-b0_8xb32_in1k.py',
         'deit3/deit3-small-p16_64xb64_in1k.py',
-        'swin_transformer/swin-tiny_16xb64_in1k.py',
     ),
 }
 

@@ -136,7 +136,7 @@ def films(root: Path) -> None:
 
 def road(root: Path) -> None:
     """A street before one camera, as MMDetection3D's KITTI."""
-    focus, height, width = 200.0, 96, 320
+    focus, height, width = 100.0, 64, 160
     camera = np.eye(4)
     camera[0, 0] = camera[1, 1] = focus
     camera[0, 2], camera[1, 2] = width / 2, height / 2
