@@ -1,4 +1,4 @@
-"""A model of each library by the commands: QAT, calibration, export, test of the file."""
+"""A model of each library by the commands: both ways, export, test of the file."""
 
 import importlib.util
 import os

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.structures import InstanceData, PixelData
+from torch import nn
 from zoo.batches import _detection_batch, _num_classes, smooth_noise, walk
 from zoo.models import BATCHES, Source
 
@@ -246,6 +247,18 @@ def _batches(library: str, cfg: Config) -> tuple[Callable, Callable]:
     return makers[library]
 
 
+def _wake(model: nn.Module) -> None:
+    """Gives weights to layers that start at zero: an image would not be seen in them.
+
+    Offsets of deformable convolutions do so for a reason.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) or 'offset' in name:
+            continue
+        if not module.weight.any():
+            nn.init.normal_(module.weight, std=0.01)
+
+
 def source_of(name: str) -> Source:
     """Where the examination of a config gets its model and batches from.
 
@@ -275,5 +288,11 @@ def source_of(name: str) -> Source:
     elif 'BottomupPoseEstimator' in str(cfg.model.type):
         sizes = ((640, 1),)
     return Source(
-        lambda _: copy.deepcopy(cfg.model), library, predict, losses, renewed, sizes
+        lambda _: copy.deepcopy(cfg.model),
+        library,
+        predict,
+        losses,
+        renewed,
+        sizes,
+        _wake,
     )

@@ -60,6 +60,7 @@ class Source(NamedTuple):
             loss on; the first that works is meant.
         renew (Callable): Given a batch and a seed: one of other images.
         sizes (Tuple[Tuple[int, int], ...]): Size and number of the images to try.
+        begin (Callable): Given a model with its first weights: changes them.
     """
 
     load: Callable[[str], Optional[ConfigDict]]
@@ -68,6 +69,7 @@ class Source(NamedTuple):
     losses: Callable[[ConfigDict, int], list[dict]]
     renew: Callable[[dict, int], dict]
     sizes: tuple[tuple[int, int], ...] = BATCHES
+    begin: Callable[[nn.Module], None] = lambda model: None
 
 
 def _renew(batch: dict, seed: int) -> dict:
@@ -103,6 +105,7 @@ def build_and_predict(
     torch.manual_seed(0)
     model = _build(cfg)
     model.init_weights()
+    source.begin(model)
     model.to(device)
     report['parameters'] = sum(p.numel() for p in model.parameters())
     model.eval()

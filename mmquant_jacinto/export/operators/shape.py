@@ -241,7 +241,10 @@ def _setitem(site, x, index, value):
         mask = site.reshape(index, (*index.shape, *[1] * (x.dim() - index.dim())))
         return site.node('Where', mask, name, x)
     region, shape = [], []
-    for axis, item in enumerate(_items(site, x, index)):
+    items = _items(site, x, index)
+    if any(isinstance(item, list) for item in items):
+        return _write_listed(site, x, items, name)
+    for axis, item in enumerate(items):
         if isinstance(item, int):
             start = axis_of(item, x.shape[axis])
             region.append((start, start + 1))
@@ -257,6 +260,18 @@ def _setitem(site, x, index, value):
     name = site.node('Expand', name, site.ints([*shape, *rest]))
     name = site.reshape(name, [*(end - start for start, end in region), *rest])
     return replace_part(site, site.value(x), x.shape, region, name)
+
+
+def _write_listed(site: SiteWriter, x: Tensor, items: list, value: str) -> str:
+    """``x[:, [3, 1]] = value``: elements out of both, one put behind the other."""
+    axis = next(i for i, item in enumerate(items) if isinstance(item, list))
+    if any(item != slice(None) for item in [*items[:axis], *items[axis + 1 :]]):
+        raise NotImplementedError('writing to a list of indices and a part besides')
+    shape = site.ints([*x.shape[:axis], len(items[axis]), *x.shape[axis + 1 :]])
+    both = site.node('Concat', x, site.node('Expand', value, shape), axis=axis)
+    order = torch.arange(size := x.shape[axis])
+    order[items[axis]] = size + torch.arange(len(items[axis]))
+    return site.node('Gather', both, order, axis=axis)
 
 
 def replace_part(
