@@ -319,7 +319,8 @@ class Executor(CallMode):
             return func(*args, **kwargs)
         step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))
         args = tuple([current(item) for item in args])
-        if step is None:
+        # By the same name another pass may stack the letters that are to be learned.
+        if step is None or (step.kind == ops.CAT and not _is_real(op, args, kwargs)):
             return func(*args, **kwargs)
         if step.entries:
             args, kwargs = self._quantize_operands(step, op, args, kwargs)
@@ -372,6 +373,13 @@ class Executor(CallMode):
             x, weight = operands
             return ops.replace_operands(args, kwargs, x, weight, bias)
         return ops.replace_inputs(op, args, kwargs, operands)
+
+
+def _is_real(op: Op, args: tuple, kwargs: dict) -> bool:
+    return any(
+        isinstance(x, Tensor) and x.is_floating_point()
+        for x in ops.tensor_inputs(op, args, kwargs)
+    )
 
 
 def _node_names(names: Iterable[str]) -> set[str]:
