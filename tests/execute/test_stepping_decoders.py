@@ -1,4 +1,4 @@
-"""A decoder that training calls once and prediction once a letter: one set of ranges."""
+"""A decoder called once in training, once a letter in prediction: the same ranges."""
 
 import importlib.util
 
