@@ -31,6 +31,7 @@ test_cfg = dict(_delete_=True, type='TestLoop')
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
 default_sampler = dict(type='DefaultSampler', shuffle=False)
 load_from = None
+collation = dict()
 
 def loader(dataset, batch_size):
     return dict(
@@ -38,7 +39,7 @@ def loader(dataset, batch_size):
         sampler=dict(type='DefaultSampler', shuffle=False), dataset=dataset)
 """
 _TAIL = """
-train_dataloader = loader(train, 2)
+train_dataloader = dict(loader(train, 2), **collation)
 val_dataloader = loader(val, 1)
 test_dataloader = loader(val, 1)
 """
@@ -139,6 +140,7 @@ val_evaluator = dict(_delete_=True, type='DumpResults', out_file_path='metric.pk
 test_evaluator = val_evaluator
 """
 _YOLO = """
+collation = dict(collate_fn=dict(type='yolov5_collate'))
 here = dict(type='YOLOv5CocoDataset', data_root='data')
 train = dict(
     here, ann_file='train.json', data_prefix=dict(img='train/'),
@@ -151,7 +153,7 @@ test_evaluator = val_evaluator
 custom_hooks = []
 """
 _SEGMENT = """
-crop_size = (128, 128)
+crop_size = (192, 192)  # which its pyramid of pooling divides
 model = dict(data_preprocessor=dict(size=crop_size))
 load = dict(type='LoadImageFromFile')
 resize = dict(type='Resize', scale=crop_size, keep_ratio=False)
