@@ -1,12 +1,13 @@
 READY := .venv/.ready
 
-.PHONY: help demo test test-forks lint docs peers clean
+.PHONY: help demo test test-forks test-libraries lint docs peers clean
 
 help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
 	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
 	@echo 'make test    run the tests'
 	@echo 'make test-forks  the tests of engine, runners and detectors on OneDL'\''s forks'
+	@echo 'make test-libraries  models of MMPose, MMRotate, MMOCR, MMAction2 and MMDetection3D'
 	@echo 'make lint    rules, format, types, and which folder may import which'
 	@echo 'make docs    the documentation as a site, in docs/_build/html'
 	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth; of another'
@@ -28,8 +29,16 @@ FORKS_TESTS := $(addprefix tests/,config record plan quantizers execute hooks me
 	runners wrappers export/configs)
 
 test-forks:
-	VENV=.venv-forks FORKS=1 PEERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
+	VENV=.venv-forks FORKS=1 PEERS= OTHERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	.venv-forks/bin/python -m pytest $(FORKS_TESTS)
+
+# So have they: their own requirements would change those of MMDetection.
+test-libraries:
+	VENV=.venv-libraries OTHERS=1 FORKS= PEERS= PYTHON='$(PYTHON)' \
+		bash requirements/setup_env.sh
+	.venv-libraries/bin/python -m pytest tests/runners/test_libraries.py \
+		tests/runners/test_mmyolo.py tests/runners/test_sister_libraries.py \
+		tests/tools/test_sweep_libraries.py
 
 lint: $(READY)
 	.venv/bin/ruff check .
@@ -42,7 +51,7 @@ docs: $(READY)
 
 # The other libraries have an environment of their own.
 peers:
-	VENV=.venv-peers PEERS=1 FORKS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
+	VENV=.venv-peers PEERS=1 FORKS= OTHERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	.venv-peers/bin/python benchmarks/peers.py \
 		$(or $(CONFIG),configs/bccd/ssd_mobilenet_fpn.py) '$(CHECKPOINT)' \
 		--json benchmarks/results/peers.json
@@ -50,7 +59,7 @@ peers:
 SETUP := requirements/setup_env.sh $(wildcard requirements/*.txt) setup.py setup.cfg pyproject.toml
 
 $(READY): $(SETUP) mmquant_jacinto/quantizers/kernels/csrc/kernels.c
-	VENV=.venv PEERS= FORKS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
+	VENV=.venv PEERS= FORKS= OTHERS= PYTHON='$(PYTHON)' bash requirements/setup_env.sh
 	@touch $@
 
 clean:

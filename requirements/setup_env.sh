@@ -5,6 +5,7 @@
 #   VENV            another folder than .venv
 #   FORKS           not empty: OneDL's forks of MMEngine, MMCV and MMDetection, in place of
 #                   OpenMMLab's; without its sister libraries, which refuse them
+#   OTHERS          not empty: also OpenMMLab's other libraries, of requirements/libraries.txt
 #   PEERS           not empty: also the libraries that benchmarks/peers.py compares
 #   PYTHON          the interpreter to build on (3.9 to 3.12)
 #   PIP_FIND_LINKS  folders with ready wheels (mmcv, a CPU build of torch), as for
@@ -80,6 +81,10 @@ if [ -z "${FORKS:-}" ]; then
     say "mmrazor"
     install --no-deps -r requirements/mmrazor.txt ||
         say "not installed: its tests will be skipped"
+fi
+if [ -n "${OTHERS:-}" ]; then
+    say "mmpose, mmrotate, mmocr, mmaction2, mmdet3d"
+    install --no-deps -r requirements/libraries.txt
 fi
 say "what families of MMDetection's zoo need"
 install --no-deps -r requirements/zoo.txt ||

@@ -183,7 +183,7 @@ def score(cfg, exported, wrapper, images, report, args, console):
     cells = [''] * (len(both.rows) - 2)
     table.add_row('equal predictions', '', *cells, f'{equal} of {count}')
     console.print(table)
-    problem = both.problem(report.rounds and report.share == 1)
+    problem = both.problem(report.rounds and report.same_bits)
     if problem and args.min_equal is None:
         raise QuantizeError(f'{args.output} was not written: {problem}')
     if problem:

@@ -28,13 +28,14 @@ import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from zoo.report import engine_version, write_table
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
-COLUMNS = ('export', 'commands')  # of the table, that are run on their own
+# Of the tables, that are run on their own: here, and in sweep_libraries.py.
+COLUMNS = ('export', 'commands', 'runner')
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,8 +80,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None:
-    """Examine a model; the body of a process."""
+def begin_work(path: str, args: argparse.Namespace) -> None:
+    """Begin a process: its log goes beside its result, its memory has a limit."""
     log = Path(path).with_suffix('.log').open('w')
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -91,6 +92,11 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
     import torch
 
     torch.set_num_threads(1)
+
+
+def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None:
+    """Examine a model; the body of a process."""
+    begin_work(path, args)
     report: dict[str, Any]
     if args.export:
         from zoo.export import examine_export
@@ -104,10 +110,11 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
         from zoo.check import examine
 
         report = examine(name, args.device, args.amp)
-    _write(Path(path), report, engine)
+    write_report(Path(path), report, engine)
 
 
-def _write(path: Path, report: dict[str, Any], engine: str) -> None:
+def write_report(path: Path, report: dict[str, Any], engine: str) -> None:
+    """Write what a process found, all of it or nothing."""
     report['engine'] = engine
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(report, indent=1) + '\n')
@@ -133,12 +140,17 @@ def is_done(path: Path, engine: str, retry: str, keep: bool = False) -> bool:
 
 
 def supervise(
-    context: Any, name: str, path: Path, engine: str, args: argparse.Namespace
+    context: Any,
+    name: str,
+    path: Path,
+    engine: str,
+    args: argparse.Namespace,
+    work: Callable[[str, str, str, argparse.Namespace], None] = run_one,
 ) -> dict[str, Any]:
     """Examine a model in a process of its own, and read what it found."""
     path.unlink(missing_ok=True)
     start = time.perf_counter()
-    process = context.Process(target=run_one, args=(name, str(path), engine, args))
+    process = context.Process(target=work, args=(name, str(path), engine, args))
     process.start()
     process.join(args.timeout)
     reason = None
@@ -153,17 +165,17 @@ def supervise(
         column = column_of(args)
         if column:
             failure = {'config': name, column: dict(reason=reason)}
-        _write(path, failure, engine)
+        write_report(path, failure, engine)
     report = json.loads(path.read_text())
     report['wall'] = round(time.perf_counter() - start, 1)
-    _write(path, report, engine)
+    write_report(path, report, engine)
     return report
 
 
 def summary_of(report: dict[str, Any]) -> str:
     """One line for the terminal."""
     if 'status' not in report:
-        found = report.get('export') or report['commands']
+        found = next(report[column] for column in COLUMNS if column in report)
         result = found.get('reason') or f'{found["equal"]:.4%} equal'
         if 'images' in found:
             result = f'{found["equal"]} of {found["images"]} images equal'
@@ -203,31 +215,43 @@ def main() -> None:
         chosen = [
             item for item in chosen if rows.get(item[0], {}).get('status') == 'ok'
         ]
-    paths = {name: result_path(args, name, column) for name, _ in chosen}
-    engine = engine_version()
+    names = [name for name, _ in chosen]
+    results = examine_all(context, names, args, engine_version())
+    write_results(merge(results, rows or read_rows(args), column), args)
+
+
+def examine_all(
+    context: Any,
+    names: list[str],
+    args: argparse.Namespace,
+    engine: str,
+    work: Callable[[str, str, str, argparse.Namespace], None] = run_one,
+) -> list[dict[str, Any]]:
+    """Examine what has no result yet that holds; all results, in order."""
+    column = column_of(args)
+    paths = {name: result_path(args, name, column) for name in names}
     waiting = [
         name
         for name in paths
         if not is_done(paths[name], engine, args.retry, args.keep)
     ]
-    print(f'{len(chosen)} models, {len(waiting)} to examine', flush=True)
+    print(f'{len(names)} models, {len(waiting)} to examine', flush=True)
     if args.report:
         paths = {name: path for name, path in paths.items() if name not in waiting}
         waiting = []
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
-            pool.submit(supervise, context, name, paths[name], engine, args)
+            pool.submit(supervise, context, name, paths[name], engine, args, work)
             for name in waiting
         ]
         for future in futures:
             print(summary_of(future.result()), flush=True)
-    results = [json.loads(path.read_text()) for path in paths.values()]
-    write_results(merge(results, rows or read_rows(args), column), args)
+    return [json.loads(path.read_text()) for path in paths.values()]
 
 
 def column_of(args: argparse.Namespace) -> str:
     """The one column that a run is for; none where it examines."""
-    return 'export' if args.export else 'commands' if args.commands else ''
+    return next((name for name in COLUMNS if getattr(args, name, False)), '')
 
 
 def result_path(args: argparse.Namespace, name: str, column: str = '') -> Path:
@@ -264,7 +288,7 @@ def merge(
         for item in results:
             row = rows.get(item['config'], {})
             known = {name: row[name] for name in COLUMNS if name in row}
-            merged.append({**item, **known})
+            merged.append({**known, **item})
         return merged
     rows = dict(rows)
     for item in results:

@@ -377,14 +377,13 @@ class Executor(CallMode):
 def _has_floats(args: tuple, kwargs: dict) -> bool:
     """Whether a call reads a tensor of floats.
 
-    Another number of it may have, in another pass: a mask is joined where training
-    joins queries.
+    By the same name another pass may join a mask, or the letters that are to be
+    learned, where this one joins queries.
     """
     for item in (*args, *kwargs.values()):
-        if isinstance(item, (list, tuple)) and item:
-            item = item[0]
-        if isinstance(item, Tensor) and item.is_floating_point():
-            return True
+        for x in item if isinstance(item, (list, tuple)) else (item,):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                return True
     return False
 
 

@@ -155,7 +155,7 @@ def export_onnx(
         'layout': layout,
         'scales': scales,
         'parameters': _shapes(root, layout),
-        **_describe(trace),
+        **_describe(trace, given.images),
     }
     if trace.writer.exact_sums:
         described[EXACT_SUMS] = trace.writer.exact_sums
@@ -238,16 +238,18 @@ def _wide(plan: Plan) -> dict[str, list[str]]:
     }
 
 
-def _describe(trace: Trace) -> dict[str, Any]:
+def _describe(trace: Trace, images: Tensor) -> dict[str, Any]:
     """What the metadata say of the model."""
     plan = trace.state.plan
+    # Those of films have more dimensions, and no name for their order.
+    layout = dict(input_layout='NCHW') if images.dim() == len('NCHW') else {}
     return {
         **({'wide': _wide(plan)} if trace.clips else {}),
         'version': __version__,
         'target': trace.target.name,
         'preset': plan.config['target'],
         'bits': plan.config['bits'],
-        'input_layout': 'NCHW',
+        **layout,
         'skipped': trace.skipped,
         **preprocessing(trace.root),
     }
@@ -287,7 +289,8 @@ def _dense_head(trace: Trace) -> tuple[nn.Module, Any] | None:
     """The last dense head of MMDetection in a graph, and what it returned."""
     for call in reversed(trace.calls):
         module = trace.root.get_submodule(call.region)
-        if hasattr(module, 'loss_by_feat'):
+        # Heads of MMAction2 and MMSegmentation have a loss of that name too.
+        if hasattr(module, 'loss_by_feat') and hasattr(module, 'loss_and_predict'):
             return module, call.output
     return None
 

@@ -26,6 +26,9 @@ MIN_EQUAL = 0.999
 MIN_SIGNAL_TO_NOISE = 20.0
 # Of a step: less is no other integer. Of a tensor's largest magnitude: its last bits.
 QUARTER, LAST_BITS = 0.25, 2.0**-16
+# Of a tensor's largest magnitude: how far a function that ends a network in float, a
+# sigmoid say, may be from PyTorch's in ONNX Runtime. Sums of integers are not.
+FLOAT_BITS = 2.0**-21
 # Elements of inner tensors that are compared at a time.
 MAX_COMPARED = 2**26
 
@@ -38,7 +41,9 @@ class OutputReport:
         name (str): Of the output.
         elements (int): How many were compared.
         equal (int): How many of them are equal: bit for bit, or in an engine that
-            multiplies by the step otherwise (OpenVINO) as integers.
+            multiplies by the step otherwise (OpenVINO) as integers; on no grid, to the
+            last bits of a float.
+        same_bits (bool): Whether all are equal bit for bit.
         largest (float): Largest difference, in steps of the output's grid; of
             an output that is on none, relative to its largest magnitude.
         on_grid (bool): Whether it is on a grid.
@@ -51,6 +56,7 @@ class OutputReport:
     name: str
     elements: int = 0
     equal: int = 0
+    same_bits: bool = True
     largest: float = 0.0
     on_grid: bool = True
     signal: float = 0.0
@@ -75,7 +81,10 @@ class OutputReport:
         unit = scale or float(expected.abs().amax()) or 1.0
         self.on_grid = scale is not None
         self.elements += expected.numel()
-        least = 0.0 if same_bits else unit * (QUARTER if scale else LAST_BITS)
+        least = 0.0 if scale else unit * FLOAT_BITS
+        if not same_bits:
+            least = unit * (QUARTER if scale else LAST_BITS)
+        self.same_bits &= not difference.any()
         self.equal += int((difference <= least).sum())
         self.largest = max(self.largest, float(difference.amax()) / unit)
         self.signal += float(expected.square().sum())
@@ -110,6 +119,11 @@ class Report:
         return sum(o.equal for o in self.outputs) / max(
             sum(o.elements for o in self.outputs), 1
         )
+
+    @property
+    def same_bits(self) -> bool:
+        """bool: Whether all outputs are equal bit for bit."""
+        return all(item.same_bits for item in self.outputs)
 
     @property
     def where(self) -> str:

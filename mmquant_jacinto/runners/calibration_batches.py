@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..config.sections import Calibration
 from ..errors import QuantizeError
-from .seen_datasets import dataset_seen_through, find_pipeline
+from .seen_datasets import dataset_seen_through, find_pipeline, take_unlabelled
 from .train_batches import equalize_batches
 
 ATTEMPTS = 8
@@ -106,6 +106,8 @@ def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
     )
     seed = (runner.cfg.get('randomness') or {}).get('seed') or 0
     loader = runner.build_dataloader(given, seed=seed)
+    if config.dataloader is None:
+        take_unlabelled(loader.dataset)
     if len(loader.dataset) == 0:
         raise QuantizeError(
             f'the calibration set is empty: {key} has no images; check its '

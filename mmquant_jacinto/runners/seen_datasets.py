@@ -71,6 +71,22 @@ def dataset_seen_through(dataset: Any, pipeline: Any) -> Any:
     return dataset
 
 
+def take_unlabelled(dataset: Any) -> None:
+    """Lets a data set give images that its pipeline has not labelled.
+
+    MMDetection3D's drop an image without boxes by what the pipeline returns, and fail
+    where it returns none, as that of a test does.
+
+    Args:
+        dataset (Any): Built; changed in place, with those in it.
+    """
+    if getattr(dataset, 'filter_empty_gt', None) is True:
+        dataset.filter_empty_gt = False
+    for part in _part(dataset, 'datasets') or [_part(dataset, 'dataset')]:
+        if part is not None:
+            take_unlabelled(part)
+
+
 def _config_seen_through(dataset: dict, pipeline: Any) -> dict:
     if dataset.get('datasets'):
         dataset['datasets'] = [

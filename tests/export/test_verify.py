@@ -10,7 +10,11 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
-from mmquant_jacinto.export.verify import first_difference, verify  # noqa: E402
+from mmquant_jacinto.export.verify import (  # noqa: E402
+    OutputReport,
+    first_difference,
+    verify,
+)
 
 
 def test_verification_counts_and_names_what_parts(toy_net, images):
@@ -60,3 +64,15 @@ def test_bisection_names_the_first_tensor(toy_net, images, monkeypatch, at_a_tim
         lambda self, x, y, first, second, grid: (x + y + 4) * 0.9,
     )
     assert first_difference(exported, toy_net, images) == '/add:out'
+
+
+def test_last_bits_of_a_function_at_the_end_are_no_difference():
+    report = OutputReport('output')
+    expected = torch.tensor([1.0, 0.5, 0.25])
+    report.add(expected, expected + 2.0**-22, None)
+    assert (report.equal, report.same_bits) == (3, False)
+    report.add(expected, expected + 2.0**-20, None)
+    assert report.equal == 3
+    # On a grid there is nothing between equal and another integer.
+    report.add(expected, expected + 2.0**-22, 0.25)
+    assert report.equal == 3

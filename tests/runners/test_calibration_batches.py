@@ -24,7 +24,11 @@ from toy_runner import (
 
 from mmquant_jacinto import QuantCalibrateModule
 from mmquant_jacinto.runners import QuantRunner
-from mmquant_jacinto.runners.seen_datasets import dataset_seen_through, find_pipeline
+from mmquant_jacinto.runners.seen_datasets import (
+    dataset_seen_through,
+    find_pipeline,
+    take_unlabelled,
+)
 
 CHECKPOINT = 'epoch_1.pth'
 
@@ -186,6 +190,25 @@ def test_pipeline_is_found_and_set_within_wrappers():
     assert [item['pipeline'] for item in seen['datasets']] == [[dict(type='Val')]] * 2
     assert config['dataset']['datasets'][0]['pipeline'] == [dict(type='Train')]
     refused(lambda: find_pipeline(dict(type='A')), "'A'", 'has no pipeline')
+
+
+class Spatial(Plain):
+    """As MMDetection3D's: an image counts by what the pipeline says of its boxes."""
+
+    def __init__(self, filter_empty_gt=True):
+        self.filter_empty_gt = filter_empty_gt
+
+    def __getitem__(self, index):
+        return {}['labels'] if self.filter_empty_gt else index
+
+
+def test_images_without_labels_are_taken_from_data_sets_that_ask_for_them():
+    first, second = Spatial(), Spatial()
+    with pytest.raises(KeyError):
+        first[0]
+    take_unlabelled(ConcatDataset([first, Plain()]))
+    take_unlabelled(Repeated(second))
+    assert first[3] == second[3] == 3
 
 
 def test_pipeline_of_objects():

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 import torch
-from mmengine.config import ConfigDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -22,9 +21,8 @@ from mmquant_jacinto.record.recorder import record
 from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
 from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 
-from .batches import loss_batches
-from .configs import load_model_config, strip_pretrained
-from .models import build_and_predict, calibrate, lighten, run
+from .configs import strip_pretrained
+from .models import ZOO, Source, build_and_predict, calibrate, lighten, run
 from .outputs import RegionTap, signal_to_noise
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
@@ -64,7 +62,9 @@ class Stage:
             self.report['seconds'][name] = round(seconds, 2)
 
 
-def examine(name: str, device: str = 'cpu', amp: bool = False) -> dict[str, Any]:
+def examine(
+    name: str, device: str = 'cpu', amp: bool = False, source: Source = ZOO
+) -> dict[str, Any]:
     """Examines a model.
 
     Args:
@@ -72,6 +72,7 @@ def examine(name: str, device: str = 'cpu', amp: bool = False) -> dict[str, Any]
         device (str): Where it runs. Defaults to ``'cpu'``.
         amp (bool): Whether the losses are computed in half precision where
             autocasting does. Defaults to False.
+        source (Source): Of model and batches. Defaults to MMDetection's zoo.
 
     Returns:
         Dict[str, Any]: ``'status'`` (``'ok'``, ``'no float'`` or
@@ -80,16 +81,19 @@ def examine(name: str, device: str = 'cpu', amp: bool = False) -> dict[str, Any]
     report: dict[str, Any] = dict(config=name, status='no float')
     stage = Stage(report)
     try:
-        cfg = stage('config', load_model_config, name)
+        cfg = stage('config', source.load, name)
         if cfg is None:
             report['error'] = 'the config has no model'
             return report
         report['detector'] = cfg.type
         strip_pretrained(cfg)
         lighten(cfg)
-        model, batch = stage('float predict', build_and_predict, cfg, device, report)
+        model, batch = stage(
+            'float predict', build_and_predict, cfg, device, report, source
+        )
         fresh = stage('copy', _blank_copy, model)
-        floats = stage('float loss', _float_loss, model, cfg, amp, report)
+        batches = source.losses(cfg, max(report['size'], 128))
+        floats = stage('float loss', _float_loss, model, batches, amp, report)
         report['status'] = 'failed'
         _examine_quantized(stage, model, fresh, batch, floats, amp, report)
         report['status'] = 'ok'
@@ -119,13 +123,13 @@ def _loss_and_gradients(
 
 
 def _float_loss(
-    model: nn.Module, cfg: ConfigDict, amp: bool, report: dict
+    model: nn.Module, batches: list[dict], amp: bool, report: dict
 ) -> Optional[tuple[dict, float, set[str]]]:
     """The batch, its loss, and the parameters that get gradients."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.train()
     try:
-        for batch in loss_batches(cfg, max(report['size'], 128)):
+        for batch in batches:
             try:
                 return (batch, *_loss_and_gradients(model, batch, amp))
             except Exception as error:  # noqa: BLE001 - it is in the report

@@ -1,11 +1,7 @@
 """Which of MMDetection's installed configs the sweep takes, and their models."""
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
-import sys
-import types
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 import mmdet
 from mmengine.config import Config, ConfigDict
 
+from .absent import stand_ins
 from .batches import walk
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
@@ -31,33 +28,6 @@ LARGE = (
 MORE = ('cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',)
 
 
-class _Absent(types.ModuleType):
-    """Stands in for a package that can be imported from, but not used."""
-
-    __path__: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return type(name, (), {'__module__': self.__name__})
-
-
-class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.partition('.')[0] != self.package:
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        return _Absent(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
 def import_mmpretrain() -> None:
     """Imports mmpretrain where it is installed, also without torchvision.
 
@@ -66,21 +36,11 @@ def import_mmpretrain() -> None:
     """
     if importlib.util.find_spec('mmpretrain') is None:
         return
-    finder = None
-    if importlib.util.find_spec('torchvision') is None:
-        finder = _AbsentFinder('torchvision')
-        sys.meta_path.append(finder)
     try:
-        importlib.import_module('mmpretrain.models')
+        with stand_ins(['torchvision']):
+            importlib.import_module('mmpretrain.models')
     except ImportError as error:
         print(f'mmpretrain cannot be imported: {error}')
-    finally:
-        if finder is not None:
-            sys.meta_path.remove(finder)
-            for name in [
-                n for n in sys.modules if n.partition('.')[0] == 'torchvision'
-            ]:
-                del sys.modules[name]
 
 
 def all_configs() -> list[str]:

@@ -16,20 +16,20 @@ from mmquant_jacinto.plan.planner import make_plan
 from mmquant_jacinto.record.recorder import record
 from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 
-from .batches import smooth_noise
-from .configs import load_model_config, strip_pretrained
-from .models import build_and_predict, calibrate, lighten
+from .configs import strip_pretrained
+from .models import ZOO, Source, build_and_predict, calibrate, lighten
 
 FORMAT = dict(bits=8, target='onnxruntime', observer='minmax')
 # Of the images to compare on: others than those that gave the ranges.
 FIRST_SEED = 100
 
 
-def examine_export(name: str) -> dict[str, Any]:
+def examine_export(name: str, source: Source = ZOO) -> dict[str, Any]:
     """Exports a model for ONNX Runtime and compares file and test module.
 
     Args:
         name (str): Path of its config.
+        source (Source): Of model and batches. Defaults to MMDetection's zoo.
 
     Returns:
         Dict[str, Any]: ``'config'`` and ``'export'``: the share of equal elements,
@@ -38,39 +38,31 @@ def examine_export(name: str) -> dict[str, Any]:
     """
     start = time.perf_counter()
     try:
-        model, batch, _ = quantized(name)
-        found = _compare(model, batch)
+        model, batch, _ = quantized(name, source)
+        found = _compare(model, batch, source)
     except Exception as error:  # noqa: BLE001 - it is in the report
         found = dict(reason=_without_folders(error))
     found['seconds'] = round(time.perf_counter() - start, 1)
     return dict(config=name, export=found)
 
 
-def quantized(name: str) -> tuple[nn.Module, dict, ConfigDict]:
+def quantized(name: str, source: Source = ZOO) -> tuple[nn.Module, dict, ConfigDict]:
     """A model with ranges, a batch that it has not seen, and its config."""
-    cfg = load_model_config(name)
+    cfg = source.load(name)
     strip_pretrained(cfg)
     lighten(cfg)
-    model, batch = build_and_predict(cfg, 'cpu', {})
+    model, batch = build_and_predict(cfg, 'cpu', {}, source)
     graph = record(model, probe_passes(model, batch, None), is_region)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plan = make_plan(graph, QuantizeConfig.parse(FORMAT), shapes)
     calibrate(model, plan, batch)
-    images = [
-        smooth_noise(tuple(image.shape), FIRST_SEED + i)
-        for i, image in enumerate(batch['inputs'])
-    ]
-    return model, {**batch, 'inputs': images}, cfg
+    return model, source.renew(batch, FIRST_SEED), cfg
 
 
-def _compare(model: nn.Module, batch: dict) -> dict[str, Any]:
+def _compare(model: nn.Module, batch: dict, source: Source) -> dict[str, Any]:
     torch.manual_seed(0)
     # Made of other images than it is compared on: no number of them may be in it.
-    images = [
-        smooth_noise(tuple(image.shape), 2 * FIRST_SEED + i)
-        for i, image in enumerate(batch['inputs'])
-    ]
-    exported = export_onnx(model, {**batch, 'inputs': images})
+    exported = export_onnx(model, source.renew(batch, 2 * FIRST_SEED))
     report = verify(exported, model, [batch])
     integers, layers = integer_layers(exported.model)
     return {

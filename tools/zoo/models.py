@@ -2,7 +2,7 @@
 
 import copy
 import re
-from typing import Any
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from mmengine.config import ConfigDict
@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmquant_jacinto import quantize_model
 from mmquant_jacinto.plan.plan import Plan
 
-from .batches import predict_batch, walk
+from .batches import loss_batches, predict_batch, smooth_noise, walk
+from .configs import load_model_config
 
 NUM_DETECTIONS = 10
 # Size and number of the images: the first that a model takes. Many have a least size,
@@ -47,8 +48,43 @@ def _build(cfg: ConfigDict) -> nn.Module:
     return revert_sync_batchnorm(model)
 
 
+class Source(NamedTuple):
+    """Where an examination gets a model and its batches from.
+
+    Attributes:
+        load (Callable): The ``model`` of a config by its name; None if it has none.
+        scope (str): Of MMEngine, in which models are built.
+        predict (Callable): Given that ``model``, a size in pixels and a number of
+            images: a batch to predict on, as the dataloader would yield it.
+        losses (Callable): Given that ``model`` and a size: batches to compute the
+            loss on; the first that works is meant.
+        renew (Callable): Given a batch and a seed: one of other images.
+        sizes (Tuple[Tuple[int, int], ...]): Size and number of the images to try.
+        begin (Callable): Given a model with its first weights: changes them.
+    """
+
+    load: Callable[[str], Optional[ConfigDict]]
+    scope: str
+    predict: Callable[[ConfigDict, int, int], dict]
+    losses: Callable[[ConfigDict, int], list[dict]]
+    renew: Callable[[dict, int], dict]
+    sizes: tuple[tuple[int, int], ...] = BATCHES
+    begin: Callable[[nn.Module], None] = lambda model: None
+
+
+def _renew(batch: dict, seed: int) -> dict:
+    images = [
+        smooth_noise(tuple(image.shape), seed + i)
+        for i, image in enumerate(batch['inputs'])
+    ]
+    return {**batch, 'inputs': images}
+
+
+ZOO = Source(load_model_config, 'mmdet', predict_batch, loss_batches, _renew)
+
+
 def build_and_predict(
-    cfg: ConfigDict, device: str, report: dict
+    cfg: ConfigDict, device: str, report: dict, source: Source = ZOO
 ) -> tuple[nn.Module, dict]:
     """Builds a model, and finds a batch that it predicts on.
 
@@ -56,24 +92,26 @@ def build_and_predict(
         cfg (ConfigDict): The ``model`` of a config, of :func:`lighten`.
         device (str): Where to.
         report (dict): Gets the number of parameters and the size of the images.
+        source (Source): Of its batches.
 
     Returns:
         Tuple[nn.Module, dict]: In evaluation mode, and the batch as a dataloader
         yields it.
     """
-    init_default_scope('mmdet')
+    init_default_scope(source.scope)
     # Some losses ask the runner how far it is.
     for key, value in dict(iter=0, epoch=0, max_iters=100, max_epochs=10).items():
         MessageHub.get_current_instance().update_info(key, value)
     torch.manual_seed(0)
     model = _build(cfg)
     model.init_weights()
+    source.begin(model)
     model.to(device)
     report['parameters'] = sum(p.numel() for p in model.parameters())
     model.eval()
     errors = []
-    for size, images in BATCHES:
-        batch = predict_batch(cfg, size, images)
+    for size, images in source.sizes:
+        batch = source.predict(cfg, size, images)
         try:
             with torch.no_grad():
                 run(model, batch, 'predict')

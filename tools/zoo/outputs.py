@@ -89,7 +89,7 @@ class RegionTap:
             theirs = next(old)
             if theirs is None:
                 return mine
-            if self.noise and theirs.dim() == 4 and theirs.is_floating_point():
+            if self.noise and theirs.dim() >= 4 and theirs.is_floating_point():
                 size = self.noise * theirs.square().mean().sqrt()
                 return theirs + size * torch.randn_like(theirs)
             return theirs.clone()

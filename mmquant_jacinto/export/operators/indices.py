@@ -50,6 +50,8 @@ def _setitem(site, x, index, value):
     items = index_items(site, x, index)
     if any(isinstance(item, Tensor) for item in items):
         return _scatter(site, x, items, name)
+    if any(isinstance(item, list) for item in items):
+        return _write_listed(site, x, items, name)
     region, shape = [], []
     for axis, item in enumerate(items):
         if isinstance(item, int):
@@ -86,6 +88,18 @@ def _scatter(site: SiteWriter, x: Tensor, items: list, value: str) -> str:
     ]
     name = site.node('Expand', value, site.node('Concat', *shape, axis=0))
     return site.node('ScatterND', x, places, name)
+
+
+def _write_listed(site: SiteWriter, x: Tensor, items: list, value: str) -> str:
+    """``x[:, [3, 1]] = value``: elements out of both, one put behind the other."""
+    axis = next(i for i, item in enumerate(items) if isinstance(item, list))
+    if any(item != slice(None) for item in [*items[:axis], *items[axis + 1 :]]):
+        raise NotImplementedError('writing to a list of indices and a part besides')
+    shape = site.ints([*x.shape[:axis], len(items[axis]), *x.shape[axis + 1 :]])
+    both = site.node('Concat', x, site.node('Expand', value, shape), axis=axis)
+    order = torch.arange(size := x.shape[axis])
+    order[items[axis]] = size + torch.arange(len(items[axis]))
+    return site.node('Gather', both, order, axis=axis)
 
 
 def replace_part(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...execute.integer.exact_functions import Pool
 from ...execute.integer.sampling import Resize
 from ...record.ops import per_axis
+from .shape import cut
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
@@ -103,13 +104,37 @@ def _adaptive(kind: str) -> Callable:
         if all(size == 1 for size in sizes):
             return site.node(f'Global{kind}', x)
         if any(n % size for n, size in zip(x.shape[2:], sizes)):
-            raise NotImplementedError(
-                f'adaptive pooling from {tuple(x.shape[2:])} to {tuple(sizes)}'
-            )
+            if kind == 'AveragePool':
+                # Out of the integer kernel's reach, which alone is right at ties.
+                raise NotImplementedError(
+                    f'adaptive pooling from {tuple(x.shape[2:])} to {tuple(sizes)}'
+                )
+            return _pooled_one_by_one(site, kind, site.value(x), x.shape[2:], sizes, 2)
         kernel = [n // size for n, size in zip(x.shape[2:], sizes)]
         return site.node(kind, x, kernel_shape=kernel, strides=kernel)
 
     return translate
+
+
+def _pooled_one_by_one(
+    site: SiteWriter,
+    kind: str,
+    x: str,
+    shape: Sequence[int],
+    sizes: Sequence[int],
+    axis: int,
+) -> str:
+    """Adaptive pooling where windows overlap."""
+    if not sizes:
+        return site.node(f'Global{kind}', x)
+    n, size = shape[0], sizes[0]
+    bounds = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+    parts = [cut(site, x, [axis], [start], [end], [1]) for start, end in bounds]
+    parts = [
+        _pooled_one_by_one(site, kind, part, shape[1:], sizes[1:], axis + 1)
+        for part in parts
+    ]
+    return site.node('Concat', *parts, axis=axis) if size > 1 else parts[0]
 
 
 for _dims in (1, 2, 3):

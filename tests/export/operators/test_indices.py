@@ -23,6 +23,8 @@ OPERATORS = {
     'setitem whole': lambda x: written(x, slice(None), x.flip(1)),
     'setitem number': lambda x: written(x, (slice(None), 1), 2.5),
     'setitem mask': lambda x: written(x, x > 0.5, torch.tensor(1)),
+    'setitem listed': lambda x: written(x, (slice(None), [2, 0, -1]), x[:, :3] + 1),
+    'setitem listed number': lambda x: written(x, (Ellipsis, [0, 2]), 0.5),
     'setitem nothing': lambda x: written(x, (slice(None), slice(5, 2)), 3.0),
     'setitem places': lambda x: written(x, torch.where(cold(x)), 0.25),
     'setitem no place': lambda x: written(x, torch.where(x > 1e9), 0.25),

@@ -30,6 +30,7 @@ OPERATORS = {
     ),
     'avg_pool1d of three': lambda x: F.avg_pool1d(sixes(x).flatten(2), 3),
     'adaptive_avg_pool2d parts': lambda x: F.adaptive_avg_pool2d(x, (2, 4)),
+    'adaptive_max_pool2d uneven': lambda x: F.adaptive_max_pool2d(x, (3, 5)),
     'adaptive_avg_pool3d': lambda x: F.adaptive_avg_pool3d(x[:, None], 2),
     'adaptive_max_pool1d': lambda x: F.adaptive_max_pool1d(x.flatten(2), 4),
     'adaptive_max_pool2d': lambda x: F.adaptive_max_pool2d(x, 2),

@@ -1,0 +1,1 @@
+"""The libraries of OpenMMLab beside MMDetection: which of their models quantize."""

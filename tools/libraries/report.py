@@ -1,0 +1,140 @@
+"""The matrix of libraries."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from zoo.report import (
+    BOUNDS,
+    _decibels,
+    _equal,
+    _exports,
+    _in_float,
+    _predicted,
+    _section,
+    shortfalls,
+)
+
+from .imports import LIBRARIES
+
+# Why a model falls short by itself, by a part of its config's name.
+EXPLANATIONS = {
+    'svtr': 'Its thin-plate spline multiplies coordinates by a badly conditioned '
+    'matrix of constants, which 16 bits do not hold; with '
+    "`quantize.overrides={'preprocessor.tps': False}` it stays in float",
+    'pointpillars': 'What its pillars are encoded from reaches over metres and shares '
+    'of a metre in one tensor: that encoder needs 16 bits',
+}
+COMMAND = (
+    'python tools/sweep_libraries.py --json docs/libraries.json '
+    '--table docs/libraries.md'
+)
+INTRODUCTION = """# OpenMMLab's other libraries, quantized
+
+Written by `{command}`; do not edit. {versions}.
+
+Each model is built from its library's own config with random weights, on one CPU
+thread, and examined as [the zoo of MMDetection](zoo.md) is: *16 bits* and *8 bits*
+are the signal to quantization noise of the head output that has the least, in dB, in
+integers, for `onnxruntime`, with ranges from the same batch; the bounds are
+{bounds[16]:.0f} and {bounds[8]:.0f} dB. *Gain*: what the float model does to noise in
+its image. *QAT*: one training step has a finite loss, and the same parameters get
+gradients as in float. *Reload*: a checkpoint gives the same predictions, bit for bit.
+*Export*: the share of the file's outputs that ONNX Runtime computes equal to the
+integer model on images that gave no ranges. *Runner*: `tools/train.py` in QAT, then
+in calibration, `tools/export.py` with its proof, `tools/test.py` of checkpoint and
+file, on data in the library's own layout: of how many images both predict the same,
+bit for bit (`--runner`, one config of each library).
+
+`make test-libraries` builds the environment (`requirements/libraries.txt`; what mends
+the imports is in `tools/libraries/imports.py`) and tests the last column.
+
+{counts}
+"""
+
+
+def write_table(reports: list[dict[str, Any]], path: Path, versions: str) -> None:
+    """Writes the table in Markdown.
+
+    Args:
+        reports (List[dict]): Of ``zoo.check.examine``, with columns.
+        path (Path): Where to.
+        versions (str): Of the libraries.
+    """
+    order = list(LIBRARIES)
+    reports = sorted(
+        reports,
+        key=lambda row: (order.index(row['config'].partition('/')[0]), row['config']),
+    )
+    ran = [row for row in reports if row.get('status') == 'ok']
+    failed = [row for row in reports if row.get('status') == 'failed']
+    absent = [row for row in reports if row.get('status') == 'no float']
+    counts = Counter(row['config'].partition('/')[0] for row in ran)
+    text = ', '.join(f'{LIBRARIES[name]} {count}' for name, count in counts.items())
+    lines = [
+        INTRODUCTION.format(
+            command=COMMAND,
+            versions=versions,
+            bounds={int(bits): bound for bits, bound in BOUNDS.items()},
+            counts=f'{len(reports)} configs: {len(ran)} run quantized ({text}); '
+            f'{len(failed)} do not; {len(absent)} do not run in float here.',
+        ),
+        '| config | in float | 16 bits | 8 bits | gain | QAT | reload | export '
+        '| runner |',
+        '| --- | ' + '--: | ' * 4 + '--- | --- | --: | --: |',
+        *map(_row, ran),
+        '',
+        *_section('Shortfalls', {r['config']: _shortfalls(r) for r in ran}),
+        *_section('Not quantized', {r['config']: _failure(r) for r in failed}),
+        *_section('Not in float here', {r['config']: _failure(r) for r in absent}),
+        *_exports(ran),
+        *_section('Not through the runner', _not_through(reports)),
+        *_section(
+            'No loss here, so no QAT step',
+            {r['config']: r.get('no loss', '') for r in ran},
+        ),
+        *_in_float(ran),
+    ]
+    path.write_text('\n'.join(lines).rstrip() + '\n')
+
+
+def _row(report: dict[str, Any]) -> str:
+    qat = report.get('qat')
+    trained = '–'
+    if qat is not None:
+        same = not qat['lost_gradients'] and not qat['new_gradients']
+        trained = 'yes' if qat['finite'] and same else 'no'
+    cells = [
+        f'`{report["config"].removesuffix(".py")}`',
+        str(len(report['in_float'])),
+        *(_decibels(report['sqnr'][bits]['least']) for bits in BOUNDS),
+        _decibels(report.get('noise_gain')),
+        trained,
+        'yes' if report['reload'] else 'no',
+        _equal(report.get('export')),
+        _predicted(report.get('runner')),
+    ]
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def _shortfalls(report: dict[str, Any]) -> str:
+    found = shortfalls(report)
+    for part, text in EXPLANATIONS.items():
+        if found and part in report['config']:
+            found.append(text)
+    return '; '.join(found)
+
+
+def _failure(report: dict[str, Any]) -> str:
+    return f'{report.get("failed", "")}: {report["error"]}'
+
+
+def _not_through(reports: list[dict[str, Any]]) -> dict[str, str]:
+    found = {}
+    for report in reports:
+        item = report.get('runner', {})
+        if 'reason' in item:
+            found[report['config']] = item['reason']
+        elif item.get('equal', 0) < item.get('images', 0):
+            found[report['config']] = 'predictions differ'
+    return found
