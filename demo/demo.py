@@ -19,11 +19,13 @@ from pathlib import Path
 from digits import compose_digits
 from process_settings import set_process_defaults
 from report import draw_detections, write_table
+from scores import choose_images, find_interval, read_detections, read_truths
 from voc_folder import VOCFolder, read_voc_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 BCCD = ROOT.parent / 'shared' / 'data' / 'bccd'
 CONFIG = 'configs/demo/ssd_mobilenet_fpn'
+NUM_PICTURES = 3
 METRIC = 'pascal_voc/mAP'
 # The training images that float training sees, and QAT, in all epochs together.
 IMAGES = dict(full=(3700, 820), short=(205, 205))
@@ -202,20 +204,30 @@ def main() -> None:
     train(stages['qat'], load_from=stages['float'].checkpoint)
     accuracies = {name: test(stage) for name, stage in stages.items()}
 
+    truths = read_truths(stages['float'].config)
+    found = {
+        name: read_detections(stage.predictions, truths)
+        for name, stage in stages.items()
+    }
+    known = list(truths.values())
     size = settings['INPUT_SIZE']
     results = dict(
         dataset=data.name,
         model='SSD-FPN MobileNetV2',
         resolution=f'{size}x{size}',
         **accuracies,
+        intervals={name: find_interval(found[name], known) for name in found},
         epochs=epochs,
         qat_epochs=qat_epochs,
     )
     print()
     write_table(results, out)
     picture = out / 'detections.png'
+    chosen, threshold = choose_images(list(found.values()), known, NUM_PICTURES)
     draw_detections(
-        {stage.title: stage.predictions for stage in stages.values()},
+        {stages[name].title: [item[i] for i in chosen] for name, item in found.items()},
+        [Path(known[i].path) for i in chosen],
+        threshold,
         data.classes,
         picture,
     )

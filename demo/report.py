@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import mmcv
-from mmengine.fileio import load
 from rich.console import Console
 from rich.table import Table
+
+from mmquant_jacinto.report.detections import Detections
 
 COLUMNS = {
     'dataset': 'Dataset',
@@ -18,8 +19,6 @@ COLUMNS = {
     'ptq': 'Acc 8bit Calib',
     'qat': 'Acc 8bit QAT',
 }
-SCORE_THRESHOLD = 0.5
-NUM_PICTURES = 3
 COLORS = ['tab:red', 'tab:blue', 'tab:orange', 'tab:green', 'tab:purple', 'tab:cyan']
 
 
@@ -28,31 +27,41 @@ def write_table(results: dict, folder: Path) -> None:
 
     Args:
         results: The keys of ``COLUMNS`` and any others, which go only into the
-            JSON file. Accuracies are mAP50, from 0 to 1.
+            JSON file. Accuracies are mAP50, from 0 to 1, and ``'intervals'`` has a
+            low and a high one for each.
         folder: Where the files go.
     """
-    cells = [
-        f'{100 * results[key]:.1f}' if isinstance(results[key], float) else results[key]
-        for key in COLUMNS
-    ]
-    table = Table(*COLUMNS.values(), title='mAP50 in percent')
+    cells = [_cell(results, key) for key in COLUMNS]
+    table = Table(*COLUMNS.values(), title='mAP50 in percent (95 % interval)')
     table.add_row(*cells)
     # wide enough for one line a row, also where no terminal tells its width
-    Console(width=100).print(table)
+    Console(width=110).print(table)
     (folder / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
     rows = [COLUMNS.values(), ['---'] * len(COLUMNS), cells]
     lines = [f'| {" | ".join(row)} |' for row in rows]
     (folder / 'results.md').write_text('\n'.join(lines) + '\n')
 
 
+def _cell(results: dict, key: str) -> str:
+    if key not in results['intervals']:
+        return results[key]
+    low, high = results['intervals'][key]
+    return f'{100 * results[key]:.1f} ({100 * low:.1f} to {100 * high:.1f})'
+
+
 def draw_detections(
-    predictions: dict[str, Path], classes: tuple[str, ...], path: Path
+    models: dict[str, list[Detections]],
+    images: list[Path],
+    threshold: float,
+    classes: tuple[str, ...],
+    path: Path,
 ) -> None:
     """Draw what each model detects in the same images, side by side.
 
     Args:
-        predictions: A title for each model, and the file that ``tools/test.py
-            --out`` wrote for it.
+        models: A title for each model, and what it found in each image.
+        images: The images.
+        threshold: The score from which detections are drawn.
         classes: The names of the classes.
         path: The picture to write.
     """
@@ -61,23 +70,18 @@ def draw_detections(
     matplotlib.use('Agg')
     from matplotlib import lines, pyplot
 
-    models = {title: load(str(file)) for title, file in predictions.items()}
-    num_images = len(next(iter(models.values())))
-    num_rows = min(NUM_PICTURES, num_images)
     figure, axes = pyplot.subplots(
-        num_rows,
+        len(images),
         len(models),
         squeeze=False,
         layout='constrained',
-        figsize=(4 * len(models), 3.1 * num_rows),
+        figsize=(4 * len(models), 3.1 * len(images)),
     )
-    for row in range(num_rows):
-        # spread over the test set: neighbours may be much alike
-        index = row * num_images // num_rows
-        for column, (title, samples) in enumerate(models.items()):
-            draw_sample(axes[row, column], samples[index])
+    for row, image in enumerate(images):
+        for column, (title, found) in enumerate(models.items()):
+            draw_image(axes[row, column], image, found[row], threshold)
             if row == 0:
-                axes[row, column].set_title(title)
+                axes[row, column].set_title(f'{title}, scores from {threshold:.2f}')
     handles = [
         lines.Line2D([], [], color=COLORS[label % len(COLORS)], label=name)
         for label, name in enumerate(classes[: len(COLORS)])
@@ -87,19 +91,13 @@ def draw_detections(
     pyplot.close(figure)
 
 
-def draw_sample(axis, sample: dict) -> None:
-    """Draw one image and its detections.
-
-    Args:
-        axis: The matplotlib axes to draw into.
-        sample: One element of what ``tools/test.py --out`` writes.
-    """
-    axis.imshow(mmcv.imread(sample['img_path'], channel_order='rgb'))
+def draw_image(axis, image: Path, found: Detections, threshold: float) -> None:
+    """Draw an image and its detections into matplotlib's axes."""
+    axis.imshow(mmcv.imread(str(image), channel_order='rgb'))
     axis.set_axis_off()
     axis.set_autoscale_on(False)
-    found = sample['pred_instances']
-    for box, label, score in zip(found['bboxes'], found['labels'], found['scores']):
-        if score >= SCORE_THRESHOLD:
+    for box, label, score in zip(found.boxes, found.labels, found.scores):
+        if score >= threshold:
             left, top, right, bottom = box.tolist()
             axis.plot(
                 [left, right, right, left, left],
