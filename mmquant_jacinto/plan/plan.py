@@ -161,6 +161,8 @@ class Step:
             views of its memory.
         joins (str, optional): The call that the target computes as one with it,
             and that has the grid of both.
+        again (Tuple[str]): Quantizers of what a layer reads where its run is one again,
+            see :class:`Repeat`.
     """
 
     kind: str
@@ -175,6 +177,7 @@ class Step:
     weight_format: Optional[TensorFormat] = None
     is_shared: bool = False
     joins: Optional[str] = None
+    again: tuple[str, ...] = ()
 
     @property
     def follows(self) -> bool:
@@ -311,7 +314,7 @@ class Plan:
             if spec['ends'] is None:
                 del spec['ends']
         for step in data['steps'].values():
-            for key in ('is_shared', 'joins'):
+            for key in ('is_shared', 'joins', 'again'):
                 if not step[key]:
                     del step[key]
         has_open = any(step.joins is not None for step in self.steps.values())
@@ -395,6 +398,7 @@ def _step(item: dict[str, Any]) -> Step:
             'inputs': tuple(item['inputs']),
             'clip': _tuple(item['clip']),
             'entries': tuple(tuple(entry) for entry in item.get('entries', ())),
+            'again': tuple(item.get('again', ())),
             'weight_format': None if fmt is None else TensorFormat(**fmt),
         }
     )

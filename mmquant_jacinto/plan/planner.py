@@ -306,6 +306,12 @@ class Planner:
             )
             if weight_format and site.kind == ops.CONV_TRANSPOSE:
                 weight_format = replace(weight_format, per_channel=False)
+        again: set[Optional[str]] = set()
+        if weight is not None and self.graph.repeats:
+            again = {name_of(value) for value in site.further_inputs} - {
+                None,
+                inputs[0],
+            }
         tail = chain.tail.outputs[0]
         output = None if tail in self.raw else name_of(tail)
         steps = {}
@@ -324,6 +330,7 @@ class Planner:
                 weight_format if head else None,
                 item.is_shared,
                 self.open.get(tail),
+                tuple(sorted(filter(None, again))) if head else (),
             )
         return steps
 

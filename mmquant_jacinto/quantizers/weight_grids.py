@@ -317,7 +317,8 @@ class WeightGrids:
         inputs: dict[str, set[int]] = {name: {none} for name in self.layers}
         for step in plan.steps.values():
             if step.weight is not None and not step.follows and step.inputs[0]:
-                inputs[step.weight].add(self.activations.index[step.inputs[0]])
+                for name in (step.inputs[0], *step.again):
+                    inputs[step.weight].add(self.activations.index[name])
         width = max(len(found) for found in inputs.values())
         rows = [[*found, *[none] * (width - len(found))] for found in inputs.values()]
         return torch.tensor(rows, device=device)

@@ -119,6 +119,26 @@ def test_further_steps_of_a_recurrence_are_quantized():
     assert len(steps) == 40
 
 
+def test_bias_fits_the_grids_of_all_steps():
+    # It is counted in steps of what a layer reads, which a later run has finer.
+    def forward(net, x):
+        x = net.layer(x)
+        for _ in range(2):
+            x = net.layer(F.relu(x))
+        return x
+
+    net = Forward(forward, layer=nn.Conv2d(3, 3, 1)).eval()
+    with torch.no_grad():
+        net.layer.weight.mul_(0.01)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = net(x)
+    quantization = calibrated(net, x, target='onnxruntime', bits=16)
+    assert quantization.plan.repeats
+    with torch.no_grad():
+        assert snr(expected, net(x)) > 60
+
+
 def test_a_plan_that_numbers_its_calls_is_executed_as_it_was(monkeypatch):
     x = torch.randn(1, 3, 8, 8)
     net = Views(views=2)
