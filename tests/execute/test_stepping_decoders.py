@@ -4,16 +4,17 @@ import importlib.util
 
 import pytest
 import torch
-from libraries.batches import source_of
-from libraries.imports import import_library
-from zoo.configs import strip_pretrained
-from zoo.models import build_and_predict, run
 
 from mmquant_jacinto import QuantizeConfig, quantize_model
 from mmquant_jacinto.wrappers.prepare import plan_model, probe_passes
 
 if importlib.util.find_spec('mmocr') is None:
     pytest.skip('MMOCR is not installed', allow_module_level=True)
+
+from libraries.batches import source_of  # noqa: E402
+from libraries.imports import import_library  # noqa: E402
+from zoo.configs import strip_pretrained  # noqa: E402
+from zoo.models import build_and_predict, run  # noqa: E402
 
 SATRN = 'mmocr/textrecog/satrn/satrn_shallow-small_5e_st_mj.py'
 LETTERS = 5
