@@ -8,6 +8,9 @@ from torch.overrides import TorchFunctionMode
 from . import attention as attention  # fills WRITTEN_OUT
 from . import products as products  # that too
 from .ops import EARLIER, OPS, WRITTEN_OUT, Op
+from .single_indices import make_seen
+
+make_seen(OPS)
 
 
 class CallMode(TorchFunctionMode):
