@@ -1,6 +1,6 @@
 READY := .venv/.ready
 
-.PHONY: help demo test test-forks test-libraries lint docs peers clean
+.PHONY: help demo test test-forks test-libraries test-torch lint docs peers clean
 
 help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
@@ -8,6 +8,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make test-forks  the tests of engine, runners and detectors on OneDL'\''s forks'
 	@echo 'make test-libraries  models of MMPose, MMRotate, MMOCR, MMAction2 and MMDetection3D'
+	@echo 'make test-torch TORCH=2.1.2  the tests of the engine on another torch'
 	@echo 'make lint    rules, format, types, and which folder may import which'
 	@echo 'make docs    the documentation as a site, in docs/_build/html'
 	@echo 'make peers   compare with other libraries, CHECKPOINT=float.pth; of another'
@@ -39,6 +40,14 @@ test-libraries:
 	.venv-libraries/bin/python -m pytest tests/runners/test_libraries.py \
 		tests/runners/test_mmyolo.py tests/runners/test_sister_libraries.py \
 		tests/tools/test_sweep_libraries.py
+
+# The engine alone: the rest needs an MMCV that is compiled for that torch.
+TORCH_TESTS := $(addprefix tests/,config record plan quantizers methods execute)
+
+test-torch:
+	VENV='.venv-torch-$(TORCH)' TORCH='$(TORCH)' PYTHON='$(PYTHON)' \
+		bash requirements/setup_torch.sh
+	'.venv-torch-$(TORCH)/bin/python' -m pytest $(TORCH_TESTS)
 
 lint: $(READY)
 	.venv/bin/ruff check .
