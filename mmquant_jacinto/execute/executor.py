@@ -27,6 +27,7 @@ from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
 from .in_place_calls import (
     current,
+    current_keywords,
     current_leaves,
     is_in_place,
     operand_of,
@@ -319,6 +320,7 @@ class Executor(CallMode):
             return func(*args, **kwargs)
         step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))
         args = tuple([current(item) for item in args])
+        kwargs = current_keywords(kwargs)
         if step is None or not _has_floats(args, kwargs):
             return func(*args, **kwargs)
         if step.entries:
@@ -357,6 +359,7 @@ class Executor(CallMode):
         # Of a getter (`x.shape`) it makes no difference.
         if func.__name__ != '__get__':
             args = tuple([current(item) for item in args])
+            kwargs = current_keywords(kwargs)
         return func(*args, **kwargs)
 
     def _quantize_operands(

@@ -52,6 +52,13 @@ def current(item: Any) -> Any:
     return item
 
 
+def current_keywords(kwargs: dict) -> dict:
+    """Keyword arguments, less what is written to."""
+    return {
+        key: item if key == 'out' else current(item) for key, item in kwargs.items()
+    }
+
+
 def current_leaves(output: Any) -> Any:
     leaves, structure = tree_flatten(output)
     return tree_unflatten([current(leaf) for leaf in leaves], structure)

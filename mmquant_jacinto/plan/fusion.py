@@ -203,7 +203,9 @@ class Dataflow:
         if reader.kind != ops.CLIP or self.steep.intersection(reader.outputs):
             # A bound that keeps what is divided by from zero is no step of a grid.
             return None
-        return reader
+        read = {reader.inputs[0], *reader.further_inputs}
+        # Where its number comes again, it may clamp what nobody has clamped.
+        return reader if read == {tail.outputs[0]} else None
 
     def _statistics(self) -> set[int]:
         """Values that follow from powers and roots alone; they stay in float."""

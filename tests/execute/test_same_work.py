@@ -139,6 +139,27 @@ def test_bias_fits_the_grids_of_all_steps():
         assert snr(expected, net(x)) > 60
 
 
+def test_a_number_that_comes_again_fuses_nothing():
+    # The second clamp is a layer's own; by its number a later one clamps another's.
+    def forward(net, x):
+        first = net.first(x)
+        second = net.layer(F.relu(first))
+        third = net.layer(F.relu(second))
+        net.layer(F.relu(first))
+        net.layer(F.relu6(third))
+        return net.layer(F.relu(third))
+
+    torch.manual_seed(0)
+    layers = dict(first=nn.Conv2d(3, 4, 3, padding=1), layer=nn.Conv2d(4, 4, 1))
+    net, x = Forward(forward, **layers).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = net(x)
+    quantization = calibrated(net, x, target='onnxruntime', bits=16)
+    assert quantization.plan.repeats
+    with torch.no_grad():
+        assert snr(expected, net(x)) > 60
+
+
 def test_a_plan_that_numbers_its_calls_is_executed_as_it_was(monkeypatch):
     x = torch.randn(1, 3, 8, 8)
     net = Views(views=2)

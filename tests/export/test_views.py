@@ -53,6 +53,9 @@ WRITES = {
     'view of what is written': lambda x: (
         lambda v: torch.cat([through(x, lambda x: x.mul_(2))[:, 4:], v], 1)
     )(x[:, :4]),
+    'read by keyword': lambda x: torch.add(
+        input=through(x * 1.5, lambda x: x.add_(1)), other=x, alpha=2
+    ),
     'out': lambda x: torch.mul(x, x, out=torch.empty_like(x)),
 }
 
