@@ -23,6 +23,11 @@ from .overrides import Overrides
 from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec, narrow_name
 
 
+def input_name(call: str, leaf: int) -> str:
+    """Name of the quantizer of an argument of a region's call."""
+    return f'{call}/input' + (f'#{leaf}' if leaf else '')
+
+
 class ActivationSpecs:
     """The activation quantizers of a recorded graph, in order of first use.
 
@@ -158,7 +163,7 @@ class ActivationSpecs:
         for value, entries in self.flow.graph.region_inputs.items():
             call, leaf = entries[0]
             if self.groups.find(value) in self._read:
-                name = f'{call}/input' + (f'#{leaf}' if leaf else '')
+                name = input_name(call, leaf)
                 bits = self.overrides.calls.get(name) or None
                 self._add(self.groups.find(value), name, INPUT, bits, False)
 

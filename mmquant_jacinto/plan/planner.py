@@ -16,7 +16,7 @@ from ..record import ops
 from ..record.graph import Graph, Site
 from ..targets.formats import DEPTHWISE, TensorFormat
 from ..targets.target import get_target
-from .activation_specs import ActivationSpecs
+from .activation_specs import ActivationSpecs, input_name
 from .channel_pairs import find_pairs
 from .file_operators import operator_of
 from .fusion import Chain, Dataflow
@@ -97,7 +97,7 @@ class Planner:
     def _check_raised(self) -> None:
         """Refuses what was raised in another model."""
         inputs = {
-            f'{call}/input' + (f'#{leaf}' if leaf else '')
+            input_name(call, leaf)
             for entries in self.graph.region_inputs.values()
             for call, leaf in entries
         }
@@ -306,12 +306,10 @@ class Planner:
             )
             if weight_format and site.kind == ops.CONV_TRANSPOSE:
                 weight_format = replace(weight_format, per_channel=False)
-        again: set[Optional[str]] = set()
+        again: tuple[str, ...] = ()
         if weight is not None and self.graph.repeats:
-            again = {name_of(value) for value in site.further_inputs} - {
-                None,
-                inputs[0],
-            }
+            found = {name_of(value) for value in site.further_inputs} - {inputs[0]}
+            again = tuple(sorted(filter(None, found)))
         tail = chain.tail.outputs[0]
         output = None if tail in self.raw else name_of(tail)
         steps = {}
@@ -330,7 +328,7 @@ class Planner:
                 weight_format if head else None,
                 item.is_shared,
                 self.open.get(tail),
-                tuple(sorted(filter(None, again))) if head else (),
+                again if head else (),
             )
         return steps
 

@@ -6,13 +6,11 @@ from typing import Any
 
 from zoo.report import (
     BOUNDS,
-    _decibels,
-    _equal,
     _exports,
     _in_float,
-    _predicted,
     _section,
     shortfalls,
+    table_row,
 )
 
 from .imports import LIBRARIES
@@ -82,7 +80,7 @@ def write_table(reports: list[dict[str, Any]], path: Path, versions: str) -> Non
         '| config | in float | 16 bits | 8 bits | gain | QAT | reload | export '
         '| runner |',
         '| --- | ' + '--: | ' * 4 + '--- | --- | --: | --: |',
-        *map(_row, ran),
+        *(table_row(report, [], 'runner') for report in ran),
         '',
         *_section('Shortfalls', {r['config']: _shortfalls(r) for r in ran}),
         *_section('Not quantized', {r['config']: _failure(r) for r in failed}),
@@ -96,25 +94,6 @@ def write_table(reports: list[dict[str, Any]], path: Path, versions: str) -> Non
         *_in_float(ran),
     ]
     path.write_text('\n'.join(lines).rstrip() + '\n')
-
-
-def _row(report: dict[str, Any]) -> str:
-    qat = report.get('qat')
-    trained = '–'
-    if qat is not None:
-        same = not qat['lost_gradients'] and not qat['new_gradients']
-        trained = 'yes' if qat['finite'] and same else 'no'
-    cells = [
-        f'`{report["config"].removesuffix(".py")}`',
-        str(len(report['in_float'])),
-        *(_decibels(report['sqnr'][bits]['least']) for bits in BOUNDS),
-        _decibels(report.get('noise_gain')),
-        trained,
-        'yes' if report['reload'] else 'no',
-        _equal(report.get('export')),
-        _predicted(report.get('runner')),
-    ]
-    return '| ' + ' | '.join(cells) + ' |'
 
 
 def _shortfalls(report: dict[str, Any]) -> str:

@@ -218,7 +218,18 @@ def _explained(report: dict[str, Any]) -> list[str]:
 
 
 def _row(report: dict[str, Any]) -> str:
-    least = [_decibels(report['sqnr'][bits]['least']) for bits in BOUNDS]
+    sizes = [str(report[key]) for key in ('regions', 'sites', 'weights')]
+    return table_row(report, sizes, 'commands')
+
+
+def table_row(report: dict[str, Any], sizes: list[str], commands: str) -> str:
+    """A model's row: what it has, how far it is from float, and its file.
+
+    Args:
+        report (Dict[str, Any]): Of the model.
+        sizes (List[str]): Cells behind its name.
+        commands (str): Key of what was predicted by commands.
+    """
     qat = report.get('qat')
     trained = '–'
     if qat is not None:
@@ -226,14 +237,14 @@ def _row(report: dict[str, Any]) -> str:
         trained = 'yes' if qat['finite'] and same else 'no'
     cells = [
         f'`{report["config"].removesuffix(".py")}`',
-        *(str(report[key]) for key in ('regions', 'sites', 'weights')),
+        *sizes,
         str(len(report['in_float'])),
-        *least,
+        *(_decibels(report['sqnr'][bits]['least']) for bits in BOUNDS),
         _decibels(report.get('noise_gain')),
         trained,
         'yes' if report['reload'] else 'no',
         _equal(report.get('export')),
-        _predicted(report.get('commands')),
+        _predicted(report.get(commands)),
     ]
     return '| ' + ' | '.join(cells) + ' |'
 

@@ -36,7 +36,8 @@ def promise_integers(x: Tensor) -> None:
 
 def is_promised(x: Tensor) -> bool:
     """Whether a tensor that carries no integers is on its quantizer's grid."""
-    return getattr(x, _PROMISED, None) == version_of(x) and tag_of(x) is None
+    version = getattr(x, _PROMISED, None)
+    return version is not None and version == version_of(x) and tag_of(x) is None
 
 
 def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:

@@ -11,10 +11,10 @@ from torch import Tensor
 from ...execute.integer.exact_functions import Pool
 from ...execute.integer.sampling import Resize
 from ...record.ops import per_axis
-from .shape import cut
 from .translation import (
     TRANSLATIONS,
     SiteWriter,
+    cut,
     translates,
 )
 
