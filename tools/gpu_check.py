@@ -49,7 +49,7 @@ def pytest_stage(name: str, limit: float, *files: str) -> Stage:
     def command(args: argparse.Namespace) -> list[str]:
         processes = []
         if importlib.util.find_spec('xdist') and args.device != 'cpu':
-            processes = ['-n', str(max(1, min(8, (os.cpu_count() or 1) - 2)))]
+            processes = ['-n', str(max(1, min(12, (os.cpu_count() or 1) - 2)))]
         xml = f'--junitxml={args.out / "logs" / name}.xml'
         options = ['-q', '-p', 'no:cacheprovider', '--tb=short', xml]
         return ['-m', 'pytest', *files, *options, *processes]
@@ -107,7 +107,7 @@ def summarize(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # By worth.
 STAGES = {
     'cuda': pytest_stage('cuda', 120, 'tests/gpu/test_cuda.py'),
-    'tests': pytest_stage('tests', 150, 'tests', '--deselect=tests/gpu/test_cuda.py'),
+    'tests': pytest_stage('tests', 180, 'tests', '--deselect=tests/gpu/test_cuda.py'),
     'sums': script_stage('sums', 'tools/gpu/sums.py', 40),
     'step_time': script_stage(
         'step_time', 'tools/gpu/step_time.py', 120, '--profiles', '{out}'
@@ -190,6 +190,20 @@ def wait_for(folder: Path, until: float) -> bool:
     return True
 
 
+def stop(process: subprocess.Popen) -> None:
+    """Ends a stage and what it started; pytest writes what it has when interrupted."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # all of it has ended
+        pass
+    process.wait()
+
+
 def run_stage(
     name: str, stage: Stage, args: argparse.Namespace, deadline: float
 ) -> dict[str, Any]:
@@ -219,8 +233,7 @@ def run_stage(
             code = process.wait(limit)
             status = 'ok' if code == 0 else f'ended with {code}'
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            stop(process)
             status = f'stopped after {limit:.0f} s'
     seconds = time.monotonic() - start - waited
     result = dict(status=status, seconds=round(seconds, 1), waited=round(waited, 1))
