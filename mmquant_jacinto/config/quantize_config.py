@@ -6,7 +6,7 @@ from typing import Any, Literal, Optional, Union, cast
 
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, WEIGHT_OBSERVERS, look_up
-from ..targets.formats import DEPTHWISE
+from ..targets.formats import DEPTHWISE, check_bits
 from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
 from ..targets.target import get_preset
 from .build import build
@@ -23,7 +23,7 @@ from .sections import (
     check_switch,
     is_number,
 )
-from .widths import Bits, check_override, check_widths
+from .widths import LEAST_AT_EDGES, Bits, check_override, check_widths, with_wide_sums
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
@@ -52,7 +52,9 @@ class QuantizeConfig:
             ``dict(weight=4, activation=8, output=16)``; ``sum``: of what an addition
             reads and gives, wider than ``activation`` where layers are to multiply
             narrower ones than residual branches carry. Defaults to the target's, 8 for
-            all of ours; ``sum`` and ``output`` to ``activation``.
+            all of ours; ``sum`` and ``output`` to ``activation``, at least 8.
+        edge_bits (int, optional): Least width of the first and the last layers, and
+            of what these read, where ``overrides`` says nothing. None: 8.
         target (str): Numeric formats and arithmetic, a name in
             :data:`~mmquant_jacinto.registry.QUANT_TARGETS`. Defaults to
             ``'jacinto'``.
@@ -111,6 +113,7 @@ class QuantizeConfig:
 
     mode: str = 'qat'
     bits: Optional[Bits] = None
+    edge_bits: Optional[int] = None
     target: str = 'jacinto'
     overrides: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
@@ -139,6 +142,9 @@ class QuantizeConfig:
         if self.bits is None:
             object.__setattr__(self, 'bits', self._target_bits())
         check_widths('quantize.bits', self.bits)
+        object.__setattr__(self, 'bits', with_wide_sums(self.bits))
+        if self.edge_bits is not None:
+            check_bits('quantize.edge_bits', self.edge_bits)
         for pattern, value in self.overrides.items():
             _check_pattern(pattern, value)
         if self.observer is not None:
@@ -274,6 +280,11 @@ class QuantizeConfig:
         if kind in ('sum', 'output'):
             return bits.get(kind, bits.get('activation', default))
         return bits.get(kind, default)
+
+    @property
+    def least_at_edges(self) -> int:
+        """int: Width that the first and the last layers have at least."""
+        return LEAST_AT_EDGES if self.edge_bits is None else self.edge_bits
 
     @property
     def widens_sums(self) -> bool:

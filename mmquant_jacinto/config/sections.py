@@ -250,14 +250,18 @@ class Finetune:
             grid; falls to zero as a cosine. Defaults to 0.005.
         lr_mult (float): That of the logarithms of scales, in units of ``lr``. Defaults
             to 1.
+        augment (bool): Whether images that come again are seen differently: parts of
+            them, mirrored, lighter or darker. Defaults to True.
     """
 
     iterations: int = 300
     lr: float = 0.005
     lr_mult: float = 1.0
+    augment: bool = True
 
     def __post_init__(self) -> None:
         check_count('finetune.iterations', self.iterations, 1)
+        check_switch('finetune.augment', self.augment)
         check_positive('finetune.lr', self.lr)
         check_positive('finetune.lr_mult', self.lr_mult)
 

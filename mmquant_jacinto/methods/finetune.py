@@ -5,15 +5,19 @@ a quantized network end to end, on a few unlabelled images: the student is the
 fake-quantized model with learned scales, its batch normalization folded; the teacher is
 the same model in float, with the weights that it had before anything was calibrated.
 What is brought together is what leaves the network; what decodes it takes no part.
+Images that come again are seen differently, and some are kept to judge by: where those
+have come no nearer to float, all is put back.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,91 +27,54 @@ from torch import Tensor
 from ..config.sections import Finetune
 from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
-from ..execute.fake_quantize import Simulate
 from ..execute.state import State
-from ..plan.plan import Step
 from ..quantizers.layers import channel_rows
 from ..quantizers.observers import is_distributed
-from .network_outputs import FloatOutputs, Outputs
+from .image_views import image_view
+from .output_error import Kept, OutputError
 
 REPORTS = 10  # lines in the log
-# The share of its mean over the images that an output's energy counts as at least.
-LEAST_ENERGY = 0.1
-# Elements of the teacher's outputs that are held, to be seen again.
-MAX_HELD = 2**26
-# What a pass gave: each output's quantizer, and the tensor.
-Kept = list[tuple[str, Tensor]]
+# Of so many batches one is not trained on, but judges.
+JUDGED = 8
+# Iterations after which the log says how long the others take.
+TIMED = 5
+# Seeds of views of an image, which differ by how often it was seen.
+VIEWS = 2**16
 
 
-class Student(Simulate):
-    """Runs fake-quantized on known ranges, and keeps what leaves the network.
-
-    Args:
-        state (State): Of the quantized model.
-    """
-
-    observes = False  # ranges are where the scales started
-
-    def __init__(self, state: State) -> None:
-        super().__init__(state)
-        self.outputs = Outputs(state.plan)
-
-    def begin(self) -> None:
-        super().begin()
-        self.outputs.take()
-
-    def end(self) -> None:
-        """No step of a training: nothing is measured or counted."""
-
-    def _emit(self, step: Step, x: Any) -> Any:
-        return self.outputs.add(step, super()._emit(step, x))
-
-
-def paired(outputs: Kept, reference: Kept) -> list[tuple[str, Tensor, Tensor]]:
-    """Outputs of two passes that belong together, and their quantizers.
-
-    The k-th tensor of a quantizer in one pass belongs to the k-th in the other. Tensors
-    of another shape, for boxes that the model itself proposes, are left out.
-    """
-    waiting: dict[str, list[Tensor]] = {}
-    for name, x in reference:
-        waiting.setdefault(name, []).append(x)
-    pairs = []
-    for name, x in outputs:
-        known = waiting.get(name)
-        expected = known.pop(0) if known else None
-        if expected is not None and expected.shape == x.shape:
-            pairs.append((name, x, expected))
-    return pairs
-
-
-def output_loss(
-    outputs: Kept, reference: Kept, least: Mapping[str, Tensor]
-) -> Tensor | None:
-    """Squared error over squared reference, mean over the outputs.
+class View(NamedTuple):
+    """What an iteration trains on.
 
     Args:
-        outputs (Kept): Of the student, with a graph.
-        reference (Kept): Of the teacher.
-        least (Mapping[str, Tensor]): Mean squares by quantizer: a reference counts as
-            no smaller. One that is nearly zero on an image would outweigh all others.
-
-    Returns:
-        Tensor, optional: Zero-dimensional; None where no outputs belong together.
+        batch (Any): As a dataloader yields it, or a view of it.
+        key (Any): What it is known by if it comes again; None if it does not.
     """
-    losses = []
-    for name, x, expected in paired(outputs, reference):
-        expected = expected.detach().float()
-        size = expected.square().mean().maximum(least[name])
-        losses.append((x.float() - expected).square().mean() / size)
-    return torch.stack(losses).mean() if losses else None
+
+    batch: Any
+    key: Any
 
 
-def _cycle(batches: Iterable[Any]) -> Iterator[tuple[Any, int]]:
-    """Batches, and which ones they are, again and again."""
-    while True:
+def judges(count: int) -> set[int]:
+    """Which of so many batches judge what the others teach; none of few."""
+    return set(range(0, count, JUDGED)) if count >= JUDGED else set()
+
+
+def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:
+    """Batches to train on, again and again; from the second time on, views of them.
+
+    Args:
+        batches (Sequence): Gives the same batches each time.
+        augment (bool): Whether there are views.
+    """
+    left_out = judges(len(batches))
+    for visit in itertools.count():
         for index, batch in enumerate(batches):
-            yield batch, index
+            if index in left_out:
+                continue
+            seen = None
+            if augment and visit:
+                seen = image_view(batch, index * VIEWS + visit % VIEWS)
+            yield View(batch, index) if seen is None else View(seen, None)
 
 
 class Finetuning:
@@ -124,28 +91,20 @@ class Finetuning:
         self, state: State, run: Callable[[Behaviour, Any], None], options: Finetune
     ) -> None:
         self.state = state
-        self.run = run
         self.options = options
-        self._held: dict[int, Kept] = {}
-        # Of the teacher's outputs: sums of their mean squares, and how many.
-        self._squares: dict[str, tuple[Tensor, Tensor]] = {}
-        self.teacher, self.student = FloatOutputs(state), Student(state)
-        activations = state.activations
-        # Nothing below a step of their grid can be told apart.
-        self._least_squares = {
-            name: activations.host_grid(name).scale ** 2
-            if activations.has_range(name)
-            else torch.finfo(torch.float32).tiny
-            for name in self.student.outputs.names
-        }
+        self.error = OutputError(state, run)
+        self.student = self.error.student
         with torch.no_grad():
             self.student.begin()
 
-    def train(self, batches: Iterable[Any]) -> list[float]:
+    def train(self, batches: Sequence[Any]) -> list[float]:
         """Trains on as many batches as there are iterations.
 
+        Of eight batches or more every eighth is not trained on. Where these have come
+        no nearer to float, all is put back as it was.
+
         Args:
-            batches (Iterable): Gives the same batches each time.
+            batches (Sequence): Gives the same batches each time.
 
         Returns:
             List[float]: The loss of each iteration, mean of all processes. Those in
@@ -154,26 +113,62 @@ class Finetuning:
         Raises:
             QuantizeError: If the loss is not finite, or no output can be compared.
         """
+        left_out = judges(len(batches))
+        judged = [(i, batch) for i, batch in enumerate(batches) if i in left_out]
+        before = self.error.mean(judged) if judged else None
+        with self._leaves() as (optimizer, parameters):
+            known = [parameter.detach().clone() for parameter in parameters]
+            history = self._train(batches, optimizer, parameters)
+            self._place_biases()
+            after = self.error.mean(judged) if judged else None
+            if before is not None and not (after is not None and after < before):
+                print_log(
+                    f'Fine-tuning: images that it was not trained on are at {after} '
+                    f'of {before:.5f} before: all is as it was calibrated.',
+                    'current',
+                    logging.WARNING,
+                )
+                with torch.no_grad():
+                    for parameter, value in zip(parameters, known):
+                        parameter.copy_(value)
+            elif before is not None:
+                print_log(
+                    'Fine-tuning: on images that it was not trained on the error went '
+                    f'from {before:.5f} to {after:.5f}.',
+                    'current',
+                )
+        return history
+
+    def _train(
+        self,
+        batches: Sequence[Any],
+        optimizer: torch.optim.Optimizer,
+        parameters: list[Tensor],
+    ) -> list[float]:
+        """All iterations; see :meth:`train`."""
         total = self.options.iterations
         every = math.ceil(total / REPORTS)
         history: list[float] = []
-        with self._leaves() as (optimizer, parameters):
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-            steps = itertools.islice(_cycle(batches), total)
-            for done, (batch, index) in enumerate(steps, 1):
-                reference = self._reference(batch, index)
-                loss = self._descend(batch, reference, parameters)
-                if loss is not None:
-                    history.append(loss)
-                    optimizer.step()
-                    schedule.step()
-                if history and (done % every == 0 or done == total):
-                    recent = history[-every:]
-                    print_log(
-                        f'Fine-tuning: iteration {done} of {total}, '
-                        f'loss {sum(recent) / len(recent):.5f}',
-                        'current',
-                    )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+        steps = itertools.islice(views(batches, self.options.augment), total)
+        start = time.monotonic()
+        for done, (batch, key) in enumerate(steps, 1):
+            reference = self.error.reference(batch, key)
+            loss = self._descend(batch, reference, parameters)
+            if loss is not None:
+                history.append(loss)
+                optimizer.step()
+                schedule.step()
+            if done == TIMED < total:
+                left = (time.monotonic() - start) / TIMED * (total - TIMED)
+                print_log(f'Fine-tuning: about {left:.0f} s are left.', 'current')
+            if history and (done % every == 0 or done == total):
+                recent = history[-every:]
+                print_log(
+                    f'Fine-tuning: iteration {done} of {total}, '
+                    f'loss {sum(recent) / len(recent):.5f}',
+                    'current',
+                )
         if not history:
             raise QuantizeError(
                 'quantize.finetune: the float model gives NaN or infinity on every '
@@ -181,33 +176,6 @@ class Finetuning:
                 'normalization of the images'
             )
         return history
-
-    @torch.no_grad()
-    def _reference(self, batch: Any, index: int) -> Kept:
-        """What the teacher gives for a batch; held where there is room for it."""
-        if index in self._held:
-            return self._held[index]
-        self.run(self.teacher, batch)
-        outputs = self.teacher.outputs.take()
-        for name, x in outputs:
-            total, count = self._squares.get(name, (0.0, 0.0))
-            square = x.float().square().mean()
-            finite = square.isfinite()
-            total = total + torch.where(finite, square, torch.zeros_like(square))
-            self._squares[name] = total, count + finite.float()
-        known = (*self._held.values(), outputs)
-        if sum(x.numel() for part in known for _, x in part) <= MAX_HELD:
-            self._held[index] = outputs
-        return outputs
-
-    def _least(self) -> dict[str, Tensor]:
-        """What the mean squares of outputs count as at least, by quantizer."""
-        return {
-            name: (LEAST_ENERGY * total / count.clamp(min=1)).clamp(
-                min=self._least_squares[name]
-            )
-            for name, (total, count) in self._squares.items()
-        }
 
     def _gradients(
         self, batch: Any, reference: Kept, parameters: list[Tensor]
@@ -219,8 +187,7 @@ class Finetuning:
         """
         with torch.enable_grad():
             self._place_biases()
-            self.run(self.student, batch)
-            loss = output_loss(self.student.outputs.take(), reference, self._least())
+            loss = self.error.loss(batch, reference)
         flat = torch.zeros(
             3 + sum(p.numel() for p in parameters), device=parameters[0].device
         )

@@ -16,12 +16,12 @@ from mmquant_jacinto import (
     QuantizeError,
     QuantTestModule,
 )
-from mmquant_jacinto.methods import finetune
 from mmquant_jacinto.methods import network_outputs as outputs
-from mmquant_jacinto.methods.finetune import output_loss, paired
+from mmquant_jacinto.methods import output_error
+from mmquant_jacinto.methods.output_error import output_loss, paired
 
-BITS = dict(weight=4, activation=4, output=8)
-OPTIONS = dict(iterations=60, lr=0.05)
+BITS = dict(weight=4, activation=4, sum=4, output=8)
+OPTIONS = dict(iterations=60, lr=0.05, augment=False)
 
 
 def images(count=8):
@@ -30,7 +30,8 @@ def images(count=8):
 
 
 def calibrate(net, batches, options=None, **quantize):
-    quantize = {**dict(target='onnxruntime', bits=BITS), **quantize}
+    few = dict(target='onnxruntime', bits=BITS, edge_bits=4)
+    quantize = {**few, **quantize}
     model = QuantCalibrateModule(
         net.eval(), batches[0], finetune=options or OPTIONS, **quantize
     ).train()
@@ -88,7 +89,7 @@ def test_outputs_are_paired_by_quantizer_and_order():
 
 @pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
 def test_outputs_come_nearer_and_the_checkpoint_tests_the_same(target):
-    batches, float_net = images(), toy()
+    batches, float_net = images(7), toy()
     states = []
     for _ in range(2):
         net = copy.deepcopy(float_net)
@@ -116,6 +117,21 @@ def test_outputs_come_nearer_and_the_checkpoint_tests_the_same(target):
     assert torch.equal(test(batches[0]), model(batches[0]))
 
 
+@pytest.mark.parametrize('lr, kept', [(0.02, True), (2.0, False)])
+def test_what_does_not_help_images_that_it_did_not_see_is_taken_back(lr, kept):
+    batches, net = images(8), toy()
+    options = dict(iterations=20, lr=lr, augment=False)
+    model = calibrate(net, batches, options, target='onnxruntime')
+    before = copy.deepcopy(net.state_dict())
+    error = noise_to_signal(model, toy(), batches[:1])
+    assert len(model.finetune(batches)) == 20
+    after = net.state_dict()
+    same = [torch.equal(value, after[name]) for name, value in before.items()]
+    assert all(same) != kept
+    found = noise_to_signal(model, toy(), batches[:1])
+    assert found < error if kept else found == error
+
+
 def test_frozen_weights_are_trained_and_frozen_again():
     net, batches = toy(), images(2)
     net.stem.weight.requires_grad_(False)
@@ -130,7 +146,8 @@ def test_frozen_weights_are_trained_and_frozen_again():
 def test_the_teacher_has_the_weights_from_before_the_calibration(monkeypatch):
     float_net, batches = toy(), images(3)
     net = copy.deepcopy(float_net)
-    model = calibrate(net, batches, dict(iterations=5), rounding='coordinate_descent')
+    options = dict(iterations=5, augment=False)
+    model = calibrate(net, batches, options, rounding='coordinate_descent')
     model.round_weights(batches)
     assert not torch.equal(net.stem.weight, float_net.stem.weight)
     references = []
@@ -139,7 +156,7 @@ def test_the_teacher_has_the_weights_from_before_the_calibration(monkeypatch):
         references.append(reference)
         return output_loss(outputs, reference, least)
 
-    monkeypatch.setattr(finetune, 'output_loss', note)
+    monkeypatch.setattr(output_error, 'output_loss', note)
     model.finetune(batches)
     assert len(references) == 5
     with torch.no_grad():
@@ -149,14 +166,15 @@ def test_the_teacher_has_the_weights_from_before_the_calibration(monkeypatch):
 
 @pytest.mark.parametrize('held', [0, 2**26])
 def test_outputs_of_the_teacher_are_held_where_there_is_room(held, monkeypatch):
-    monkeypatch.setattr(finetune, 'MAX_HELD', held)
+    monkeypatch.setattr(output_error, 'MAX_HELD', held)
     runs = []
     begin = outputs.FloatOutputs.begin
     monkeypatch.setattr(
         outputs.FloatOutputs, 'begin', lambda self: (runs.append(1), begin(self))
     )
     batches = images(2)
-    calibrate(toy(), batches, dict(iterations=6)).finetune(batches)
+    options = dict(iterations=6, augment=False)
+    calibrate(toy(), batches, options).finetune(batches)
     assert len(runs) == (2 if held else 6)
 
 
@@ -200,7 +218,7 @@ def test_decoding_takes_no_part():
         batches[0],
         target='onnxruntime',
         bits=BITS,
-        finetune=dict(iterations=40, lr=0.05),
+        finetune=dict(iterations=40, lr=0.05, augment=False),
     ).train()
     for batch in batches:
         model.calibrate_step(batch, None, 0.0)

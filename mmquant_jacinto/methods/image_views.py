@@ -1,0 +1,79 @@
+"""Views of images: few images without labels, seen differently each time.
+
+A network is taught what it gives in float itself, so whatever is shown needs no label:
+parts of an image, mirrored, lighter or darker, as in random resized crops (Szegedy et
+al., arXiv 1409.4842). Without them thirteen images are learned by heart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Least side of the part that is shown, as a share of the image's.
+LEAST_SIDE = 0.4
+# Share by which contrast is changed, and brightness in standard deviations.
+MOST_CONTRAST, MOST_SHIFT = 0.3, 0.3
+CHANNELS = (1, 3)
+
+
+def image_view(batch: Any, seed: int) -> Any:
+    """A view of a batch: the same shapes, other images.
+
+    Args:
+        batch (Any): A tensor of images (N, C, H, W), or a dict whose ``inputs`` are
+            such a tensor or a list of images (C, H, W), of 1 or 3 channels.
+        seed (int): Another view for another.
+
+    Returns:
+        Any: Like ``batch``; None where that holds no images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(batch, Tensor):
+        return _view(batch, generator) if _are_images(batch, 4) else None
+    inputs = batch.get('inputs') if isinstance(batch, Mapping) else None
+    if isinstance(inputs, Tensor) and _are_images(inputs, 4):
+        seen: Any = _view(inputs, generator)
+    elif (
+        isinstance(inputs, (list, tuple))
+        and inputs
+        and all(isinstance(x, Tensor) and _are_images(x, 3) for x in inputs)
+    ):
+        seen = [_view(x[None], generator)[0] for x in inputs]
+    else:
+        return None
+    # A preprocessor may change its batch in place.
+    rest = {key: item for key, item in batch.items() if key != 'inputs'}
+    return {**copy.deepcopy(rest), 'inputs': seen}
+
+
+def _are_images(x: Tensor, dims: int) -> bool:
+    is_number = x.is_floating_point() or x.dtype == torch.uint8
+    return is_number and x.dim() == dims and x.shape[-3] in CHANNELS and x.numel() > 0
+
+
+def _view(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A part of images, in their size and dtype: (N, C, H, W)."""
+    share, top, left, mirrored, gain, shift = torch.rand(
+        6, generator=generator
+    ).tolist()
+    height, width = x.shape[-2:]
+    side = LEAST_SIDE + (1 - LEAST_SIDE) * share
+    rows, columns = max(1, round(side * height)), max(1, round(side * width))
+    top, left = round(top * (height - rows)), round(left * (width - columns))
+    part = x[..., top : top + rows, left : left + columns].float()
+    part = F.interpolate(
+        part, size=(height, width), mode='bilinear', align_corners=False
+    )
+    if mirrored < 0.5:
+        part = part.flip(-1)
+    mean, deviation = part.mean(), part.std(unbiased=False)
+    gain = 1 + MOST_CONTRAST * (2 * gain - 1)
+    part = (part - mean) * gain + mean + MOST_SHIFT * (2 * shift - 1) * deviation
+    part = part.clamp(x.min().float(), x.max().float())
+    return part.round().to(x.dtype) if x.dtype == torch.uint8 else part.to(x.dtype)

@@ -1,0 +1,181 @@
+"""Output error: how far a quantized model's outputs are from those in float.
+
+What is compared is what leaves the network; what decodes it takes no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..execute.behaviour import Behaviour
+from ..execute.fake_quantize import Simulate
+from ..execute.state import State
+from ..plan.plan import Step
+from ..quantizers.observers import is_distributed
+from .network_outputs import FloatOutputs, Outputs
+
+# The share of its mean over the images that an output's energy counts as at least.
+LEAST_ENERGY = 0.1
+# Elements of the reference's outputs that are held, to be seen again.
+MAX_HELD = 2**26
+# What a pass gave: each output's quantizer, and the tensor.
+Kept = list[tuple[str, Tensor]]
+
+
+class Student(Simulate):
+    """Runs fake-quantized on known ranges, and keeps what leaves the network.
+
+    Args:
+        state (State): Of the quantized model.
+    """
+
+    observes = False  # ranges are where the scales started
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.outputs = Outputs(state.plan)
+
+    def begin(self) -> None:
+        super().begin()
+        self.outputs.take()
+
+    def end(self) -> None:
+        """No step of a training: nothing is measured or counted."""
+
+    def _emit(self, step: Step, x: Any) -> Any:
+        return self.outputs.add(step, super()._emit(step, x))
+
+
+def paired(outputs: Kept, reference: Kept) -> list[tuple[str, Tensor, Tensor]]:
+    """Outputs of two passes that belong together, and their quantizers.
+
+    The k-th tensor of a quantizer in one pass belongs to the k-th in the other. Tensors
+    of another shape, for boxes that the model itself proposes, are left out.
+    """
+    waiting: dict[str, list[Tensor]] = {}
+    for name, x in reference:
+        waiting.setdefault(name, []).append(x)
+    pairs = []
+    for name, x in outputs:
+        known = waiting.get(name)
+        expected = known.pop(0) if known else None
+        if expected is not None and expected.shape == x.shape:
+            pairs.append((name, x, expected))
+    return pairs
+
+
+def output_loss(
+    outputs: Kept, reference: Kept, least: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Squared error over squared reference, mean over the outputs.
+
+    Args:
+        outputs (Kept): Of the student, with a graph.
+        reference (Kept): Of the teacher.
+        least (Mapping[str, Tensor]): Mean squares by quantizer: a reference counts as
+            no smaller. One that is nearly zero on an image would outweigh all others.
+
+    Returns:
+        Tensor, optional: Zero-dimensional; None where no outputs belong together.
+    """
+    losses = []
+    for name, x, expected in paired(outputs, reference):
+        expected = expected.detach().float()
+        size = expected.square().mean().maximum(least[name])
+        losses.append((x.float() - expected).square().mean() / size)
+    return torch.stack(losses).mean() if losses else None
+
+
+class OutputError:
+    """Compares what a model gives quantized with what it gives in float.
+
+    Args:
+        state (State): Of the quantized model, with ranges.
+        run (Callable): Runs the model with a behaviour on a batch; with the float
+            weights, where the behaviour is the teacher.
+    """
+
+    def __init__(self, state: State, run: Callable[[Behaviour, Any], None]) -> None:
+        self.run = run
+        self._held: dict[Any, Kept] = {}
+        # Of the teacher's outputs: sums of their mean squares, and how many.
+        self._squares: dict[str, tuple[Tensor, Tensor]] = {}
+        self.teacher, self.student = FloatOutputs(state), Student(state)
+        activations = state.activations
+        # Nothing below a step of their grid can be told apart.
+        self._least_squares = {
+            name: activations.host_grid(name).scale ** 2
+            if activations.has_range(name)
+            else torch.finfo(torch.float32).tiny
+            for name in self.student.outputs.names
+        }
+
+    @torch.no_grad()
+    def reference(self, batch: Any, key: Any = None) -> Kept:
+        """What the teacher gives for a batch.
+
+        Args:
+            batch (Any): As a dataloader yields it.
+            key (Any): Of the batch, if it comes again: its outputs are held where
+                there is room for them.
+        """
+        if key is not None and key in self._held:
+            return self._held[key]
+        self.run(self.teacher, batch)
+        outputs = self.teacher.outputs.take()
+        for name, x in outputs:
+            total, count = self._squares.get(name, (0.0, 0.0))
+            square = x.float().square().mean()
+            finite = square.isfinite()
+            total = total + torch.where(finite, square, torch.zeros_like(square))
+            self._squares[name] = total, count + finite.float()
+        known = (*self._held.values(), outputs)
+        fits = sum(x.numel() for part in known for _, x in part) <= MAX_HELD
+        if key is not None and fits:
+            self._held[key] = outputs
+        return outputs
+
+    def loss(self, batch: Any, reference: Kept) -> Tensor | None:
+        """Of the student on a batch: see :func:`output_loss`."""
+        self.run(self.student, batch)
+        return output_loss(self.student.outputs.take(), reference, self._least())
+
+    @torch.no_grad()
+    def mean(self, batches: Iterable[tuple[Any, Any]]) -> float | None:
+        """Mean loss over batches in which the float outputs are finite.
+
+        Args:
+            batches (Iterable): Keys and batches; equally many in each process.
+
+        Returns:
+            float, optional: Of all processes; None where nothing can be compared.
+        """
+        batches = list(batches)
+        # First all references: what is small is judged by all images.
+        references = [self.reference(batch, key) for key, batch in batches]
+        totals = torch.zeros(2)
+        for (_, batch), reference in zip(batches, references):
+            loss = self.loss(batch, reference)
+            finite = all(x.isfinite().all() for _, x in reference)
+            if loss is not None and finite:
+                totals += torch.stack([loss.cpu(), torch.ones(())])
+        if is_distributed():
+            device = next(iter(self._squares.values()))[0].device
+            totals = totals.to(device)
+            dist.all_reduce(totals)
+        total, count = totals.tolist()
+        return total / count if count else None
+
+    def _least(self) -> dict[str, Tensor]:
+        """What the mean squares of outputs count as at least, by quantizer."""
+        return {
+            name: (LEAST_ENERGY * total / count.clamp(min=1)).clamp(
+                min=self._least_squares[name]
+            )
+            for name, (total, count) in self._squares.items()
+        }
