@@ -10,6 +10,21 @@ TENSOR_KINDS = ('weight', 'activation', 'sum', 'output')
 
 Bits = Union[int, Mapping[str, int]]
 
+# What sums, outputs, the first and the last layers have at least, unless told.
+LEAST_AT_EDGES = 8
+
+
+def with_wide_sums(bits: Bits) -> Bits:
+    """Widths where additions and outputs keep 8 bits if they are not mentioned.
+
+    What a layer multiplies costs a device by its width; what residual branches add up,
+    and what leaves the network, no layer multiplies as it is.
+    """
+    given = bits if isinstance(bits, Mapping) else dict(weight=bits, activation=bits)
+    if given.get('activation', LEAST_AT_EDGES) >= LEAST_AT_EDGES:
+        return bits
+    return dict(dict(sum=LEAST_AT_EDGES, output=LEAST_AT_EDGES), **given)
+
 
 def check_override(key: str, value: object) -> None:
     """Checks what gives a module, or a call, its width: False is float.

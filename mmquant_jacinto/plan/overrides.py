@@ -21,8 +21,12 @@ class Overrides:
         self, patterns: Mapping[str, Any], calls: Optional[Mapping[str, Any]] = None
     ) -> None:
         self.patterns = patterns
-        self.calls = calls or {}
+        self.calls = dict(calls or {})
         self._unused: set[str] = set(patterns)
+
+    def add_calls(self, calls: Mapping[str, Any]) -> None:
+        """Says of calls what nothing else says."""
+        self.calls = {**calls, **self.calls}
 
     def find(self, module: str) -> Any:
         """The value of the last pattern that matches; None if none does."""

@@ -18,6 +18,7 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from ..targets.target import get_target
 from .activation_specs import ActivationSpecs, input_name
 from .channel_pairs import find_pairs
+from .edges import edge_widths
 from .file_operators import operator_of
 from .fusion import Chain, Dataflow
 from .network import network_of
@@ -37,6 +38,7 @@ class Planner:
         self.overrides = Overrides(config.overrides, config.raised_layers)
         self.graph, self.in_float = network_of(graph, self.overrides)
         self.flow = flow = Dataflow(self.graph)
+        self.overrides.add_calls(edge_widths(flow, config))
         self.active, self.chains = flow.active, flow.chains
         self.rules = get_target(config.target).rules
         quantized = [

@@ -88,9 +88,17 @@ def test_bits_by_kind_fall_back_on_activation_then_on_8():
     config = QuantizeConfig(bits=dict(activation=6))
     assert config.bits_of('weight') == 8
     assert config.bits_of('activation') == 6
-    assert config.bits_of('output') == 6
     assert QuantizeConfig(bits=dict(weight=4)).bits_of('output') == 8
-    assert QuantizeConfig(bits=4).bits_of('output') == 4
+    wide = dict(weight=8, activation=16)
+    assert QuantizeConfig(bits=wide).bits_of('output') == 16
+
+
+def test_sums_and_outputs_have_8_bits_at_least_unless_told():
+    for bits in (4, dict(activation=4), dict(weight=4, activation=4)):
+        config = QuantizeConfig(bits=bits)
+        assert [config.bits_of(k) for k in ('activation', 'sum', 'output')] == [4, 8, 8]
+    told = QuantizeConfig(bits=dict(activation=4, sum=6, output=4))
+    assert [told.bits_of(kind) for kind in ('sum', 'output')] == [6, 4]
 
 
 def test_constraints_default_to_the_preset_and_can_be_switched_off():

@@ -79,7 +79,7 @@ def test_tensor_that_enters_two_regions_is_quantized_for_both(image):
 
 
 def test_outputs_have_bits_of_their_own(image):
-    quantize = dict(bits=dict(weight=4, activation=8, output=16))
+    quantize = dict(bits=dict(weight=4, activation=8, output=16), edge_bits=4)
     plan = make_plan(ToyDetector(), image, **quantize)
     assert bits(plan, 'output') == [16, 16]  # of the head's two levels
     assert set(bits(plan, 'activation')) == {8}
@@ -99,7 +99,7 @@ def residual_net():
     return Forward(forward, one=conv(), **{name: conv(8) for name in names})
 
 
-SUMS = dict(bits=dict(weight=4, activation=4, sum=8))
+SUMS = dict(bits=dict(weight=4, activation=4, sum=8), edge_bits=4)
 
 
 def test_sums_have_bits_of_their_own_and_layers_multiply_narrow_ones(image):
@@ -115,7 +115,7 @@ def test_sums_have_bits_of_their_own_and_layers_multiply_narrow_ones(image):
         '/add#1': 8,
         'five/conv2d': 8,
         '/add#2': 8,
-        'head/conv2d': 4,
+        'head/conv2d': 8,
         'one/conv2d:4bits': 4,
         '/add:4bits': 4,
         '/add#2:4bits': 4,

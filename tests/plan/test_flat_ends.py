@@ -55,7 +55,7 @@ def ends_of(function, bits=8, **modules):
         swish=Swish(),
         **modules,
     )
-    config = QuantizeConfig(target='onnxruntime', bits=bits)
+    config = QuantizeConfig(target='onnxruntime', bits=bits, edge_bits=4)
     x = torch.randn(1, 3, 8, 8)
     plan = plan_model(net.eval(), [lambda: net(x)], config)
     again = Plan.from_json(plan.to_json())

@@ -37,7 +37,7 @@ def test_plan_of_a_later_version_is_refused(toy_net, images):
 def test_a_bias_is_as_wide_as_its_operands(toy_net, images):
     for weight, activation in ((8, 8), (8, 16), (4, 8)):
         bits = dict(weight=weight, activation=activation)
-        plan = make_plan(toy_net, images, bits=bits)
+        plan = make_plan(toy_net, images, bits=bits, edge_bits=weight)
         widths = {
             name: plan.bias_width(name) - weight == plan.input_bits[name]
             for name in plan.weights

@@ -1,0 +1,98 @@
+"""Edges: which layers are first and last, and what they keep below 8 bits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toy_models import Forward, ToyDetector, make_plan
+from torch import nn
+
+from mmquant_jacinto import QuantizeConfig, QuantizeError
+
+
+def weights(plan):
+    return {name: spec.format.bits for name, spec in plan.weights.items()}
+
+
+def tensors(plan):
+    return {spec.name: spec.format.bits for spec in plan.activations}
+
+
+def chain_net():
+    def forward(net, x):
+        x = F.relu(net.two(F.relu(net.one(x))))
+        return net.head(F.relu(net.three(x)))
+
+    names = ('two', 'three', 'head')
+    return Forward(
+        forward,
+        one=nn.Conv2d(3, 8, 3),
+        **{name: nn.Conv2d(8, 8, 3) for name in names},
+    )
+
+
+def planned(net=None, **quantize):
+    x = torch.randn(1, 3, 32, 32)
+    return make_plan(net or chain_net(), x, target='onnxruntime', **quantize)
+
+
+@pytest.mark.parametrize('bits', [4, dict(weight=4, activation=4)])
+def test_first_and_last_layers_and_what_they_read_keep_8_bits(bits):
+    plan = planned(bits=bits)
+    assert weights(plan) == dict(one=8, two=4, three=4, head=8)
+    assert tensors(plan) == {
+        '/input': 8,
+        'one/conv2d': 8,
+        'two/conv2d': 4,
+        'three/conv2d': 8,  # the last layer reads it
+        'head/conv2d': 8,
+    }
+
+
+def test_4_bit_weights_alone_leave_the_tensors_as_they_are():
+    plan = planned(bits=dict(weight=4, activation=8, output=16))
+    assert weights(plan) == dict(one=8, two=4, three=4, head=8)
+    assert set(tensors(plan).values()) == {8, 16}
+    assert tensors(plan)['head/conv2d'] == 16
+
+
+@pytest.mark.parametrize('bits', [8, 16, dict(weight=8, activation=16)])
+def test_at_8_bits_and_more_nothing_is_an_edge(bits):
+    assert planned(bits=bits).to_json() == planned(bits=bits, edge_bits=2).to_json()
+
+
+def test_what_overrides_say_of_an_edge_stays():
+    plan = planned(bits=4, overrides={'one': 5, 'head': dict(weight=3)})
+    assert weights(plan) == dict(one=5, two=4, three=4, head=3)
+    plan = planned(bits=4, edge_bits=6)
+    assert weights(plan) == dict(one=6, two=4, three=4, head=6)
+    assert set(weights(planned(bits=4, edge_bits=4)).values()) == {4}
+
+
+def test_all_of_a_heads_last_layers_are_last():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.cls, self.reg = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = F.relu(self.inner(F.relu(self.stem(x))))
+            return self.cls(x), self.reg(x).exp()
+
+    plan = planned(Head().eval(), bits=dict(weight=4, activation=8))
+    assert weights(plan) == dict(stem=8, inner=4, cls=8, reg=8)
+
+
+def test_layers_between_regions_are_no_edges():
+    plan = planned(ToyDetector(), bits=dict(weight=4, activation=8))
+    found = weights(plan)
+    assert found['backbone.conv'] == 8 or found['backbone.stem'] == 8
+    assert {name: bits for name, bits in found.items() if name.startswith('head.')} == {
+        name: 8 if 'cls' in name else 4 for name in found if name.startswith('head.')
+    }
+
+
+@pytest.mark.parametrize('value', [1, 17, True, '8', 8.0])
+def test_what_is_no_width_is_refused(value):
+    with pytest.raises(QuantizeError, match='quantize.edge_bits=.* is not a bit width'):
+        QuantizeConfig(bits=4, edge_bits=value)
