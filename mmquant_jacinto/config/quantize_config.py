@@ -142,7 +142,6 @@ class QuantizeConfig:
         if self.bits is None:
             object.__setattr__(self, 'bits', self._target_bits())
         check_widths('quantize.bits', self.bits)
-        object.__setattr__(self, 'bits', with_wide_sums(self.bits))
         if self.edge_bits is not None:
             check_bits('quantize.edge_bits', self.edge_bits)
         for pattern, value in self.overrides.items():
@@ -270,7 +269,7 @@ class QuantizeConfig:
 
     def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
         """Width asked for tensors of ``kind``, where a module may override it."""
-        width = self.widths(kind, cast(Bits, self.bits))
+        width = self.widths(kind, with_wide_sums(cast(Bits, self.bits)))
         return width if override is None else self.widths(kind, override, width)
 
     def widths(self, kind: str, bits: Bits, default: int = 8) -> int:
@@ -289,7 +288,8 @@ class QuantizeConfig:
     @property
     def widens_sums(self) -> bool:
         """bool: Whether additions have a width of their own somewhere."""
-        given = (self.bits, *self.overrides.values())
+        bits = with_wide_sums(cast(Bits, self.bits))
+        given = (bits, *self.overrides.values())
         return any(isinstance(bits, Mapping) and 'sum' in bits for bits in given)
 
     @property

@@ -43,12 +43,11 @@ class QATHook(Hook):
         self.frozen: list[str] = []  # what a report says of it
 
     def before_train(self, runner: Runner) -> None:
-        """Finds what learned scales start from."""
+        """Finds what the training starts from."""
         fake_quants = runner.model.quantization.fake_quants
         if fake_quants is not None and _averaged(runner):
             fake_quants.check_averaged()
-        if runner.model.config.learns_scales:
-            runner.measure_ranges()
+        runner.measure_start()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""

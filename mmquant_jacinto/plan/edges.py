@@ -14,7 +14,6 @@ from ..record import ops
 from .fusion import Chain, Dataflow
 
 
-
 def edge_widths(flow: Dataflow, config: QuantizeConfig) -> dict[str, Mapping[str, int]]:
     """Widths of the first layers, the last ones, and of what makes their inputs.
 

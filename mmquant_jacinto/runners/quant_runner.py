@@ -17,7 +17,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..config.quantize_config import QuantizeConfig
-from ..config.sections import Calibration
 from ..errors import QuantizeError
 from ..hooks import ExactResumeHook, QATHook, ReportHook
 from ..plan.plan import Plan
@@ -27,12 +26,9 @@ from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
 from . import calibration_hooks
 from .calibration_batches import (
-    Batches,
-    calibration_dataloader,
-    count_batches,
     first_batch,
 )
-from .calibration_loop import CalibrationLoop, check_measured
+from .calibration_loop import CalibrationLoop
 from .checkpoint_files import (
     PART,
     RemoveAfterSaving,
@@ -54,6 +50,7 @@ from .refusals import (
 )
 from .run_start import find_start, load_from_in_file
 from .train_batches import equalize_epochs, with_new_workers
+from .training_start import measure_start
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
@@ -253,24 +250,9 @@ class QuantRunner(Runner):
             optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
         return super().build_optim_wrapper(optim_wrapper)
 
-    def measure_ranges(self) -> None:
-        """Finds what learned scales start from, where they have not started."""
-        if self.model.quantization.has_scales:
-            return
-        learned = self.quantize_config.learned_scale
-        images = self.quantize_config.calibration.dataloader
-        config = (
-            Calibration(iterations=1, dataloader=images)
-            if learned is None
-            else Calibration(num_images=learned.num_images, dataloader=images)
-        )
-        with preserved_random_state():
-            loader = calibration_dataloader(self, config)
-            batches = count_batches(loader, config)
-            self.logger.info(f'Ranges that training starts from: {batches} batches.')
-            self.model.measure_ranges(Batches(loader, batches))
-        if learned is not None:
-            check_measured(self.model.quantization.activations, self.logger)
+    def measure_start(self) -> None:
+        """Finds what channels and ranges a training starts from, if it has not."""
+        measure_start(self)
 
     def _calibrate(self) -> nn.Module:
         with preserved_random_state():

@@ -1,8 +1,9 @@
 """The wrapper for quantization aware training."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from mmengine.model import MMDistributedDataParallel
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..config.sections import is_number
 from ..errors import QuantizeError
 from ..execute import quantization as phases
+from ..execute.corrections.channel_factors import ChannelReach
 from .glibc_memory import keep_freed_memory
 from .quant_module import QuantModule
 
@@ -146,29 +148,38 @@ class QuantTrainModule(QuantModule):
         return changed
 
     @torch.no_grad()
-    def measure_ranges(self, batches: Iterable[Any]) -> None:
-        """Finds what learned scales start from, before the training.
+    def measure_start(self, batches: Iterable[Any]) -> None:
+        """Finds what channels are divided by, and ranges, before the training.
 
-        Ranges are measured in float; fake quantizers of others see what they will
-        see in training.
+        Both are measured in float; fake quantizers of others see what they will see
+        in training.
 
         Args:
-            batches (Iterable): As a dataloader yields them; equally many in each
-                process.
+            batches (Iterable): As a dataloader yields them, the same each time it is
+                iterated over; equally many in each process.
         """
         training = self.training
         self.module.eval()
         quantization = self.quantization
-        if quantization.fake_quants is None:
-            quantization.set_phase(phases.OBSERVE)
-        else:
+        if quantization.fake_quants is not None:
             quantization.set_phase(phases.TRAIN)
             quantization.activations.observing = False
-        for batch in batches:
-            args, call = self.predict_call(batch)
-            self.module(*args, **call)
+        else:
+            if self.plan.scaled:
+                quantization.set_phase(phases.REACH)
+                self._predict(batches)
+                behaviour = cast(ChannelReach, quantization.executor.behaviour)
+                quantization.channel_factor.copy_(behaviour.factors())
+            quantization.set_phase(phases.OBSERVE)
+        self._predict(batches)
         nn.Module.train(self, training)
         self._follow_mode()
+
+    def _predict(self, batches: Iterable[Any]) -> None:
+        for batch in batches:
+            # A preprocessor may change its batch in place.
+            args, call = self.arguments(copy.deepcopy(batch))
+            self.module(*args, **call)
 
     def _norms(self) -> Iterator[nn.Module]:
         return (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_models import Forward, ToyDetector, make_plan
 from torch import nn
+from toy_models import Forward, ToyDetector, make_plan
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 

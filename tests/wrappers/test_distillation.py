@@ -161,7 +161,8 @@ def test_recorders_see_what_the_next_module_sees(float_checkpoint, tmp_path):
     model.architecture.backbone.register_forward_hook(
         lambda module, args, output: seen.append(output)
     )
-    wrapper = QuantTrainModule(model, digits_batch(), bits=3, target='onnxruntime')
+    bits = dict(weight=3, activation=3, sum=3)
+    wrapper = QuantTrainModule(model, digits_batch(), bits=bits, target='onnxruntime')
     wrapper.train()
     data = model.data_preprocessor(digits_batch(), True)
     for _ in range(2):  # the first measures the ranges

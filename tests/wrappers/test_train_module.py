@@ -81,8 +81,9 @@ def test_unknown_keyword_is_refused(images):
 
 
 def test_config_can_be_given_whole(images):
-    model = QuantTrainModule(fresh_net(), images, config=QuantizeConfig(bits=4))
-    assert {spec.format.bits for spec in model.plan.weights.values()} == {4}
+    config = QuantizeConfig(bits=16)
+    plan = QuantTrainModule(fresh_net(), images, config=config).plan
+    assert {spec.format.bits for spec in plan.weights.values()} == {16}
 
 
 def epochs(model, images, total):

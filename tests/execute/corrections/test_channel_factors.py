@@ -160,6 +160,29 @@ def test_finetuning_learns_on_scaled_channels(x):
     assert sum(history[-5:]) < sum(history[:5])
 
 
+def test_training_starts_from_scaled_channels(x):
+    float_net = uneven(F.silu)
+    found = {}
+    for scales in (False, True):
+        qat = QuantTrainModule(
+            copy.deepcopy(float_net),
+            x,
+            target='onnxruntime',
+            observer='minmax',
+            scale_channels=scales,
+        ).train()
+        qat.measure_start([x])
+        assert qat.training and qat.quantization.has_ranges
+        assert (qat.quantization.channel_factor is not None) == scales
+        with torch.no_grad():
+            found[scales] = snr(float_net(x), qat.eval()(x))
+    assert found[True] > found[False] + 3
+    # Of what was measured nothing is measured anew as the training starts.
+    low = qat.quantization.activations.low.clone()
+    qat.train()(x)
+    assert qat.quantization.activations.low.le(low).all()
+
+
 def test_widths_are_chosen_on_scaled_channels(x):
     net = uneven(F.relu)
     budget = dict(average_bits=6.0, num_images=2)
