@@ -32,6 +32,8 @@ from .behaviour import Behaviour
 from .conditioning import compute_grids, condition_once
 from .state import State
 
+_MAKES_ITS_OWN = (ops.ADD, ops.AVERAGE, ops.MATMUL)
+
 
 class _HasGrids(Protocol):
     """What computes grids, and can go back to earlier ones."""
@@ -184,9 +186,9 @@ class Simulate(Behaviour):
     def _emit(self, step: Step, x: Any) -> Any:
         if step.output is None or not isinstance(x, Tensor):
             return x
-        # What a layer of the chain has just made belongs to nobody else, and no
-        # layer's backward pass needs its own output.
-        in_place = step.weight is not None
+        # What these have just made belongs to nobody else, and their backward pass does
+        # not need it.
+        in_place = step.weight is not None or step.kind in _MAKES_ITS_OWN
         return self._quantize(step.output, x, step.clip, in_place)
 
     def _quantize(

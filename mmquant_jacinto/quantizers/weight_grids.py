@@ -127,7 +127,7 @@ class WeightGrids:
     def quantize_all(self) -> None:
         """Puts all weights on their grids, where one launch can."""
         layers = self.layers.values()
-        if not isinstance(self._reach, triton_kernels.Reach) or any(
+        if self._reach is None or any(
             layer.correction is not None or layer.is_scaled for layer in layers
         ):
             return
@@ -150,14 +150,16 @@ class WeightGrids:
         if self._on_grids is None:
             return None
         weight = self.layers[name].weight
-        assert isinstance(self._reach, triton_kernels.Reach)
         start = self._reach.starts[self._index[name]]
         return self._on_grids.as_strided(weight.shape, weight.stride(), start)
 
     def _live_mask(self, flags: list[bool]) -> Tensor:
         """Channels of layers with live normalizations, bool."""
         if self._live is None or self._live[0] != flags:
-            channels = torch.tensor(flags, device='cpu').pin_memory()
+            channels = torch.tensor(flags, device='cpu')
+            if self.layer_of.is_cuda:
+                # From other memory a copy waits for the device.
+                channels = channels.pin_memory()
             channels = channels.to(self.layer_of.device, non_blocking=True)
             self._live = flags, channels[self.layer_of]
         return self._live[1]
