@@ -26,8 +26,7 @@ from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
 from .in_place_calls import (
-    current,
-    current_keywords,
+    current_call,
     current_leaves,
     is_in_place,
     operand_of,
@@ -319,8 +318,7 @@ class Executor(CallMode):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
         step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))
-        args = tuple([current(item) for item in args])
-        kwargs = current_keywords(kwargs)
+        args, kwargs = current_call(args, kwargs)
         if step is None or not _has_floats(args, kwargs):
             return func(*args, **kwargs)
         if step.entries:
@@ -358,8 +356,7 @@ class Executor(CallMode):
     def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         # Of a getter (`x.shape`) it makes no difference.
         if func.__name__ != '__get__':
-            args = tuple([current(item) for item in args])
-            kwargs = current_keywords(kwargs)
+            args, kwargs = current_call(args, kwargs)
         return func(*args, **kwargs)
 
     def _quantize_operands(
@@ -383,6 +380,8 @@ def _has_floats(args: tuple, kwargs: dict) -> bool:
     By the same name another pass may join a mask, or the letters that are to be
     learned, where this one joins queries.
     """
+    if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+        return True
     for item in (*args, *kwargs.values()):
         for x in item if isinstance(item, (list, tuple)) else (item,):
             if isinstance(x, Tensor) and x.is_floating_point():

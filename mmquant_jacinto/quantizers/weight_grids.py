@@ -149,7 +149,7 @@ class WeightGrids:
         """A weight as :meth:`quantize_all` left it; None where it did not."""
         if self._on_grids is None:
             return None
-        weight = self.layers[name].weight
+        weight = self.layers[name].parameter
         start = self._reach.starts[self._index[name]]
         return self._on_grids.as_strided(weight.shape, weight.stride(), start)
 

@@ -165,10 +165,23 @@ def quantize_weight(
     if on_grid is None:
         with torch.no_grad():
             on_grid = _on_grid(weight, None, step, fmt)
+    return straight_through(weight, on_grid)
+
+
+def straight_through(weight: Tensor, on_grid: Tensor) -> Tensor:
+    """A weight on its grid, with the gradient of the weight.
+
+    Args:
+        weight (Tensor): The weight.
+        on_grid (Tensor): What it is quantized, laid out as it.
+
+    Returns:
+        Tensor: Shape of the weight.
+    """
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return on_grid
-    # Straight through: the weight in the graph, with other values. A function of
-    # our own takes ten times as long, twice for each layer of each step.
+    # The weight in the graph, with other values. A function of our own takes ten times
+    # as long, twice for each layer of each step.
     out = weight.view_as(weight)
     out.data = on_grid
     return out
