@@ -31,7 +31,7 @@ def with_operand(x: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 class _Noted:
-    """Whether anything was ever replaced: as a rule nothing is, and none looks for it."""
+    """Whether anything was ever replaced: as a rule nothing is."""
 
     replaces = False
 
