@@ -84,8 +84,6 @@ class WeightGrids:
         self._reach: native.Reach | triton_kernels.Reach | None = None
         self.version = 0  # changes with the steps
         self._all_steps: Tensor | None = None
-        self._steps: dict[str, Tensor] = {}
-        self._live_steps: dict[str, Tensor] = {}
         self._places = dict(zip(layers, self._spans()))
         self._columns: tuple[Tensor, ...] = ()
         self._live_columns: Tensor | None = None
@@ -104,7 +102,7 @@ class WeightGrids:
 
     def step(self, name: str) -> Tensor:
         """Step of the folded weight's grid: (C,)."""
-        return self._steps[name]
+        return self._all_steps[self._places[name]]
 
     def live_step(self, name: str) -> Tensor:
         """The same in terms of the weight before folding: (C,), may be negative.
@@ -112,7 +110,7 @@ class WeightGrids:
         A channel that its normalization multiplies by zero (as residual
         branches start) has no grid; it gets one for the weight as it is.
         """
-        return self._live_steps[name]
+        return self._live_columns[self._places[name]]
 
     def folding(self, name: str) -> Folding:
         """What folding the layer's normalization takes, as last computed."""
@@ -174,8 +172,7 @@ class WeightGrids:
         return (
             self.version,
             self._all_steps,
-            self._steps,
-            self._live_steps,
+            self._live_columns,
             self._columns,
             self._foldings,
             self._on_grids,
@@ -186,8 +183,7 @@ class WeightGrids:
         (
             self.version,
             self._all_steps,
-            self._steps,
-            self._live_steps,
+            self._live_columns,
             self._columns,
             self._foldings,
             self._on_grids,
@@ -243,11 +239,9 @@ class WeightGrids:
             step / factor,
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
-        self._steps = dict(zip(self.layers, step.split(self.sizes)))
         self._columns = factor, bias, step, factor / step, deviation, offset
         self._live_columns, self._on_grids = live, None
         self._foldings = {}
-        self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""

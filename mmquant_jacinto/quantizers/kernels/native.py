@@ -214,7 +214,7 @@ def fold_gradient(
         Tensor: Gradient of the normalization's weight: (C,).
     """
     rows = grad.shape[0]
-    to_norm = torch.empty(rows)
+    to_norm = torch.empty(rows, device='cpu')
     columns = [x.contiguous() for x in (factor, bias_grad, offset, deviation)]
     _library.mmquant_fold_gradient(
         grad.data_ptr(),
@@ -240,7 +240,7 @@ class Reach:
         shapes: Sequence[tuple[int, int]],
         device: Optional[torch.device] = None,
     ) -> None:
-        rows, columns = (torch.tensor(side) for side in zip(*shapes))
+        rows, columns = (torch.tensor(side, device='cpu') for side in zip(*shapes))
         self._rows, self._columns = rows, columns
         self._starts = rows.cumsum(0) - rows
         self._total = int(rows.sum())
@@ -259,7 +259,7 @@ class Reach:
         Returns:
             Tuple[Tensor, Tensor]: Of the rows of all of them, end to end.
         """
-        low, high = torch.empty(self._total), torch.empty(self._total)
+        low, high = torch.empty(2, self._total, device='cpu').unbind()
         pointers = self._addresses(matrices)
         _library.mmquant_reach(
             pointers,
@@ -290,7 +290,7 @@ class Reach:
         Returns:
             Tensor: Their elements, end to end; ``starts`` says where each begins.
         """
-        out = torch.empty(self._elements)
+        out = torch.empty(self._elements, device='cpu')
         _library.mmquant_quantize_all(
             self._addresses(matrices),
             self._rows.data_ptr(),
