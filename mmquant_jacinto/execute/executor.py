@@ -240,19 +240,19 @@ class Executor(CallMode):
             )
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        result = None
-        if self._here.region is None:
-            if not self._here.in_root:
+        result, here = None, self._here
+        if here.region is None:
+            if not here.in_root:
                 self._refuse_replay(module)
             if module not in self.regions:
                 return None
-            if not self._here.in_root:
+            if not here.in_root:
                 # Called by somebody else (`model.extract_feat(x)`): a pass of
                 # its own.
                 self.behaviour.begin()
             if torch.is_inference_mode_enabled():
-                self._here.ordinary = ordinary_tensors()
-                self._here.ordinary.__enter__()
+                here.ordinary = ordinary_tensors()
+                here.ordinary.__enter__()
                 args, kwargs = result = made_ordinary((args, kwargs))
             names = self.plan.inputs.get(self.tracker.frame.node.name)
             if names:
@@ -275,17 +275,17 @@ class Executor(CallMode):
         return tree_unflatten(leaves, structure)
 
     def _exit(self, module: nn.Module, output: Any) -> Any:
-        result = None
-        if module is self._here.norm:
-            self._here.norm = None
+        result, here = None, self._here
+        if module is here.norm:
+            here.norm = None
             step = self._step('batch_norm', 0)
             if step is not None and isinstance(output, Tensor):
                 # What it calls is not the model's.
                 with torch._C.DisableTorchFunction():
                     result = self.behaviour.after_norm(step, output)
-        if module is self._here.region:
+        if module is here.region:
             self._close()
-            if not self._here.in_root:
+            if not here.in_root:
                 self.behaviour.end()
                 self.tracker.restart()
             return current_leaves(output if result is None else result)
@@ -311,10 +311,11 @@ class Executor(CallMode):
             )
 
     def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._here.norm is not None:
+        norm = self._here.norm
+        if norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
-                if step is not None and self.behaviour.folds(step, self._here.norm):
+                if step is not None and self.behaviour.folds(step, norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
         step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))

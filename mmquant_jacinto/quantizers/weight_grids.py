@@ -88,9 +88,8 @@ class WeightGrids:
         self._columns: tuple[Tensor, ...] = ()
         self._live_columns: Tensor | None = None
         self._foldings: dict[str, Folding] = {}
-        # Weights on their grids, end to end, where all are put there at once.
-        self._on_grids: Tensor | None = None
-        self._index = {name: i for i, name in enumerate(layers)}
+        # Weights on their grids, where all are put there at once.
+        self._on_grids: dict[str, Tensor] = {}
         self._live: tuple[list[bool], Tensor] | None = None
 
     def _spans(self) -> Iterator[slice]:
@@ -132,24 +131,25 @@ class WeightGrids:
         _, _, step, factor_in_steps, *_ = self._columns
         live_step = self._live_columns
         is_live = self._live_mask([layer.norm_is_live for layer in layers])
-        self._on_grids = self._reach.quantize(
-            [layer.weight for layer in layers],
+        weights = [layer.weight for layer in layers]
+        on_grids = self._reach.quantize(
+            weights,
             torch.where(is_live, live_step.reciprocal(), factor_in_steps),
             torch.where(is_live, live_step, step),
             (self.low, self.high),
         )
+        self._on_grids = {
+            name: on_grids.as_strided(weight.shape, weight.stride(), start)
+            for name, weight, start in zip(self.layers, weights, self._reach.starts)
+        }
 
     def forget_quantized(self) -> None:
         """Drops what :meth:`quantize_all` made."""
-        self._on_grids = None
+        self._on_grids = {}
 
     def on_grid(self, name: str) -> Tensor | None:
         """A weight as :meth:`quantize_all` left it; None where it did not."""
-        if self._on_grids is None:
-            return None
-        weight = self.layers[name].parameter
-        start = self._reach.starts[self._index[name]]
-        return self._on_grids.as_strided(weight.shape, weight.stride(), start)
+        return self._on_grids.get(name)
 
     def _live_mask(self, flags: list[bool]) -> Tensor:
         """Channels of layers with live normalizations, bool."""
@@ -240,7 +240,7 @@ class WeightGrids:
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
         self._columns = factor, bias, step, factor / step, deviation, offset
-        self._live_columns, self._on_grids = live, None
+        self._live_columns, self._on_grids = live, {}
         self._foldings = {}
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
