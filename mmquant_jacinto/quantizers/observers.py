@@ -301,14 +301,9 @@ class _Rows:
         self._rows: list[Tensor] = []
 
     def fill(self, samples: list[Tensor], nothing: float) -> Tensor:
-        """The samples, a row each, and behind them ``nothing``.
+        """The samples, a row each, behind them ``nothing``, always the same: (P, n).
 
-        Args:
-            samples (List[Tensor]): (n,) each.
-            nothing (float): The same in each step.
-
-        Returns:
-            Tensor: (P, n), n a whole number of blocks.
+        n is a whole number of blocks.
         """
         sizes = [sample.numel() for sample in samples]
         if sizes != self._sizes or self._table.device != samples[0].device:
@@ -317,9 +312,17 @@ class _Rows:
             rows = zip(self._table.unbind(), sizes)
             self._rows = [row.narrow(0, 0, size) for row, size in rows]
             self._sizes = sizes
-        # Together: on a GPU each of them would be a launch.
-        torch._foreach_copy_(self._rows, samples)
+        _copy_all(self._rows, samples)
         return self._table
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies together: on a GPU each of them would be a launch."""
+    if hasattr(torch, '_foreach_copy_'):
+        torch._foreach_copy_(targets, sources)
+    else:
+        for target, source in zip(targets, sources):
+            target.copy_(source)
 
 
 def _largest(
