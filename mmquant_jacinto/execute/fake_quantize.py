@@ -151,7 +151,8 @@ class Simulate(Behaviour):
             and self.activations.has_range(step.output)
         ):
             # The quantizer clamps.
-            return self._emit(step, ops.tensor_inputs(op, args, kwargs)[0])
+            clipped = args[0] if args else ops.tensor_inputs(op, args, kwargs)[0]
+            return self._emit(step, clipped)
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
@@ -238,9 +239,14 @@ class Simulate(Behaviour):
         if self._weights is not None:
             return self._fold(name, layer)
         learns = self.state.learned is not None or self._fake_quants is not None
-        trained = learns or any(
-            parameter is not None and parameter.requires_grad
-            for parameter in layer.parameters
+        # As a rule the weight is, and tells it soonest.
+        trained = (
+            learns
+            or layer.parameter.requires_grad
+            or any(
+                parameter is not None and parameter.requires_grad
+                for parameter in layer.parameters
+            )
         )
         if trained and torch.is_grad_enabled():
             return self._fold(name, layer)

@@ -257,6 +257,7 @@ class WeightGrids:
                     shapes = [(len(x), x.numel() // len(x)) for x in weights]
                     self._reach = kernels.Reach(shapes, self.layer_of.device)
                 return self._reach(weights)
+        self._reach = None
         ends = [channel_reach(layer) for layer in self.layers.values()]
         low, high = (torch.cat(end) for end in zip(*ends))
         return low, high
