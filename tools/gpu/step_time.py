@@ -24,7 +24,8 @@ from mmquant_jacinto.quantizers.kernels import triton_kernels
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 # Batch, side of the images, and rounds.
 LARGE, SMALL = (16, 512, 3), (2, 64, 7)
-VARIANTS = ('float', 'live', 'settled', 'frozen')
+# Hooked: watched as if quantized, and nothing done.
+VARIANTS = ('float', 'hooked', 'live', 'settled', 'frozen')
 TOP = 15  # operations in a profile
 
 
@@ -72,7 +73,9 @@ def make_variant(
     qat = QuantTrainModule(model, images[:1], total_epochs=12, target=target).train()
     trainer = Trainer(qat, images, dtype)
     trainer()
-    if name == 'frozen':
+    if name == 'hooked':
+        qat.quantization.set_phase('float')
+    elif name == 'frozen':
         qat.set_epoch(10, 12)
         qat.train()
     elif name == 'settled':
