@@ -94,8 +94,8 @@ def fake_quantize(
         (x, out, inside if notes else x, grid.scale, grid.low, grid.high),
         (
             count,
-            -torch.inf if above is None else above,
-            torch.inf if below is None else below,
+            -torch.inf if above is None else float(above),
+            torch.inf if below is None else float(below),
         ),
         dict(
             ROUNDING=_ROUNDINGS[grid.rounding], LANES=LANES if notes else 0, BLOCK=BLOCK

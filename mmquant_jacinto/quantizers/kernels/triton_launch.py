@@ -59,7 +59,8 @@ class Launcher:
         Args:
             programs (int): How many.
             tensors (Sequence[Tensor]): The pointers.
-            numbers (Sequence[float]): The first is ``count``.
+            numbers (Sequence[float]): The first is ``count``, the others floats: Triton
+                would compile another kernel for a whole number.
             constants (dict): What is known at compile time, in the kernel's order.
             **options: Of Triton; the same in each launch of the kernel.
         """
