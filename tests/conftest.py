@@ -15,18 +15,32 @@ from toy_models import ToyNet, randomize_norms
 from toy_runner import QAT, make_config, train
 
 DEVICE = os.environ.get('MMQUANT_TEST_DEVICE', 'cpu')
-_PROCESSES = 'it starts processes, which share work on CPUs'
-_RUNTIME = 'ONNX Runtime and what it is compared with run on a CPU'
-# Folders and files of tests, and why a GPU has nothing to do with them.
-CPU_ONLY = {
-    'quantizers/kernels/test_native.py': 'its kernels are those of a CPU',
-    'wrappers/test_glibc_memory.py': 'it is about the memory of the host',
-    'runners/test_cpu_distributed.py': _PROCESSES,
-    'runners/test_distributed.py': _PROCESSES,
-    'runners/test_killed_runs.py': _PROCESSES,
-    'export/': _RUNTIME,
-    'targets/': _RUNTIME,
-}
+TESTS = HELPERS.parent
+# Folders and files of tests that a GPU has nothing to do with. They are not collected.
+CPU_ONLY = (
+    # ONNX Runtime, what it is compared with, and the simulation of engines.
+    'export/',
+    'targets/',
+    # Processes that share work on CPUs, and the memory of the host.
+    'runners/test_cpu_distributed.py',
+    'runners/test_distributed.py',
+    'runners/test_killed_runs.py',
+    'wrappers/test_glibc_memory.py',
+    'quantizers/kernels/test_native.py',
+    # Documents, configs, plans, files and messages, and searches for a budget.
+    'benchmarks/',
+    'config/',
+    'docs/',
+    'packaging/',
+    'plan/',
+    'report/page/',
+    'runners/test_budget_runs.py',
+    'runners/test_checkpoint_files.py',
+    'runners/test_refusals.py',
+    'runners/test_refused_checkpoints.py',
+    'tools/',
+    'test_layers.py',
+)
 # What has a runner, which places the model by itself.
 RUNS = {'toy_runner', 'qat_runs', 'ptq_runs', 'killed_runs', 'old_checkpoints'}
 
@@ -35,20 +49,18 @@ def pytest_configure(config):
     # The toy nets are too small to share among threads.
     torch.set_num_threads(1)
     if DEVICE != 'cpu':
-        # Runs that are compared are to be the same.
+        # Runs that are compared are to be the same, and float models near a CPU's.
         torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
         # The package is imported by now: its constants are where they always are.
         torch.set_default_device(DEVICE)
 
 
-def pytest_collection_modifyitems(items):
-    if DEVICE == 'cpu':
-        return
-    for item in items:
-        path = item.path.relative_to(HELPERS.parent).as_posix()
-        for start, reason in CPU_ONLY.items():
-            if path.startswith(start):
-                item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_ignore_collect(collection_path):
+    if DEVICE == 'cpu' or TESTS not in collection_path.parents:
+        return None
+    path = collection_path.relative_to(TESTS).as_posix()
+    return f'{path}/'.startswith(CPU_ONLY) or None
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -72,6 +84,36 @@ def place(request, monkeypatch):
     monkeypatch.setattr(torch, 'from_numpy', lambda x: from_numpy(x).to(DEVICE))
     # It follows the model's `.to()`, which nobody calls.
     monkeypatch.setattr(BaseDataPreprocessor, 'device', torch.device(DEVICE))
+    for name in ('rand', 'randn'):
+        monkeypatch.setattr(torch, name, drawn_on_cpu(getattr(torch, name)))
+    for name in ('uniform_', 'normal_'):
+        monkeypatch.setattr(torch.Tensor, name, filled_on_cpu(name))
+
+
+def drawn_on_cpu(draw):
+    """Random numbers that a test has on a CPU, on the device."""
+
+    def drawn(*args, requires_grad=False, **kwargs):
+        if {'device', 'generator', 'out'} & set(kwargs):
+            return draw(*args, requires_grad=requires_grad, **kwargs)
+        found = draw(*args, device='cpu', **kwargs).to(DEVICE)
+        return found.requires_grad_(requires_grad)
+
+    return drawn
+
+
+def filled_on_cpu(name):
+    """The same of weights that are filled in place."""
+    fill = getattr(torch.Tensor, name)
+
+    def filled(x, *args, **kwargs):
+        if not x.is_cuda or kwargs.get('generator') is not None:
+            return fill(x, *args, **kwargs)
+        kwargs.pop('generator', None)
+        there = torch.empty(x.shape, dtype=x.dtype, device='cpu')
+        return x.copy_(fill(there, *args, **kwargs))
+
+    return filled
 
 
 def places_tensors(module):

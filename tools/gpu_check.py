@@ -10,6 +10,7 @@ one before. All that is found goes to gpu_check.json, what was printed to logs/.
 
 import argparse
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ import torch
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 ZOO = ('carafe', 'dcn', 'dcnv2', 'guided_anchoring')
+STEP_TIME = 'tools/gpu/step_time.py'
 LAST_LINES = 12  # of the log of a stage that failed
 
 
@@ -49,7 +51,10 @@ def pytest_stage(name: str, limit: float, *files: str) -> Stage:
     def command(args: argparse.Namespace) -> list[str]:
         processes = []
         if importlib.util.find_spec('xdist') and args.device != 'cpu':
-            processes = ['-n', str(max(1, min(12, (os.cpu_count() or 1) - 2)))]
+            processes = ['-n', str(max(1, min(14, (os.cpu_count() or 1) - 2)))]
+            version = importlib.metadata.version('pytest-xdist').split('.')
+            if (int(version[0]), int(version[1])) >= (3, 2):
+                processes += ['--dist', 'worksteal']
         xml = f'--junitxml={args.out / "logs" / name}.xml'
         options = ['-q', '-p', 'no:cacheprovider', '--tb=short', xml]
         return ['-m', 'pytest', *files, *options, *processes]
@@ -106,16 +111,17 @@ def summarize(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 # By worth.
 STAGES = {
-    'cuda': pytest_stage('cuda', 120, 'tests/gpu/test_cuda.py'),
-    'tests': pytest_stage('tests', 180, 'tests', '--deselect=tests/gpu/test_cuda.py'),
-    'sums': script_stage('sums', 'tools/gpu/sums.py', 40),
+    'cuda': pytest_stage('cuda', 90, 'tests/gpu/test_cuda.py'),
     'step_time': script_stage(
-        'step_time', 'tools/gpu/step_time.py', 120, '--profiles', '{out}'
+        'step_time', STEP_TIME, 100, '--part', 'first', '--profiles', '{out}'
     ),
+    'tests': pytest_stage('tests', 110, 'tests', '--deselect=tests/gpu/test_cuda.py'),
     'training': script_stage('training', 'tools/gpu/training.py', 60),
     'detectors': script_stage(
-        'detectors', 'tools/gpu/detectors.py', 120, needs_mmdet=True
+        'detectors', 'tools/gpu/detectors.py', 90, needs_mmdet=True
     ),
+    'step_time_more': script_stage('step_time_more', STEP_TIME, 90, '--part', 'more'),
+    'sums': script_stage('sums', 'tools/gpu/sums.py', 30),
     'zoo': zoo_stage(200),
 }
 

@@ -26,8 +26,7 @@ from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
 from .behaviour import Behaviour
 from .in_place_calls import (
-    current,
-    current_keywords,
+    current_call,
     current_leaves,
     is_in_place,
     operand_of,
@@ -241,19 +240,19 @@ class Executor(CallMode):
             )
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        result = None
-        if self._here.region is None:
-            if not self._here.in_root:
+        result, here = None, self._here
+        if here.region is None:
+            if not here.in_root:
                 self._refuse_replay(module)
             if module not in self.regions:
                 return None
-            if not self._here.in_root:
+            if not here.in_root:
                 # Called by somebody else (`model.extract_feat(x)`): a pass of
                 # its own.
                 self.behaviour.begin()
             if torch.is_inference_mode_enabled():
-                self._here.ordinary = ordinary_tensors()
-                self._here.ordinary.__enter__()
+                here.ordinary = ordinary_tensors()
+                here.ordinary.__enter__()
                 args, kwargs = result = made_ordinary((args, kwargs))
             names = self.plan.inputs.get(self.tracker.frame.node.name)
             if names:
@@ -276,17 +275,17 @@ class Executor(CallMode):
         return tree_unflatten(leaves, structure)
 
     def _exit(self, module: nn.Module, output: Any) -> Any:
-        result = None
-        if module is self._here.norm:
-            self._here.norm = None
+        result, here = None, self._here
+        if module is here.norm:
+            here.norm = None
             step = self._step('batch_norm', 0)
             if step is not None and isinstance(output, Tensor):
                 # What it calls is not the model's.
                 with torch._C.DisableTorchFunction():
                     result = self.behaviour.after_norm(step, output)
-        if module is self._here.region:
+        if module is here.region:
             self._close()
-            if not self._here.in_root:
+            if not here.in_root:
                 self.behaviour.end()
                 self.tracker.restart()
             return current_leaves(output if result is None else result)
@@ -312,15 +311,15 @@ class Executor(CallMode):
             )
 
     def call(self, op: Op, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._here.norm is not None:
+        norm = self._here.norm
+        if norm is not None:
             if op.name == 'batch_norm':
                 step = self._step('batch_norm', 0)
-                if step is not None and self.behaviour.folds(step, self._here.norm):
+                if step is not None and self.behaviour.folds(step, norm):
                     return args[0] if args else kwargs['input']
             return func(*args, **kwargs)
         step = self._step(op.site, self.tracker.here.stack[-1].next(op.site))
-        args = tuple([current(item) for item in args])
-        kwargs = current_keywords(kwargs)
+        args, kwargs = current_call(args, kwargs)
         if step is None or not _has_floats(args, kwargs):
             return func(*args, **kwargs)
         if step.entries:
@@ -358,8 +357,7 @@ class Executor(CallMode):
     def call_other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         # Of a getter (`x.shape`) it makes no difference.
         if func.__name__ != '__get__':
-            args = tuple([current(item) for item in args])
-            kwargs = current_keywords(kwargs)
+            args, kwargs = current_call(args, kwargs)
         return func(*args, **kwargs)
 
     def _quantize_operands(
@@ -383,6 +381,8 @@ def _has_floats(args: tuple, kwargs: dict) -> bool:
     By the same name another pass may join a mask, or the letters that are to be
     learned, where this one joins queries.
     """
+    if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+        return True
     for item in (*args, *kwargs.values()):
         for x in item if isinstance(item, (list, tuple)) else (item,):
             if isinstance(x, Tensor) and x.is_floating_point():

@@ -24,6 +24,7 @@ from ..quantizers.weights import (
     fold_layer,
     quantize_bias,
     quantize_weight,
+    straight_through,
 )
 from ..record import ops
 from ..record.ops import Op
@@ -31,6 +32,9 @@ from ..targets.grid import Grid
 from .behaviour import Behaviour
 from .conditioning import compute_grids, condition_once
 from .state import State
+
+# Like layers, they give a tensor of their own, which their backward pass does not need.
+_MAKES_ITS_OWN = (ops.ADD, ops.AVERAGE, ops.MATMUL)
 
 
 class _HasGrids(Protocol):
@@ -61,6 +65,11 @@ class Simulate(Behaviour):
         # A bias that is made to fit differs from its integers by less than the
         # accumulator's last bit; only one that is cut off has to be simulated.
         self.saturates = state.plan.config['constrain_bias'] == 'saturate'
+        self._makes_its_own = {
+            name
+            for name, step in state.plan.steps.items()
+            if step.kind in _MAKES_ITS_OWN and not step.follows
+        }
         self._has_begun = False
         self._unlearned: Optional[Tensor] = None
         self._kept: dict[str, tuple[tuple, tuple]] = {}
@@ -139,10 +148,11 @@ class Simulate(Behaviour):
         if (
             step.kind == ops.CLIP
             and step.output is not None
-            and self.activations.grid(step.output) is not None
+            and self.activations.has_range(step.output)
         ):
             # The quantizer clamps.
-            return self._emit(step, ops.tensor_inputs(op, args, kwargs)[0])
+            clipped = args[0] if args else ops.tensor_inputs(op, args, kwargs)[0]
+            return self._emit(step, clipped)
         if step.weight is not None and step.kind in ops.WEIGHTED:
             args, kwargs = self.quantize_layer(step, args, kwargs)
         elif step.weight_format is not None:
@@ -186,7 +196,7 @@ class Simulate(Behaviour):
             return x
         # What a layer of the chain has just made belongs to nobody else, and no
         # layer's backward pass needs its own output.
-        in_place = step.weight is not None
+        in_place = step.weight is not None or step.chain in self._makes_its_own
         return self._quantize(step.output, x, step.clip, in_place)
 
     def _quantize(
@@ -209,9 +219,13 @@ class Simulate(Behaviour):
         layer = self.state.layers[name]
         if layer.norm_is_live:
             self._live.add(name)
-            weight = self._on_grid(
-                name, layer, layer.weight, self.grids.live_step(name)
-            )
+            weight = layer.weight
+            on_grid = self.grids.on_grid(name)
+            if on_grid is None:
+                step_size = self.grids.live_step(name)
+                weight = self._on_grid(name, layer, weight, step_size)
+            else:
+                weight = straight_through(weight, on_grid)
             return ops.replace_operands(args, kwargs, x, weight, layer.bias)
         weight, bias = self._folded(name, layer)
         if self.saturates and step.inputs[0] is not None:
@@ -225,9 +239,14 @@ class Simulate(Behaviour):
         if self._weights is not None:
             return self._fold(name, layer)
         learns = self.state.learned is not None or self._fake_quants is not None
-        trained = learns or any(
-            parameter is not None and parameter.requires_grad
-            for parameter in layer.parameters
+        # As a rule the weight is, and tells it soonest.
+        trained = (
+            learns
+            or layer.parameter.requires_grad
+            or any(
+                parameter is not None and parameter.requires_grad
+                for parameter in layer.parameters
+            )
         )
         if trained and torch.is_grad_enabled():
             return self._fold(name, layer)
@@ -265,8 +284,12 @@ class Simulate(Behaviour):
             rows = learned_weight(channel_rows(layer, weight), step, learned, name, fmt)
             weight = from_channel_rows(layer, rows)
         else:
-            size = layer.along_channels(step)
-            weight = quantize_weight(weight, size, fmt, self.grids.on_grid(name))
+            on_grid = self.grids.on_grid(name)
+            if on_grid is None:
+                size = layer.along_channels(step)
+                weight = quantize_weight(weight, size, fmt)
+            else:
+                weight = straight_through(weight, on_grid)
         weight = layer.unscaled(weight)
         if self._unlearned is not None:
             weight, self._unlearned = weight + self._unlearned, None

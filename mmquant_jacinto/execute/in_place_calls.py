@@ -30,10 +30,24 @@ def with_operand(x: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {**kwargs, 'input' if 'input' in kwargs else 'self': x}
 
 
+class _Noted:
+    """Whether anything was ever replaced: as a rule nothing is."""
+
+    replaces = False
+
+
 def replace(x: Tensor, result: Tensor) -> None:
     # An in-place call may be computed out of place, and its caller may go on
     # with the tensor that it believes to be changed.
     setattr(x, _NOW, result)
+    _Noted.replaces = True
+
+
+def current_call(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments of a call, with what in-place calls made of them."""
+    if not _Noted.replaces:
+        return args, kwargs
+    return tuple([current(item) for item in args]), current_keywords(kwargs)
 
 
 _PLAIN = frozenset({int, float, bool, str, type(None)})

@@ -105,6 +105,7 @@ class ActivationQuantizers(nn.Module):
         self._grids: Optional[list[Grid]] = None
         self._host_grids: Optional[list[Grid]] = None
         self._scales: Optional[Tensor] = None
+        self._is_on_host = True
         # Known on the host, so that no step waits for the device to ask.
         self._ranged: set[int] = set()
         self._extremes: Optional[Extremes] = None
@@ -124,13 +125,16 @@ class ActivationQuantizers(nn.Module):
         On an accelerator its members are tensors there: reading them would
         stall every step.
         """
-        if not self.has_range(name):
+        index = self.index[name]
+        if index not in self._ranged:
             return None
-        if not self.low.is_cuda:
+        grids = self._host_grids if self._is_on_host else self._grids
+        if grids is not None:
+            return grids[index]
+        if self._is_on_host:
             return self.host_grid(name)
-        if self._grids is None:
-            self._grids = self._make_grids(on_host=False)
-        return self._grids[self.index[name]]
+        self._grids = self._make_grids(on_host=False)
+        return self._grids[index]
 
     def host_grid(self, name: str) -> Grid:
         """The grid in Python numbers, for what is computed once."""
@@ -201,6 +205,7 @@ class ActivationQuantizers(nn.Module):
         self._forget_grids()
 
     def _forget_grids(self) -> None:
+        self._is_on_host = not self.low.is_cuda
         self._grids = self._host_grids = self._scales = None
 
     @property

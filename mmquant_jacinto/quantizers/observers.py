@@ -13,7 +13,6 @@ from typing import NamedTuple, Optional
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..registry import OBSERVERS, look_up
 
@@ -42,14 +41,18 @@ def sample_rows(x: Tensor) -> Tensor:
         # Any order of a row will do, and moving it around takes long.
         x = x.permute(0, 2, 3, 1)
     x = x.contiguous()
-    rows = len(x) if x.dim() > 1 else 1
-    row = x.numel() // rows
+    count = x.numel()
+    rows = x.shape[0] if x.dim() > 1 else 1
+    row = count // rows
     # Odd, so as not to walk down the same columns of a feature map.
     period = row // SAMPLES_PER_ROW // 2 * 2 + 1
     if period > 1:
         chunks = (row - CHUNK) // (CHUNK * period) + 1
         x = x.as_strided((rows, chunks, CHUNK), (row, CHUNK * period, 1))
-    return x.clone(memory_format=torch.contiguous_format).view(-1).float()
+    # One pass, in half precision too.
+    is_single = x.dtype == torch.float32
+    x = x.clone(memory_format=torch.contiguous_format) if is_single else x.float()
+    return x.view(-1)
 
 
 def row_extremes(x: Tensor) -> Tensor:
@@ -190,6 +193,7 @@ class Extremes:
     def __init__(self, positive: list[bool]) -> None:
         self.positive = positive
         self._layout: Optional[tuple[tuple, Layout]] = None
+        self._highs, self._lows = _Rows(), _Rows()
 
     def __call__(
         self, observations: list[Observation], depth: int, device: torch.device
@@ -208,9 +212,9 @@ class Extremes:
         """
         layout = self._layout_of(observations, depth, device)
         samples = [item.sample for item in observations]
-        highs = _largest(samples, layout.depth)
+        highs = _largest(samples, layout.depth, rows=self._highs)
         negated = [samples[i] for i in layout.signed]
-        lows = _largest(negated, layout.depth, negated=True)
+        lows = _largest(negated, layout.depth, negated=True, rows=self._lows)
         if layout.bounds is not None:
             highs = _clamp(highs, *layout.bounds)
             lows = _clamp(lows, *layout.signed_bounds)
@@ -236,7 +240,10 @@ class Extremes:
     ) -> Layout:
         key = (
             depth,
-            *((item.quantizer, len(item.sample), item.clip) for item in observations),
+            *(
+                (item.quantizer, item.sample.numel(), item.clip)
+                for item in observations
+            ),
         )
         # As a rule, each step observes what the one before did.
         if self._layout is None or self._layout[0] != key:
@@ -252,7 +259,7 @@ class Extremes:
         for item in observations:
             places.append((item.quantizer, numbers[item.quantizer]))
             numbers[item.quantizer] += 1
-            sizes[item.quantizer] += len(item.sample)
+            sizes[item.quantizer] += item.sample.numel()
         per_quantizer = max(numbers)
         slots = [quantizer * per_quantizer + number for quantizer, number in places]
         signed = [
@@ -285,18 +292,53 @@ class Extremes:
         )
 
 
-def _largest(samples: list[Tensor], depth: int, negated: bool = False) -> Tensor:
+class _Rows:
+    """A table of samples of different sizes, which each step fills again."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._table = torch.empty(0)
+        self._rows: list[Tensor] = []
+
+    def fill(self, samples: list[Tensor], nothing: float) -> Tensor:
+        """The samples, a row each, behind them ``nothing``, always the same: (P, n).
+
+        n is a whole number of blocks.
+        """
+        sizes = [sample.numel() for sample in samples]
+        if sizes != self._sizes or self._table.device != samples[0].device:
+            width = -(-max(sizes) // BLOCK) * BLOCK
+            self._table = samples[0].new_full((len(sizes), width), nothing)
+            rows = zip(self._table.unbind(), sizes)
+            self._rows = [row.narrow(0, 0, size) for row, size in rows]
+            self._sizes = sizes
+        _copy_all(self._rows, samples)
+        return self._table
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies together: on a GPU each of them would be a launch."""
+    if hasattr(torch, '_foreach_copy_'):
+        torch._foreach_copy_(targets, sources)
+    else:
+        for target, source in zip(targets, sources):
+            target.copy_(source)
+
+
+def _largest(
+    samples: list[Tensor],
+    depth: int,
+    negated: bool = False,
+    rows: Optional[_Rows] = None,
+) -> Tensor:
     """The largest elements of each sample, or of the negated one: (P, depth or less).
 
     Descending; where there are not as many, minus infinity.
     """
     if not samples:
         return torch.empty(0, 1)
-    nothing = torch.inf if negated else -torch.inf
-    width = -(-max(map(len, samples)) // BLOCK) * BLOCK
-    widest = samples[0].new_full((width,), nothing)
-    padded = pad_sequence([*samples, widest], True, nothing)[:-1]
-    blocks = (padded.neg_() if negated else padded).unflatten(1, (-1, BLOCK))
+    table = (rows or _Rows()).fill(samples, torch.inf if negated else -torch.inf)
+    blocks = (table.neg() if negated else table).unflatten(1, (-1, BLOCK))
     # The k largest elements are in the k blocks with the largest maxima: a fifth of
     # the time of looking among all.
     best = blocks.amax(2).topk(min(depth, blocks.shape[1]), dim=1).indices
@@ -329,7 +371,7 @@ def largest_sample(
         return 1
     sizes: Counter[int] = Counter()
     for item in pending:
-        sizes[item.quantizer] += len(item.sample)
+        sizes[item.quantizer] += item.sample.numel()
     largest = max(sizes.values(), default=0)
     if not is_distributed():
         return largest

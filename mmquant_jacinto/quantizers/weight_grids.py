@@ -84,15 +84,12 @@ class WeightGrids:
         self._reach: native.Reach | triton_kernels.Reach | None = None
         self.version = 0  # changes with the steps
         self._all_steps: Tensor | None = None
-        self._steps: dict[str, Tensor] = {}
-        self._live_steps: dict[str, Tensor] = {}
         self._places = dict(zip(layers, self._spans()))
         self._columns: tuple[Tensor, ...] = ()
         self._live_columns: Tensor | None = None
         self._foldings: dict[str, Folding] = {}
-        # Weights on their grids, end to end, where all are put there at once.
-        self._on_grids: Tensor | None = None
-        self._index = {name: i for i, name in enumerate(layers)}
+        # Weights on their grids, where all are put there at once.
+        self._on_grids: dict[str, Tensor] = {}
         self._live: tuple[list[bool], Tensor] | None = None
 
     def _spans(self) -> Iterator[slice]:
@@ -104,7 +101,7 @@ class WeightGrids:
 
     def step(self, name: str) -> Tensor:
         """Step of the folded weight's grid: (C,)."""
-        return self._steps[name]
+        return self._all_steps[self._places[name]]
 
     def live_step(self, name: str) -> Tensor:
         """The same in terms of the weight before folding: (C,), may be negative.
@@ -112,7 +109,7 @@ class WeightGrids:
         A channel that its normalization multiplies by zero (as residual
         branches start) has no grid; it gets one for the weight as it is.
         """
-        return self._live_steps[name]
+        return self._live_columns[self._places[name]]
 
     def folding(self, name: str) -> Folding:
         """What folding the layer's normalization takes, as last computed."""
@@ -127,37 +124,40 @@ class WeightGrids:
     def quantize_all(self) -> None:
         """Puts all weights on their grids, where one launch can."""
         layers = self.layers.values()
-        if not isinstance(self._reach, triton_kernels.Reach) or any(
+        if self._reach is None or any(
             layer.correction is not None or layer.is_scaled for layer in layers
         ):
             return
         _, _, step, factor_in_steps, *_ = self._columns
         live_step = self._live_columns
         is_live = self._live_mask([layer.norm_is_live for layer in layers])
-        self._on_grids = self._reach.quantize(
-            [layer.weight for layer in layers],
+        weights = [layer.weight for layer in layers]
+        on_grids = self._reach.quantize(
+            weights,
             torch.where(is_live, live_step.reciprocal(), factor_in_steps),
             torch.where(is_live, live_step, step),
             (self.low, self.high),
         )
+        self._on_grids = {
+            name: on_grids.as_strided(weight.shape, weight.stride(), start)
+            for name, weight, start in zip(self.layers, weights, self._reach.starts)
+        }
 
     def forget_quantized(self) -> None:
         """Drops what :meth:`quantize_all` made."""
-        self._on_grids = None
+        self._on_grids = {}
 
     def on_grid(self, name: str) -> Tensor | None:
         """A weight as :meth:`quantize_all` left it; None where it did not."""
-        if self._on_grids is None:
-            return None
-        weight = self.layers[name].weight
-        assert isinstance(self._reach, triton_kernels.Reach)
-        start = self._reach.starts[self._index[name]]
-        return self._on_grids.as_strided(weight.shape, weight.stride(), start)
+        return self._on_grids.get(name)
 
     def _live_mask(self, flags: list[bool]) -> Tensor:
         """Channels of layers with live normalizations, bool."""
         if self._live is None or self._live[0] != flags:
-            channels = torch.tensor(flags, device='cpu').pin_memory()
+            channels = torch.tensor(flags, device='cpu')
+            if self.layer_of.is_cuda:
+                # From other memory a copy waits for the device.
+                channels = channels.pin_memory()
             channels = channels.to(self.layer_of.device, non_blocking=True)
             self._live = flags, channels[self.layer_of]
         return self._live[1]
@@ -172,8 +172,7 @@ class WeightGrids:
         return (
             self.version,
             self._all_steps,
-            self._steps,
-            self._live_steps,
+            self._live_columns,
             self._columns,
             self._foldings,
             self._on_grids,
@@ -184,8 +183,7 @@ class WeightGrids:
         (
             self.version,
             self._all_steps,
-            self._steps,
-            self._live_steps,
+            self._live_columns,
             self._columns,
             self._foldings,
             self._on_grids,
@@ -241,11 +239,9 @@ class WeightGrids:
             step / factor,
             unscaled.clamp_(min=SMALLEST_RANGE),
         )
-        self._steps = dict(zip(self.layers, step.split(self.sizes)))
         self._columns = factor, bias, step, factor / step, deviation, offset
-        self._live_columns, self._on_grids = live, None
+        self._live_columns, self._on_grids = live, {}
         self._foldings = {}
-        self._live_steps = dict(zip(self.layers, live.split(self.sizes)))
 
     def _channel_reach(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, end to end."""
@@ -261,6 +257,7 @@ class WeightGrids:
                     shapes = [(len(x), x.numel() // len(x)) for x in weights]
                     self._reach = kernels.Reach(shapes, self.layer_of.device)
                 return self._reach(weights)
+        self._reach = None
         ends = [channel_reach(layer) for layer in self.layers.values()]
         low, high = (torch.cat(end) for end in zip(*ends))
         return low, high

@@ -79,6 +79,7 @@ class _FoldLayer(torch.autograd.Function):
         ctx: Any,
         layer: Layer,
         folding: Folding,
+        on_grid: Optional[Tensor],
         weight: Tensor,
         bias: Optional[Tensor],
         norm_weight: Optional[Tensor],
@@ -86,44 +87,42 @@ class _FoldLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight)
         ctx.layer, ctx.folding = layer, folding
-        spread = layer.along_channels
-        on_grid = _on_grid(
-            weight,
-            spread(folding.factor_in_steps),
-            spread(folding.step),
-            layer.spec.format,
-        )
-        # A view of what all layers share would be changed with it.
-        return on_grid, folding.bias.clone()
+        if on_grid is None:
+            spread = layer.along_channels
+            factor, step = spread(folding.factor_in_steps), spread(folding.step)
+            on_grid = _on_grid(weight, factor, step, layer.spec.format)
+        # Views of what all layers share would be changed with it.
+        return on_grid.detach(), folding.bias.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, bias_grad: Tensor) -> tuple:
         weight = ctx.saved_tensors[0]
         layer, folding, needs = ctx.layer, ctx.folding, ctx.needs_input_grad
-        to_weight, dots = _weight_gradients(layer, folding.factor, grad, weight, needs)
-        to_norm = None
-        if needs[4]:
-            # The folded weight is weight * norm_weight * deviation, the folded
-            # bias offset * norm_weight * deviation + norm_bias.
-            to_norm = (dots + bias_grad * folding.offset) * folding.deviation
-        to_bias = bias_grad * folding.factor if needs[3] else None
-        return None, None, to_weight, to_bias, to_norm, bias_grad
+        to_bias = bias_grad * folding.factor if needs[4] else None
+        to_weight, to_norm = _fold_gradients(layer, folding, weight, grad, bias_grad)
+        given = to_weight, to_bias, to_norm if needs[5] else None, bias_grad
+        return None, None, None, *given
 
 
-def _weight_gradients(
-    layer: Layer, factor: Tensor, grad: Tensor, weight: Tensor, needs: tuple
-) -> tuple[Optional[Tensor], Optional[Tensor]]:
-    """Gradient of a folded weight, and its dot product with it in each channel."""
+def _fold_gradients(
+    layer: Layer, folding: Folding, weight: Tensor, grad: Tensor, bias_grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a layer's weight and of the normalization's: shape of both."""
     # The gradient of a layer's weight is the layer's own, and large.
     in_place = not torch.is_grad_enabled()
-    by_row = layer.spec.axis == 0 and grad.is_contiguous() and weight.is_contiguous()
-    if in_place and by_row and native.takes(grad) and native.takes(weight):
-        return grad, native.fold_gradient(grad, weight, factor)
-    dots = channel_rows(layer, grad * weight).sum(1) if needs[4] else None
-    if not needs[2]:
-        return None, dots
-    spread = layer.along_channels(factor)
-    return grad.mul_(spread) if in_place else grad * spread, dots
+    numbers = folding.factor, bias_grad, folding.offset, folding.deviation
+    if in_place and layer.spec.axis == 0 and grad.stride() == weight.stride():
+        if native.takes(weight) and native.takes(grad) and weight.is_contiguous():
+            return grad, native.fold_gradient(grad, weight, *numbers)
+        rows = len(folding.factor)
+        if all(triton_kernels.takes_rows(x, rows) for x in (weight, grad)):
+            return grad, triton_kernels.fold_gradient(grad, weight, *numbers)
+    # The folded weight is weight * norm_weight * deviation, the folded bias
+    # offset * norm_weight * deviation + norm_bias.
+    dots = channel_rows(layer, grad * weight).sum(1)
+    to_norm = (dots + bias_grad * folding.offset) * folding.deviation
+    spread = layer.along_channels(folding.factor)
+    return grad.mul_(spread) if in_place else grad * spread, to_norm
 
 
 def fold_layer(
@@ -142,30 +141,9 @@ def fold_layer(
         are those without the rounding.
     """
     norm = layer.norm
-    if on_grid is not None:
-        return _fold_in_graph(layer, folding, on_grid)
     return _FoldLayer.apply(
-        layer, folding, layer.weight, layer.bias, norm.weight, norm.bias
+        layer, folding, on_grid, layer.weight, layer.bias, norm.weight, norm.bias
     )
-
-
-def _fold_in_graph(
-    layer: Layer, folding: Folding, on_grid: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`fold_layer` by torch's own functions, whose values are replaced.
-
-    On a GPU, where a small kernel takes less time than a function of ours.
-    """
-    norm, factor, offset = layer.norm, folding.factor, folding.offset
-    if norm.weight is not None:
-        factor = norm.weight * folding.deviation
-    if layer.bias is not None:
-        offset = layer.bias - norm.running_mean
-    weight, bias = layer.weight * layer.along_channels(factor), offset * factor
-    if norm.bias is not None:
-        bias = bias + norm.bias
-    weight.data, bias.data = on_grid, folding.bias.clone()
-    return weight, bias
 
 
 def quantize_weight(
@@ -187,10 +165,23 @@ def quantize_weight(
     if on_grid is None:
         with torch.no_grad():
             on_grid = _on_grid(weight, None, step, fmt)
+    return straight_through(weight, on_grid)
+
+
+def straight_through(weight: Tensor, on_grid: Tensor) -> Tensor:
+    """A weight on its grid, with the gradient of the weight.
+
+    Args:
+        weight (Tensor): The weight.
+        on_grid (Tensor): What it is quantized, laid out as it.
+
+    Returns:
+        Tensor: Shape of the weight.
+    """
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return on_grid
-    # Straight through: the weight in the graph, with other values. A function of
-    # our own takes ten times as long, twice for each layer of each step.
+    # The weight in the graph, with other values. A function of our own takes ten times
+    # as long, twice for each layer of each step.
     out = weight.view_as(weight)
     out.data = on_grid
     return out

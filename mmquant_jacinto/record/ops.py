@@ -326,7 +326,7 @@ def replace_operands(
     args: tuple, kwargs: dict, x: Any, weight: Any, bias: Any
 ) -> tuple[tuple, dict]:
     """The same call of a layer on another input, weight and bias, or their names."""
-    rest = {
+    rest = kwargs and {
         key: value
         for key, value in kwargs.items()
         if key not in ('input', 'weight', 'bias')

@@ -50,8 +50,10 @@ def random_image(wrapper: QuantModule, shape: tuple[int, int]) -> Any:
 
 def _batch(wrapper: QuantModule, channels: int, shape: tuple[int, int]) -> Any:
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, channels, *shape, generator=generator) * 255
-    return wrapper.as_batch(image)
+    image = torch.rand(1, channels, *shape, generator=generator, device='cpu') * 255
+    # Where the model is: not all have a preprocessor that takes it there.
+    place = next((parameter.device for parameter in wrapper.parameters()), None)
+    return wrapper.as_batch(image.to(place))
 
 
 @torch.no_grad()

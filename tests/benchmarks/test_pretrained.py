@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip('mmdet')
 pytest.importorskip('pycocotools')
 import pretrained  # noqa: E402
 import pretrained_networks  # noqa: E402

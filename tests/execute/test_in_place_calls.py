@@ -9,6 +9,8 @@ from outputs import snr
 from torch import nn
 from toy_models import Forward, calibrated
 
+from mmquant_jacinto import QuantTrainModule
+
 
 def assigned(x):
     x[:, :2] = x[:, :2] * 2
@@ -129,3 +131,28 @@ def test_plan_says_nothing_of_calls_that_nobody_shares(x):
     plan = calibrated(net_of(WRITES['view of a sum']), x).plan
     assert [name for name, step in plan.steps.items() if step.is_shared] == ['/add']
     assert type(plan).from_json(plan.to_json()) == plan
+
+
+def sums_and_means(net, x):
+    a, b = net.first(x), net.second(x)
+    total = F.relu(a + b)
+    a += b
+    pooled = F.avg_pool2d(total, 2)
+    return net.first(total + a[:, :3]), pooled @ pooled.transpose(2, 3), a, b
+
+
+def test_what_sums_and_means_give_is_overwritten_and_nothing_else(x):
+    net = Forward(sums_and_means, first=nn.Conv2d(3, 3, 1), second=nn.Conv2d(3, 3, 1))
+    results = []
+    for owners in (None, set()):
+        model = QuantTrainModule(copy.deepcopy(net), x, target='jacinto').train()
+        behaviour = model.quantization.executor.behaviour
+        assert behaviour._makes_its_own
+        if owners is not None:
+            behaviour._makes_its_own = owners
+        for _ in range(3):
+            out = model(x)
+        model.zero_grad()
+        sum(item.square().sum() for item in out).backward()
+        results.append([*out, *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *results))

@@ -11,7 +11,6 @@ from toy_models import Forward, ToyDetector, ToyNet, calibrated, randomize_norms
 
 from mmquant_jacinto import QuantTrainModule
 from mmquant_jacinto.execute.integer.exact_sums import exact_sums
-from mmquant_jacinto.quantizers.kernels import fake_quantize as chosen
 from mmquant_jacinto.quantizers.kernels import native, triton_kernels
 from mmquant_jacinto.quantizers.kernels.fake_quantize import fake_quantize
 from mmquant_jacinto.quantizers.weights import fold_layer, quantize_weight
@@ -20,12 +19,19 @@ from mmquant_jacinto.targets.grid import Grid
 PLACES_TENSORS = True
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 HALF = [torch.float16, torch.bfloat16]
+LAUNCHERS = [
+    getattr(triton_kernels, name)
+    for name in ('_put_on_grid', '_mask', '_fold_gradient')
+    if triton_kernels.triton is not None
+]
 
 
-@pytest.fixture(params=['triton', 'triton, large', 'torch'])
+@pytest.fixture(params=['triton', 'triton, bound', 'torch'])
 def kernels(request, monkeypatch):
-    if request.param == 'triton, large':
-        monkeypatch.setattr(chosen, 'SMALL', 0)
+    if request.param == 'triton, bound':
+        # As by a Triton whose launchers are not known.
+        for launcher in LAUNCHERS:
+            monkeypatch.setattr(launcher, '_is_direct', False)
     if request.param == 'torch':
         monkeypatch.setattr(triton_kernels, 'triton', None)
     elif no_triton():
@@ -145,6 +151,26 @@ def test_weights_and_their_gradients_are_those_of_a_cpu(
             assert equal(host, device), index
 
 
+def test_later_launches_do_not_ask_triton(monkeypatch):
+    if no_triton():
+        pytest.skip('Triton is not installed')
+    grid, x = placed(GRIDS['unsigned']), torch.randn(4, 5, 16, device='cuda')
+
+    def run(count):
+        leaf = x[:count].clone().requires_grad_()
+        out = fake_quantize(leaf * 1, grid, (0.0, None), True)
+        out.square().sum().backward()
+        return out, leaf.grad
+
+    expected = run(4)
+    assert all(launcher._is_direct for launcher in LAUNCHERS)
+    for launcher in LAUNCHERS:
+        monkeypatch.setattr(launcher, '_ask', None)
+    assert all(map(equal, expected, run(4)))
+    assert all(map(equal, [item[:3] for item in expected], run(3)))
+    assert all(launcher._is_direct for launcher in LAUNCHERS)
+
+
 def test_reach_of_weights_has_nan_in_it():
     if no_triton():
         pytest.skip('Triton is not installed')
@@ -195,8 +221,15 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize('bits', [8, 16, dict(weight=4, activation=16)])
-@pytest.mark.parametrize('target', ['jacinto', 'tidl', 'onnxruntime'])
+WIDTHS = [8, 16, dict(weight=4, activation=16)]
+FORMATS = [
+    *[(target, bits) for target in ('jacinto', 'onnxruntime') for bits in WIDTHS],
+    # Its activations have no more than 8 bits.
+    *[('tidl', bits) for bits in (8, dict(weight=4, activation=8))],
+]
+
+
+@pytest.mark.parametrize(('target', 'bits'), FORMATS)
 @pytest.mark.parametrize('name', NETS)
 def test_integer_model_is_that_of_a_cpu(name, target, bits, fast_settings):
     make, shape = NETS[name]
@@ -213,7 +246,8 @@ def test_integer_model_is_that_of_a_cpu(name, target, bits, fast_settings):
         for out in (expected, found, in_half)
     )
     assert len(expected) == len(found)
-    if name == 'detector' or (name == 'functions' and bits != 8):
+    is_narrow = bits == 8 or target == 'tidl'
+    if name == 'detector' or (name == 'functions' and not is_narrow):
         # Functions are exact between grids of 8 bits; others compute in float.
         for host, device in zip(expected, found):
             torch.testing.assert_close(device.cpu(), host, rtol=1e-2, atol=1e-3)

@@ -5,13 +5,14 @@ import os
 import pickle
 
 import pytest
-from libraries.cases import CASES, write_case
 from paths import TOOLS
 from run_tools import python_path, run_lines
 
 from mmquant_jacinto.export.configs.end_to_end import digest
 
+pytest.importorskip('mmdet')
 pytest.importorskip('onnxruntime')
+from libraries.cases import CASES, write_case  # noqa: E402
 
 # The others have tests of their own: test_mmyolo.py, test_sister_libraries.py.
 LIBRARIES = [name for name in CASES if name not in ('mmyolo', 'mmseg', 'mmpretrain')]

@@ -27,7 +27,7 @@ def test_every_file_has_a_test():
 
 
 def assert_as_then(kind, found, checkpoint):
-    expected = checkpoint['expected_scores']
+    expected, found = checkpoint['expected_scores'], found.cpu()
     if kind == 'wide':
         # It is of openvino, whose own order of operations is simulated since then.
         step = expected.abs().max().item() / 2**15

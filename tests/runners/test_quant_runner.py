@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from paths import HELPERS
 from qat_runs import score_of
+from run_tools import python_path
 from toy_runner import (
     EPOCHS,
     QAT,
@@ -82,7 +83,7 @@ def float_dir(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('float')
     subprocess.run(
         [sys.executable, '-c', FLOAT_RUN, str(work_dir)],
-        env={**os.environ, 'PYTHONPATH': str(HELPERS)},
+        env={**os.environ, 'PYTHONPATH': python_path(HELPERS)},
         check=True,
         timeout=300,
     )

@@ -8,19 +8,21 @@ import sys
 
 import pytest
 import torch
-from libraries import imports
-from libraries.batches import _wake
-from libraries.cases import CASES, write_case
-from libraries.configs import all_names
-from libraries.images import renewed
-from libraries.report import write_table
 from paths import ROOT
 from run_tools import python_path
-from sweep_libraries import select
 from torch import nn
-from zoo.absent import stand_ins
 
 from mmquant_jacinto import QuantizeError
+
+pytest.importorskip('mmdet')
+from libraries import imports  # noqa: E402
+from libraries.batches import _wake  # noqa: E402
+from libraries.cases import CASES, write_case  # noqa: E402
+from libraries.configs import all_names  # noqa: E402
+from libraries.images import renewed  # noqa: E402
+from libraries.report import write_table  # noqa: E402
+from sweep_libraries import select  # noqa: E402
+from zoo.absent import stand_ins  # noqa: E402
 
 HEADS = dict(heads={'head': 80.0}, least=80.0, missing=[], strayed=[])
 

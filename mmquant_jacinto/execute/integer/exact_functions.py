@@ -338,7 +338,8 @@ def compute(name: str, x: Tensor, given: Grid | None, *args: Any, **kwargs: Any)
     """A function of these, laid out in memory as PyTorch's own does it."""
     out = EXACT_FUNCTIONS[name](x, given, *args, **kwargs)
     layout = torch.contiguous_format
-    if name in _LAID_OUT_AS_INPUT and x.dim() == 4 and not x.is_contiguous():
+    follows = name in _LAID_OUT_AS_INPUT and not (x.is_cuda and name == 'group_norm')
+    if follows and x.dim() == 4 and not x.is_contiguous():
         if x.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
     return out.contiguous(memory_format=layout)

@@ -89,6 +89,8 @@ class Layers(Behaviour):
             total = func(*args, **kwargs)
         if not is_deformable or self.engine.rounds_samples:
             total = _exact(total)
+        if total.is_cuda and step.kind in (ops.CONV, ops.CONV_TRANSPOSE):
+            total = _laid_out_by_cudnn(total, x, layer.weight)
         return total
 
     def _multiplier(
@@ -185,6 +187,18 @@ class Layers(Behaviour):
 def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:
     """One number per output channel, to multiply what a weight gives."""
     return multiplier.view((-1,) + (1,) * (weight.dim() - 2))
+
+
+def _laid_out_by_cudnn(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """What a convolution without cuDNN gave, as cuDNN lays it out in memory.
+
+    The float model has it so, and may view it so.
+    """
+    is_last = any(
+        item.dim() == 4 and item.stride(1) == 1 and not item.is_contiguous()
+        for item in (x, weight)
+    )
+    return total.contiguous(memory_format=torch.channels_last) if is_last else total
 
 
 def _exact(total: Tensor) -> Tensor:

@@ -16,10 +16,6 @@ from ...targets.formats import HALF_AWAY, HALF_UP
 from ...targets.grid import Bounds, Grid, round_tensor
 from . import native, triton_kernels
 
-# Elements up to which a GPU is done sooner than it is told.
-SMALL = 2**20
-
-
 _HALF = torch.tensor(0.5)
 
 
@@ -34,43 +30,100 @@ def _quantize_(x: Tensor, grid: Grid) -> Tensor:
     return x.mul_(grid.scale)
 
 
-class _FakeQuantizeFused(torch.autograd.Function):
-    """One pass over memory; keeps a byte for each element, not the element.
+def _masked(kernels: Any, grad: Tensor, inside: Tensor, strides: tuple) -> Tensor:
+    """``grad`` where nothing was clipped, zero elsewhere.
 
-    And not even that where no gradient is wanted. ``kernels`` is :mod:`native`, or
-    :mod:`triton_kernels` on a GPU.
+    Args:
+        kernels: :mod:`native`, or :mod:`triton_kernels` on a GPU.
+        grad (Tensor): Shape and dtype of what was quantized.
+        inside (Tensor): What the kernels noted.
+        strides (tuple): Of what was quantized.
     """
+    if torch.is_grad_enabled():
+        ones = grad.new_empty_strided(grad.shape, strides).fill_(1)
+        return grad * kernels.mask(ones, inside)
+    if grad.stride() != strides:
+        grad = grad.new_empty_strided(grad.shape, strides).copy_(grad)
+    return kernels.mask(grad, inside)
+
+
+# Where it cannot be asked, masks live as long as the graph.
+_keeps_graph = getattr(
+    torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True
+)
+
+
+class _MaskHook:
+    """Gradient of what was put on a grid in place, for what made it.
+
+    In front of a node of the graph it takes a third of the time of a function of ours,
+    which takes longer than a small layer.
+
+    Args:
+        kernels: :mod:`native`, or :mod:`triton_kernels` on a GPU.
+        inside (Tensor): What they noted.
+        x (Tensor): What they put on a grid.
+    """
+
+    __slots__ = ('kernels', 'inside', 'strides', 'place')
+
+    def __init__(self, kernels: Any, inside: Tensor, x: Tensor) -> None:
+        self.kernels, self.inside = kernels, inside
+        self.strides, self.place = x.stride(), x.output_nr
+
+    def __call__(self, grads: tuple) -> tuple:
+        grad, inside = grads[self.place], self.inside
+        if grad is not None:
+            if inside is None:
+                raise RuntimeError(
+                    'a second backward pass through a graph of fake quantization: the '
+                    'first one needs retain_graph=True'
+                )
+            grad = _masked(self.kernels, grad, inside, self.strides)
+        if not _keeps_graph():
+            # The graph may outlive the step, in a loss that somebody logs.
+            self.inside = None
+        return (*grads[: self.place], grad, *grads[self.place + 1 :])
+
+
+class _FakeQuantizeFused(torch.autograd.Function):
+    """Not in place: one pass over memory, and a bit kept for each element."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        kernels: Any,
-        grid: Grid,
-        bounds: Bounds,
-        in_place: bool,
-        has_grad: bool,
+        ctx: Any, x: Tensor, kernels: Any, grid: Grid, bounds: Bounds
     ) -> Tensor:
-        out = x if in_place else torch.empty_like(x)
-        inside = torch.empty_like(x, dtype=torch.uint8) if has_grad else None
+        out, inside = torch.empty_like(x), kernels.new_mask(x)
         kernels.fake_quantize(x, out, inside, grid, bounds)
-        if in_place:
-            ctx.mark_dirty(x)
-        if has_grad:
-            ctx.kernels = kernels
-            ctx.save_for_backward(inside)
+        ctx.save_for_backward(inside)
+        ctx.kernels, ctx.strides = kernels, x.stride()
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (inside,) = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()
-            or not ctx.kernels.takes(grad)
-            or grad.stride() != inside.stride()
-        ):
-            return grad * inside, None, None, None, None, None
-        return ctx.kernels.mask(grad, inside), None, None, None, None, None
+        return _masked(ctx.kernels, grad, inside, ctx.strides), None, None, None
+
+
+def _fuse(
+    x: Tensor, kernels: Any, grid: Grid, bounds: Bounds, in_place: bool
+) -> Tensor:
+    """Fake quantization by one kernel."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        out = x if in_place else torch.empty_like(x)
+        kernels.fake_quantize(x, out, None, grid, bounds)
+        if in_place:
+            torch.autograd.graph.increment_version(x)
+        return out
+    # What a leaf holds, or others see in a view, is not ours to change.
+    if not in_place or x.is_leaf or x._is_view():
+        return _FakeQuantizeFused.apply(x, kernels, grid, bounds)
+    inside = kernels.new_mask(x)
+    kernels.fake_quantize(x, x, inside, grid, bounds)
+    # Autograd tells whoever has saved it.
+    torch.autograd.graph.increment_version(x)
+    x.grad_fn.register_prehook(_MaskHook(kernels, inside, x))
+    return x
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -86,18 +139,6 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, low, high = ctx.saved_tensors
         return grad * ((x > low) & (x < high)), None, None, None
-
-
-def _fake_quantize_small(x: Tensor, grid: Grid, bounds: Bounds) -> Tensor:
-    """The same with one more pass over memory, and no function of ours in the graph.
-
-    The gradient is that of the product with what is 1 inside the limits.
-    """
-    on_grid, inside = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
-    triton_kernels.fake_quantize(x, on_grid, inside, grid, bounds)
-    out = x * inside
-    out.data = on_grid
-    return out
 
 
 def fake_quantize(
@@ -119,22 +160,16 @@ def fake_quantize(
     Returns:
         Tensor: Shape and dtype of ``x``.
     """
-    dtype = x.dtype
-    has_grad = torch.is_grad_enabled() and x.requires_grad
-    # Autograd cannot change a view in a function of ours, nor a leaf.
-    changes = in_place and not (has_grad and (x._is_view() or x.is_leaf))
     if isinstance(grid.scale, Tensor) and triton_kernels.takes(x):
-        if has_grad and x.numel() <= SMALL:
-            return _fake_quantize_small(x, grid, bounds)
-        return _FakeQuantizeFused.apply(
-            x, triton_kernels, grid, bounds, changes, has_grad
-        )
+        return _fuse(x, triton_kernels, grid, bounds, in_place)
+    dtype = x.dtype
     if dtype != torch.float32:
         # Half precision cannot hold the integers of 16 bits.
-        x = x.float()
+        x, in_place = x.float(), True
     if grid.rounding != HALF_AWAY and native.takes(x):
-        out = _FakeQuantizeFused.apply(x, native, grid, bounds, changes, has_grad)
+        out = _fuse(x, native, grid, bounds, in_place)
         return out if dtype == torch.float32 else out.to(dtype)
+    has_grad = torch.is_grad_enabled() and x.requires_grad
     limits = grid.limits(bounds)
     if in_place and not has_grad:
         out = _quantize_(x.clamp_(*limits), grid)

@@ -16,6 +16,8 @@ from torch import Tensor
 from ...targets.formats import HALF_UP
 from ...targets.grid import Bounds, Grid
 
+# Of the elements that a byte of a mask is for: `LANE` in the kernels.
+_LANE = 512
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = dict(
     mmquant_put_on_grid=[_POINTER] * 3
@@ -27,7 +29,8 @@ _SIGNATURES = dict(
     + [ctypes.c_int, _POINTER],
     mmquant_quantize_rows=[_POINTER] * 2
     + [_INT64, _INT64, _POINTER, _POINTER, _FLOAT, _FLOAT],
-    mmquant_fold_gradient=[_POINTER] * 3 + [_INT64, _INT64] + [_POINTER] * 2,
+    mmquant_quantize_all=[_POINTER] * 5 + [_INT64] + [_POINTER] * 5,
+    mmquant_fold_gradient=[_POINTER] * 2 + [_INT64, _INT64] + [_POINTER] * 5,
     mmquant_reach=[_POINTER] * 4 + [_INT64] + [_POINTER] * 2,
 )
 
@@ -68,6 +71,12 @@ def takes(x: Tensor) -> bool:
     )
 
 
+def new_mask(x: Tensor) -> Tensor:
+    """Room for what :func:`fake_quantize` notes: uint8, a bit for an element of x."""
+    size = -(-x.numel() // (8 * _LANE)) * _LANE
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
+
+
 def fake_quantize(
     x: Tensor,
     out: Tensor,
@@ -80,8 +89,8 @@ def fake_quantize(
     Args:
         x (Tensor): See :func:`takes`.
         out (Tensor): Where to, laid out as ``x``; may be ``x``.
-        inside (Tensor, optional): Gets 1 where ``x`` was strictly between the limits,
-            else 0; uint8, laid out as ``x``. None: nobody asks.
+        inside (Tensor, optional): A :func:`new_mask`; gets 1 where ``x`` was strictly
+            between the limits, else 0. None: nobody asks.
         grid (Grid): In Python numbers; rounds half up or to even.
         bounds (tuple, optional): Real ``(low, high)`` of a fused activation.
     """
@@ -98,7 +107,15 @@ def fake_quantize(
 
 
 def mask(grad: Tensor, inside: Tensor) -> Tensor:
-    """``grad`` where ``inside`` is 1, zero where it is 0; both laid out alike."""
+    """``grad`` where ``inside`` is 1, zero where it is 0.
+
+    Args:
+        grad (Tensor): Laid out as what was quantized.
+        inside (Tensor): As :func:`fake_quantize` left it.
+
+    Returns:
+        Tensor: Laid out as ``grad``.
+    """
     out = torch.empty_like(grad)
     _library.mmquant_mask(
         grad.data_ptr(), inside.data_ptr(), out.data_ptr(), grad.numel()
@@ -174,34 +191,44 @@ def quantize_rows(
     return out
 
 
-def fold_gradient(grad: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies each row of a gradient by a factor, in place.
+def fold_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    factor: Tensor,
+    bias_grad: Tensor,
+    offset: Tensor,
+    deviation: Tensor,
+) -> Tensor:
+    """Gradients of a folded normalization with frozen statistics.
 
     Args:
-        grad (Tensor): (C, ...), contiguous float32; overwritten.
+        grad (Tensor): Of the folded weight, (C, ...), contiguous float32; becomes that
+            of the weight.
         weight (Tensor): Laid out as ``grad``.
-        factor (Tensor): C values.
+        factor (Tensor): What each row was multiplied by: (C,).
+        bias_grad (Tensor): Gradient of the folded bias: (C,).
+        offset (Tensor): The layer's bias less the running mean: (C,).
+        deviation (Tensor): Inverse of the running standard deviation: (C,).
 
     Returns:
-        Tensor: Dot product of each row, as it was, with the weight's: (C,).
+        Tensor: Gradient of the normalization's weight: (C,).
     """
-    factor = factor.contiguous()
     rows = grad.shape[0]
-    dots = torch.empty(rows)
+    to_norm = torch.empty(rows, device='cpu')
+    columns = [x.contiguous() for x in (factor, bias_grad, offset, deviation)]
     _library.mmquant_fold_gradient(
         grad.data_ptr(),
         weight.data_ptr(),
-        grad.data_ptr(),
         rows,
         grad.numel() // rows,
-        factor.data_ptr(),
-        dots.data_ptr(),
+        *[x.data_ptr() for x in columns],
+        to_norm.data_ptr(),
     )
-    return dots
+    return to_norm
 
 
 class Reach:
-    """Smallest and largest element of each row of many matrices.
+    """All rows of many matrices in one call: their ends, and putting them on grids.
 
     Args:
         shapes (Sequence[Tuple[int, int]]): Rows and columns of each.
@@ -213,10 +240,14 @@ class Reach:
         shapes: Sequence[tuple[int, int]],
         device: Optional[torch.device] = None,
     ) -> None:
-        rows, columns = (torch.tensor(side) for side in zip(*shapes))
+        rows, columns = (torch.tensor(side, device='cpu') for side in zip(*shapes))
         self._rows, self._columns = rows, columns
         self._starts = rows.cumsum(0) - rows
         self._total = int(rows.sum())
+        elements = rows * columns
+        self._elements = int(elements.sum())
+        self._first_elements = elements.cumsum(0) - elements
+        self.starts = self._first_elements.tolist()
 
     def __call__(self, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Measures them.
@@ -228,8 +259,8 @@ class Reach:
         Returns:
             Tuple[Tensor, Tensor]: Of the rows of all of them, end to end.
         """
-        low, high = torch.empty(self._total), torch.empty(self._total)
-        pointers = (_POINTER * len(matrices))(*[x.data_ptr() for x in matrices])
+        low, high = torch.empty(2, self._total, device='cpu').unbind()
+        pointers = self._addresses(matrices)
         _library.mmquant_reach(
             pointers,
             self._rows.data_ptr(),
@@ -240,3 +271,36 @@ class Reach:
             high.data_ptr(),
         )
         return low, high
+
+    def quantize(
+        self,
+        matrices: Sequence[Tensor],
+        factor: Tensor,
+        step: Tensor,
+        limits: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """:func:`quantize_rows` of all of them.
+
+        Args:
+            matrices (Sequence[Tensor]): As above.
+            factor (Tensor): One value for each row of all of them.
+            step (Tensor): The same.
+            limits (Tuple[Tensor, Tensor]): Smallest and largest integers, the same.
+
+        Returns:
+            Tensor: Their elements, end to end; ``starts`` says where each begins.
+        """
+        out = torch.empty(self._elements, device='cpu')
+        _library.mmquant_quantize_all(
+            self._addresses(matrices),
+            self._rows.data_ptr(),
+            self._columns.data_ptr(),
+            self._starts.data_ptr(),
+            self._first_elements.data_ptr(),
+            len(matrices),
+            *[x.data_ptr() for x in (factor, step, *limits, out)],
+        )
+        return out
+
+    def _addresses(self, matrices: Sequence[Tensor]) -> ctypes.Array:
+        return (_POINTER * len(matrices))(*[x.data_ptr() for x in matrices])

@@ -17,16 +17,26 @@ from ...targets.formats import HALF_AWAY, HALF_EVEN, HALF_UP
 
 try:
     import triton
-    import triton.language as tl
+
+    from . import triton_sources as sources
 except ImportError:
     triton = None
+else:
+    from .triton_launch import Launcher
+
+    _put_on_grid = Launcher(sources.put_on_grid, aligned=3)
+    _mask = Launcher(sources.mask, aligned=3)
+    _fold_gradient = Launcher(sources.fold_gradient, aligned=2)
 
 _ROUNDINGS = {HALF_EVEN: 0, HALF_UP: 1, HALF_AWAY: 2}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Elements of a program; eight for each of its threads.
 BLOCK = 1024
+# Of these each has a bit in a byte of a mask: bit k of byte b is that of element
+# k * BLOCK + b, so that nothing has to be moved between threads.
+LANES = 8
 # Fused multiply-adds round once where the C kernels round twice.
-_OPTIONS = dict(BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False)
+_OPTIONS = dict(num_warps=4, enable_fp_fusion=False)
 
 
 def takes(x: Tensor) -> bool:
@@ -48,8 +58,14 @@ def is_dense(x: Tensor) -> bool:
     )
 
 
-def _blocks(count: int) -> tuple[int]:
-    return (-(-count // BLOCK),)
+def _blocks(count: int, size: int = BLOCK) -> int:
+    return -(-count // size)
+
+
+def new_mask(x: Tensor) -> Tensor:
+    """Room for what :func:`fake_quantize` notes: uint8, a bit for an element of x."""
+    size = _blocks(x.numel(), LANES * BLOCK) * BLOCK
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
 def fake_quantize(
@@ -64,37 +80,49 @@ def fake_quantize(
     Args:
         x (Tensor): See :func:`takes`.
         out (Tensor): Where to, laid out as ``x``; may be ``x``.
-        inside (Tensor, optional): Gets 1 where ``x`` was strictly between the limits,
-            else 0; uint8, laid out as ``x``. None: nobody asks.
+        inside (Tensor, optional): A :func:`new_mask`; gets 1 where ``x`` was strictly
+            between the limits, else 0. None: nobody asks.
         grid (Grid): Of tensors.
         bounds (Tuple, optional): Real ``(low, high)`` of a fused activation.
     """
     above, below = bounds or (None, None)
-    count = x.numel()
+    count, notes = x.numel(), inside is not None
     if not count:
         return
-    _put_on_grid[_blocks(count)](
-        x,
-        out,
-        x if inside is None else inside,
-        grid.scale,
-        grid.low,
-        grid.high,
-        -torch.inf if above is None else above,
-        torch.inf if below is None else below,
-        count,
-        ROUNDING=_ROUNDINGS[grid.rounding],
-        NOTES=inside is not None,
+    _put_on_grid(
+        _blocks(count, LANES * BLOCK if notes else BLOCK),
+        (x, out, inside if notes else x, grid.scale, grid.low, grid.high),
+        (
+            count,
+            -torch.inf if above is None else float(above),
+            torch.inf if below is None else float(below),
+        ),
+        dict(
+            ROUNDING=_ROUNDINGS[grid.rounding], LANES=LANES if notes else 0, BLOCK=BLOCK
+        ),
         **_OPTIONS,
     )
 
 
 def mask(grad: Tensor, inside: Tensor) -> Tensor:
-    """``grad`` where ``inside`` is 1, zero where it is 0; both laid out alike."""
+    """``grad`` where ``inside`` is 1, zero where it is 0.
+
+    Args:
+        grad (Tensor): Laid out as what was quantized.
+        inside (Tensor): As :func:`fake_quantize` left it.
+
+    Returns:
+        Tensor: Laid out as ``grad``.
+    """
     out = torch.empty_like(grad)
-    if grad.numel():
-        _mask[_blocks(grad.numel())](
-            grad, inside, out, grad.numel(), BLOCK=BLOCK, num_warps=4
+    count = grad.numel()
+    if count:
+        _mask(
+            _blocks(count, LANES * BLOCK),
+            (grad, out, inside),
+            (count,),
+            dict(LANES=LANES, BLOCK=BLOCK),
+            **_OPTIONS,
         )
     return out
 
@@ -122,7 +150,7 @@ def quantize_rows(
     """
     out = torch.empty_like(weight)
     count = weight.numel()
-    _quantize_rows[_blocks(count)](
+    sources.quantize_rows[(_blocks(count),)](
         weight,
         out,
         step if factor is None else factor.contiguous(),
@@ -132,9 +160,45 @@ def quantize_rows(
         float(limits[1]),
         count,
         INVERTS=factor is None,
+        BLOCK=BLOCK,
         **_OPTIONS,
     )
     return out
+
+
+def fold_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    factor: Tensor,
+    bias_grad: Tensor,
+    offset: Tensor,
+    deviation: Tensor,
+) -> Tensor:
+    """Gradients of a folded normalization with frozen statistics.
+
+    Args:
+        grad (Tensor): Of the folded weight, (C, ...), see :func:`takes_rows`; becomes
+            that of the weight.
+        weight (Tensor): Laid out as ``grad``.
+        factor (Tensor): What each row was multiplied by: (C,).
+        bias_grad (Tensor): Gradient of the folded bias: (C,).
+        offset (Tensor): The layer's bias less the running mean: (C,).
+        deviation (Tensor): Inverse of the running standard deviation: (C,).
+
+    Returns:
+        Tensor: Gradient of the normalization's weight: (C,).
+    """
+    rows = len(grad)
+    to_norm = torch.empty_like(deviation)
+    columns = (x.contiguous() for x in (factor, bias_grad, offset, deviation))
+    _fold_gradient(
+        rows,
+        (grad, weight, *columns, to_norm),
+        (grad.numel() // rows,),
+        dict(BLOCK=BLOCK),
+        **_OPTIONS,
+    )
+    return to_norm
 
 
 class Reach:
@@ -173,7 +237,7 @@ class Reach:
             Tuple[Tensor, Tensor]: Of the rows of all of them, end to end.
         """
         low, high = torch.empty(2, self._total, device=self._device).unbind()
-        _reach[(self._total,)](
+        sources.reach[(self._total,)](
             self._addresses([x.data_ptr() for x in matrices]),
             self._owner,
             self._offset,
@@ -204,7 +268,7 @@ class Reach:
             Tensor: Their elements, end to end; ``starts`` says where each begins.
         """
         out = torch.empty(self._elements, device=self._device)
-        _quantize_all[(self._total,)](
+        sources.quantize_all[(self._total,)](
             self._addresses([x.data_ptr() for x in matrices]),
             self._owner,
             self._offset,
@@ -214,6 +278,7 @@ class Reach:
             step,
             *limits,
             out,
+            BLOCK=BLOCK,
             **_OPTIONS,
         )
         return out
@@ -227,139 +292,3 @@ class Reach:
                 table = table.pin_memory().to(self._device, non_blocking=True)
             self._known = addresses, table
         return self._known[1]
-
-
-if triton is not None:
-
-    @triton.jit
-    def _rounded(x, ROUNDING: tl.constexpr):
-        if ROUNDING == 1:
-            result = tl.floor(x + 0.5)
-        else:
-            magnitude = tl.abs(x)
-            if ROUNDING == 0:
-                # Beyond 2**23 there are no fractions to round: adding it drops them,
-                # ties to even. Clamped values are far below.
-                result = (magnitude + 8388608.0) - 8388608.0
-            else:
-                result = tl.floor(magnitude + 0.5)
-            # Not `-result`, which is 0 - result and loses the sign of zero.
-            result = tl.where(x < 0, result * -1.0, result)
-        return result
-
-    @triton.jit
-    def _put_on_grid(
-        x,
-        out,
-        inside,
-        scale,
-        low,
-        high,
-        above,
-        below,
-        count,
-        ROUNDING: tl.constexpr,
-        NOTES: tl.constexpr,
-        BLOCK: tl.constexpr,
-    ):
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        there = place < count
-        step = tl.load(scale)
-        least = tl.maximum(tl.load(low) * step, above)
-        most = tl.minimum(tl.load(high) * step, below)
-        value = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
-        if NOTES:
-            strictly = (value > least) & (value < most)
-            tl.store(inside + place, strictly.to(tl.uint8), mask=there)
-        # Comparisons let NaN pass.
-        value = tl.where(value < least, least, value)
-        value = tl.where(value > most, most, value)
-        steps = _rounded(value * tl.math.div_rn(1.0, step), ROUNDING)
-        tl.store(out + place, (steps * step).to(out.dtype.element_ty), mask=there)
-
-    @triton.jit
-    def _mask(grad, inside, out, count, BLOCK: tl.constexpr):
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        there = place < count
-        value = tl.load(grad + place, mask=there, other=0.0)
-        passes = tl.load(inside + place, mask=there, other=0) != 0
-        tl.store(out + place, tl.where(passes, value, 0.0), mask=there)
-
-    @triton.jit
-    def _quantize_rows(
-        weight,
-        out,
-        factor,
-        step,
-        columns,
-        lowest,
-        highest,
-        count,
-        INVERTS: tl.constexpr,
-        BLOCK: tl.constexpr,
-    ):
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        there = place < count
-        row = place // columns
-        size = tl.load(step + row, mask=there, other=1.0)
-        if INVERTS:
-            by = tl.math.div_rn(1.0, size)
-        else:
-            by = tl.load(factor + row, mask=there, other=1.0)
-        value = tl.load(weight + place, mask=there, other=0.0) * by
-        # Before rounding, which is exact for small numbers alone; ends are whole.
-        value = tl.where(value < lowest, lowest, value)
-        value = tl.where(value > highest, highest, value)
-        tl.store(out + place, _rounded(value, 0) * size, mask=there)
-
-    @triton.jit
-    def _quantize_all(
-        addresses,
-        owner,
-        offset,
-        columns,
-        place,
-        factor,
-        step,
-        lowest,
-        highest,
-        out,
-        BLOCK: tl.constexpr,
-    ):
-        row = tl.program_id(0)
-        matrix = tl.load(owner + row)
-        start = tl.load(addresses + matrix).to(tl.pointer_type(tl.float32))
-        start += tl.load(offset + row)
-        out += tl.load(place + row)
-        width = tl.load(columns + matrix)
-        by, size = tl.load(factor + row), tl.load(step + row)
-        least, most = tl.load(lowest + row), tl.load(highest + row)
-        for first in range(0, width, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            there = column < width
-            value = tl.load(start + column, mask=there, other=0.0) * by
-            value = tl.where(value < least, least, value)
-            value = tl.where(value > most, most, value)
-            tl.store(out + column, _rounded(value, 0) * size, mask=there)
-
-    @triton.jit
-    def _reach(addresses, owner, offset, columns, low, high, BLOCK: tl.constexpr):
-        row = tl.program_id(0)
-        matrix = tl.load(owner + row)
-        start = tl.load(addresses + matrix).to(tl.pointer_type(tl.float32))
-        start += tl.load(offset + row)
-        width = tl.load(columns + matrix)
-        least = tl.full((BLOCK,), float('inf'), tl.float32)
-        most = tl.full((BLOCK,), float('-inf'), tl.float32)
-        strange = tl.zeros((BLOCK,), tl.float32)
-        for first in range(0, width, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            there = column < width
-            value = tl.load(start + column, mask=there, other=0.0)
-            least = tl.where(there & (value < least), value, least)
-            most = tl.where(there & (value > most), value, most)
-            # A comparison skips NaN; this is zero but for NaN and infinity.
-            strange += value - value
-        nan = tl.sum(strange, 0)
-        tl.store(low + row, tl.min(least, 0) + nan)
-        tl.store(high + row, tl.max(most, 0) + nan)

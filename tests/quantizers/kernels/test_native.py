@@ -14,8 +14,9 @@ from mmquant_jacinto.targets.grid import Grid
 
 UP = Grid(2.0**-5, -128, 127, 256, 'half_up')
 EVEN = Grid(0.0371, -37, 218, 256, 'half_even')
-# More than one thread's worth, a remainder, and less than a vector.
-SIZES = [3, 1000, 100_003]
+# More than one thread's worth, a remainder, less than a vector, and the elements that
+# share the bytes of a mask, one more and one less.
+SIZES = [3, 1000, 4095, 4096, 4097, 100_003]
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,64 @@ def test_result_and_gradient_are_those_of_the_chain(
     expected = without_kernels(quantized_and_gradient, x, grid, clip)
     assert torch.equal(ours[0], expected[0])
     assert torch.equal(ours[1], expected[1])
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'expanded'])
+@pytest.mark.parametrize('in_place', [False, True])
+def test_gradient_of_another_layout_is_masked(in_place, layout):
+    x = torch.randn(2, 3, 4, 5) * 5
+    arriving = torch.randn(2, 3, 4, 5)
+    if layout == 'channels_last':
+        arriving = arriving.contiguous(memory_format=torch.channels_last)
+    if layout == 'expanded':
+        arriving = arriving[:1, :, :1].expand(2, 3, 4, 5)
+    leaf = x.clone().requires_grad_()
+    fake_quantize(leaf * 1, UP, (0.0, None), in_place).backward(arriving)
+    inside = (x > 0) & (x < UP.high * UP.scale)
+    assert torch.equal(leaf.grad, torch.where(inside, arriving, 0.0))
+
+
+def test_a_graph_that_is_kept_gives_its_gradient_again():
+    leaf = (torch.randn(100) * 5).requires_grad_()
+    out = fake_quantize(leaf * 1, UP, None, True).sum()
+    first = torch.autograd.grad(out, leaf, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(out, leaf)[0], first)
+    with pytest.raises(RuntimeError, match='retain_graph=True'):
+        torch.autograd.grad(out, leaf)
+
+
+@pytest.mark.parametrize('in_place', [False, True])
+def test_gradient_has_a_gradient(in_place):
+    leaf = (torch.randn(100) * 5).requires_grad_()
+    out = fake_quantize(leaf * leaf, UP, None, in_place).sum()
+    (first,) = torch.autograd.grad(out, leaf, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), leaf)
+    square = leaf.detach() ** 2
+    inside = square < UP.high * UP.scale
+    assert torch.equal(second, 2.0 * inside)
+
+
+def test_whoever_has_saved_what_is_overwritten_is_told():
+    leaf = torch.randn(100).requires_grad_()
+    x = leaf * 1
+    saved = x.square().sum()
+    out = fake_quantize(x, UP, None, True).sum()
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        (saved + out).backward()
+
+
+def test_all_weights_at_once_are_those_of_one_after_the_other():
+    weights = [torch.randn(4, 30), torch.randn(7, 2500), torch.randn(6, 3, 3, 3)]
+    reach = native.Reach([(len(x), x[0].numel()) for x in weights])
+    factor, step = torch.rand(2, 17) * 20
+    limits = torch.full((17,), -8.0), torch.full((17,), 7.0)
+    found = reach.quantize(weights, factor, step, limits)
+    starts, row = [*reach.starts, len(found)], 0
+    for x, start, end in zip(weights, starts, starts[1:]):
+        rows = slice(row, row + len(x))
+        expected = native.quantize_rows(x, factor[rows], step[rows], (-8, 7))
+        assert torch.equal(found[start:end], expected.flatten())
+        row = rows.stop
 
 
 def test_nan_is_not_hidden():
@@ -188,5 +247,6 @@ def test_no_mask_is_kept_where_no_gradient_is_wanted(grid, in_place, monkeypatch
     with torch.no_grad():
         found = fake_quantize(x.clone(), grid, in_place=in_place)
     assert torch.equal(found, expected)
-    assert masks[0] is not None
+    # A bit for each element, in whole lanes.
+    assert masks[0].dtype == torch.uint8 and masks[0].numel() == 512
     assert masks[1:] == [None]

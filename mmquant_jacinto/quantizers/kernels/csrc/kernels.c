@@ -16,6 +16,9 @@
 
 /* Elements below which a thread is not worth waking. */
 #define GRAIN 32768
+/* Bit k of byte b of a mask belongs to element k * LANE + b of 8 * LANE of them: lanes
+ * lie in memory as they are read, and packing them takes no shuffles. */
+#define LANE 512
 
 static inline float clamp(float x, float low, float high) {
     /* NaN passes. */
@@ -28,49 +31,45 @@ static inline float on_grid_half_even(
     return nearbyintf(clamp(v, low, high) * inverse) * scale;
 }
 
-VECTORIZED static void quantize_half_even(
-    const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
-    float low, float high) {
-    if (!inside) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i)
-            out[i] = on_grid_half_even(x[i], inverse, scale, low, high);
-        return;
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-        float v = x[i];
-        inside[i] = (v > low) & (v < high);
-        out[i] = on_grid_half_even(v, inverse, scale, low, high);
-    }
-}
-
 static inline float on_grid_half_up(
     float v, float inverse, float scale, float low, float high) {
     return floorf(clamp(v, low, high) * inverse + 0.5f) * scale;
 }
 
-VECTORIZED static void quantize_half_up(
-    const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
-    float low, float high) {
-    if (!inside) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i)
-            out[i] = on_grid_half_up(x[i], inverse, scale, low, high);
-        return;
+#define QUANTIZE(NAME, ON_GRID)                                                         \
+    VECTORIZED static void NAME(                                                       \
+        const float *x, float *out, int64_t n, float inverse, float scale, float low,  \
+        float high) {                                                                  \
+        _Pragma("omp simd")                                                            \
+        for (int64_t i = 0; i < n; ++i)                                                \
+            out[i] = ON_GRID(x[i], inverse, scale, low, high);                         \
     }
+QUANTIZE(quantize_half_even, on_grid_half_even)
+QUANTIZE(quantize_half_up, on_grid_half_up)
+
+/* Which of up to eight lanes of elements are strictly between the limits. */
+VECTORIZED static void note_inside(
+    const float *x, uint8_t *inside, int64_t n, float low, float high) {
+    for (int lane = 0; lane * LANE < n; ++lane) {
+        const float *part = x + lane * LANE;
+        int64_t size = n - lane * LANE < LANE ? n - lane * LANE : LANE;
+        uint8_t kept = lane ? 0xff : 0;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-        float v = x[i];
-        inside[i] = (v > low) & (v < high);
-        out[i] = on_grid_half_up(v, inverse, scale, low, high);
+        for (int64_t i = 0; i < size; ++i) {
+            uint8_t bit = (part[i] > low) & (part[i] < high);
+            inside[i] = (inside[i] & kept) | (uint8_t)(bit << lane);
+        }
     }
 }
 
 VECTORIZED static void mask(
     const float *grad, const uint8_t *inside, float *out, int64_t n) {
+    for (int lane = 0; lane * LANE < n; ++lane) {
+        int64_t start = lane * LANE, size = n - start < LANE ? n - start : LANE;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = inside[i] ? grad[i] : 0.0f;
+        for (int64_t i = 0; i < size; ++i)
+            out[start + i] = inside[i] >> lane & 1 ? grad[start + i] : 0.0f;
+    }
 }
 
 /* Of one block: gradient of x, and sums for the step and for what the grid clips. */
@@ -108,12 +107,12 @@ VECTORIZED static void quantize_row(
 }
 
 VECTORIZED static float scale_and_dot(
-    const float *grad, const float *w, float *out, int64_t n, float factor) {
+    float *grad, const float *w, int64_t n, float factor) {
     float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
     for (int64_t i = 0; i < n; ++i) {
         dot += grad[i] * w[i];
-        out[i] = grad[i] * factor;
+        grad[i] *= factor;
     }
     return dot;
 }
@@ -131,26 +130,26 @@ VECTORIZED static void reach_of_row(const float *w, int64_t n, float *low, float
     *high = largest + nan;
 }
 
-/* Puts `x` on a grid (`out` may be `x`), and notes which elements were not clipped,
- * where `inside` is not null. */
+/* Puts `x` on a grid (`out` may be `x`), and notes in a bit for each element whether it
+ * was not clipped, where `inside` is not null. */
 void mmquant_put_on_grid(
     const float *x, float *out, uint8_t *inside, int64_t n, float inverse, float scale,
     float low, float high, int half_up) {
 #pragma omp parallel for schedule(static) if (n > GRAIN)
-    for (int64_t start = 0; start < n; start += GRAIN) {
-        int64_t size = n - start < GRAIN ? n - start : GRAIN;
+    for (int64_t start = 0; start < n; start += 8 * LANE) {
+        int64_t size = n - start < 8 * LANE ? n - start : 8 * LANE;
+        if (inside) note_inside(x + start, inside + start / 8, size, low, high);
         (half_up ? quantize_half_up : quantize_half_even)(
-            x + start, out + start, inside ? inside + start : 0, size, inverse, scale,
-            low, high);
+            x + start, out + start, size, inverse, scale, low, high);
     }
 }
 
 /* The gradient where nothing was clipped, zero elsewhere. */
 void mmquant_mask(const float *grad, const uint8_t *inside, float *out, int64_t n) {
 #pragma omp parallel for schedule(static) if (n > GRAIN)
-    for (int64_t start = 0; start < n; start += GRAIN) {
-        int64_t size = n - start < GRAIN ? n - start : GRAIN;
-        mask(grad + start, inside + start, out + start, size);
+    for (int64_t start = 0; start < n; start += 8 * LANE) {
+        int64_t size = n - start < 8 * LANE ? n - start : 8 * LANE;
+        mask(grad + start, inside + start / 8, out + start, size);
     }
 }
 
@@ -185,15 +184,36 @@ void mmquant_quantize_rows(
             w + r * columns, out + r * columns, columns, factor[r], step[r], low, high);
 }
 
-/* out = grad * factor, with a factor a row (`out` may be `grad`), and the dot product
- * of each row of the gradient with the weight's. */
+/* The same of many matrices, whose rows and elements lie end to end in what the starts
+ * say; each row has its limits too. */
+void mmquant_quantize_all(
+    const float *const *matrices, const int64_t *rows, const int64_t *columns,
+    const int64_t *first_rows, const int64_t *first_elements, int64_t count,
+    const float *factor, const float *step, const float *low, const float *high,
+    float *out) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t m = 0; m < count; ++m)
+        for (int64_t r = 0; r < rows[m]; ++r) {
+            int64_t row = first_rows[m] + r, n = columns[m];
+            quantize_row(
+                matrices[m] + r * n, out + first_elements[m] + r * n, n, factor[row],
+                step[row], low[row], high[row]);
+        }
+}
+
+/* Gradients of a folded normalization: `grad` of the folded weight becomes that of the
+ * weight; that of the normalization's weight follows from the dot product of each row
+ * with the weight's, and from the gradient of the folded bias. */
 void mmquant_fold_gradient(
-    const float *grad, const float *w, float *out, int64_t rows, int64_t columns,
-    const float *factor, float *dots) {
+    float *grad, const float *w, int64_t rows, int64_t columns, const float *factor,
+    const float *bias_grad, const float *offset, const float *deviation,
+    float *to_norm) {
 #pragma omp parallel for schedule(static) if (rows * columns > GRAIN)
-    for (int64_t r = 0; r < rows; ++r)
-        dots[r] = scale_and_dot(
-            grad + r * columns, w + r * columns, out + r * columns, columns, factor[r]);
+    for (int64_t r = 0; r < rows; ++r) {
+        float dot =
+            scale_and_dot(grad + r * columns, w + r * columns, columns, factor[r]);
+        to_norm[r] = (dot + bias_grad[r] * offset[r]) * deviation[r];
+    }
 }
 
 /* Smallest and largest element of each row of each matrix, end to end. */
