@@ -183,14 +183,17 @@ def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:
 
 
 def add_budget(report: Report, kept: Mapping[str, Any]) -> None:
-    """Adds what keeping ``quantize.max_drop`` took, and float's score.
+    """Adds what keeping a budget took, and float's score where it was scored.
 
     Args:
         report (Report): Of the calibration.
-        kept (Mapping[str, Any]): What its ``max_drop.json`` has.
+        kept (Mapping[str, Any]): What its ``max_drop.json``, or the
+            ``mixed_precision.json`` of a latency, has.
     """
     left_out = ('key', 'rankings', 'finished')
     report.budget = {k: value for k, value in kept.items() if k not in left_out}
+    if 'metric' not in kept:
+        return
     known = {(score.network, score.metric) for score in report.scores}
     if ('float', kept['metric']) not in known:
         add_scores(report, 'float', {kept['metric']: kept['float']})

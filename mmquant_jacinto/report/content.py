@@ -255,8 +255,8 @@ class Report:
         file (FileReport, optional): Of an export.
         pictures (Dict): ``threshold``, ``images`` and ``lost``, ``gained``, ``kept``
             (counts of detections that match the truth).
-        budget (Dict): Of a calibration with ``max_drop``: what its ``max_drop.json``
-            has, but for the rankings.
+        budget (Dict): Of a calibration with ``max_drop``, or within a latency: what
+            its ``max_drop.json`` or ``mixed_precision.json`` has, but for the rankings.
     """
 
     title: str

@@ -12,38 +12,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from mmengine.dist import (
-    broadcast_object_list,
-    get_rank,
-    get_world_size,
-    is_main_process,
-)
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner.utils import set_random_seed
 from mmengine.utils import ProgressBar
-from torch import Tensor
 
-from ..config.max_drop import FILE, KEY, MaxDrop, Raised
-from ..config.quantize_config import QuantizeConfig
-from ..errors import QuantizeError
-from ..execute import quantization as phases
-from ..methods.accuracy_budget import AccuracyBudget, Candidate, Choice, raised_value
-from ..plan.overrides import Overrides
-from ..plan.plan import module_of
-from ..plan.planned_widths import widest
-from ..record.side_effects import preserved_random_state
-from ..registry import BIAS_CORRECTIONS, registered
-from ..report.build import Images, Subject
-from ..report.measuring.noise_to_lose import noise_to_lose
-from ..report.measuring.sensitivity import ACTIVATION, WEIGHT
-from ..targets.rules.table import Weights
-from ..targets.target import get_target
-from .checkpoint_files import write_whole
-from .refusals import pick_metric
-
-# What layers that are narrower than that go to first, then.
-LEVELS = (8, 16)
+from ...config.max_drop import FILE, KEY, MaxDrop, Raised
+from ...config.quantize_config import QuantizeConfig
+from ...errors import QuantizeError
+from ...execute import quantization as phases
+from ...methods.accuracy_budget import AccuracyBudget, Candidate, Choice, raised_value
+from ...plan.planned_widths import levels_above
+from ...registry import BIAS_CORRECTIONS, registered
+from ...targets.rules.table import Weights
+from ...targets.target import get_target
+from ..checkpoint_files import write_whole
+from ..refusals import pick_metric
+from .again import Again
 
 
 class ScoringBar(Hook):
@@ -80,10 +64,7 @@ class BudgetKeeper:
         self.config: QuantizeConfig = loop.runner.quantize_config
         self.budget: MaxDrop = self.config.max_drop
         self.path = os.path.join(loop.runner.work_dir, FILE)
-        # A calibration may equalize, round or train them.
-        self.weights = {
-            name: value.detach().clone() for name, value in self._float_state().items()
-        }
+        self.again = Again(loop)
         self.calibrated: str | None = None  # the choice that the model is at
         self.state: dict[str, Any] = {}
         self._start, self._earlier = time.monotonic(), 0.0
@@ -170,7 +151,7 @@ class BudgetKeeper:
     def _key(self) -> str:
         """What scores depend on, as far as it can be told."""
         digest = hashlib.sha256(repr(self.config).encode())
-        for name, value in sorted(self.weights.items()):
+        for name, value in sorted(self.again.weights.items()):
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
         digest.update(
@@ -215,12 +196,8 @@ class BudgetKeeper:
 
     def _levels(self) -> list[Any]:
         """Widths that the target has, above those of the config; then float."""
-        most = widest(get_target(self.config.target).rules)
-        narrow = min(self.config.bits_of(kind) for kind in (WEIGHT, ACTIVATION))
-        return [
-            *(level for level in LEVELS if narrow < level <= max(most.values())),
-            False,
-        ]
+        rules = get_target(self.config.target).rules
+        return [*levels_above(self.config, rules), False]
 
     def _remedies(self) -> list[dict[str, Any]]:
         """Settings that cost no speed, and that the config leaves open."""
@@ -284,34 +261,13 @@ class BudgetKeeper:
         return [Candidate(**item) for item in self.state['rankings'][key]]
 
     def _measure(self, choice: Choice, level: Any) -> list[Candidate]:
-        model = self.model
-        loader, world = self.loop.dataloader, get_world_size()
-        images = Images(loader.dataset, loader.collate_fn, self.budget.num_images)
-        self.runner.logger.info(f'Budget: ranking layers on {len(images)} images.')
-        # As many in each process, if there are enough.
-        images.indices = images.indices[get_rank() :: world][
-            : max(1, len(images) // world)
-        ]
-        model.eval()
-        noise = noise_to_lose(
-            model.quantization,
-            Subject(model).run,
-            images,
-            level,
-            get_rank() * self.budget.num_images,
-        )
-        most = widest(get_target(self.config.target).rules)
-        given = Overrides(self.config.overrides)
+        count = self.budget.num_images
+        self.runner.logger.info(f'Budget: ranking layers on at most {count} images.')
         found = []
+        noise = self.again.noise_to_lose(self.config, level, count)
         for name, kinds in noise.items():
-            if given.find(module_of(name)) is not None:
-                continue
-            if level is False:
-                candidate = Candidate(name, False, sum(kinds.values()))
-            else:
-                able = {kind: n for kind, n in kinds.items() if level <= most[kind]}
-                value = raised_value(level, able)
-                candidate = Candidate(name, value, sum(able.values()))
+            value = False if level is False else raised_value(level, kinds)
+            candidate = Candidate(name, value, sum(kinds.values()))
             if candidate.gain > 0 and choice.layers.get(name) != candidate.value:
                 found.append(candidate)
         found.sort(key=lambda item: (-item.gain, item.name))
@@ -333,13 +289,7 @@ class BudgetKeeper:
         self.calibrated = None
         raised = Raised(self.budget, choice.layers, choice.remedies)
         config = self.config.with_raised(raised)
-        with torch.no_grad():
-            for name, value in self._float_state().items():
-                value.copy_(self.weights[name])
-        with preserved_random_state():
-            set_random_seed(self.runner.seed)
-            self.model.plan_anew(config)
-            self.loop.calibrate_with(config.calibration)
+        self.again.calibrate(config)
         self.calibrated = choice.key
 
     def _validate(self, phase: str) -> dict[str, Any]:
@@ -356,11 +306,3 @@ class BudgetKeeper:
         if is_main_process():
             print(flush=True)
         return dict(metrics or {})
-
-    def _float_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the model, less what quantization adds."""
-        root = self.model.module
-        own = self.model.quantization
-        added = {id(value) for value in (*own.parameters(), *own.buffers())}
-        named = [*root.named_parameters(), *root.named_buffers()]
-        return {name: value for name, value in named if id(value) not in added}
