@@ -285,9 +285,13 @@ class Report:
         known = [layer for layer in self.layers if layer.snr_own is not None]
         return sorted(known, key=lambda layer: layer.snr_own)[:count]
 
+    def to_data(self) -> dict[str, Any]:
+        """What ``report.json`` has; numbers that are not finite are None."""
+        return plain({'version': VERSION, **vars(self)})
+
     def to_json(self) -> str:
-        """Serializes it; numbers that are not finite are None."""
-        return json.dumps(plain({'version': VERSION, **vars(self)}), allow_nan=False)
+        """Serializes it."""
+        return as_json(self.to_data())
 
     def scalars(self) -> dict[str, float]:
         """What a visualizer draws."""
@@ -297,6 +301,11 @@ class Report:
         for score in self.scores:
             found[f'report/{score.network}/{score.metric}'] = score.value
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def as_json(data: Any) -> str:
+    """Plain data as short text."""
+    return json.dumps(data, separators=(',', ':'), allow_nan=False)
 
 
 def plain(value: Any) -> Any:
