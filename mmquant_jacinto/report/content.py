@@ -219,7 +219,7 @@ class FileReport:
         outputs (List[Dict]): Of each output: ``name``, ``elements``, ``equal``
             (share) and ``largest`` difference.
         violations (List[str]): Nodes that break a rule of the target, with the rule.
-        slowest (List[Dict]): ``node``, ``kind`` and ``milliseconds`` in the engine.
+        slowest (List[Dict]): ``engine``, ``node``, ``kind`` and ``milliseconds`` in it.
     """
 
     path: str
@@ -253,8 +253,9 @@ class Report:
         curves (Dict): Of a training: ``scalars`` (name to list of step and value)
             and ``frozen`` (list of texts).
         file (FileReport, optional): Of an export.
-        pictures (Dict): ``threshold``, ``images`` and ``lost``, ``gained``, ``kept``
-            (counts of detections that match the truth).
+        pictures (Dict): ``threshold``, ``images``, ``networks`` (from left to right),
+            and ``lost``, ``gained``, ``kept`` (counts of detections that match the
+            truth) where float and quantized network are among them.
         budget (Dict): Of a calibration with ``max_drop``, or within a latency: what
             its ``max_drop.json`` or ``mixed_precision.json`` has, but for the rankings.
     """
