@@ -23,6 +23,7 @@ from .seen_images import SeenImages
 
 MEASURED, SCORED = 8, 32  # images
 SHARE = 0.1  # of the run's own time
+PAGE_SECONDS = 0.3  # of that: what drawing a page takes, however little is on it
 
 
 @HOOKS.register_module()
@@ -152,17 +153,19 @@ class ReportHook(Hook):
             measured = Images(loader.dataset, loader.collate_fn, MEASURED)
         report, pictures = build_report(
             *(runner.model, runner.experiment_name, kind, measured, seen.images),
-            limit=self.share * seconds,
+            limit=max(0.0, self.share * seconds - PAGE_SECONDS),
             first=seconds / max(1, seen.total) if kind == 'test' else 0.0,
         )
         add_scores(report, 'quantized', self._metrics)
-        if kind == 'calibration' and runner.train_loop.kept_budget is not None:
-            add_budget(report, runner.train_loop.kept_budget)
+        if kind == 'calibration' and loop.kept_budget is not None:
+            add_budget(report, loop.kept_budget)
         if kind == 'training':
             report.curves = read_curves(runner)
-        runner.visualizer.add_scalars(report.scalars(), step=runner.iter)
+        # ``runner.iter`` of a test would build the training, and read its annotations.
+        step = getattr(loop, 'iter', 0)
+        runner.visualizer.add_scalars(report.scalars(), step=step)
         for number, picture in enumerate(pictures):
             # Without a slash: a local backend makes a file of that name.
             name = f'report_detections_{number}'
-            runner.visualizer.add_image(name, pixels(picture), step=runner.iter)
+            runner.visualizer.add_image(name, pixels(picture), step=step)
         return write_report(report, runner.log_dir, pictures)
