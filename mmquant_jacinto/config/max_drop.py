@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional, Union
@@ -11,11 +12,17 @@ from mmengine.fileio import get_text
 from ..errors import QuantizeError
 from ..registry import BIAS_CORRECTIONS, look_up
 from .mixed_precision import MixedPrecision
-from .sections import check_count, is_number
+from .sections import check_choice, check_count, is_number
 from .widths import check_override
 
 KEY = 'quantize.max_drop'
 FILE = 'max_drop.json'
+RULES = ('greater', 'less')
+# In names of metrics of MMEngine's libraries of which less is better.
+ERRORS = frozenset(
+    'loss error err mae mse rmse nme epe wer cer fid mpjpe absrel sqrel rmselog '
+    'silog perplexity mate mase maoe mave maae'.split()
+)
 
 
 @dataclass(frozen=True)
@@ -28,17 +35,21 @@ class MaxDrop:
         points (float): Hundredths of the metric; where an evaluator gives percent,
             its own unit.
         metric (str, optional): As the validation's evaluator names it, such as
-            ``'coco/bbox_mAP'``; more is better. Defaults to the first that it gives.
+            ``'coco/bbox_mAP'``. Defaults to the first that it gives.
         scorings (int): Quantized networks that are calibrated and scored at most.
             Defaults to 20.
         num_images (int): Images of the calibration set, over all processes, that
             layers are ranked on; each costs some three passes. Defaults to 16.
+        rule (str): ``'greater'`` or ``'less'`` is better, as MMEngine's checkpoint hook
+            has it. Defaults to ``'greater'``; a metric whose name says that it is an
+            error is refused then.
     """
 
     points: float
     metric: Optional[str] = None
     scorings: int = 20
     num_images: int = 16
+    rule: str = 'greater'
 
     def __post_init__(self) -> None:
         if not is_number(self.points) or not 0 <= self.points < math.inf:
@@ -54,10 +65,35 @@ class MaxDrop:
             )
         check_count('max_drop.scorings', self.scorings, 1)
         check_count('max_drop.num_images', self.num_images, 1)
+        check_choice('max_drop.rule', self.rule, RULES)
+        if given is not None:
+            self.check_rule(given)
+
+    @property
+    def sign(self) -> int:
+        """int: Of the metric, so that more is better: 1 or -1."""
+        return 1 if self.rule == 'greater' else -1
+
+    def check_rule(self, metric: str) -> None:
+        """Refuses a metric of which less is better, where that was not said.
+
+        Raises:
+            QuantizeError: If its name has a word for an error in it.
+        """
+        words = set(re.split(r'[^a-z]+', metric.lower())) & ERRORS
+        if words and self.rule == 'greater':
+            raise QuantizeError(
+                f'{KEY}.metric={metric!r} is an error by its name ({words.pop()}), of '
+                f"which less is better; add rule='less', as in {KEY}=dict(metric="
+                f"{metric!r}, points={self.points!r}, rule='less'), or name another"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
+        """As JSON has it; without a rule as earlier versions wrote it."""
+        found = asdict(self)
+        if self.rule == 'greater':
+            del found['rule']
+        return found
 
 
 @dataclass(frozen=True)

@@ -80,20 +80,24 @@ class BudgetKeeper:
         """
         self.state = self._begin()
         metric, score, allowed = self._float_score()
+        sign = self.budget.sign
         search = AccuracyBudget(
-            self._score, self._rank, score - allowed, self.budget.scorings
+            lambda choice: sign * self._score(choice),
+            self._rank,
+            sign * score - allowed,
+            self.budget.scorings,
         )
         choice = search.search(self._remedies(), self._levels())
         self._calibrate(choice)
-        final = search.scores[choice.key]
-        drop = (score - final) / self._point()
+        final = sign * search.scores[choice.key]
+        drop = self._drop(final)
         self.state.update(
             finished=True,
             layers=dict(choice.layers),
             remedies=dict(choice.remedies),
             final=final,
             drop=drop,
-            met=final >= search.least,
+            met=sign * final >= search.least,
         )
         self._write()
         self._tell(choice, metric, score, final, drop)
@@ -176,11 +180,11 @@ class BudgetKeeper:
                 f'Budget: scoring float, to keep within {self.budget.points:g} points.'
             )
             metrics = self._validate(phases.FLOAT)
-            metric, score = pick_metric(metrics, self.budget.metric)
+            metric, score = pick_metric(metrics, self.budget)
             self.state.update(metric=metric, float=score)
         metric, score = self.state['metric'], self.state['float']
         allowed = self.budget.points * self._point()
-        if allowed >= score:
+        if allowed >= score and self.budget.sign > 0:
             raise QuantizeError(
                 f'{KEY}.points={self.budget.points!r} is all of the '
                 f'{score / self._point():.4g} points that float has ({metric}); use '
@@ -188,11 +192,15 @@ class BudgetKeeper:
             )
         self._write()
         # Numbers that were added up in another order are no drop.
-        return metric, score, allowed + 1e-9 * score
+        return metric, score, allowed + 1e-9 * abs(score)
+
+    def _drop(self, score: float) -> float:
+        """Points that a score is worse than float's."""
+        return self.budget.sign * (self.state['float'] - score) / self._point()
 
     def _point(self) -> float:
         """A point in the unit of the metric, which may be percent."""
-        return 0.01 if self.state['float'] <= 1 else 1.0
+        return 0.01 if abs(self.state['float']) <= 1 else 1.0
 
     def _levels(self) -> list[Any]:
         """Widths that the target has, above those of the config; then float."""
@@ -228,9 +236,12 @@ class BudgetKeeper:
         self._calibrate(choice)
         metrics = self._validate(phases.TEST)
         # An evaluator that was given nothing may leave the metric out.
-        score = float(metrics.get(self.state['metric'], 0.0))
-        score = score if math.isfinite(score) else 0.0
-        drop = (self.state['float'] - score) / self._point()
+        score = float(metrics.get(self.state['metric'], math.nan))
+        if not math.isfinite(score):
+            # An error has no worst: beyond what any budget allows.
+            most = 1000 * (1 + abs(self.state['float']))
+            score = 0.0 if self.budget.sign > 0 else most
+        drop = self._drop(score)
         self.runner.logger.info(
             f'Budget: {self.state["metric"]} {score:.4g}, a drop of {drop:.2f} points '
             f'of {self.budget.points:g}'
