@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Callable
 
@@ -194,10 +195,17 @@ def compare(
 def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:
     """Adds what an evaluator said, in its own unit."""
     report.scores += [
-        Score(network, name, float(value))
-        for name, value in metrics.items()
-        if isinstance(value, (int, float))
+        Score(network, name, value) for name, value in numbers_of(metrics).items()
     ]
+
+
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What is a number of what an evaluator said; MMSegmentation's are of NumPy."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, Real) and not isinstance(value, bool)
+    }
 
 
 def add_budget(report: Report, kept: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from ..errors import QuantizeError, nearest
 from ..execute.quantization import NAME, find_plan
 from ..plan.plan import Plan
 from ..quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
+from ..report.build import numbers_of
 from ..wrappers.distillation import fit_names
 
 MODE = 'quantize_mode'  # of the run that saved a checkpoint, in its meta
@@ -251,11 +252,7 @@ def pick_metric(metrics: Mapping[str, Any], budget: MaxDrop) -> tuple[str, float
         QuantizeError: If there is no such metric, or no budget of it can be kept.
     """
     wanted = budget.metric
-    numbers = {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    numbers = numbers_of(metrics)
     if wanted is not None and wanted not in numbers:
         raise QuantizeError(
             f'{KEY}.metric={wanted!r} is not what val_evaluator gives; '

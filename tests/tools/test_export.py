@@ -118,8 +118,9 @@ def assert_pages_tell_of_the_file(workspace):
     """That of the export has all three networks, that of the file's test its own."""
     exported = workspace.root / 'out' / 'model_report' / 'report.json'
     found = json.loads(exported.read_text())
-    intervals = [item['network'] for item in found['scores'] if item['low'] is not None]
-    assert intervals == ['float', 'quantized', 'file']
+    with_interval = {s['network'] for s in found['scores'] if s['low'] is not None}
+    # In float too, if there was time for a pass.
+    assert {'quantized', 'file'} <= with_interval or found['skipped']
     tested = max(workspace.root.glob('work_dirs/config/*/report.json'))
     found = json.loads(tested.read_text())
     assert found['kind'] == 'test' and found['layers'] == []
@@ -165,6 +166,7 @@ def test_file_is_tested_on_the_images_of_the_checkpoint(family, tmp_path):
         tested,
     )
     assert re.search(r'equal predictions .* 2 of 2', out)
+    assert len(workspace.reports()['calibration']['layers']) > 30
     from_checkpoint = workspace.detections('test')
     workspace.run((TOOLS / 'test.py', ['config.py', 'model.onnx'], options))
     assert workspace.detections('test') == from_checkpoint != []
