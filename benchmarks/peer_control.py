@@ -83,9 +83,9 @@ class Reverted(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
         self.lines.append(line)
-        found = re.search(r'Reverted (\d+) operations', line)
+        found = re.search(r'(\d+) out of \d+ were reverted', line)
         if found:
-            self.operations += int(found.group(1))
+            self.operations = int(found.group(1))
 
 
 def control(path: Path, args: argparse.Namespace) -> dict[str, Any]:

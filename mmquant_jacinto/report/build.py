@@ -23,7 +23,7 @@ from .pictures import Comparison
 PAGE, DATA = 'report.html', 'report.json'
 # Of the time that may be taken, by when layers are measured, and predictions are
 # compared; the rest is for the page.
-LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.75
+LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.65
 COMPARE_SECONDS = 0.2  # what scores and pictures of known predictions take
 
 

@@ -73,8 +73,7 @@ def test_two_lines_quantize_an_untouched_upstream_config(name, workspace):
     assert set(reports) == {'training', 'test'}
     named = {layer['module'] for layer in reports['training']['layers']}
     assert len(named) > 30 and any(name.startswith('backbone.') for name in named)
-    metrics = {score['metric'] for score in reports['test']['scores']}
-    assert {'coco/bbox_mAP', 'mAP50'} <= metrics
+    assert 'coco/bbox_mAP' in {s['metric'] for s in reports['test']['scores']}
     validated, tested = workspace.detections('val'), workspace.detections('test')
     assert len({found['image_id'] for found in validated}) == NUM_IMAGES['val']
     assert tested == validated
