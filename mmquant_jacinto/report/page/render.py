@@ -94,9 +94,10 @@ def _note(pictures: dict[str, Any]) -> str:
         return ''
     networks = pictures['networks']
     text = (
-        f'Detections above {pictures["threshold"]:.2f}, where the first has its best '
-        f'F1 on {pictures["images"]} images. From left to right: '
-        f'{", ".join(networks)}; green: a hit, red: none, thin and black: a truth.'
+        f'Detections above {pictures["threshold"]:.2f}, where those of '
+        f'{networks[0]} have their best F1 on {pictures["images"]} images. From left '
+        f'to right: {", ".join(networks)}; green: a hit, red: none, thin and black: a '
+        'truth.'
     )
     if 'kept' not in pictures:
         return text
