@@ -72,20 +72,28 @@ class Validation:
         return self.points[-1] / 100, None
 
 
-class Reverted(logging.Handler):
-    """Counts what NNCF says it put back to float."""
+class Log(logging.Handler):
+    """Keeps what NNCF says of accuracy and of what it put back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = 0
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        self.lines.append(line)
-        found = re.search(r'(\d+) out of \d+ were reverted', line)
-        if found:
-            self.operations = int(found.group(1))
+        if re.search(r'evert|ccuracy', line):
+            self.lines.append(line)
+
+
+def outcome(row: Mapping[str, Any]) -> tuple[float, float, int]:
+    """Scores at the start and at the end, and operations in float, by NNCF's log."""
+    text = '\n'.join(row['log'])
+    drops = [float(x) for x in re.findall(r'ccuracy drop:? (-?[\d.e-]+)', text)]
+    further = re.findall(r'quantization scope is (-?[\d.e-]+)', text)
+    counts = re.findall(r'(\d+) out of \d+ were reverted', text)
+    last = drops[-1] if not further or 'achieved' in text else float(further[-1])
+    start, end = (row['float'] - 100 * drop for drop in (drops[0], last))
+    return start, end, int(counts[-1]) if counts else 0
 
 
 def control(path: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -105,10 +113,10 @@ def control(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     with torch.no_grad():
         model = openvino.convert_model(network, example_input=images[:1])
     arrays = [image.numpy() for image in singles(images)]
-    validation, reverted = Validation(test, detector), Reverted()
-    nncf.nncf_logger.addHandler(reverted)
+    validation, log = Validation(test, detector), Log()
+    nncf.nncf_logger.addHandler(log)
     start = time.monotonic()
-    quantized = nncf.quantize_with_accuracy_control(
+    nncf.quantize_with_accuracy_control(
         model,
         nncf.Dataset(arrays),
         nncf.Dataset([batch['inputs'].numpy() for batch in test.batches]),
@@ -122,22 +130,15 @@ def control(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         ),
     )
     seconds = time.monotonic() - start
-    nncf.nncf_logger.removeHandler(reverted)
-    before = list(validation.points)
-    core = openvino.Core()
-    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
-    final = 100 * validation(core.compile_model(quantized, 'CPU', settings), None)[0]
+    nncf.nncf_logger.removeHandler(log)
     return dict(
         points=args.points,
         float=round(map_scores(metrics)['mAP'], 2),
-        start=round(before[1], 2) if len(before) > 1 else None,
-        final=round(final, 2),
-        scorings=len(before),
-        reverted=reverted.operations,
+        scorings=len(validation.points),
         minutes=round(seconds / 60, 1),
         threads=torch.get_num_threads(),
         versions=dict(nncf=nncf.__version__, openvino=openvino.__version__),
-        log=[line for line in reverted.lines if 'evert' in line or 'ccuracy' in line],
+        log=log.lines,
     )
 
 
@@ -149,10 +150,10 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         '| --- ' * 7 + '|',
     ]
     for name, row in rows.items():
-        start = '–' if row['start'] is None else f'{row["start"]:.1f}'
+        *scores, reverted = outcome(row)
         cells = [
-            *(name, f'{row["float"]:.1f}', start, f'{row["final"]:.1f}'),
-            *(str(row[key]) for key in ('reverted', 'scorings', 'minutes')),
+            *(name, f'{row["float"]:.1f}', *(f'{score:.1f}' for score in scores)),
+            *map(str, (reverted, row['scorings'], row['minutes'])),
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
