@@ -21,7 +21,7 @@ class Histogram:
     Args:
         low (float): Lower edge of the first bin.
         high (float): Upper edge of the last one.
-        float_counts (List[int]): In float.
+        float_counts (List[int]): In float, of a sample.
         quantized_counts (List[int]): The same elements on their grid.
     """
 
@@ -52,7 +52,7 @@ class WeightReport:
             made the grid coarser.
         channel_range (List[List[float]]): Smallest and largest element of each
             channel; of neighbours together where there are many.
-        histogram (Histogram): Of the folded weight.
+        histogram (Histogram): Of a sample of the folded weight.
     """
 
     name: str
