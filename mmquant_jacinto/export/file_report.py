@@ -22,6 +22,7 @@ from ..targets.target import get_file_target
 from ..wrappers.quant_module import QuantModule
 from .configs.end_to_end import EndToEnd
 from .configs.file_input import METADATA_KEY, FileInput
+from .configs.file_run import read_file
 from .example import Example, RegionOutputs, named_tensors
 from .exporter import Exported
 from .graph.unsigned_twin import unsigned_twin
@@ -52,7 +53,7 @@ def report_of_file(path: str, model: nn.Module, batches: Iterable[Any]) -> FileR
     Raises:
         QuantizeError: If the file cannot be run, or is of another model.
     """
-    proto = onnx.load(path)
+    proto = read_file(path)
     session = Session(proto)
     session.check_fits(model)
     target = get_file_target(session.metadata['target'])
