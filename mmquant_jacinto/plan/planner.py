@@ -60,6 +60,7 @@ class Planner:
         for site in self.active:
             steps.update(self._steps(site, quantizers))
         self.overrides.check_used(self.active)
+        # Refuses a budget of time that nothing can be raised for.
         levels_above(self.config, self.rules)
         self._check_raised()
         if not weight_specs:
