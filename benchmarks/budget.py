@@ -81,7 +81,8 @@ def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         target=args.target,
         bits=args.bits,
         threads=torch.get_num_threads(),
-        minutes=minutes,
+        # A resumed search says what it took before, too.
+        minutes=max(minutes, round(found['seconds'] / 60, 1)),
         **{key: found[key] for key in ('settings', 'metric', 'float', 'final', 'drop')},
         **{key: found[key] for key in ('met', 'layers', 'remedies')},
         trials=trials,
