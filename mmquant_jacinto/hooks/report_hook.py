@@ -18,6 +18,7 @@ from ..report.build import (
     write_report,
 )
 from ..report.curves import read_curves
+from ..report.detections import Seen
 from ..report.pictures import pixels
 from .seen_images import SeenImages
 
@@ -65,11 +66,11 @@ class ReportHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Forgets the images of former epochs."""
-        self._seen.begin(runner.val_loop.dataloader)
+        self._seen.begin(runner.val_loop)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Begins to keep images."""
-        self._seen.begin(runner.test_loop.dataloader)
+        self._seen.begin(runner.test_loop)
 
     def before_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -87,7 +88,7 @@ class ReportHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Keeps what was predicted of them."""
-        self._seen.after(outputs or ())
+        self._seen.after(outputs)
 
     after_test_iter = after_val_iter
 
@@ -149,10 +150,14 @@ class ReportHook(Hook):
         if loaded is not None:
             measured = split_batch(loaded, MEASURED)
         elif not measured:
-            loader = loop.dataloader
+            loader = (loop if kind == 'test' else runner.val_loop or loop).dataloader
             measured = Images(loader.dataset, loader.collate_fn, MEASURED)
+        scored = seen.images
+        if kind == 'training':
+            # What it predicted last may be of earlier weights.
+            scored = [Seen(item.batch) for item in scored]
         report, pictures = build_report(
-            *(runner.model, runner.experiment_name, kind, measured, seen.images),
+            *(runner.model, runner.experiment_name, kind, measured, scored),
             limit=max(0.0, self.share * seconds - PAGE_SECONDS),
             first=seconds / max(1, seen.total) if kind == 'test' else 0.0,
         )

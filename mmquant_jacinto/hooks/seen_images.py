@@ -1,12 +1,17 @@
 """Images that a test or a validation has seen, kept for its report."""
 
 import copy
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
 from ..report.build import split_batch
 from ..report.detections import Seen, read_prediction
+
+MOST_BYTES = 2**28  # of all images together: films are large
+WITHOUT = 8  # images that are kept to measure on, where no prediction is compared
 
 
 class SeenImages:
@@ -24,28 +29,40 @@ class SeenImages:
         self.network, self.count = network, count
         self.images: list[Seen] = []
         self.total = 0  # images that the loop has run on
-        self._stride = 1
+        self._stride, self._room = 1, MOST_BYTES
         self._pending: list[Any] = []
 
-    def begin(self, loader: Any) -> None:
-        """A pass over a dataloader starts."""
+    def begin(self, loop: Any) -> None:
+        """A pass of a loop of MMEngine starts."""
         self.images, self.total, self._pending = [], 0, []
-        images = len(loader) * (getattr(loader, 'batch_size', None) or 1)
-        self._stride = max(1, -(-images // self.count))
+        self._stride, self._room = 1, MOST_BYTES
+        with suppress(Exception):
+            loader = loop.dataloader
+            images = len(loader) * (loader.batch_size or 1)
+            self._stride = max(1, -(-images // self.count))
 
     def before(self, index: int, batch: Any) -> None:
         """A batch is about to be run on: a preprocessor may change it in place."""
         self._pending = []
-        if index % self._stride == 0 and len(self.images) < self.count:
-            left = self.count - len(self.images)
-            with suppress(Exception):
-                self._pending = copy.deepcopy(split_batch(batch, left))
+        left = self.count - len(self.images)
+        if index % self._stride or left <= 0 or self._room <= 0:
+            return
+        with suppress(Exception):
+            self._pending = copy.deepcopy(split_batch(batch, left))
+            self._room -= bytes_of(self._pending)
 
-    def after(self, outputs: Sequence[Any]) -> None:
+    def after(self, outputs: Any) -> None:
         """What was predicted of the batch: a data sample for each image."""
-        self.total += len(outputs)
-        for batch, sample in zip(self._pending, outputs):
-            with suppress(Exception):
-                predictions = {self.network: read_prediction(sample)}
-                self.images.append(Seen(batch, predictions))
-        self._pending = []
+        pending, self._pending = self._pending, []
+        with suppress(Exception):
+            self.total += len(outputs)
+            for batch, sample in zip(pending, outputs):
+                found = read_prediction(sample)
+                if found is not None or len(self.images) < WITHOUT:
+                    self.images.append(Seen(batch, {self.network: found}))
+
+
+def bytes_of(batches: Any) -> int:
+    """Of the tensors in batches."""
+    leaves = tree_flatten(batches)[0]
+    return sum(x.numel() * x.element_size() for x in leaves if isinstance(x, Tensor))

@@ -58,7 +58,7 @@ class FileReportHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         """Begins to keep images."""
         self._start = time.monotonic()
-        self._seen.begin(runner.test_loop.dataloader)
+        self._seen.begin(runner.test_loop)
 
     def before_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -74,7 +74,7 @@ class FileReportHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Keeps what the file has found in them."""
-        self._seen.after(outputs or ())
+        self._seen.after(outputs)
 
     def after_test_epoch(self, runner: Runner, metrics: Any = None) -> None:
         """Writes the page."""
