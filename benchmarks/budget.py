@@ -1,11 +1,12 @@
-"""What keeping a budget takes: layers raised, networks scored, minutes, final drop.
+"""What keeping a budget takes: layers raised, networks scored, minutes, final score.
 
     MMQUANT_PRETRAINED=/path python benchmarks/budget.py \
         configs/pretrained/yolox_nano.py configs/pretrained/ssd_mobilenetv2.py \
         --points 1.0 --json benchmarks/results/budget.json --table table.md
 
-Calibrates each config's network with quantize.max_drop. A run that was cut off goes on
-where it was with --resume. --report-only writes the table of what the JSON has.
+Calibrates each config's network with quantize.max_drop, or with --latency FACTORS with
+quantize.mixed_precision, and with nothing raised. A run that was cut off goes on where
+it was with --resume. --report-only writes the table of what the JSON has.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any
 import torch
 from accuracy_configs import write_whole
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
 from mmquant_jacinto.config.max_drop import FILE
+from mmquant_jacinto.config.mixed_precision import FILE as WIDTHS_FILE
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,6 +35,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('configs', nargs='*', type=Path)
     parser.add_argument('--target', default='jacinto')
     parser.add_argument('--points', type=float, default=1.0)
+    parser.add_argument(
+        '--latency', type=float, nargs='+', default=[], help='in place of --points'
+    )
     parser.add_argument('--bits', type=int, default=8)
     parser.add_argument('--checkpoint', help='in place of the load_from of the config')
     parser.add_argument('--resume', action='store_true')
@@ -45,8 +51,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate a config's network within the budget; return what was found."""
+def calibrate(
+    path: Path, folder: Path, args: argparse.Namespace, **budget: Any
+) -> float:
+    """Calibrate a config's network within a budget; return the minutes."""
     cfg = Config.fromfile(path)
     cfg.setdefault('runner_type', 'QuantRunner')
     cfg.work_dir = str(folder)
@@ -55,12 +63,15 @@ def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     if args.resume:
         # As the usual tools do: the run knows what it started from.
         cfg.resume, cfg.load_from = True, None
-    cfg.quantize = dict(
-        mode='ptq', target=args.target, bits=args.bits, max_drop=args.points
-    )
+    cfg.quantize = dict(mode='ptq', target=args.target, bits=args.bits, **budget)
     start = time.monotonic()
     Runner.from_cfg(cfg).train()
-    seconds = time.monotonic() - start
+    return round((time.monotonic() - start) / 60, 1)
+
+
+def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Keep a budget of accuracy; return what was found."""
+    minutes = calibrate(path, folder, args, max_drop=args.points)
     found = json.loads((folder / FILE).read_text())
     trials = [
         {key: value for key, value in trial.items() if key != 'key'}
@@ -70,11 +81,65 @@ def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         target=args.target,
         bits=args.bits,
         threads=torch.get_num_threads(),
-        minutes=round(seconds / 60, 1),
+        # A resumed search says what it took before, too.
+        minutes=max(minutes, round(found['seconds'] / 60, 1)),
         **{key: found[key] for key in ('settings', 'metric', 'float', 'final', 'drop')},
         **{key: found[key] for key in ('met', 'layers', 'remedies')},
         trials=trials,
     )
+
+
+def run_latency(
+    path: Path, folder: Path, args: argparse.Namespace, latency: float | None
+) -> dict[str, Any]:
+    """Keep a budget of time, None with nothing raised; return what was found."""
+    budget = {} if latency is None else dict(mixed_precision=dict(latency=latency))
+    minutes = calibrate(path, folder, args, **budget)
+    scalars = MessageHub.get_current_instance().log_scalars
+    scores = {
+        name.partition('/')[2]: float(scalars[name].current())
+        for name in scalars
+        if name.startswith('val/') and not name.endswith('time')
+    }
+    found: dict[str, Any] = dict(latency=1.0, layers={}, settings={})
+    if latency is not None:
+        found = json.loads((folder / WIDTHS_FILE).read_text())
+    return dict(
+        target=args.target,
+        bits=args.bits,
+        threads=torch.get_num_threads(),
+        minutes=minutes,
+        **{key: found[key] for key in ('settings', 'latency', 'layers')},
+        scores=scores,
+    )
+
+
+def latency_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of budgets of time, in Markdown."""
+    lines = [
+        '| network | target | budget | operations by width | weights raised '
+        '| activations raised | first score | minutes |',
+        '| --- ' * 8 + '|',
+    ]
+    for name, row in rows.items():
+        kinds = [kind for value in row['layers'].values() for kind in value]
+        cells = [
+            *(name, row['target'], f'{row["settings"].get("latency", 1):g}'),
+            f'{row["latency"]:.2f}',
+            *(str(kinds.count(kind)) for kind in ('weight', 'activation')),
+            f'{next(iter(row["scores"].values())):.3f}',
+            f'{row["minutes"]:g}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """All tables in Markdown, each if it has a row."""
+    by_score = {name: row for name, row in rows.items() if 'trials' in row}
+    by_time = {name: row for name, row in rows.items() if name not in by_score}
+    found = [table(by_score)] * bool(by_score)
+    return '\n'.join(found + [latency_table(by_time)] * bool(by_time))
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -109,13 +174,26 @@ def main() -> None:
     args = parse_args()
     rows = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for path in args.configs:
-        folder = args.out / f'{path.stem}_{args.target}_{args.bits}_{args.points:g}'
-        rows[f'{path.stem} {args.target} {args.points:g}'] = run(path, folder, args)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.json, json.dumps(rows, indent=1) + '\n')
-    print(table(rows), end='')
+        start = args.out / f'{path.stem}_{args.target}_{args.bits}'
+        name = f'{path.stem} {args.target}'
+        for latency in (None, *args.latency) if args.latency else ():
+            label = f'latency {latency or 1:g}'
+            folder = Path(f'{start}_{label.replace(" ", "_")}')
+            rows[f'{name} {label}'] = run_latency(path, folder, args, latency)
+            keep(args.json, rows)
+        if not args.latency:
+            folder = Path(f'{start}_{args.points:g}')
+            rows[f'{name} {args.points:g}'] = run(path, folder, args)
+            keep(args.json, rows)
+    print(tables(rows), end='')
     if args.table is not None:
-        write_whole(args.table, table(rows))
+        write_whole(args.table, tables(rows))
+
+
+def keep(path: Path, rows: Mapping[str, Any]) -> None:
+    """Write what there is so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(rows, indent=1) + '\n')
 
 
 if __name__ == '__main__':

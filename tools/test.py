@@ -134,6 +134,7 @@ def build_dump_metric(cfg: Config, path: str) -> BaseMetric:
 
 def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
     """Test an exported file through the config's own data pipeline and evaluator."""
+    from mmquant_jacinto.export.configs.file_page import FileReportHook, reports
     from mmquant_jacinto.export.configs.file_run import FileRun
 
     if args.target is not None:
@@ -145,6 +146,8 @@ def run_onnx(cfg: Config, args: argparse.Namespace) -> None:
         )
     run = FileRun.read(cfg, args.checkpoint, args.backend)
     runner = build_runner(run.cfg)
+    if reports(cfg):
+        runner.register_hook(FileReportHook(args.checkpoint, run), priority='LOWEST')
     if args.out is not None:
         runner.test_evaluator.metrics.append(build_dump_metric(cfg, args.out))
     run.test(runner)

@@ -12,18 +12,24 @@ from ..targets.target import get_preset
 from .build import build
 from .fake_quant import FakeQuant, check_fake_quants
 from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
+from .mixed_precision import MixedPrecision
 from .sections import (
     Calibration,
     Finetune,
     Freeze,
     LearnedScale,
-    MixedPrecision,
     Rounding,
     check_choice,
     check_switch,
     is_number,
 )
-from .widths import LEAST_AT_EDGES, Bits, check_override, check_widths, with_wide_sums
+from .widths import (
+    LEAST_AT_EDGES,
+    Bits,
+    check_pattern,
+    check_widths,
+    with_wide_sums,
+)
 
 MODES = ('qat', 'ptq')
 SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'ptq'}
@@ -97,9 +103,9 @@ class QuantizeConfig:
             see :mod:`~mmquant_jacinto.plan.scaled_channels`. None: yes, unless
             weights are rounded by a method or fake quantizers are MMRazor's.
         mixed_precision (MixedPrecision | str, optional): Calibration chooses
-            the weights' widths, in place of ``bits``, and writes them to
-            ``mixed_precision.json``; the path of such a file takes them from
-            there.
+            the weights' widths, in place of ``bits``, or what is raised above ``bits``
+            within a latency, and writes them to ``mixed_precision.json``; the path of
+            such a file takes them from there.
         max_drop (float | MaxDrop | str, optional): Points of the validation's metric
             that a calibration may lose against float; layers are raised to keep it,
             and written to ``max_drop.json``; the path of such a file raises them in
@@ -131,7 +137,7 @@ class QuantizeConfig:
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
     scale_channels: Optional[bool] = None
-    mixed_precision: Union[MixedPrecision, str, None] = None
+    mixed_precision: Union[MixedPrecision, Raised, str, None] = None
     max_drop: Union[float, str, MaxDrop, Raised, None] = None
     surgery: bool = False
     report: bool = True
@@ -145,7 +151,7 @@ class QuantizeConfig:
         if self.edge_bits is not None:
             check_bits('quantize.edge_bits', self.edge_bits)
         for pattern, value in self.overrides.items():
-            _check_pattern(pattern, value)
+            check_pattern(pattern, value)
         if self.observer is not None:
             look_up(OBSERVERS, 'quantize.observer', self.observer)
         look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer_name)
@@ -178,7 +184,7 @@ class QuantizeConfig:
         check_switch('per_channel', self.per_channel, None, DEPTHWISE)
         if self.constrain_bias is not None and self.constrain_bias is not False:
             check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)
-        if self.searches_bits and self.mode != 'ptq':
+        if isinstance(self.mixed_precision, MixedPrecision) and self.mode != 'ptq':
             raise QuantizeError(
                 'quantize.mixed_precision chooses widths by calibration, and '
                 f"quantize.mode={self.mode!r} trains; calibrate with mode='ptq' first, "
@@ -236,13 +242,17 @@ class QuantizeConfig:
         return config
 
     def with_found_budget(self) -> 'QuantizeConfig':
-        """These settings with what ``max_drop`` names a file of.
+        """These settings with what a budget's key names a file of.
 
         Raises:
             QuantizeError: If that cannot be read.
         """
-        path = self.max_drop
-        return self.with_raised(Raised.read(path)) if isinstance(path, str) else self
+        for section in ('max_drop', 'mixed_precision'):
+            path = getattr(self, section)
+            raised = Raised.read(path, section) if isinstance(path, str) else None
+            if raised is not None:
+                return self.with_raised(raised)
+        return self
 
     def with_raised(self, raised: Raised) -> 'QuantizeConfig':
         """These settings with what keeps a budget; a given ``per_channel`` stays.
@@ -257,8 +267,9 @@ class QuantizeConfig:
         if 'bias_correction' in remedies:
             way = remedies['bias_correction']
             calibration = replace(calibration, bias_correction=way)
+        changes: dict[str, Any] = {raised.section: raised}
         return replace(
-            self, max_drop=raised, per_channel=per_channel, calibration=calibration
+            self, per_channel=per_channel, calibration=calibration, **changes
         )
 
     def _target_bits(self) -> Bits:
@@ -295,7 +306,20 @@ class QuantizeConfig:
     @property
     def searches_bits(self) -> bool:
         """bool: Whether calibration chooses the widths of weights."""
-        return isinstance(self.mixed_precision, MixedPrecision)
+        bits = self.mixed_precision
+        return isinstance(bits, MixedPrecision) and bits.latency is None
+
+    @property
+    def keeps_latency(self) -> bool:
+        """bool: Whether calibration raises what a budget of time allows."""
+        bits = self.mixed_precision
+        return isinstance(bits, MixedPrecision) and bits.latency is not None
+
+    @property
+    def raised(self) -> Optional[Raised]:
+        """Raised, optional: What a search has raised, for either budget."""
+        given = (self.max_drop, self.mixed_precision)
+        return next((item for item in given if isinstance(item, Raised)), None)
 
     @property
     def keeps_budget(self) -> bool:
@@ -305,7 +329,7 @@ class QuantizeConfig:
     @property
     def raised_layers(self) -> Mapping[str, Any]:
         """Mapping[str, Any]: What a search has raised, by call site."""
-        return self.max_drop.layers if isinstance(self.max_drop, Raised) else {}
+        return {} if self.raised is None else self.raised.layers
 
     @property
     def fake_quants(self) -> dict[str, FakeQuant]:
@@ -386,12 +410,3 @@ class QuantizeConfig:
     @property
     def equalization(self) -> bool:
         return self.preset.equalize if self.equalize is None else self.equalize
-
-
-def _check_pattern(pattern: object, value: object) -> None:
-    if not isinstance(pattern, str):
-        raise QuantizeError(
-            f'quantize.overrides has the key {pattern!r}, which is no pattern '
-            "of module names; use a string, such as 'bbox_head.*'"
-        )
-    check_override(f'quantize.overrides[{pattern!r}]', value)

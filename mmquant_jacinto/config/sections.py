@@ -1,14 +1,12 @@
 """The dicts within ``quantize``: one class for each, which checks its values."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Optional, Union
 
 from ..errors import QuantizeError, nearest
 from ..registry import BIAS_CORRECTIONS, ROUNDINGS, look_up
-from ..targets.formats import check_bits
 
 _BIAS_CORRECTION = 'quantize.calibration.bias_correction'
 # Rates and factors beyond this overflow in float32 within a few steps.
@@ -264,59 +262,3 @@ class Finetune:
         check_switch('finetune.augment', self.augment)
         check_positive('finetune.lr', self.lr)
         check_positive('finetune.lr_mult', self.lr_mult)
-
-
-@dataclass(frozen=True)
-class MixedPrecision:
-    """``quantize.mixed_precision``: a width for each weight, within a budget.
-
-    See :mod:`~mmquant_jacinto.methods.mixed_precision`. Weights that ``overrides`` give
-    a width keep it, and count.
-
-    Args:
-        average_bits (float, optional): Budget as the mean width of all
-            quantized weights, each element counted once.
-        model_size (float, optional): Budget as their total, in megabytes (10^6
-            bytes). One of the two has to be given.
-        candidates (Sequence[int]): Widths to choose from. Defaults to (4, 8).
-        num_images (int): Images that the sensitivity is measured on, over all
-            processes; each costs a forward and a backward pass. Defaults to 64.
-    """
-
-    average_bits: Optional[float] = None
-    model_size: Optional[float] = None
-    candidates: Sequence[int] = (4, 8)
-    num_images: int = 64
-
-    def __post_init__(self) -> None:
-        key = 'quantize.mixed_precision'
-        given = [
-            name
-            for name in ('average_bits', 'model_size')
-            if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
-            raise QuantizeError(
-                f'{key} has {" and ".join(given) or "no budget"}; give one of '
-                'average_bits (such as 5.0) and model_size (megabytes)'
-            )
-        budget = getattr(self, given[0])
-        if not is_number(budget) or not 0 < budget < math.inf:
-            raise QuantizeError(
-                f'{key}.{given[0]}={budget!r} is not a budget; use a number above 0'
-            )
-        widths = self.candidates
-        is_list = isinstance(widths, (list, tuple))
-        for width in widths if is_list else ():
-            check_bits(f'{key}.candidates', width)
-        if not is_list or len(set(widths)) < 2:
-            raise QuantizeError(
-                f'{key}.candidates={widths!r} leaves no choice; use at least two '
-                'widths, such as (4, 8)'
-            )
-        object.__setattr__(self, 'candidates', tuple(sorted(set(widths))))
-        check_count('mixed_precision.num_images', self.num_images, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), 'candidates': list(self.candidates)}

@@ -41,6 +41,20 @@ def check_override(key: str, value: object) -> None:
         check_widths(key, value)
 
 
+def check_pattern(pattern: object, value: object) -> None:
+    """Checks an entry of ``quantize.overrides``.
+
+    Raises:
+        QuantizeError: If it is none.
+    """
+    if not isinstance(pattern, str):
+        raise QuantizeError(
+            f'quantize.overrides has the key {pattern!r}, which is no pattern '
+            "of module names; use a string, such as 'bbox_head.*'"
+        )
+    check_override(f'quantize.overrides[{pattern!r}]', value)
+
+
 def check_widths(key: str, bits: object) -> None:
     """Checks a width, or a dict of widths by kind of tensor.
 

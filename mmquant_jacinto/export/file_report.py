@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 import time
@@ -16,17 +17,19 @@ from torch import Tensor, nn
 from ..execute.quantization import Quantization
 from ..report.build import add_scores, build_report, write_report
 from ..report.content import FileReport
+from ..report.detections import Seen
 from ..targets.target import get_file_target
 from ..wrappers.quant_module import QuantModule
 from .configs.end_to_end import EndToEnd
 from .configs.file_input import METADATA_KEY, FileInput
+from .configs.file_run import read_file
 from .example import Example, RegionOutputs, named_tensors
 from .exporter import Exported
 from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 from .rules.check import Finding, check
 from .rules.report import violations
-from .session import Session
+from .session import ENGINES, Session
 from .verify import OutputReport, Report
 
 SLOWEST = 12
@@ -50,7 +53,7 @@ def report_of_file(path: str, model: nn.Module, batches: Iterable[Any]) -> FileR
     Raises:
         QuantizeError: If the file cannot be run, or is of another model.
     """
-    proto = onnx.load(path)
+    proto = read_file(path)
     session = Session(proto)
     session.check_fits(model)
     target = get_file_target(session.metadata['target'])
@@ -67,7 +70,7 @@ def report_of_file(path: str, model: nn.Module, batches: Iterable[Any]) -> FileR
         bytes=Path(path).stat().st_size,
         outputs=outputs_of(reports.values()),
         violations=sentences(check(proto, target.rules_for(preset))),
-        slowest=slowest_nodes(proto, given) if given else [],
+        slowest=slowest_nodes(proto, given, target.backend) if given else [],
     )
 
 
@@ -98,8 +101,9 @@ def write_export_page(
     compared, both = proof
     limit = SHARE * seconds
     start = time.monotonic()
-    page, _ = build_report(
-        wrapper, path.stem, 'export', examples[:MEASURED], limit=0.7 * limit
+    scored = () if both is None else _seen(examples, both)
+    page, pictures = build_report(
+        wrapper, path.stem, 'export', examples[:MEASURED], scored, limit=0.7 * limit
     )
     page.file = FileReport(
         path=str(path),
@@ -114,11 +118,21 @@ def write_export_page(
     if time.monotonic() - start < limit:
         given = Example.of(wrapper.quantization.root, examples[0]).inputs
         page.file.slowest = slowest_nodes(
-            exported.model, _arrays(Session(exported.model), given)
+            exported.model,
+            _arrays(Session(exported.model), given),
+            exported.target.backend,
         )
     else:
         page.skipped.append("the file's slowest nodes")
-    return write_report(page, str(folder))
+    return write_report(page, str(folder), pictures)
+
+
+def _seen(examples: Sequence[Any], both: EndToEnd) -> list[Seen]:
+    """Images with what checkpoint and file made of them."""
+    return [
+        Seen(batch, dict(quantized=own, file=file))
+        for batch, own, file in zip(examples, both.same.seen, both.file.seen)
+    ]
 
 
 def outputs_of(reports: Iterable[OutputReport]) -> list[dict[str, Any]]:
@@ -171,14 +185,41 @@ def _arrays(session: Session, tensors: Mapping[str, Tensor]) -> dict[str, np.nda
 
 
 def slowest_nodes(
-    model: onnx.ModelProto, feeds: dict[str, np.ndarray]
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray], backend: str | None = None
 ) -> list[dict[str, Any]]:
-    """The nodes that ONNX Runtime is longest in, by its own profiler.
+    """The nodes that engines are longest in, by their own profilers.
 
     Args:
         model (onnx.ModelProto): The file.
         feeds (Dict[str, ndarray]): Its inputs.
+        backend (str, optional): The target's engine. ONNX Runtime is asked too.
+
+    Returns:
+        List[Dict]: ``engine``, ``node``, ``kind`` and ``milliseconds``, of each engine
+        the slowest first.
     """
+    found = _ranked(ENGINES['onnxruntime'], _profile_onnxruntime(model, feeds))
+    if backend == 'openvino' and importlib.util.find_spec('openvino'):
+        found += _ranked(ENGINES['openvino'], _profile_openvino(model, feeds))
+    return found
+
+
+def _ranked(
+    engine: str, times: Mapping[tuple[str, str], Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Means of the runs behind the first, which sets up; the largest of them."""
+    means = {key: sum(x[1:]) / max(len(x) - 1, 1) for key, x in times.items()}
+    ranked = sorted(means, key=lambda key: -means[key])[:SLOWEST]
+    return [
+        dict(engine=engine, node=node, kind=kind, milliseconds=means[node, kind])
+        for node, kind in ranked
+    ]
+
+
+def _profile_onnxruntime(
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray]
+) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of each run, by node and kernel."""
     ort = require('onnxruntime')
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -197,10 +238,25 @@ def slowest_nodes(
             node = name[: -len('_kernel_time')]
             kind = event.get('args', {}).get('op_name', '')
             times.setdefault((node, kind), []).append(event['dur'] / 1000)
-    # The first run sets up.
-    means = {key: sum(x[1:]) / max(len(x) - 1, 1) for key, x in times.items()}
-    ranked = sorted(means, key=lambda key: -means[key])[:SLOWEST]
-    return [
-        dict(node=node, kind=kind, milliseconds=means[node, kind])
-        for node, kind in ranked
-    ]
+    return times
+
+
+def _profile_openvino(
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray]
+) -> dict[tuple[str, str], list[float]]:
+    """The same in OpenVINO; the kind has the type that it is computed in."""
+    openvino = require('openvino')
+    core = openvino.Core()
+    settings = {'INFERENCE_PRECISION_HINT': 'f32', 'PERF_COUNT': True}
+    read = core.read_model(model.SerializeToString())
+    request = core.compile_model(read, 'CPU', settings).create_infer_request()
+    times: dict[tuple[str, str], list[float]] = {}
+    for _ in range(1 + RUNS):
+        request.infer(feeds)
+        for item in request.profiling_info:
+            # What is fused into another node takes no time of its own.
+            if item.real_time.total_seconds() > 0:
+                key = item.node_name, f'{item.node_type}, {item.exec_type}'
+                milliseconds = 1000 * item.real_time.total_seconds()
+                times.setdefault(key, []).append(milliseconds)
+    return times

@@ -50,6 +50,9 @@ class Session:
 
     Raises:
         QuantizeError: If the engine is not installed, or there is no such.
+
+    Attributes:
+        last_feeds (Dict[str, ndarray]): What it was last run on.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Session:
                 'the file is no ONNX model: no graph with an input and an output is in '
                 'it; give one that tools/export.py wrote'
             )
+        self.last_feeds: dict[str, np.ndarray] = {}
         self.metadata = {item.key: item.value for item in model.metadata_props}
         self.inputs = {item.name: _Input.of(item) for item in model.graph.input}
         self.output_names = [item.name for item in model.graph.output]
@@ -134,7 +138,9 @@ class Session:
         """
         tensors = self._named(given)
         arrays = {name: self.inputs[name].array(x) for name, x in tensors.items()}
-        results = [self._run(part) for part in self._parts(arrays)]
+        parts = list(self._parts(arrays))
+        results = [self._run(part) for part in parts]
+        self.last_feeds = parts[-1]
         # A file for single images runs them one after the other.
         return {
             name: torch.from_numpy(

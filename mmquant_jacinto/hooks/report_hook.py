@@ -18,10 +18,13 @@ from ..report.build import (
     write_report,
 )
 from ..report.curves import read_curves
+from ..report.detections import Seen
 from ..report.pictures import pixels
+from .seen_images import SeenImages
 
 MEASURED, SCORED = 8, 32  # images
 SHARE = 0.1  # of the run's own time
+PAGE_SECONDS = 0.3  # of that: what drawing a page takes, however little is on it
 
 
 @HOOKS.register_module()
@@ -29,12 +32,18 @@ class ReportHook(Hook):
     """Writes ``report.html`` and ``report.json`` beside the log.
 
     At the end of a calibration, of a training and of a test. It takes at most a tenth
-    of the run's own time, and leaves out what does not fit in. A report that cannot be
-    written costs a warning, never the run. ``QuantRunner`` registers this hook, unless
-    ``quantize.report`` is False.
+    of the run's own time, and leaves out what does not fit in; of a calibration and a
+    training it measures one image all the same. It looks at images that the run has
+    loaded, and takes the quantized network's predictions from there. A report that
+    cannot be written costs a warning, never the run. ``QuantRunner`` registers this
+    hook, unless ``quantize.report`` is False.
 
     Args:
         share (float): Of the run's time that it may take. Defaults to 0.1.
+
+    Attributes:
+        seconds (float): That the last report took.
+        run_seconds (float): That its run took.
     """
 
     # Behind what saves checkpoints and logs.
@@ -42,8 +51,10 @@ class ReportHook(Hook):
 
     def __init__(self, share: float = SHARE) -> None:
         self.share = share
+        self.seconds = self.run_seconds = 0.0
         self._start = 0.0
         self._metrics: dict[str, Any] = {}
+        self._seen = SeenImages('quantized', SCORED)
 
     def before_train(self, runner: Runner) -> None:
         """Looks at the clock."""
@@ -52,6 +63,34 @@ class ReportHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Looks at the clock."""
         self._start = time.monotonic()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Forgets the images of former epochs."""
+        self._seen.begin(runner.val_loop)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Begins to keep images."""
+        self._seen.begin(runner.test_loop)
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Keeps some of the images."""
+        self._seen.before(batch_idx, data_batch)
+
+    before_test_iter = before_val_iter
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Keeps what was predicted of them."""
+        self._seen.after(outputs)
+
+    after_test_iter = after_val_iter
 
     def after_val_epoch(
         self, runner: Runner, metrics: Optional[dict[str, float]] = None
@@ -64,19 +103,16 @@ class ReportHook(Hook):
         # A calibration has no epochs of training in it.
         seconds = getattr(runner.train_loop, 'seconds', None)
         kind = 'training' if seconds is None else 'calibration'
-        loop = runner.train_loop if kind == 'calibration' else runner.val_loop
-        self._report(runner, kind, loop or runner.train_loop, runner.val_loop, seconds)
+        self._report(runner, kind, runner.train_loop, seconds)
 
     def after_test_epoch(
         self, runner: Runner, metrics: Optional[dict[str, float]] = None
     ) -> None:
         """Reports a test."""
         self._metrics = dict(metrics or {})
-        self._report(runner, 'test', runner.test_loop, runner.test_loop, None)
+        self._report(runner, 'test', runner.test_loop, None)
 
-    def _report(
-        self, runner: Runner, kind: str, seen: Any, scored: Any, seconds: Any
-    ) -> None:
+    def _report(self, runner: Runner, kind: str, loop: Any, seconds: Any) -> None:
         if not is_main_process():
             return
         seconds = seconds or time.monotonic() - self._start
@@ -89,10 +125,11 @@ class ReportHook(Hook):
             for hook in averages:
                 hook.before_val_epoch(runner)
             runner.model.eval()
-            path = self._write(runner, kind, seen, scored, seconds)
-            share = (time.monotonic() - start) / seconds
+            path = self._write(runner, kind, loop, seconds)
+            self.seconds, self.run_seconds = time.monotonic() - start, seconds
             runner.logger.info(
-                f'Report: {path} ({share:.0%} of the time of the {kind})'
+                f'Report: {path} ({self.seconds / seconds:.0%} of the time of the '
+                f'{kind})'
             )
         except Exception as error:  # noqa: B902 - nothing of it may end a run
             runner.logger.log(
@@ -106,31 +143,34 @@ class ReportHook(Hook):
                 hook.after_val_epoch(runner)
             runner.model.train(was_training)
 
-    def _write(
-        self, runner: Runner, kind: str, seen: Any, scored: Any, seconds: float
-    ) -> Any:
-        loaded = getattr(seen, 'first_batch', None)
-        measured: Any = (
-            _images(seen, MEASURED) if loaded is None else split_batch(loaded, MEASURED)
-        )
-        pictured = _images(scored, SCORED) if scored is not None else ()
+    def _write(self, runner: Runner, kind: str, loop: Any, seconds: float) -> Any:
+        seen = self._seen
+        loaded = getattr(loop, 'first_batch', None)
+        measured: Any = [item.batch for item in seen.images[:MEASURED]]
+        if loaded is not None:
+            measured = split_batch(loaded, MEASURED)
+        elif not measured:
+            loader = (loop if kind == 'test' else runner.val_loop or loop).dataloader
+            measured = Images(loader.dataset, loader.collate_fn, MEASURED)
+        scored = seen.images
+        if kind == 'training':
+            # What it predicted last may be of earlier weights.
+            scored = [Seen(item.batch) for item in scored]
         report, pictures = build_report(
-            *(runner.model, runner.experiment_name, kind, measured, pictured),
-            limit=self.share * seconds,
+            *(runner.model, runner.experiment_name, kind, measured, scored),
+            limit=max(0.0, self.share * seconds - PAGE_SECONDS),
+            first=seconds / max(1, seen.total) if kind == 'test' else 0.0,
         )
         add_scores(report, 'quantized', self._metrics)
-        if kind == 'calibration' and runner.train_loop.kept_budget is not None:
-            add_budget(report, runner.train_loop.kept_budget)
+        if kind == 'calibration' and loop.kept_budget is not None:
+            add_budget(report, loop.kept_budget)
         if kind == 'training':
             report.curves = read_curves(runner)
-        runner.visualizer.add_scalars(report.scalars(), step=runner.iter)
+        # ``runner.iter`` of a test would build the training, and read its annotations.
+        step = getattr(loop, 'iter', 0)
+        runner.visualizer.add_scalars(report.scalars(), step=step)
         for number, picture in enumerate(pictures):
             # Without a slash: a local backend makes a file of that name.
             name = f'report_detections_{number}'
-            runner.visualizer.add_image(name, pixels(picture), step=runner.iter)
+            runner.visualizer.add_image(name, pixels(picture), step=step)
         return write_report(report, runner.log_dir, pictures)
-
-
-def _images(loop: Any, count: int) -> Images:
-    loader = loop.dataloader
-    return Images(loader.dataset, loader.collate_fn, count)

@@ -25,7 +25,8 @@ HELPS = 0.25
 KINDS = ('weight', 'activation')
 # Parts of what is raised, by which bisection tells more from fewer.
 STEPS = 8
-# Of the noise that what is raised would make, that is never put back at once.
+# Of the noise that what is raised would make, that is never put back at once, but for
+# one of so few that each makes as much.
 MUCH = 0.25
 
 
@@ -204,7 +205,7 @@ class AccuracyBudget:
         """Puts layers back to where ``floor`` has them, as long as the score holds.
 
         But for parts that make much of the noise: that a score of few images holds
-        without them is chance.
+        without them is chance. Of a few that are raised each makes much, and is tried.
         """
         names = [
             name
@@ -212,11 +213,13 @@ class AccuracyBudget:
             if name in found.layers and found.layers[name] != floor.layers.get(name)
         ]
         most = MUCH * sum(gains[name] for name in names)
+        few = len(names) <= 1 / MUCH
         size = max(1, len(names) // 2)
         while names:
             for start in range(0, len(names), size):
                 part = names[start : start + size]
-                if sum(gains[name] for name in part) > most:
+                is_one_of_few = few and len(part) == 1
+                if sum(gains[name] for name in part) > most and not is_one_of_few:
                     continue
                 tried = put_back(found, floor, part)
                 if tried.key != found.key and self.keeps(tried):

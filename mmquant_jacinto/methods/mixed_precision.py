@@ -18,7 +18,7 @@ from typing import Any, Callable, cast
 import torch
 from mmengine.fileio import get_text
 
-from ..config.sections import MixedPrecision
+from ..config.mixed_precision import FILE, MixedPrecision
 from ..errors import QuantizeError
 from ..execute.conditioning import condition_once
 from ..execute.quantization import Quantization
@@ -27,7 +27,6 @@ from ..targets.formats import check_bits
 from .bit_budget import spend
 from .sensitivity import Probe, Sensitivity
 
-FILE = 'mixed_precision.json'
 BITS_PER_MEGABYTE = 8e6
 
 
@@ -75,7 +74,7 @@ class BitTable:
         return self.total_bits / BITS_PER_MEGABYTE
 
     def __str__(self) -> str:
-        widths = self.settings.candidates
+        widths = self.settings.widths
         size = max(len(name) for name in self.layers)
         lines = [
             f'Mixed precision: {self.average_bits:.3f} bits on average, '
@@ -121,7 +120,7 @@ class BitSearch:
         self.quantization = quantization
         self.config = config
         self.sensitivity = Sensitivity(
-            quantization, quantization.plan.undecided, config.candidates
+            quantization, quantization.plan.undecided, config.widths
         )
 
     def probe(self, run: Callable[[], Any], seed: int) -> None:
@@ -152,7 +151,7 @@ class BitSearch:
             name: ChosenWidth(
                 elements[name],
                 spec.format.bits,
-                dict(zip(self.config.candidates, noise.get(name, ()))),
+                dict(zip(self.config.widths, noise.get(name, ()))),
             )
             for name, spec in quantization.plan.weights.items()
         }
@@ -176,7 +175,7 @@ def choose_bits(
     Returns:
         Dict[str, int]: Width of each undecided weight.
     """
-    names, widths = plan.undecided, config.candidates
+    names, widths = plan.undecided, config.widths
     costs = [[elements[name] * width for width in widths] for name in names]
     budget = _budget(config, elements) - _decided_bits(plan, elements)
     picks = spend(costs, [noise[name] for name in names], budget)
@@ -211,7 +210,7 @@ def check_budget(
         )
     decided = _decided_bits(plan, elements)
     free = sum(elements[name] for name in plan.undecided)
-    least, most = (decided + free * config.candidates[end] for end in (0, -1))
+    least, most = (decided + free * config.widths[end] for end in (0, -1))
     if least <= _budget(config, elements) <= most:
         return
     per_unit: float
@@ -225,7 +224,7 @@ def check_budget(
     high = math.floor(1000 * most / per_unit) / 1000
     raise QuantizeError(
         f'quantize.mixed_precision.{given} is out of reach: with '
-        f'candidates={config.candidates} the weights of this model take from '
+        f'candidates={config.widths} the weights of this model take from '
         f'{low:g} to {high:g} {unit}'
     )
 
@@ -234,7 +233,7 @@ def _budget(config: MixedPrecision, elements: Mapping[str, int]) -> int:
     """What all quantized weights together may take, in bits."""
     if config.average_bits is not None:
         return math.floor(config.average_bits * sum(elements.values()))
-    return math.floor(config.model_size * BITS_PER_MEGABYTE)
+    return math.floor((config.model_size or 0) * BITS_PER_MEGABYTE)
 
 
 def _decided_bits(plan: Plan, elements: Mapping[str, int]) -> int:

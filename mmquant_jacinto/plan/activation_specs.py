@@ -165,6 +165,9 @@ class ActivationSpecs:
             if self.groups.find(value) in self._read:
                 name = input_name(call, leaf)
                 bits = self.overrides.calls.get(name) or None
+                if isinstance(bits, Mapping):
+                    # What enters has a width of its own, beside the kinds of a config.
+                    bits = bits.get(ACTIVATION)
                 self._add(self.groups.find(value), name, INPUT, bits, False)
 
     def _add_results(self) -> None:

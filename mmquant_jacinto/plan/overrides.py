@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Optional
 
+from ..config.max_drop import Raised
 from ..errors import QuantizeError, nearest
 from ..record.graph import Site
 
@@ -62,12 +63,12 @@ class Overrides:
                 'matches no module; ' + nearest(pattern, sorted(modules))
             )
 
-    def check_calls(self, names: Collection[str], path: Optional[str]) -> None:
+    def check_calls(self, names: Collection[str], raised: Raised) -> None:
         """Refuses calls that a model does not have.
 
         Args:
             names (Collection[str]): Of all its sites and inputs.
-            path (str, optional): The file that raised them.
+            raised (Raised): What has raised them.
 
         Raises:
             QuantizeError: If there is one.
@@ -75,6 +76,6 @@ class Overrides:
         missing = [name for name in self.calls if name not in names]
         if missing:
             raise QuantizeError(
-                f'quantize.max_drop={path!r} was found for another model: this one '
-                f'has no call {missing[0]}'
+                f'quantize.{raised.section}={raised.path!r} was found for another '
+                f'model: this one has no call {missing[0]}'
             )

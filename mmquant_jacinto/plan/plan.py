@@ -298,10 +298,15 @@ class Plan:
         return self.to_json() == decided.to_json()
 
     def keeps_budget_of(self, other: 'Plan') -> bool:
-        """Whether a search for the budget of ``other`` may have ended in this."""
-        keys = ('target', 'bits', 'max_drop')
+        """Whether a search for the budget of ``other`` may have ended in this.
+
+        Of accuracy, or of time.
+        """
+        keys = ('target', 'bits', 'max_drop', 'mixed_precision')
         given = [[plan.config.get(key) for key in keys] for plan in (self, other)]
-        return given[0] == given[1] and given[0][-1] is not None
+        mixed = given[0][-1] or {}
+        has_one = given[0][-2] is not None or mixed.get('latency') is not None
+        return given[0] == given[1] and has_one
 
     def to_json(self) -> str:
         """Serializes the plan."""

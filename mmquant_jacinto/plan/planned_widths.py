@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from ..config.mixed_precision import KINDS, MixedPrecision
 from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError
 from ..targets.formats import MAX_BITS
@@ -10,6 +11,8 @@ from .plan import ActivationSpec, WeightSpec
 
 # Names of quantizers that an error tells.
 _SHOWN = 3
+# What is narrower than that goes there first, then.
+LEVELS = (8, 16)
 
 
 def widest(rules: Rules) -> dict[str, int]:
@@ -22,6 +25,35 @@ def widest(rules: Rules) -> dict[str, int]:
         activation=rules.row(Activations, ANY), weight=rules.row(Weights, 'Conv')
     )
     return {kind: MAX_BITS if row is None else row.bits for kind, row in rows.items()}
+
+
+def levels_above(config: QuantizeConfig, rules: Rules) -> list[int]:
+    """Widths that a search may raise to, those of the config left out.
+
+    Args:
+        config (QuantizeConfig): ``bits``, and the candidates of a budget of time.
+        rules (Rules): Of the target.
+
+    Raises:
+        QuantizeError: If a budget of time leaves none.
+    """
+    bits = config.mixed_precision
+    by_time = isinstance(bits, MixedPrecision) and config.keeps_latency
+    kinds: tuple[str, ...] = KINDS
+    levels: tuple[int, ...] = LEVELS
+    if isinstance(bits, MixedPrecision) and by_time:
+        kinds, levels = tuple(bits.kinds or ()), bits.widths
+    most = max(widest(rules)[kind] for kind in kinds)
+    least = min(config.bits_of(kind) for kind in kinds)
+    found = [level for level in levels if least < level <= most]
+    if by_time and not found:
+        raise QuantizeError(
+            f'quantize.mixed_precision.candidates={levels} has nothing to raise to: '
+            f'{" and ".join(kinds)} start at {least} bits (quantize.bits), and '
+            f'quantize.target={config.target!r} has integers of up to {most}; use '
+            'narrower bits, or another target'
+        )
+    return found
 
 
 def check_widths(

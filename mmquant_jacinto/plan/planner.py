@@ -6,11 +6,11 @@ nothing; what it decides is a :class:`~mmquant_jacinto.plan.plan.Plan`.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 from ..config.max_drop import MaxDrop, Raised
+from ..config.mixed_precision import MixedPrecision
 from ..config.quantize_config import QuantizeConfig
-from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..record import ops
 from ..record.graph import Graph, Site
@@ -25,7 +25,7 @@ from .network import network_of
 from .open_results import open_results
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
-from .planned_widths import check_widths
+from .planned_widths import check_widths, levels_above
 from .scaled_channels import FINE_BITS, find_scaled_channels
 
 
@@ -62,6 +62,8 @@ class Planner:
         for site in self.active:
             steps.update(self._steps(site, quantizers))
         self.overrides.check_used(self.active)
+        # Refuses a budget of time that nothing can be raised for.
+        levels_above(self.config, self.rules)
         self._check_raised()
         if not weight_specs:
             raise QuantizeError(
@@ -103,13 +105,13 @@ class Planner:
             for entries in self.graph.region_inputs.values()
             for call, leaf in entries
         }
-        found = self.config.max_drop
-        path = found.path if isinstance(found, Raised) else None
-        self.overrides.check_calls({*self.graph.sites, *inputs}, path)
+        if self.config.raised is not None:
+            self.overrides.check_calls({*self.graph.sites, *inputs}, self.config.raised)
 
     def _undecided(self, specs: Mapping[str, WeightSpec]) -> tuple[str, ...]:
         """Weight quantizers whose width ``quantize.mixed_precision`` chooses."""
-        if not self.config.mixed_precision:
+        bits = self.config.mixed_precision
+        if not (self.config.searches_bits or isinstance(bits, str)):
             return ()
         decided = {
             self._weight_name(chain)
@@ -196,12 +198,11 @@ class Planner:
             learned_scale=config.learns_own_scales,
             **self._fake_quant(),
         )
-        if isinstance(config.mixed_precision, MixedPrecision):
-            settings['mixed_precision'] = config.mixed_precision.to_dict()
-        budget = config.max_drop
-        if budget is not None:
+        for key in ('mixed_precision', 'max_drop'):
+            budget = getattr(config, key)
             asked = budget.settings if isinstance(budget, Raised) else budget
-            settings['max_drop'] = cast(MaxDrop, asked).to_dict()
+            if isinstance(asked, (MixedPrecision, MaxDrop)):
+                settings[key] = asked.to_dict()
         return settings
 
     def _fake_quant(self) -> dict[str, Any]:

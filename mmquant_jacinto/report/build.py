@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,7 +14,8 @@ import torch
 from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
 from ..record.side_effects import preserved_random_state
-from .content import Report, Score
+from .content import Report, Score, as_json
+from .detections import Seen, read_prediction
 from .measuring.measurement import Measurement, Stopwatch, describe
 from .page.render import render
 from .pictures import Comparison
@@ -21,7 +23,8 @@ from .pictures import Comparison
 PAGE, DATA = 'report.html', 'report.json'
 # Of the time that may be taken, by when layers are measured, and predictions are
 # compared; the rest is for the page.
-LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.75
+LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.65
+COMPARE_SECONDS = 0.2  # what scores and pictures of known predictions take
 
 
 class Images:
@@ -123,6 +126,7 @@ def build_report(
     measured: Any,
     scored: Any = (),
     limit: float | None = None,
+    first: float = 0.0,
 ) -> tuple[Report, list[str]]:
     """Measures a quantized model.
 
@@ -131,8 +135,11 @@ def build_report(
         title (str): Of the page.
         kind (str): See :class:`Report`.
         measured (Iterable): Batches of one image, that layers are measured on.
-        scored (Iterable): Batches of one image with its truth.
+        scored (Iterable): Batches of one image with its truth, or :class:`Seen` with
+            what is known of them.
         limit (float, optional): Seconds that it may take. None: any.
+        first (float): What an image is expected to take, so that not even one is
+            looked at for which there is no time. 0: one always is.
 
     Returns:
         Tuple[Report, List[str]]: The report, and pictures for its page.
@@ -144,8 +151,8 @@ def build_report(
     try:
         with preserved_random_state():
             part = None if limit is None else LAYERS_SHARE * limit
-            Measurement(quantization, subject.run, part).fill(report, measured)
-            pictures = compare(subject, report, scored, watch)
+            Measurement(quantization, subject.run, part, first).fill(report, measured)
+            pictures = compare(subject, report, scored, watch, first)
     finally:
         quantization.set_phase(phase)
     report.seconds = watch.seconds
@@ -153,44 +160,66 @@ def build_report(
 
 
 def compare(
-    subject: Subject, report: Report, scored: Any, watch: Stopwatch
+    subject: Subject, report: Report, scored: Any, watch: Stopwatch, first: float = 0.0
 ) -> list[str]:
     """Compares predictions, as far as the time goes; returns pictures."""
     if not hasattr(subject.model.module, 'test_step'):
         return []
-    comparison = Comparison(subject.predict)
-    each, count = 0.0, 0
-    for batch in scored:
+    comparison = Comparison()
+    each, count = first, 0
+    for item in scored:
         if not watch.allows(each, PICTURES_SHARE):
             break
         start = watch.seconds
-        comparison.add(batch)
+        seen = item if isinstance(item, Seen) else Seen(item)
+        in_float = read_prediction(subject.predict(seen.batch, True))
+        if in_float is None:
+            return []
+        known = dict(seen.predictions)
+        if 'quantized' not in known:
+            known['quantized'] = read_prediction(subject.predict(seen.batch, False))
+        order = sorted(known, key=lambda network: network != 'quantized')
+        comparison.add({'float': in_float, **{name: known[name] for name in order}})
         # The first sets the integer model up.
         each = watch.seconds - start if count else 0.5 * (watch.seconds - start)
         count += 1
     if count < len(scored):
         report.skipped.append(f'{len(scored) - count} of {len(scored)} images to score')
+    if not count and (watch.limit is None or watch.limit >= COMPARE_SECONDS):
+        # Nothing has to be run for what the run itself has predicted.
+        for item in scored:
+            comparison.add(item.predictions if isinstance(item, Seen) else {})
     return comparison.fill(report)
 
 
 def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:
     """Adds what an evaluator said, in its own unit."""
     report.scores += [
-        Score(network, name, float(value))
-        for name, value in metrics.items()
-        if isinstance(value, (int, float))
+        Score(network, name, value) for name, value in numbers_of(metrics).items()
     ]
 
 
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What is a number of what an evaluator said; MMSegmentation's are of NumPy."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, Real) and not isinstance(value, bool)
+    }
+
+
 def add_budget(report: Report, kept: Mapping[str, Any]) -> None:
-    """Adds what keeping ``quantize.max_drop`` took, and float's score.
+    """Adds what keeping a budget took, and float's score where it was scored.
 
     Args:
         report (Report): Of the calibration.
-        kept (Mapping[str, Any]): What its ``max_drop.json`` has.
+        kept (Mapping[str, Any]): What its ``max_drop.json``, or the
+            ``mixed_precision.json`` of a latency, has.
     """
     left_out = ('key', 'rankings', 'finished')
     report.budget = {k: value for k, value in kept.items() if k not in left_out}
+    if 'metric' not in kept:
+        return
     known = {(score.network, score.metric) for score in report.scores}
     if ('float', kept['metric']) not in known:
         add_scores(report, 'float', {kept['metric']: kept['float']})
@@ -210,10 +239,11 @@ def write_report(report: Report, folder: str, pictures: Sequence[str] = ()) -> P
     Raises:
         QuantizeError: If it cannot be written, or a library is missing.
     """
-    page = render(report, pictures)
+    data = report.to_data()
+    page = render(report, pictures, data)
     try:
         os.makedirs(folder, exist_ok=True)
-        for name, text in ((DATA, report.to_json()), (PAGE, page)):
+        for name, text in ((DATA, as_json(data)), (PAGE, page)):
             path = Path(folder, name)
             part = path.with_name(name + '.part')
             part.write_text(text, encoding='utf-8')

@@ -21,7 +21,7 @@ class Histogram:
     Args:
         low (float): Lower edge of the first bin.
         high (float): Upper edge of the last one.
-        float_counts (List[int]): In float.
+        float_counts (List[int]): In float, of a sample.
         quantized_counts (List[int]): The same elements on their grid.
     """
 
@@ -52,7 +52,7 @@ class WeightReport:
             made the grid coarser.
         channel_range (List[List[float]]): Smallest and largest element of each
             channel; of neighbours together where there are many.
-        histogram (Histogram): Of the folded weight.
+        histogram (Histogram): Of a sample of the folded weight.
     """
 
     name: str
@@ -219,7 +219,7 @@ class FileReport:
         outputs (List[Dict]): Of each output: ``name``, ``elements``, ``equal``
             (share) and ``largest`` difference.
         violations (List[str]): Nodes that break a rule of the target, with the rule.
-        slowest (List[Dict]): ``node``, ``kind`` and ``milliseconds`` in the engine.
+        slowest (List[Dict]): ``engine``, ``node``, ``kind`` and ``milliseconds`` in it.
     """
 
     path: str
@@ -253,10 +253,11 @@ class Report:
         curves (Dict): Of a training: ``scalars`` (name to list of step and value)
             and ``frozen`` (list of texts).
         file (FileReport, optional): Of an export.
-        pictures (Dict): ``threshold``, ``images`` and ``lost``, ``gained``, ``kept``
-            (counts of detections that match the truth).
-        budget (Dict): Of a calibration with ``max_drop``: what its ``max_drop.json``
-            has, but for the rankings.
+        pictures (Dict): ``threshold``, ``images``, ``networks`` (from left to right),
+            and ``lost``, ``gained``, ``kept`` (counts of detections that match the
+            truth) where float and quantized network are among them.
+        budget (Dict): Of a calibration with ``max_drop``, or within a latency: what
+            its ``max_drop.json`` or ``mixed_precision.json`` has, but for the rankings.
     """
 
     title: str
@@ -285,9 +286,13 @@ class Report:
         known = [layer for layer in self.layers if layer.snr_own is not None]
         return sorted(known, key=lambda layer: layer.snr_own)[:count]
 
+    def to_data(self) -> dict[str, Any]:
+        """What ``report.json`` has; numbers that are not finite are None."""
+        return plain({'version': VERSION, **vars(self)})
+
     def to_json(self) -> str:
-        """Serializes it; numbers that are not finite are None."""
-        return json.dumps(plain({'version': VERSION, **vars(self)}), allow_nan=False)
+        """Serializes it."""
+        return as_json(self.to_data())
 
     def scalars(self) -> dict[str, float]:
         """What a visualizer draws."""
@@ -297,6 +302,11 @@ class Report:
         for score in self.scores:
             found[f'report/{score.network}/{score.metric}'] = score.value
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def as_json(data: Any) -> str:
+    """Plain data as short text."""
+    return json.dumps(data, separators=(',', ':'), allow_nan=False)
 
 
 def plain(value: Any) -> Any:

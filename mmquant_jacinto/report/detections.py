@@ -7,7 +7,8 @@ rules; this is here because intervals take every image by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,44 @@ class Truth(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     path: str
+
+
+class Prediction(NamedTuple):
+    """What a detector makes of an image, and what is in it."""
+
+    truth: Truth
+    found: Detections
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image that a run has loaded, with what is known of it.
+
+    Args:
+        batch (Any): As its dataloader yields it, of one image.
+        predictions (Mapping[str, Any]): Network to what :func:`read_prediction` gives.
+    """
+
+    batch: Any
+    predictions: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_prediction(sample: Any) -> Prediction | float | None:
+    """What a comparison needs of a data sample, and no mask or map of it.
+
+    Returns:
+        Prediction | float, optional: Of a classified image whether it is right, 1.0 or
+        0.0. None without a truth, and of what is neither detected nor classified.
+    """
+    if hasattr(sample, 'pred_label') and hasattr(sample, 'gt_label'):
+        return float(sample.pred_label.flatten()[0] in sample.gt_label.flatten())
+    if not hasattr(sample, 'pred_instances') or 'bboxes' not in sample.pred_instances:
+        return None
+    boxes = sample.pred_instances.bboxes
+    if getattr(boxes, 'tensor', boxes).shape[-1] != 4:
+        return None  # rotated, or in space
+    truth = truth_of(sample)
+    return None if truth is None else Prediction(truth, detections_of(sample, truth))
 
 
 def truth_of(sample: Any) -> Truth | None:

@@ -1,10 +1,10 @@
-"""Pictures of detections in float and quantized, and what both score."""
+"""Pictures of detections of several networks, and what these score."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,38 +14,35 @@ from .detections import (
     ACCURACY,
     METRIC,
     Detections,
+    Prediction,
     Truth,
     best_threshold,
-    detections_of,
     draw,
     mean_precision,
     score,
-    truth_of,
 )
 
 MOST_PICTURES = 6
 LARGEST_SIDE = 420  # pixels of an image in the page
-GAP = 8  # pixels between float and quantized
+GAP = 8  # pixels between two networks
 HIT, MISS, TRUTH = '#2fae4d', '#e03131', 'black'
-
-Pair = tuple[Any, Any]  # predictions of an image: in float, quantized
 
 
 class Comparison:
-    """Predictions of both networks on the same images.
+    """Predictions of several networks on the same images, float first."""
 
-    Args:
-        predict (Callable): Given a batch of one image and whether in float, gives its
-            data sample.
-    """
+    def __init__(self) -> None:
+        self.found: dict[str, list[Any]] = {}
 
-    def __init__(self, predict: Callable[[Any, bool], Any]) -> None:
-        self.predict = predict
-        self.pairs: list[Pair] = []
+    def add(self, predictions: Mapping[str, Any]) -> None:
+        """Notes what the networks make of an image.
 
-    def add(self, batch: Any) -> None:
-        """Runs both networks on an image."""
-        self.pairs.append((self.predict(batch, True), self.predict(batch, False)))
+        Args:
+            predictions (Mapping[str, Any]): Network to what
+                :func:`~.detections.read_prediction` gives; of each image the same ones.
+        """
+        for network, prediction in predictions.items():
+            self.found.setdefault(network, []).append(prediction)
 
     def fill(self, report: Report) -> list[str]:
         """Adds scores and counts to a report.
@@ -53,66 +50,73 @@ class Comparison:
         Returns:
             List[str]: Pictures as ``data:`` addresses, where something differs.
         """
-        if not self.pairs:
+        every = [item for row in self.found.values() for item in row]
+        if not every:
             return []
-        if all(_is_classified(sample) for pair in self.pairs for sample in pair):
+        if all(isinstance(item, float) for item in every):
             self._fill_accuracy(report)
-            return []
-        if not all(hasattr(sample, 'pred_instances') for sample in self.pairs[0]):
-            return []
-        if 'bboxes' not in self.pairs[0][0].pred_instances:
-            return []
-        found = [truth_of(pair[0]) for pair in self.pairs]
-        truths = [truth for truth in found if truth is not None]
-        if len(truths) < len(found) or not sum(len(x.labels) for x in truths):
-            return []
-        return self._fill_detections(report, truths)
+        elif all(isinstance(item, Prediction) for item in every):
+            truths = [item.truth for item in next(iter(self.found.values()))]
+            if sum(len(truth.labels) for truth in truths):
+                return self._fill_detections(report, truths)
+        return []
 
     def _fill_accuracy(self, report: Report) -> None:
-        draws = draw(len(self.pairs))
-        for place, network in enumerate(('float', 'quantized')):
-            right = np.array([_is_right(pair[place]) for pair in self.pairs])
-            values = draws @ right / len(right)
+        for network, right in self.found.items():
+            values = draw(len(right)) @ np.array(right) / len(right)
             report.scores.append(score(network, ACCURACY, values, len(right)))
 
     def _fill_detections(self, report: Report, truths: list[Truth]) -> list[str]:
         draws = draw(len(truths))
-        both = []
-        for place, network in enumerate(('float', 'quantized')):
-            found = [
-                detections_of(pair[place], truth)
-                for pair, truth in zip(self.pairs, truths)
-            ]
+        networks = {
+            network: [item.found for item in row] for network, row in self.found.items()
+        }
+        for network, found in networks.items():
             values = mean_precision(found, truths, draws)
             report.scores.append(score(network, METRIC, values, len(truths)))
-            both.append(found)
-        threshold = best_threshold(both[0], truths)
-        counts = dict(kept=0, lost=0, gained=0)
-        differing = []
-        for index, pair in enumerate(zip(*both)):
-            before, after = (_hit_truths(item, threshold) for item in pair)
-            counts['kept'] += len(before & after)
-            counts['lost'] += len(before - after)
-            counts['gained'] += len(after - before)
-            false = [_misses(item, threshold) for item in pair]
-            differing.append((len(before ^ after) + abs(false[0] - false[1]), index))
-        report.pictures = dict(threshold=threshold, images=len(truths), **counts)
-        shown = [index for differs, index in sorted(differing, reverse=True) if differs]
+        threshold = best_threshold(next(iter(networks.values())), truths)
+        images = list(zip(*networks.values()))
+        report.pictures = dict(
+            threshold=threshold,
+            images=len(truths),
+            networks=list(networks),
+            **_count(networks, threshold),
+        )
+        differs = [_differs(*pair, threshold) for pair in zip(images, truths)]
+        order = sorted(range(len(images)), key=lambda index: (-differs[index], -index))
         return [
             picture
-            for index in shown[:MOST_PICTURES]
-            for picture in draw_picture(
-                truths[index], [found[index] for found in both], threshold
-            )
+            for index in order[:MOST_PICTURES]
+            if differs[index]
+            for picture in draw_picture(truths[index], images[index], threshold)
         ]
 
 
-def _is_classified(sample: Any) -> bool:
-    return hasattr(sample, 'pred_label') and hasattr(sample, 'gt_label')
+def _count(
+    networks: Mapping[str, Sequence[Detections]], threshold: float
+) -> dict[str, int]:
+    """Hits that float and quantized network share, where there are both."""
+    if not {'float', 'quantized'} <= networks.keys():
+        return {}
+    counts = dict(kept=0, lost=0, gained=0)
+    for pair in zip(networks['float'], networks['quantized']):
+        before, after = (_hit_truths(item, threshold) for item in pair)
+        counts['kept'] += len(before & after)
+        counts['lost'] += len(before - after)
+        counts['gained'] += len(after - before)
+    return counts
 
 
-def _is_right(sample: Any) -> float:
-    return float(sample.pred_label.flatten()[0] in sample.gt_label.flatten())
+def _differs(found: Sequence[Detections], truth: Truth, threshold: float) -> int:
+    """How much networks differ on an image; of a single one, from the truth."""
+    hits = [_hit_truths(item, threshold) for item in found]
+    false = [_misses(item, threshold) for item in found]
+    if len(found) == 1:
+        return len(truth.labels) - len(hits[0]) + false[0]
+    return sum(
+        len(hits[0] ^ other) + abs(false[0] - count)
+        for other, count in zip(hits[1:], false[1:])
+    )
 
 
 def _hit_truths(found: Detections, threshold: float) -> set[int]:
@@ -124,9 +128,9 @@ def _misses(found: Detections, threshold: float) -> int:
 
 
 def draw_picture(
-    truth: Truth, both: Sequence[Detections], threshold: float
+    truth: Truth, networks: Sequence[Detections], threshold: float
 ) -> list[str]:
-    """An image twice, with the detections in float and quantized.
+    """An image once for each network, with its detections.
 
     Returns:
         List[str]: A ``data:`` address; nothing where the image cannot be read.
@@ -141,8 +145,9 @@ def draw_picture(
     size = image.width
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     scale = image.width / size
-    page = Image.new('RGB', (2 * image.width + GAP, image.height), 'white')
-    for place, found in enumerate(both):
+    width = len(networks) * (image.width + GAP) - GAP
+    page = Image.new('RGB', (width, image.height), 'white')
+    for place, found in enumerate(networks):
         panel = image.copy()
         canvas = ImageDraw.Draw(panel)
         for box in truth.boxes:

@@ -15,11 +15,12 @@ from mmengine.runner import BaseLoop
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 
+from ..config.mixed_precision import FILE
 from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
-from ..methods.mixed_precision import FILE, BitSearch
+from ..methods.mixed_precision import BitSearch
 from ..quantizers.activations import ActivationQuantizers
-from .budget import BudgetKeeper
+from .budget import BudgetKeeper, LatencyKeeper
 from .calibration_batches import (
     Batches,
     calibration_dataloader,
@@ -85,7 +86,8 @@ class CalibrationLoop(BaseLoop):
     (with a backward pass on each of some images), and leaves them in
     ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded. Last,
     ``quantize.finetune`` trains what there is, without labels.
-    All of it is done again for each network that ``quantize.max_drop`` tries.
+    All of it is done again for each network that ``quantize.max_drop`` tries, and with
+    what ``mixed_precision`` raises within a latency.
     Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
     for ``quantize.mode='ptq'``. Several processes share the images, and end with the
     same state.
@@ -109,7 +111,7 @@ class CalibrationLoop(BaseLoop):
         self._epoch = self._iter = 0
         self.seconds = 0.0  # that the calibration took, without its validation
         self.first_batch: Any = None  # what a report measures on: it is loaded
-        self.kept_budget: Optional[dict[str, Any]] = None  # what max_drop.json has
+        self.kept_budget: Optional[dict[str, Any]] = None  # what its JSON has
         self.stop_training = False
         self.val_begin = self.val_interval = 1
         runner.visualizer.dataset_meta = getattr(
@@ -170,6 +172,9 @@ class CalibrationLoop(BaseLoop):
         if runner.quantize_config.keeps_budget:
             self.kept_budget = BudgetKeeper(self).keep()
             model.train()
+        elif runner.quantize_config.keeps_latency:
+            self.kept_budget = LatencyKeeper(self).keep()
+            model.train()
         else:
             self.calibrate_with(self.config)
         self._epoch = 1
@@ -188,11 +193,7 @@ class CalibrationLoop(BaseLoop):
             QuantizeError: See :meth:`run`.
         """
         runner, model = self.runner, self.runner.model
-        self.config, self._iter = config, 0
-        model.train()
-        self._measure_channels()
-        references = self._pass('ranges', None, 0.0)
-        check_measured(model.quantization.activations, runner.logger)
+        references = self.measure_ranges(config)
         if model.plan.undecided:
             self._search_bits()
         rounding = runner.quantize_config.rounding
@@ -206,6 +207,25 @@ class CalibrationLoop(BaseLoop):
         model.correct_analytically()
         if runner.quantize_config.finetune is not None:
             self._finetune(runner.quantize_config.finetune)
+
+    def measure_ranges(self, config: Calibration) -> list[dict[str, Tensor]]:
+        """The pass in float, for a model without ranges.
+
+        Args:
+            config (Calibration): From now on in the place of the present one.
+
+        Returns:
+            List[Dict[str, Tensor]]: Of each batch, moments of the layers' outputs.
+
+        Raises:
+            QuantizeError: See :meth:`run`.
+        """
+        self.config, self._iter = config, 0
+        self.runner.model.train()
+        self._measure_channels()
+        references = self._pass('ranges', None, 0.0)
+        check_measured(self.runner.model.quantization.activations, self.runner.logger)
+        return references
 
     def _measure_channels(self) -> None:
         """Finds what channels are divided by, on the first of the images."""

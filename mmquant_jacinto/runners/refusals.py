@@ -7,12 +7,13 @@ from typing import Any, Optional
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..config.max_drop import KEY
+from ..config.max_drop import KEY, MaxDrop
 from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError, nearest
 from ..execute.quantization import NAME, find_plan
 from ..plan.plan import Plan
 from ..quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
+from ..report.build import numbers_of
 from ..wrappers.distillation import fit_names
 
 MODE = 'quantize_mode'  # of the run that saved a checkpoint, in its meta
@@ -237,12 +238,12 @@ def check_metric(runner: Any) -> None:
         )
 
 
-def pick_metric(metrics: Mapping[str, Any], wanted: Optional[str]) -> tuple[str, float]:
+def pick_metric(metrics: Mapping[str, Any], budget: MaxDrop) -> tuple[str, float]:
     """The score that a budget is of.
 
     Args:
         metrics (Mapping[str, Any]): Of the float network.
-        wanted (str, optional): ``max_drop.metric``.
+        budget (MaxDrop): ``quantize.max_drop``.
 
     Returns:
         Tuple[str, float]: Its name and value.
@@ -250,11 +251,8 @@ def pick_metric(metrics: Mapping[str, Any], wanted: Optional[str]) -> tuple[str,
     Raises:
         QuantizeError: If there is no such metric, or no budget of it can be kept.
     """
-    numbers = {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    wanted = budget.metric
+    numbers = numbers_of(metrics)
     if wanted is not None and wanted not in numbers:
         raise QuantizeError(
             f'{KEY}.metric={wanted!r} is not what val_evaluator gives; '
@@ -266,8 +264,9 @@ def pick_metric(metrics: Mapping[str, Any], wanted: Optional[str]) -> tuple[str,
             'score to keep; check load_from, val_dataloader and val_evaluator'
         )
     name = next(iter(numbers)) if wanted is None else wanted
+    budget.check_rule(name)
     value = numbers[name]
-    if not math.isfinite(value) or value <= 0:
+    if not math.isfinite(value) or value <= 0 < budget.sign:
         raise QuantizeError(
             f'the float network itself has {name}={value:g}, from which nothing can '
             f'drop ({KEY}); check load_from and val_dataloader'

@@ -11,8 +11,9 @@ from mmengine.dist import get_rank
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from ..config.max_drop import FILE as MAX_DROP_FILE
+from ..config.mixed_precision import FILE, MixedPrecision
 from ..config.quantize_config import QuantizeConfig
-from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..execute import quantization as phases
 from ..execute.behaviour import Behaviour
@@ -81,11 +82,12 @@ class QuantCalibrateModule(FinetunedModule):
             )
         if not self.training:
             return super().forward(*args, **kwargs)
-        if self.config.keeps_budget:
+        if self.config.keeps_budget or self.config.keeps_latency:
+            key = 'max_drop' if self.config.keeps_budget else 'mixed_precision.latency'
+            file = MAX_DROP_FILE if self.config.keeps_budget else FILE
             raise QuantizeError(
-                'quantize.max_drop is kept by the calibration of a QuantRunner, which '
-                'has a validation to score by; use that, or give the max_drop.json '
-                'that it leaves'
+                f'quantize.{key} is kept by the calibration of a QuantRunner; use '
+                f'that, or give the {file} that it leaves'
             )
         # Ranges that are there are of the channels as they are.
         if not (self._has_factors or self.quantization.has_ranges):

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, cast
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..config.mixed_precision import MixedPrecision
 from ..config.quantize_config import QuantizeConfig
-from ..config.sections import MixedPrecision
 from ..errors import QuantizeError
 from ..execute.quantization import Quantization
 from ..methods.mixed_precision import check_budget, weight_elements, with_found_bits
@@ -95,9 +95,9 @@ def plan_recorded(graph: Graph, model: nn.Module, config: QuantizeConfig) -> Pla
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plan = make_plan(graph, config, shapes)
     bits = config.mixed_precision
-    if isinstance(bits, MixedPrecision):
-        check_budget(plan, weight_elements(plan, shapes), bits)
-    elif bits:
+    if config.searches_bits:
+        check_budget(plan, weight_elements(plan, shapes), cast(MixedPrecision, bits))
+    elif isinstance(bits, str):
         plan = with_found_bits(plan, bits)
     return plan
 

@@ -55,6 +55,19 @@ def test_a_finished_search_is_resumed_without_a_scoring(
     assert 'Budget: scoring' not in capsys.readouterr().out
 
 
+def test_a_latency_is_kept_beside_what_nothing_raised_gives(
+    config, tmp_path, monkeypatch, capsys
+):
+    found = tmp_path / 'budget.json'
+    given = ['--bits', '3', '--latency', '2.5', '--out', tmp_path / 'runs']
+    run(monkeypatch, config, *given, '--json', found)
+    first, second = json.loads(found.read_text()).values()
+    assert first['latency'] == 1 and not first['layers']
+    assert 1 < second['latency'] <= 2.5 and second['layers']
+    assert second['scores']['accuracy'] > first['scores']['accuracy']
+    assert '| toy jacinto latency 2.5 | jacinto | 2.5 |' in capsys.readouterr().out
+
+
 def test_configs_and_report_only_exclude_each_other(capsys):
     for line in (['--json', 'x'], ['a.py', '--report-only', '--json', 'x']):
         with pytest.raises(SystemExit):

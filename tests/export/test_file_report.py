@@ -39,6 +39,23 @@ def test_the_slowest_nodes_are_the_engines_own(exported):
     assert 'QLinearConv' in {item['kind'] for item in found}
 
 
+def test_a_file_for_openvino_is_timed_there_too():
+    pytest.importorskip('openvino')
+    net = randomize_norms(ToyNet()).eval()
+    x = torch.randn(1, 3, 16, 16)
+    calibrated(net, x, mode='ptq', target='openvino')
+    model = export_onnx(net, x, 'openvino').model
+    session = Session(model)
+    feeds = {name: item.array(x) for name, item in session.inputs.items()}
+    found = slowest_nodes(model, feeds, 'openvino')
+    engines = [item['engine'] for item in found]
+    assert engines == sorted(engines) and set(engines) == {'ONNX Runtime', 'OpenVINO'}
+    theirs = [item for item in found if item['engine'] == 'OpenVINO']
+    times = [item['milliseconds'] for item in theirs]
+    assert times == sorted(times, reverse=True) and times[-1] > 0
+    assert any('Convolution' in item['kind'] for item in theirs)
+
+
 def test_violations_are_sentences_and_not_too_many():
     def finding(severity):
         return Finding('a', 'Conv', 'weights', '16 bits', '8 bits', 'a page', severity)

@@ -131,6 +131,11 @@ def calibrate_all(runs, load_from):
             bits=dict(weight=2, activation=4),
             max_drop=dict(points=0, scorings=6),
         ),
+        ptq_latency=dict(
+            PTQ,
+            bits=dict(weight=2, activation=4),
+            mixed_precision=dict(latency=2.0, num_images=8),
+        ),
     ).items():
         runs.train(name, ptq, load_from=load_from)
     for method in ('adaround', 'coordinate_descent'):

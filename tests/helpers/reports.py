@@ -71,7 +71,14 @@ def made_up(layers=4, **changes):
             123456,
             [dict(name='out', elements=9, equal=1.0, largest=0.0, unit='steps')],
             ['Conv backbone, weights: 16 bits; right: 8 bits'],
-            [dict(node='backbone', kind='QLinearConv', milliseconds=1.5)],
+            [
+                dict(
+                    engine='ONNX Runtime',
+                    node='backbone',
+                    kind='QLinearConv',
+                    milliseconds=1.5,
+                )
+            ],
         ),
     )
     for name, value in changes.items():

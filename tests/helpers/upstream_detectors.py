@@ -100,5 +100,11 @@ class Workspace:
         """Runs lines of [tool, arguments, options] and returns what they print."""
         return run_lines(self.root, *lines)
 
+    def reports(self, work_dir='work_dirs/config'):
+        """The pages that runs left, by kind of run."""
+        paths = sorted((self.root / work_dir).glob('*/report.json'))
+        found = [json.loads(path.read_text()) for path in paths]
+        return {report['kind']: report for report in found}
+
     def detections(self, split):
         return json.loads((self.root / f'{split}.bbox.json').read_text())

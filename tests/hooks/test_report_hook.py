@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import Runner
 from PIL import Image
 from ptq_runs import CHECKPOINT, ptq_config
 from qat_runs import EMA, score_of
@@ -93,6 +94,35 @@ def test_a_test_leaves_a_page(tmp_path, qat_dir):
     assert report['kind'] == 'test'
     scores = {item['metric']: item['value'] for item in report['scores']}
     assert scores['accuracy'] == pytest.approx(score['accuracy'], rel=1e-4)
+
+
+def test_a_test_builds_no_training_for_its_page(tmp_path, qat_dir, monkeypatch):
+    def refuse(self, loop):
+        raise AssertionError('the training set was opened')
+
+    monkeypatch.setattr(Runner, 'build_train_loop', refuse)
+    score_of(qat_dir / 'epoch_6.pth', tmp_path, **generous())
+    assert data(tmp_path)['scores']
+
+
+def test_a_test_without_time_has_its_scores_and_says_what_measures_the_rest(
+    tmp_path, qat_dir
+):
+    hooks = [dict(type='ReportHook', share=1e-6)]
+    score = score_of(qat_dir / 'epoch_6.pth', tmp_path, custom_hooks=hooks)
+    report = data(tmp_path)
+    assert report['layers'] == [] and report['images'] == 0
+    assert 'all that is measured of layers' in report['skipped']
+    scores = {item['metric']: item['value'] for item in report['scores']}
+    assert scores['accuracy'] == pytest.approx(score['accuracy'], rel=1e-4)
+    assert 'quant_report.py CONFIG CHECKPOINT' in pages(tmp_path)[0].read_text()
+
+
+def test_a_calibration_without_time_measures_one_image(tmp_path, float_checkpoint):
+    hooks = [dict(type='ReportHook', share=1e-6)]
+    train(ptq_config(tmp_path, float_checkpoint, custom_hooks=hooks))
+    report = data(tmp_path)
+    assert report['layers'] and report['images'] == 1 and report['trials'] == []
 
 
 def test_it_can_be_switched_off(tmp_path, float_checkpoint):

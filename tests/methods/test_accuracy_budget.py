@@ -109,6 +109,15 @@ def test_what_makes_much_of_the_noise_is_not_put_back_by_a_lucky_score():
     assert not {'layer3', 'layer4', 'layer5', 'layer6'} & set(found.layers)
 
 
+def test_each_of_a_few_is_tried_without():
+    # The ranking has them the wrong way round.
+    network = Network({'a': 0.5, 'b': 4.0})
+    network.rank = lambda choice, level: [
+        Candidate(name, level, gain) for name, gain in (('a', 5.0), ('b', 4.0))
+    ]
+    assert search(network, 99.0).layers == {'b': 16}
+
+
 def test_float_is_the_last_resort_and_as_few_as_do():
     network = Network({'a': 9.0, 'b': 6.0, 'c': 0.5}, at_16=0.2)
     found = search(network, 98.0)

@@ -36,6 +36,13 @@ def test_a_kind_and_an_input_are_raised_alone(toy_net, images):
     assert specs['conv/conv2d'].format.bits == 8
 
 
+def test_an_input_is_raised_as_an_activation_too(toy_net, images):
+    # As both searches name what they raise of it.
+    plan = raised(toy_net, images, {'/input': {'activation': 16}})
+    assert activations(plan)['/input'].format.bits == 16
+    assert {spec.format.bits for spec in plan.specs} == {8, 16}
+
+
 def test_float_is_a_call_that_is_not_quantized(toy_net, images):
     plan = raised(toy_net, images, {'expand/conv2d': False})
     assert 'expand' not in plan.weights and list(plan.in_float) == ['expand/conv2d']

@@ -1,9 +1,14 @@
-"""Batches of a dataloader in parts."""
+"""Batches of a dataloader in parts, and what is compared of them in little time."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmquant_jacinto.report.build import split_batch
+from mmquant_jacinto.report.build import compare, split_batch
+from mmquant_jacinto.report.content import Report
+from mmquant_jacinto.report.detections import Seen
+from mmquant_jacinto.report.measuring.measurement import Stopwatch
 
 IMAGES = torch.arange(6.0).view(3, 2)
 
@@ -32,3 +37,31 @@ def test_fields_without_names():
     first, second, third = split_batch([list(IMAGES), [4, 5, 6]], 8)
     assert torch.equal(third[0][0], IMAGES[2]) and third[1] == [6]
     assert split_batch((IMAGES, torch.ones(3)), 1)[0][0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    'limit, float_passes, networks',
+    [
+        (None, 3, ['float', 'quantized', 'file']),
+        (0.3, 0, ['quantized', 'file']),
+        (0.1, 0, []),
+    ],
+)
+def test_what_a_run_predicted_is_compared_without_a_pass(limit, float_passes, networks):
+    passes = []
+
+    def predict(batch, in_float):
+        passes.append(in_float)
+        right = torch.ones(1)
+        return SimpleNamespace(pred_label=right, gt_label=right)
+
+    module = SimpleNamespace(test_step=None)
+    subject = SimpleNamespace(model=SimpleNamespace(module=module), predict=predict)
+    found = Report('t', 'test', {}, {}, {}, {})
+    seen = [Seen(index, dict(file=0.0, quantized=1.0)) for index in range(3)]
+    # A pass in float is expected to take longer than there is.
+    compare(subject, found, seen, Stopwatch(limit), first=0.0 if limit is None else 9.0)
+    assert passes == [True] * float_passes
+    assert {item.network for item in found.scores} == set(networks)
+    assert all(item.images == 3 for item in found.scores)
+    assert bool(found.skipped) == (not float_passes)

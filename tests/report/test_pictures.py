@@ -11,7 +11,8 @@ from mmengine.structures import BaseDataElement, InstanceData
 from PIL import Image
 
 from mmquant_jacinto.report.content import Report
-from mmquant_jacinto.report.pictures import HIT, LARGEST_SIDE, Comparison
+from mmquant_jacinto.report.detections import read_prediction
+from mmquant_jacinto.report.pictures import HIT, LARGEST_SIDE, Comparison, pixels
 
 BOXES = torch.tensor([[100.0, 100, 300, 300], [500, 100, 700, 300]])
 
@@ -40,9 +41,10 @@ def path(tmp_path):
 
 
 def compare(pairs):
-    comparison = Comparison(lambda batch, in_float: batch[0 if in_float else 1])
-    for pair in pairs:
-        comparison.add(pair)
+    comparison = Comparison()
+    for samples in pairs:
+        found = map(read_prediction, samples)
+        comparison.add(dict(zip(('float', 'quantized', 'file'), found)))
     found = report()
     return found, comparison.fill(found)
 
@@ -51,7 +53,12 @@ def test_what_is_lost_is_counted_and_shown(path):
     same = sample(path, [0.9, 0.8])
     found, pictures = compare([(same, same), (same, sample(path, [0.9]))])
     assert found.pictures == dict(
-        threshold=pytest.approx(0.8), images=2, kept=3, lost=1, gained=0
+        threshold=pytest.approx(0.8),
+        images=2,
+        networks=['float', 'quantized'],
+        kept=3,
+        lost=1,
+        gained=0,
     )
     scores = {item.network: item.value for item in found.scores}
     assert scores['float'] == 100 and 50 < scores['quantized'] < 100
@@ -64,6 +71,30 @@ def test_what_is_lost_is_counted_and_shown(path):
     green = np.array([int(HIT[i : i + 2], 16) for i in (1, 3, 5)])
     near = (abs(image - green).sum(2) < 90).any(0)
     assert near[250:351].any() and not near[LARGEST_SIDE + 258 :].any()
+
+
+def test_a_file_stands_beside_both_networks(path):
+    same, less = sample(path, [0.9, 0.8]), sample(path, [0.9])
+    found, pictures = compare([(same, same, less)])
+    assert [item.network for item in found.scores] == ['float', 'quantized', 'file']
+    assert found.scores[2].value < found.scores[1].value == 100
+    # Only the file differs, and the third of three panels is without the second box.
+    image = pixels(pictures[0]).astype(int)
+    assert image.shape[1] == 3 * LARGEST_SIDE + 16
+    green = np.array([int(HIT[i : i + 2], 16) for i in (1, 3, 5)])
+    near = (abs(image - green).sum(2) < 90).any(0)
+    second, third = LARGEST_SIDE + 8, 2 * LARGEST_SIDE + 16
+    assert near[second + 250 : second + 351].any() and not near[third + 258 :].any()
+
+
+def test_a_network_alone_is_shown_where_it_misses_a_truth(path):
+    comparison = Comparison()
+    for scores in ([0.9, 0.8], [0.9]):
+        comparison.add({'file': read_prediction(sample(path, scores))})
+    found = report()
+    assert len(comparison.fill(found)) == 1
+    assert 'lost' not in found.pictures
+    assert [item.network for item in found.scores] == ['file']
 
 
 def test_an_image_that_is_gone_costs_its_picture_alone(tmp_path):

@@ -69,6 +69,11 @@ def test_two_lines_quantize_an_untouched_upstream_config(name, workspace):
     # Backbone, neck and head, all their convolutions.
     assert len(plan.regions) >= 3
     assert len(plan.weights) > 30
+    reports = workspace.reports()
+    assert set(reports) == {'training', 'test'}
+    named = {layer['module'] for layer in reports['training']['layers']}
+    assert len(named) > 30 and any(name.startswith('backbone.') for name in named)
+    assert 'coco/bbox_mAP' in {s['metric'] for s in reports['test']['scores']}
     validated, tested = workspace.detections('val'), workspace.detections('test')
     assert len({found['image_id'] for found in validated}) == NUM_IMAGES['val']
     assert tested == validated

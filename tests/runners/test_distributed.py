@@ -240,6 +240,18 @@ def test_a_budget_is_kept_alike_in_both_processes(one, two):
     assert log_of(two.folder / 'ptq_budget').count('Budget: scoring 1 of') == 1
 
 
+def test_a_latency_is_kept_alike_in_both_processes(one, two):
+    alone, together = (
+        json.loads((results.folder / 'ptq_latency' / FILE).read_text())
+        for results in (one, two)
+    )
+    first, second = two.of('ptq_latency')
+    assert differences(first, second) == []
+    # The images of each process are others, the operations of one are as many.
+    assert together['operations'] == alone['operations']
+    assert 1 < together['latency'] <= 2.0 and together['layers']
+
+
 def test_first_ranges_of_training_are_those_of_one_process(one, two):
     # Later ones follow weights, which rounding in another order moves apart,
     # and statistics of batches half as large.

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -235,6 +236,45 @@ def test_calibrates(trained, library, make_config):
     assert 'optimizer' not in calibrated
     name = 'quantization.bias_correction'
     assert calibrated['state_dict'][name].any()
+
+
+def test_keeps_a_budget_of_its_own_metric_and_tells_of_it(
+    trained, library, make_config
+):
+    quantize = dict(
+        mode='ptq',
+        calibration=dict(num_images=4),
+        max_drop=dict(metric=library.metric, points=0.1, scorings=2, num_images=2),
+    )
+    checkpoint = str(Path(trained.work_dir) / library.checkpoint)
+    cfg = make_config('budget', load_from=checkpoint, quantize=quantize)
+    Runner.from_cfg(cfg).train()
+    found = json.loads((Path(cfg.work_dir) / 'max_drop.json').read_text())
+    assert found['metric'] == library.metric and found['finished']
+    assert found['met'] == (found['drop'] <= 0.1 * (1 + 1e-6))
+    (path,) = Path(cfg.work_dir).glob('*/report.json')
+    report = json.loads(path.read_text())
+    assert report['layers'] and report['budget']['metric'] == library.metric
+    scores = {(s['network'], s['metric']): s['value'] for s in report['scores']}
+    assert scores['float', library.metric] == pytest.approx(found['float'], rel=1e-3)
+    final = scores['quantized', library.metric]
+    assert final == pytest.approx(found['final'], rel=1e-3)
+    assert 'id="budget"' in path.with_suffix('.html').read_text()
+
+
+def test_keeps_a_latency(trained, library, make_config):
+    quantize = dict(
+        mode='ptq',
+        calibration=dict(num_images=4),
+        mixed_precision=dict(latency=1.5, num_images=2),
+    )
+    checkpoint = str(Path(trained.work_dir) / library.checkpoint)
+    cfg = make_config('latency', load_from=checkpoint, quantize=quantize)
+    Runner.from_cfg(cfg).train()
+    found = json.loads((Path(cfg.work_dir) / 'mixed_precision.json').read_text())
+    assert 1 < found['latency'] <= 1.5 and found['layers']
+    plan = find_plan(state_of(Path(cfg.work_dir) / 'epoch_1.pth'))
+    assert {spec.format.bits for spec in plan.specs} == {8, 16}
 
 
 def test_own_api_gives_the_quantized_results(trained, library):

@@ -105,12 +105,28 @@ def test_file_is_verified_and_scores_as_the_checkpoint(workspace):
     from_checkpoint = workspace.detections('test')
     out = workspace.run((TOOLS / 'test.py', ['config.py', 'out/model.onnx'], OPTIONS))
     assert re.search(r'images, [\d.]+ images per second', out)
+    assert_pages_tell_of_the_file(workspace)
     assert workspace.detections('test') == from_checkpoint != []
     model = onnx.load(workspace.root / 'out' / 'model.onnx')
     metadata = {item.key: item.value for item in model.metadata_props}
     assert len(json.loads(metadata['mean'])) == 3
     found = {item.name for item in (workspace.root / 'out').iterdir()}
     assert found == {'model.onnx', 'model_report'}
+
+
+def assert_pages_tell_of_the_file(workspace):
+    """That of the export has all three networks, that of the file's test its own."""
+    exported = workspace.root / 'out' / 'model_report' / 'report.json'
+    found = json.loads(exported.read_text())
+    with_interval = {s['network'] for s in found['scores'] if s['low'] is not None}
+    # In float too, if there was time for a pass.
+    assert {'quantized', 'file'} <= with_interval or found['skipped']
+    tested = max(workspace.root.glob('work_dirs/config/*/report.json'))
+    found = json.loads(tested.read_text())
+    assert found['kind'] == 'test' and found['layers'] == []
+    assert {item['network'] for item in found['scores']} == {'file'}
+    assert found['file']['path'] == 'out/model.onnx'
+    assert 'id="file"' in tested.with_suffix('.html').read_text()
 
 
 # Letterboxed images; and modules between which code reads what they return.
@@ -150,6 +166,7 @@ def test_file_is_tested_on_the_images_of_the_checkpoint(family, tmp_path):
         tested,
     )
     assert re.search(r'equal predictions .* 2 of 2', out)
+    assert len(workspace.reports()['calibration']['layers']) > 30
     from_checkpoint = workspace.detections('test')
     workspace.run((TOOLS / 'test.py', ['config.py', 'model.onnx'], options))
     assert workspace.detections('test') == from_checkpoint != []

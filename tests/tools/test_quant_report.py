@@ -117,6 +117,17 @@ def test_bad_input_is_one_sentence(run, calibrated, tool, arguments, message):
     assert error.startswith('error: ') and message in error.splitlines()[0]
 
 
+@pytest.mark.parametrize('score', [0, 2])
+def test_a_file_that_is_none_is_refused(run, calibrated, tmp_path, score):
+    pytest.importorskip('onnxruntime')
+    (tmp_path / 'broken.onnx').write_bytes(b'no protobuf')
+    line = [*calibrated, tmp_path / 'broken.onnx', '--images', 1, '--score', score]
+    code, out, error = run(REPORT, *line, '--out', tmp_path / 'out')
+    assert (code, out) == (2, '')
+    assert 'broken.onnx is no ONNX file' in error.splitlines()[0]
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('tool', [REPORT, SENSITIVITY])
 def test_a_float_checkpoint_is_refused(run, calibrated, tool):
     config, checkpoint = calibrated

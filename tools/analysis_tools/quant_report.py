@@ -84,12 +84,19 @@ def main() -> None:
     check_arguments(args)
     merge_options(cfg, args.cfg_options)
     wrapper = load_quantized(cfg, args.checkpoint)
+    scored = images_of_test(cfg, args.score)
+    if args.file is not None and args.score:
+        from mmquant_jacinto.export.configs.file_page import seen_by_file
+
+        scored = seen_by_file(
+            cfg, args.file, lambda given: images_of_test(given, args.score)
+        )
     report, pictures = build_report(
         wrapper,
         Path(args.config).stem,
         'report',
         images_of_test(cfg, args.images),
-        images_of_test(cfg, args.score),
+        scored,
     )
     if args.file is not None:
         from mmquant_jacinto.export.file_report import report_of_file

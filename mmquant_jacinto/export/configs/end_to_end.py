@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ...report.detections import read_prediction
 from ...wrappers.quant_module import QuantModule
 from .file_run import FileRun
 from .image_sources import folder_images
@@ -33,11 +34,14 @@ class Scored:
         name (str): What, and on which images.
         scores (Dict[str, float]): The metrics; empty where there is no evaluator.
         predictions (List[str]): A digest of each image's.
+        seen (List): Of each image what a page compares, see
+            :func:`~mmquant_jacinto.report.detections.read_prediction`.
     """
 
     name: str
     scores: dict[str, float] = field(default_factory=dict)
     predictions: list[str] = field(default_factory=list)
+    seen: list[Any] = field(default_factory=list)
 
     def equal(self, other: Scored) -> int:
         """How many images both predict the same of, bit for bit."""
@@ -122,13 +126,13 @@ def score_both(
     if run.session.skipped:
         name = 'file, the rest by the checkpoint'
     else:
-        model = _build(cfg)
+        model = build_float(cfg)
     with run.in_place(wrapper.module if run.session.skipped else model):
         found = _score(name, run.cfg, model, images, count, 1)
     return EndToEnd(own, same, found)
 
 
-def _build(cfg: Config) -> nn.Module:
+def build_float(cfg: Config) -> nn.Module:
     """The config's float model, whose weights do not matter."""
     model_cfg = copy.deepcopy(cfg.model)
     backbone = model_cfg.get('backbone')
@@ -166,6 +170,7 @@ def _score(
         with torch.no_grad():
             results = model.test_step(copy.deepcopy(batch))
         found.predictions += [digest(result) for result in results]
+        found.seen += [read_prediction(result) for result in results]
         if evaluator is not None:
             evaluator.process(results, batch)
     if evaluator is not None:

@@ -79,13 +79,7 @@ class FileRun:
         Raises:
             QuantizeError: If it cannot be read, or lacks a part of the model.
         """
-        if not Path(path).is_file():
-            raise QuantizeError(f'{path} is not there; tools/export.py makes it')
-        try:
-            model = require('onnx').load(path)
-        except Exception as error:  # noqa: B902 - protobuf has an error of its own
-            raise QuantizeError(f'{path} is no ONNX file: {error}') from None
-        run = cls(cfg, model, backend)
+        run = cls(cfg, read_file(path), backend)
         warning = elsewhere(run.session.metadata, backend)
         if warning is not None:
             print_log(warning, 'current', logging.WARNING)
@@ -116,6 +110,20 @@ class FileRun:
         runner.register_hook(_ThroughputHook(), priority='LOWEST')
         with self.in_place(runner.model):
             return runner.test()
+
+
+def read_file(path: str) -> onnx.ModelProto:
+    """The ONNX file at a path.
+
+    Raises:
+        QuantizeError: If there is none.
+    """
+    if not Path(path).is_file():
+        raise QuantizeError(f'{path} is not there; tools/export.py makes it')
+    try:
+        return require('onnx').load(path)
+    except Exception as error:  # noqa: B902 - protobuf has an error of its own
+        raise QuantizeError(f'{path} is no ONNX file: {error}') from None
 
 
 def _input_of(session: Session) -> FileInput:

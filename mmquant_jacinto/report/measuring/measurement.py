@@ -91,14 +91,21 @@ class Measurement:
         quantization (Quantization): With ranges, its model in evaluation mode.
         run (Callable): Runs the model once, given a behaviour and a batch.
         limit (float, optional): Seconds that it may take. None: any.
+        first (float): Seconds that an image is expected to take; nothing is measured
+            if that is too much. 0: one always is.
     """
 
     def __init__(
-        self, quantization: Quantization, run: Run, limit: float | None = None
+        self,
+        quantization: Quantization,
+        run: Run,
+        limit: float | None = None,
+        first: float = 0.0,
     ) -> None:
         self.state = quantization
         self.run = run
         self.watch = Stopwatch(limit)
+        self.first = first
         self.skipped: list[str] = []
 
     def fill(self, report: Report, batches: Collection[Any]) -> None:
@@ -108,6 +115,9 @@ class Measurement:
             report (Report): Of :func:`describe`.
             batches (Collection): Of one image each, as the dataloader collates them.
         """
+        if self.first and not self.watch.allows(self.first):
+            report.skipped.append('all that is measured of layers')
+            return
         try:
             self._fill(report, batches)
         finally:

@@ -11,7 +11,7 @@ from ...quantizers.weight_grids import WeightGrids
 from ...quantizers.weights import bias_limits, to_integers
 from ...targets.formats import integer_bounds
 from ..content import Histogram, WeightReport
-from .activation_statistics import count_bins
+from .activation_statistics import count_bins, thinned
 from .formats import describe_format
 
 CHANNELS_SHOWN = 64
@@ -91,10 +91,9 @@ def _measure(
     row = torch.stack(
         [low, high, clipped, bits, zero, spread, limit, step.amin(), step.amax()]
     )
-    flat = weights.reshape(-1).float()
     counts = [
-        count_bins(item, low, high)
-        for item in (flat, (codes * step[:, None]).reshape(-1).float())
+        count_bins(thinned(item.reshape(-1)).float(), low, high)
+        for item in (weights, codes * step[:, None])
     ]
     return row.double(), _joined(ends).double(), torch.stack(counts)
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import QuantizeError
-from ..content import Report, plain
+from ..content import Report, as_json
 from .plots import plot_curves, plot_network
 from .text import COLUMNS, cells, verdict
 
 FOLDER = Path(__file__).parent
 
 
-def render(report: Report, pictures: Sequence[str] = ()) -> str:
+def render(
+    report: Report,
+    pictures: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
+) -> str:
     """Renders a report.
 
     Args:
         report (Report): What it shows.
         pictures (Sequence[str]): Of detections, as ``data:`` addresses.
+        data (Mapping[str, Any], optional): What it has in ``report.json``, where that
+            is known already.
 
     Raises:
         QuantizeError: If a library that it takes is not installed.
@@ -64,7 +69,7 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         curves=plot_curves(report.curves.get('scalars', {})),
         pictures=list(pictures),
         pictures_note=_note(report.pictures),
-        data=embedded(report),
+        data=embedded(report.to_data() if data is None else data),
         css=_own('report.css'),
         js=_own('report.js'),
     )
@@ -77,23 +82,27 @@ def _own(name: str) -> Any:
     return Markup((FOLDER / name).read_text())
 
 
-def embedded(report: Report) -> str:
+def embedded(data: Mapping[str, Any]) -> str:
     """What the page's script reads, as JSON that no tag can end."""
-    content = [
-        dict(name=layer.name, activation=layer.activation, weight=layer.weight)
-        for layer in report.layers
-    ]
-    text = json.dumps(plain(content), separators=(',', ':'), allow_nan=False)
-    return text.replace('<', '\\u003c')
+    keys = ('name', 'activation', 'weight')
+    content = [{key: layer[key] for key in keys} for layer in data['layers']]
+    return as_json(content).replace('<', '\\u003c')
 
 
 def _note(pictures: dict[str, Any]) -> str:
     if not pictures:
         return ''
+    networks = pictures['networks']
+    text = (
+        f'Detections above {pictures["threshold"]:.2f}, where those of '
+        f'{networks[0]} have their best F1 on {pictures["images"]} images. From left '
+        f'to right: {", ".join(networks)}; green: a hit, red: none, thin and black: a '
+        'truth.'
+    )
+    if 'kept' not in pictures:
+        return text
     return (
-        f'Detections above {pictures["threshold"]:.2f}, where the float detector has '
-        f'its best F1 on {pictures["images"]} images. Left in float, right quantized; '
-        f'green: a hit, red: none, thin and black: a truth. Of the hits, '
-        f'{pictures["kept"]} are kept, {pictures["lost"]} lost and '
-        f'{pictures["gained"]} gained.'
+        f'{text} Of the hits in float, {pictures["kept"]} are kept and '
+        f'{pictures["lost"]} lost by the quantized network, which has '
+        f'{pictures["gained"]} others.'
     )

@@ -130,7 +130,20 @@ def _headline(report: Report) -> str:
         )
     elif report.layers:
         text += ' Its outputs could not be compared with those in float.'
-    return text.strip() or 'Nothing was measured.'
+    return text.strip() or _scored(report) or 'Nothing was measured.'
+
+
+def _scored(report: Report) -> str:
+    """The last network's score, where that is all there is."""
+    if not report.scores:
+        return ''
+    # With its interval, if one has.
+    score = min(reversed(report.scores), key=lambda item: item.low is None)
+    network = 'The file' if score.network == 'file' else f'The {score.network} network'
+    text = f'{network} has {score.metric} {score.value:.3g}'
+    if score.low is not None:
+        text += f' ({score.low:.3g} to {score.high:.3g} on {score.images} images)'
+    return f'{text}; nothing was measured of its layers.'
 
 
 def _lost(report: Report) -> str | None:

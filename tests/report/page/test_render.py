@@ -9,7 +9,7 @@ import pytest
 from reports import made_up
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.report.content import Report
+from mmquant_jacinto.report.content import Report, Score
 from mmquant_jacinto.report.page.render import render
 
 VOID = {'meta', 'img', 'input', 'br', 'link'}
@@ -150,3 +150,23 @@ def test_a_budget_that_was_not_kept_says_by_how_much():
     assert 'max_drop=0.5' not in text
     assert 'max_drop=0.5' in render(made_up())
     assert 'No layer had to be raised' in text
+
+
+@pytest.mark.parametrize(
+    'network, words',
+    [
+        ('file', 'The file has mAP50 41 (33 to 50 on 20 images)'),
+        ('quantized', 'The quantized network has mAP50 41 (33 to 50 on 20 images)'),
+    ],
+)
+def test_a_page_without_layers_tells_the_score(network, words):
+    scores = [
+        Score(network, 'mAP50', 41.0, 33.0, 50.0, 20),
+        Score(network, 'coco/bbox_mAP', 0.2),
+    ]
+    bare = made_up(outputs={}, findings=[], trials=[], scores=scores)
+    bare.layers = []
+    bare.quantized, bare.size, bare.pictures = {}, {}, {}
+    page = render(bare)
+    assert words in page
+    assert '<section id="layers" hidden>' in page and 'What is quantized' not in page

@@ -12,38 +12,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from mmengine.dist import (
-    broadcast_object_list,
-    get_rank,
-    get_world_size,
-    is_main_process,
-)
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner.utils import set_random_seed
 from mmengine.utils import ProgressBar
-from torch import Tensor
 
-from ..config.max_drop import FILE, KEY, MaxDrop, Raised
-from ..config.quantize_config import QuantizeConfig
-from ..errors import QuantizeError
-from ..execute import quantization as phases
-from ..methods.accuracy_budget import AccuracyBudget, Candidate, Choice, raised_value
-from ..plan.overrides import Overrides
-from ..plan.plan import module_of
-from ..plan.planned_widths import widest
-from ..record.side_effects import preserved_random_state
-from ..registry import BIAS_CORRECTIONS, registered
-from ..report.build import Images, Subject
-from ..report.measuring.noise_to_lose import noise_to_lose
-from ..report.measuring.sensitivity import ACTIVATION, WEIGHT
-from ..targets.rules.table import Weights
-from ..targets.target import get_target
-from .checkpoint_files import write_whole
-from .refusals import pick_metric
-
-# What layers that are narrower than that go to first, then.
-LEVELS = (8, 16)
+from ...config.max_drop import FILE, KEY, MaxDrop, Raised
+from ...config.quantize_config import QuantizeConfig
+from ...errors import QuantizeError
+from ...execute import quantization as phases
+from ...methods.accuracy_budget import AccuracyBudget, Candidate, Choice, raised_value
+from ...plan.planned_widths import levels_above
+from ...registry import BIAS_CORRECTIONS, registered
+from ...targets.rules.table import Weights
+from ...targets.target import get_target
+from ..checkpoint_files import write_whole
+from ..refusals import pick_metric
+from .again import Again
 
 
 class ScoringBar(Hook):
@@ -80,10 +64,7 @@ class BudgetKeeper:
         self.config: QuantizeConfig = loop.runner.quantize_config
         self.budget: MaxDrop = self.config.max_drop
         self.path = os.path.join(loop.runner.work_dir, FILE)
-        # A calibration may equalize, round or train them.
-        self.weights = {
-            name: value.detach().clone() for name, value in self._float_state().items()
-        }
+        self.again = Again(loop)
         self.calibrated: str | None = None  # the choice that the model is at
         self.state: dict[str, Any] = {}
         self._start, self._earlier = time.monotonic(), 0.0
@@ -99,20 +80,24 @@ class BudgetKeeper:
         """
         self.state = self._begin()
         metric, score, allowed = self._float_score()
+        sign = self.budget.sign
         search = AccuracyBudget(
-            self._score, self._rank, score - allowed, self.budget.scorings
+            lambda choice: sign * self._score(choice),
+            self._rank,
+            sign * score - allowed,
+            self.budget.scorings,
         )
         choice = search.search(self._remedies(), self._levels())
         self._calibrate(choice)
-        final = search.scores[choice.key]
-        drop = (score - final) / self._point()
+        final = sign * search.scores[choice.key]
+        drop = self._drop(final)
         self.state.update(
             finished=True,
             layers=dict(choice.layers),
             remedies=dict(choice.remedies),
             final=final,
             drop=drop,
-            met=final >= search.least,
+            met=sign * final >= search.least,
         )
         self._write()
         self._tell(choice, metric, score, final, drop)
@@ -170,7 +155,7 @@ class BudgetKeeper:
     def _key(self) -> str:
         """What scores depend on, as far as it can be told."""
         digest = hashlib.sha256(repr(self.config).encode())
-        for name, value in sorted(self.weights.items()):
+        for name, value in sorted(self.again.weights.items()):
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
         digest.update(
@@ -195,11 +180,11 @@ class BudgetKeeper:
                 f'Budget: scoring float, to keep within {self.budget.points:g} points.'
             )
             metrics = self._validate(phases.FLOAT)
-            metric, score = pick_metric(metrics, self.budget.metric)
+            metric, score = pick_metric(metrics, self.budget)
             self.state.update(metric=metric, float=score)
         metric, score = self.state['metric'], self.state['float']
         allowed = self.budget.points * self._point()
-        if allowed >= score:
+        if allowed >= score and self.budget.sign > 0:
             raise QuantizeError(
                 f'{KEY}.points={self.budget.points!r} is all of the '
                 f'{score / self._point():.4g} points that float has ({metric}); use '
@@ -207,20 +192,20 @@ class BudgetKeeper:
             )
         self._write()
         # Numbers that were added up in another order are no drop.
-        return metric, score, allowed + 1e-9 * score
+        return metric, score, allowed + 1e-9 * abs(score)
+
+    def _drop(self, score: float) -> float:
+        """Points that a score is worse than float's."""
+        return self.budget.sign * (self.state['float'] - score) / self._point()
 
     def _point(self) -> float:
         """A point in the unit of the metric, which may be percent."""
-        return 0.01 if self.state['float'] <= 1 else 1.0
+        return 0.01 if abs(self.state['float']) <= 1 else 1.0
 
     def _levels(self) -> list[Any]:
         """Widths that the target has, above those of the config; then float."""
-        most = widest(get_target(self.config.target).rules)
-        narrow = min(self.config.bits_of(kind) for kind in (WEIGHT, ACTIVATION))
-        return [
-            *(level for level in LEVELS if narrow < level <= max(most.values())),
-            False,
-        ]
+        rules = get_target(self.config.target).rules
+        return [*levels_above(self.config, rules), False]
 
     def _remedies(self) -> list[dict[str, Any]]:
         """Settings that cost no speed, and that the config leaves open."""
@@ -251,9 +236,12 @@ class BudgetKeeper:
         self._calibrate(choice)
         metrics = self._validate(phases.TEST)
         # An evaluator that was given nothing may leave the metric out.
-        score = float(metrics.get(self.state['metric'], 0.0))
-        score = score if math.isfinite(score) else 0.0
-        drop = (self.state['float'] - score) / self._point()
+        score = float(metrics.get(self.state['metric'], math.nan))
+        if not math.isfinite(score):
+            # An error has no worst: beyond what any budget allows.
+            most = 1000 * (1 + abs(self.state['float']))
+            score = 0.0 if self.budget.sign > 0 else most
+        drop = self._drop(score)
         self.runner.logger.info(
             f'Budget: {self.state["metric"]} {score:.4g}, a drop of {drop:.2f} points '
             f'of {self.budget.points:g}'
@@ -284,34 +272,13 @@ class BudgetKeeper:
         return [Candidate(**item) for item in self.state['rankings'][key]]
 
     def _measure(self, choice: Choice, level: Any) -> list[Candidate]:
-        model = self.model
-        loader, world = self.loop.dataloader, get_world_size()
-        images = Images(loader.dataset, loader.collate_fn, self.budget.num_images)
-        self.runner.logger.info(f'Budget: ranking layers on {len(images)} images.')
-        # As many in each process, if there are enough.
-        images.indices = images.indices[get_rank() :: world][
-            : max(1, len(images) // world)
-        ]
-        model.eval()
-        noise = noise_to_lose(
-            model.quantization,
-            Subject(model).run,
-            images,
-            level,
-            get_rank() * self.budget.num_images,
-        )
-        most = widest(get_target(self.config.target).rules)
-        given = Overrides(self.config.overrides)
+        count = self.budget.num_images
+        self.runner.logger.info(f'Budget: ranking layers on at most {count} images.')
         found = []
+        noise = self.again.noise_to_lose(self.config, level, count)
         for name, kinds in noise.items():
-            if given.find(module_of(name)) is not None:
-                continue
-            if level is False:
-                candidate = Candidate(name, False, sum(kinds.values()))
-            else:
-                able = {kind: n for kind, n in kinds.items() if level <= most[kind]}
-                value = raised_value(level, able)
-                candidate = Candidate(name, value, sum(able.values()))
+            value = False if level is False else raised_value(level, kinds)
+            candidate = Candidate(name, value, sum(kinds.values()))
             if candidate.gain > 0 and choice.layers.get(name) != candidate.value:
                 found.append(candidate)
         found.sort(key=lambda item: (-item.gain, item.name))
@@ -333,13 +300,7 @@ class BudgetKeeper:
         self.calibrated = None
         raised = Raised(self.budget, choice.layers, choice.remedies)
         config = self.config.with_raised(raised)
-        with torch.no_grad():
-            for name, value in self._float_state().items():
-                value.copy_(self.weights[name])
-        with preserved_random_state():
-            set_random_seed(self.runner.seed)
-            self.model.plan_anew(config)
-            self.loop.calibrate_with(config.calibration)
+        self.again.calibrate(config)
         self.calibrated = choice.key
 
     def _validate(self, phase: str) -> dict[str, Any]:
@@ -356,11 +317,3 @@ class BudgetKeeper:
         if is_main_process():
             print(flush=True)
         return dict(metrics or {})
-
-    def _float_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the model, less what quantization adds."""
-        root = self.model.module
-        own = self.model.quantization
-        added = {id(value) for value in (*own.parameters(), *own.buffers())}
-        named = [*root.named_parameters(), *root.named_buffers()]
-        return {name: value for name, value in named if id(value) not in added}

@@ -1,0 +1,125 @@
+"""What a report costs: seconds of it and of its run, by length of the run.
+
+    python benchmarks/report_cost.py configs/pretrained/yolox_nano.py \
+        configs/bccd/ssd_mobilenet_fpn.py --images 16 64 256 \
+        --json benchmarks/results/report_cost.json --table table.md
+
+Calibrates each config's network on so many images, and tests the last checkpoint; each
+leaves a report. Weights do not matter: without --checkpoint a config without load_from
+has random ones. Sets with fewer images give one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_configs import write_whole
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmquant_jacinto.hooks.report_hook import ReportHook
+
+TARGET = 'jacinto'
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', type=Path)
+    parser.add_argument('--images', type=int, nargs='+', default=[16, 64, 256])
+    parser.add_argument('--checkpoint', help='in place of the load_from of the config')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/report_cost'))
+    parser.add_argument('--json', type=Path, required=True)
+    parser.add_argument('--table', type=Path, help='write the table in Markdown')
+    return parser.parse_args(arguments)
+
+
+def build(path: Path, folder: Path, images: int, checkpoint: str | None) -> Runner:
+    """The runner of a config's network, on so many images."""
+    cfg = Config.fromfile(path)
+    cfg.runner_type = 'QuantRunner'
+    cfg.work_dir = str(folder)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[name].update(num_workers=0, persistent_workers=False)
+    if checkpoint:
+        cfg.load_from = checkpoint
+    calibration = dict(num_images=images)
+    cfg.quantize = dict(mode='ptq', target=TARGET, calibration=calibration)
+    return Runner.from_cfg(cfg)
+
+
+def cost_of(runner: Runner, images: int) -> dict[str, Any]:
+    """What the report of a run took."""
+    hook = next(item for item in runner.hooks if isinstance(item, ReportHook))
+    page = Path(runner.log_dir, 'report.html')
+    report = json.loads(page.with_suffix('.json').read_text())
+    return dict(
+        kind=report['kind'],
+        images=images,
+        threads=torch.get_num_threads(),
+        run_seconds=round(hook.run_seconds, 2),
+        report_seconds=round(hook.seconds, 2),
+        share=round(hook.seconds / hook.run_seconds, 4),
+        layers=len(report['layers']),
+        measured=report['images'],
+        trials=len(report['trials']),
+        pictures=page.read_text().count('data:image/jpeg'),
+        kilobytes=page.stat().st_size // 1000,
+    )
+
+
+def table(rows: Mapping[str, list[Mapping[str, Any]]]) -> str:
+    """The table in Markdown."""
+    lines = [
+        '| network | run | images | run, s | report, s | share | measured on | trials '
+        '|',
+        '| --- ' * 8 + '|',
+    ]
+    for name, found in rows.items():
+        for row in found:
+            cells = [
+                *(name, row['kind'], str(row['images'])),
+                f'{row["run_seconds"]:.1f}',
+                f'{row["report_seconds"]:.1f}',
+                f'{row["share"]:.0%}',
+                f'{row["measured"]} image{"" if row["measured"] == 1 else "s"}',
+                str(row['trials']),
+            ]
+            lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    args = parse_args()
+    rows = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    for path in args.configs:
+        rows[path.stem] = []
+        known: set[int] = set()
+        for images in args.images:
+            folder = args.out / f'{path.stem}_{images}'
+            runner = build(path, folder, images, args.checkpoint)
+            runner.train()
+            seen = min(images, len(runner.train_loop.dataloader.dataset))
+            if seen in known:
+                break
+            known.add(seen)
+            rows[path.stem].append(cost_of(runner, seen))
+        tested = build(path, folder, images, str(folder / 'epoch_1.pth'))
+        tested.test()
+        scored = len(tested.test_loop.dataloader.dataset)
+        rows[path.stem].append(cost_of(tested, scored))
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.json, json.dumps(rows, indent=1) + '\n')
+    print(table(rows), end='')
+    if args.table is not None:
+        write_whole(args.table, table(rows))
+
+
+if __name__ == '__main__':
+    main()
