@@ -28,6 +28,7 @@ from .widths import (
     Bits,
     check_pattern,
     check_widths,
+    width_of,
     with_wide_sums,
 )
 
@@ -280,16 +281,8 @@ class QuantizeConfig:
 
     def bits_of(self, kind: str, override: Optional[Bits] = None) -> int:
         """Width asked for tensors of ``kind``, where a module may override it."""
-        width = self.widths(kind, with_wide_sums(cast(Bits, self.bits)))
-        return width if override is None else self.widths(kind, override, width)
-
-    def widths(self, kind: str, bits: Bits, default: int = 8) -> int:
-        """Width of ``kind`` in a number or in a dict of numbers by kind."""
-        if not isinstance(bits, Mapping):
-            return bits
-        if kind in ('sum', 'output'):
-            return bits.get(kind, bits.get('activation', default))
-        return bits.get(kind, default)
+        width = width_of(kind, with_wide_sums(cast(Bits, self.bits)))
+        return width if override is None else width_of(kind, override, width)
 
     @property
     def least_at_edges(self) -> int:

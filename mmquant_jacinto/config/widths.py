@@ -26,6 +26,15 @@ def with_wide_sums(bits: Bits) -> Bits:
     return dict(dict(sum=LEAST_AT_EDGES, output=LEAST_AT_EDGES), **given)
 
 
+def width_of(kind: str, bits: Bits, default: int = 8) -> int:
+    """Width of a kind of tensor in a number, or in a dict of numbers by kind."""
+    if not isinstance(bits, Mapping):
+        return bits
+    if kind in ('sum', 'output'):
+        return bits.get(kind, bits.get('activation', default))
+    return bits.get(kind, default)
+
+
 def check_override(key: str, value: object) -> None:
     """Checks what gives a module, or a call, its width: False is float.
 

@@ -18,14 +18,13 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from ..targets.target import get_target
 from .activation_specs import ActivationSpecs, input_name
 from .channel_pairs import find_pairs
-from .edges import edge_widths
 from .file_operators import operator_of
 from .fusion import Chain, Dataflow
 from .network import network_of
 from .open_results import open_results
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
-from .planned_widths import check_widths, levels_above
+from .planned_widths import check_widths, edge_widths, levels_above
 from .scaled_channels import FINE_BITS, find_scaled_channels
 
 

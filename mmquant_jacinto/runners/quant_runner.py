@@ -25,9 +25,7 @@ from ..wrappers.distillation import student_of
 from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
 from . import calibration_hooks
-from .calibration_batches import (
-    first_batch,
-)
+from .calibration_batches import first_batch
 from .calibration_loop import CalibrationLoop
 from .checkpoint_files import (
     PART,
@@ -48,9 +46,8 @@ from .refusals import (
     refuse_conflicts,
     refuse_synchronized_norms,
 )
-from .run_start import find_start, load_from_in_file
+from .run_start import find_start, load_from_in_file, measure_start
 from .train_batches import equalize_epochs, with_new_workers
-from .training_start import measure_start
 
 # Part of the name of each learned scale; longer than a key that a user would write
 # for the modules of the model.
