@@ -86,7 +86,7 @@ class Tidl(Target):
     def head_outputs(
         self, trace: Any, head: nn.Module, raw: Any
     ) -> dict[str, tuple[str, Tensor]]:
-        return meta_arch.yolox_levels(trace, head, raw)
+        return meta_arch.head_levels(trace, head, raw)
 
     def head_text(
         self, head: nn.Module, outputs: list[str], shape: tuple[int, int]

@@ -19,9 +19,8 @@ from onnx import numpy_helper
 
 from .meta_arch import Constant, to_text
 
-# docs/od_meta_arch.md. 4 (YOLOv3) and 8 (YOLOv8) are numbers there too, but nothing
-# public says which inputs and code types their descriptions have.
-META_ARCHITECTURES = {'ssd': 3, 'retinanet': 5, 'yolox': 6}
+# docs/od_meta_arch.md, by the name of a description.
+META_ARCHITECTURES = {'ssd': 3, 'yolo_v3': 4, 'retinanet': 5, 'yolox': 6, 'yolov8': 8}
 # What a layer's own result is clipped by, in a float model that carries its ranges.
 _CLIPS = ('Clip', 'Relu')
 _LAYERS = ('Conv', 'ConvTranspose', 'Gemm')
