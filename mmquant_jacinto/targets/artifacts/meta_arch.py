@@ -75,7 +75,7 @@ def describe_head(
     )
 
 
-def has_decoder(head: nn.Module) -> bool:
+def has_decoder(head: Any) -> bool:
     """Whether TIDL can decode a head: one that it knows, with anchors by scales."""
     scales = getattr(getattr(head, 'prior_generator', None), 'scales', None)
     # An SSD of TensorFlow's names the anchors of its first level one by one.
