@@ -69,6 +69,12 @@ class Tidl(Target):
                 "quantize.per_channel='depthwise' or False, or another --target"
             )
 
+    def finish(self, model: onnx.ModelProto) -> None:
+        # Needs the `export` extra, which a training does without.
+        from .rewrites.space_to_depth import convolve_at_once
+
+        convolve_at_once(model)
+
     def import_options(
         self, outputs: list[str], weights: list[str], in_float: list[str]
     ) -> dict[str, str]:
