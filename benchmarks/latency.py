@@ -10,10 +10,20 @@ alike; the result is the median over rounds of the ratio within a round.
     python benchmarks/latency.py --json benchmarks/results/latency_cpu.json \\
         --table docs/export.md
     python benchmarks/latency.py --size 256 --weights 'work_dirs/{name}/epoch_30.pth'
+    .venv-peers/bin/python benchmarks/latency.py --openvino --threads 1 \\
+        --models mobilenet regnet resnet yolox \\
+        --json benchmarks/results/latency_openvino.json --table docs/targets.md
+
+``--openvino`` times OpenVINO too (hint f32): the float file, that of ``--target
+openvino`` and, where NNCF is installed, what NNCF makes of the same float file; and
+tells where the time of both goes, by OpenVINO's own profile.
 """
 
 import argparse
+import collections
 import copy
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import platform
@@ -21,7 +31,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import onnx
@@ -48,18 +58,19 @@ MODELS_TIMED = {
     'mobilenet': 'MobileNetV2',
     'regnet': 'RegNetX-800MF',
     'resnet': 'ResNet-50',
+    'yolox': 'YOLOX-Nano',
 }
 RATIOS = ('int8 / float', 'quantize_static / float', 'int8 / quantize_static')
-OPENVINO = 'openvino int8 / float'
+OPENVINO = ('openvino int8 / float', 'openvino nncf / float', 'openvino int8 / nncf')
 # The table in a page lies between these lines.
 START, END = '<!-- latency -->', '<!-- end of latency -->'
-CALIBRATION_IMAGES = 4
+CALIBRATION_IMAGES, PROFILED = 4, 10
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--models', nargs='+', default=list(MODELS_TIMED), choices=MODELS_TIMED
+        '--models', nargs='+', default=list(MODELS_TIMED)[:3], choices=MODELS_TIMED
     )
     parser.add_argument('--size', type=int, default=320)
     parser.add_argument('--rounds', type=int, default=60)
@@ -80,7 +91,8 @@ def parse_args() -> argparse.Namespace:
 
 def build_detector(name: str, weights: Optional[str]) -> torch.nn.Module:
     """A detector with random weights, or those of a checkpoint."""
-    cfg = Config.fromfile(ROOT / f'configs/bccd/ssd_{name}_fpn.py')
+    path = 'pretrained/yolox_nano' if name == 'yolox' else f'bccd/ssd_{name}_fpn'
+    cfg = Config.fromfile(ROOT / f'configs/{path}.py')
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
@@ -116,8 +128,8 @@ class _Float(torch.nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> tuple:
-        scores, boxes = self.model.bbox_head(self.model.extract_feat(x))
-        return (*scores, *boxes)
+        outputs = self.model.bbox_head(self.model.extract_feat(x))
+        return tuple(level for levels in outputs for level in levels)
 
 
 def export_float(model: torch.nn.Module, size: int, path: Path) -> None:
@@ -132,27 +144,49 @@ def export_float(model: torch.nn.Module, size: int, path: Path) -> None:
     )
 
 
-def make_files(
-    name: str, size: int, weights: Optional[str], folder: Path
-) -> dict[str, onnx.ModelProto]:
-    """The float file, ours, and that of ``quantize_static``."""
-    model = build_detector(name, weights).eval()
-    export_float(copy.deepcopy(model), size, folder / 'float.onnx')
+def export_int8(
+    model: torch.nn.Module, size: int, target: str
+) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """Our file for a target, and the preprocessed images that gave its ranges."""
     calibration = MMDetQuantCalibrateModule(
         model,
         dummy_input=images(1, size),
-        target='onnxruntime',
+        target=target,
         calibration=dict(epochs=0),
     )
     calibration.train()
     batch = calibration.as_batch(images(CALIBRATION_IMAGES, size))
     calibration(**model.data_preprocessor(batch), mode='predict')
     calibration.eval()
-    exported = export_onnx(calibration, calibration.as_batch(images(1, size)))
+    exported = export_onnx(calibration, calibration.as_batch(images(1, size)), target)
     batches = [
         model.data_preprocessor(calibration.as_batch(x[None]))['inputs'].numpy()
         for x in images(CALIBRATION_IMAGES, size)
     ]
+    return exported.model, batches
+
+
+def nncf_model(path: Path, batches: list[np.ndarray]) -> Any:
+    """What NNCF makes of a float file for OpenVINO; None where it is not installed."""
+    if importlib.util.find_spec('nncf') is None:
+        print('NNCF is not installed: its model is left out (requirements/peers.txt)')
+        return None
+    import nncf
+    import openvino
+
+    return nncf.quantize(
+        openvino.Core().read_model(str(path)),
+        nncf.Dataset(batches),
+        preset=nncf.QuantizationPreset.MIXED,
+    )
+
+
+def make_files(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The float file, ours, and that of ``quantize_static``; those for OpenVINO."""
+    size = args.size
+    model = build_detector(name, args.weights).eval()
+    export_float(copy.deepcopy(model), size, folder / 'float.onnx')
+    ours, batches = export_int8(copy.deepcopy(model), size, 'onnxruntime')
     quant_pre_process(str(folder / 'float.onnx'), str(folder / 'prepared.onnx'))
     quantize_static(
         str(folder / 'prepared.onnx'),
@@ -163,15 +197,47 @@ def make_files(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    return {
+    files = {
         'float': onnx.load(folder / 'float.onnx'),
-        'int8': exported.model,
+        'int8': ours,
         'quantize_static': onnx.load(folder / 'static.onnx'),
     }
+    if args.openvino:
+        files['openvino float'] = files['float']
+        files['openvino int8'] = export_int8(model, size, 'openvino')[0]
+        theirs = nncf_model(folder / 'float.onnx', batches)
+        if theirs is not None:
+            files['openvino nncf'] = theirs
+    return files
+
+
+def compile_openvino(model: Any, threads: int, **settings: Any) -> Any:
+    """A file, or a model of OpenVINO's, compiled: float32 where it is not integer."""
+    import openvino
+
+    core = openvino.Core()
+    if isinstance(model, onnx.ModelProto):
+        model = core.read_model(model.SerializeToString())
+    settings['INFERENCE_PRECISION_HINT'] = 'f32'
+    if threads:
+        settings['INFERENCE_NUM_THREADS'] = threads
+    return core.compile_model(model, 'CPU', settings)
+
+
+def profile(model: Any, size: int, threads: int) -> dict[str, int]:
+    """Microseconds by kind of node and kernel, in OpenVINO; the longest first."""
+    request = compile_openvino(model, threads, PERF_COUNT=True).create_infer_request()
+    totals: collections.Counter = collections.Counter()
+    for index in range(PROFILED + 2):
+        request.infer([np.random.rand(1, 3, size, size).astype(np.float32)])
+        for node in request.get_profiling_info() if index >= 2 else ():
+            kind = f'{node.node_type} {node.exec_type}'
+            totals[kind] += node.real_time.total_seconds() * 1e6 / PROFILED
+    return {kind: round(time) for kind, time in totals.most_common() if time >= 1}
 
 
 def time_sessions(
-    sessions: dict[str, Session], size: int, rounds: int
+    sessions: dict[str, Callable[[torch.Tensor], Any]], size: int, rounds: int
 ) -> dict[str, list[float]]:
     """Milliseconds of each session in each round."""
     x = torch.rand(1, 3, size, size)
@@ -186,16 +252,21 @@ def time_sessions(
     return times
 
 
+def session_of(key: str, model: Any, threads: int) -> Callable[[torch.Tensor], Any]:
+    """Runs a file in the engine that its name in the result says."""
+    if not key.startswith('openvino'):
+        return Session(model, threads=threads)
+    compiled = compile_openvino(model, threads)
+    return lambda x: compiled([x.numpy()])
+
+
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times one detector."""
     with tempfile.TemporaryDirectory() as folder:
-        files = make_files(name, args.size, args.weights, Path(folder))
+        files = make_files(name, args, Path(folder))
     sessions = {
-        key: Session(model, threads=args.threads) for key, model in files.items()
+        key: session_of(key, model, args.threads) for key, model in files.items()
     }
-    if args.openvino:
-        for key in ('float', 'int8'):
-            sessions[f'openvino {key}'] = Session(files[key], 'openvino', args.threads)
     times = time_sessions(sessions, args.size, args.rounds)
 
     def ratio(name: str) -> float:
@@ -205,25 +276,37 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         pairs = zip(times[first], times[second])
         return round(statistics.median(a / b for a, b in pairs), 3)
 
-    compared = (*RATIOS, OPENVINO) if args.openvino else RATIOS
-    return {
+    found: dict[str, Any] = {
         'milliseconds': {k: round(statistics.median(v), 2) for k, v in times.items()},
-        **{name: ratio(name) for name in compared},
+        **{name: ratio(name) for name in RATIOS},
     }
+    if args.openvino:
+        there = [key for key in files if key in ('openvino int8', 'openvino nncf')]
+        compared = OPENVINO if len(there) == 2 else OPENVINO[:1]
+        found.update({name: ratio(name) for name in compared})
+        found['profiles'] = {
+            key: profile(files[key], args.size, args.threads) for key in there
+        }
+    return found
 
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     models = result['models']
-    columns = [c for c in (*RATIOS, OPENVINO) if any(c in m for m in models.values())]
+    columns = [c for c in (*RATIOS, *OPENVINO) if any(c in m for m in models.values())]
     titles = [
-        c.replace('int8', 'INT8').replace('float', 'FP32').replace('/', '÷')
+        c.replace('int8', 'INT8')
+        .replace('float', 'FP32')
+        .replace('/', '÷')
+        .replace('openvino', 'OpenVINO')
+        .replace('nncf', 'NNCF')
         for c in columns
     ]
+    openvino = f', OpenVINO {result["openvino"]}' if 'openvino' in result else ''
     lines = [
         f'{result["size"]} × {result["size"]}, batch 1, {result["weights"]} weights, '
         f'threads: {result["threads"]}, {result["processor"]}, ONNX Runtime '
-        f'{result["onnxruntime"]}; medians of {result["rounds"]} rounds:',
+        f'{result["onnxruntime"]}{openvino}; medians of {result["rounds"]} rounds:',
         '',
         '| | ' + ' | '.join(titles) + ' |',
         '| --- |' + ' --- |' * len(columns),
@@ -264,6 +347,8 @@ def main() -> None:
         'weights': 'random' if args.weights is None else 'trained',
         'models': {},
     }
+    if args.openvino:
+        result['openvino'] = importlib.metadata.version('openvino')
     for name in args.models:
         result['models'][name] = measure(name, args)
         print(name, json.dumps(result['models'][name], indent=2), flush=True)

@@ -109,7 +109,7 @@ def print_report(report, engine: str, console: Console) -> None:
         difference = f'{item.largest:.3g} {unit}'
         table.add_row(item.name, str(item.elements), f'{item.share:.4%}', difference)
     console.print(table)
-    if not report.rounds:
+    if not report.rounds or (report.is_float and report.share < 1):
         console.print(f'signal to noise: {report.signal_to_noise:.1f} dB')
 
 
@@ -121,6 +121,11 @@ def prove(exported, model, examples, args, console):
     backend = proof_backend(exported.target) or 'onnxruntime'
     report = verify(exported, model, examples, backend)
     print_report(report, ENGINES[backend], console)
+    if report.is_float:
+        console.print(
+            'a float model: compared with the rounding that its ranges stand for, '
+            'which its importer adds'
+        )
     if backend == 'onnxruntime' and saturates():
         console.print(
             "This processor's U8S8 kernels saturate (no VNNI); the file was run with "
@@ -130,7 +135,7 @@ def prove(exported, model, examples, args, console):
     least = MIN_EQUAL if args.min_equal is None else args.min_equal
     if report.holds(least):
         return report
-    if not report.rounds:
+    if not report.rounds or report.is_float:
         raise QuantizeError(
             f'{args.output} was not written: its outputs are only '
             f'{report.signal_to_noise:.1f} dB above their difference to the '
@@ -320,10 +325,10 @@ def write_artifacts(exported, preset: str, args, console: Console) -> None:
     from mmquant_jacinto.targets.rules.table import HOST
 
     is_whole = all(item.severity != HOST for item in exported.findings)
-    given = exported.model, args.output.stem, preset, exported.meta_arch, is_whole
+    given = exported.model, args.output.stem, preset, exported.meta_arch
     args.artifacts.mkdir(parents=True, exist_ok=True)
     save(exported.model, args.artifacts / args.output.name)
-    files = exported.target.artifacts(*given)
+    files = exported.target.artifacts(*given, exported.options, is_whole)
     for name, text in files.items():
         write_atomically(args.artifacts / name, text.encode())
     console.print(f'{args.artifacts}: {", ".join([args.output.name, *files])}')

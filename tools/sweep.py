@@ -7,6 +7,7 @@ python tools/sweep.py --retry failed         those again that had failed
 python tools/sweep.py --device cuda --amp carafe dcn dcnv2     on a GPU, fp16 losses
 python tools/sweep.py --export --json docs/zoo.json            the export column alone
 python tools/sweep.py --commands --json docs/zoo.json          the commands' alone
+python tools/sweep.py --rules --json docs/zoo.json             the rules' alone
 
 Each model is examined in a process of its own: does it run in float; recorded,
 planned, calibrated, does it predict in integers, train, and come back from a
@@ -16,8 +17,10 @@ the package has not changed. The table goes to --table.
 
 --export exports each model instead and compares the file with it, in ONNX Runtime;
 --commands types `tools/export.py` and `tools/test.py` for checkpoint and file, and
-compares their predictions. The rows in --json (without it, those in --work-dir) keep
-all else that they say.
+compares their predictions; --rules exports it for `tidl`, `tensorrt` and `openvino`
+and counts which of their rules each file breaks. The rows in --json (without it, those
+in --work-dir) keep all else that they say. Such a column begins with what takes least
+time; stopped, it goes on where it was, and --report writes what is there.
 """
 
 import argparse
@@ -31,11 +34,12 @@ from pathlib import Path
 from typing import Any, Callable
 
 from zoo.report import engine_version, write_table
+from zoo.violations import in_short as violations_in_short
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 # Of the tables, that are run on their own: here, and in sweep_libraries.py.
-COLUMNS = ('export', 'commands', 'runner')
+COLUMNS = ('export', 'commands', 'rules', 'runner')
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,9 +51,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--first', nargs='+', default=[], help='folders or patterns to begin with'
     )
-    parser.add_argument(
-        '--report', action='store_true', help='examine nothing, write what is there'
-    )
     parser.add_argument('--list', action='store_true', help='only say which')
     parser.add_argument(
         '--export', action='store_true', help='only export, and compare the files'
@@ -57,14 +58,31 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--commands', action='store_true', help='only type the commands of an export'
     )
+    parser.add_argument(
+        '--rules', action='store_true', help='only count the rules that files break'
+    )
+    parser.add_argument('--device', default='cpu', help='where the models run')
+    parser.add_argument('--amp', action='store_true', help='losses in half precision')
+    add_options(parser, Path('work_dirs/zoo'))
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser, work_dir: Path) -> None:
+    """Adds what all sweeps are told: how to run, and where results go.
+
+    Args:
+        parser (argparse.ArgumentParser): Of the sweep.
+        work_dir (Path): Where results go if it is not told.
+    """
+    parser.add_argument(
+        '--report', action='store_true', help='examine nothing, write what is there'
+    )
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
     parser.add_argument(
         '--timeout', type=float, default=900, help='seconds for each model'
     )
     parser.add_argument('--memory', type=float, default=8, help='GiB for each model')
-    parser.add_argument('--device', default='cpu', help='where the models run')
-    parser.add_argument('--amp', action='store_true', help='losses in half precision')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/zoo'))
+    parser.add_argument('--work-dir', type=Path, default=work_dir)
     parser.add_argument(
         '--retry',
         choices=['failed', 'everything'],
@@ -77,7 +95,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--table', type=Path, help='write a table in Markdown')
     parser.add_argument('--json', type=Path, help='write all results to one file')
-    return parser.parse_args()
 
 
 def begin_work(path: str, args: argparse.Namespace) -> None:
@@ -106,6 +123,10 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
         from zoo.commands import examine_commands
 
         report = examine_commands(name)
+    elif args.rules:
+        from zoo.rules import examine_rules
+
+        report = examine_rules(name)
     else:
         from zoo.check import examine
 
@@ -134,9 +155,15 @@ def is_done(path: Path, engine: str, retry: str, keep: bool = False) -> bool:
         return False
     report = json.loads(path.read_text())
     columns = [report.get(column, {}) for column in COLUMNS]
-    failed = report.get('status') == 'failed' or any('reason' in x for x in columns)
+    failed = report.get('status') == 'failed' or any(map(_reasons, columns))
     holds = keep or report['engine'] == engine
     return holds and not (retry == 'failed' and failed)
+
+
+def _reasons(found: dict[str, Any]) -> list[str]:
+    """Why a column, or a target in it, has no result."""
+    parts = [item for item in found.values() if isinstance(item, dict)]
+    return [item['reason'] for item in (found, *parts) if 'reason' in item]
 
 
 def supervise(
@@ -176,9 +203,13 @@ def summary_of(report: dict[str, Any]) -> str:
     """One line for the terminal."""
     if 'status' not in report:
         found = next(report[column] for column in COLUMNS if column in report)
-        result = found.get('reason') or f'{found["equal"]:.4%} equal'
+        result = '; '.join(_reasons(found))
         if 'images' in found:
             result = f'{found["equal"]} of {found["images"]} images equal'
+        elif 'equal' in found:
+            result = f'{found["equal"]:.4%} equal'
+        elif 'rules' in report:
+            result = ' '.join([violations_in_short(found), result])
         return f'{report["config"]}  {report.get("wall", 0)} s  {result}'
     sqnr = report.get('sqnr', {})
     least = ', '.join(f'{bits} bits {item["least"]} dB' for bits, item in sqnr.items())
@@ -215,6 +246,7 @@ def main() -> None:
         chosen = [
             item for item in chosen if rows.get(item[0], {}).get('status') == 'ok'
         ]
+        chosen.sort(key=lambda item: (item[0] not in first, _time(rows[item[0]])))
     names = [name for name, _ in chosen]
     results = examine_all(context, names, args, engine_version())
     write_results(merge(results, rows or read_rows(args), column), args)
@@ -247,6 +279,11 @@ def examine_all(
         for future in futures:
             print(summary_of(future.result()), flush=True)
     return [json.loads(path.read_text()) for path in paths.values()]
+
+
+def _time(row: dict[str, Any]) -> float:
+    """What a model took, in seconds: what takes longest comes last."""
+    return row.get('export', {}).get('seconds', row.get('wall', 0.0))
 
 
 def column_of(args: argparse.Namespace) -> str:

@@ -26,6 +26,7 @@ from libraries.report import write_table
 from sweep import (
     ROOT,
     TOOLS,
+    add_options,
     begin_work,
     column_of,
     examine_all,
@@ -45,25 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--runner', action='store_true', help='only type the commands of one config'
     )
-    parser.add_argument(
-        '--report', action='store_true', help='examine nothing, write what is there'
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='processes at a time')
-    parser.add_argument(
-        '--timeout', type=float, default=900, help='seconds for each model'
-    )
-    parser.add_argument('--memory', type=float, default=8, help='GiB for each model')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/libraries'))
-    parser.add_argument(
-        '--retry',
-        choices=['failed', 'everything'],
-        help='examine again what failed, or everything',
-    )
-    parser.add_argument(
-        '--keep', action='store_true', help='results of earlier versions stand'
-    )
-    parser.add_argument('--table', type=Path, help='write a table in Markdown')
-    parser.add_argument('--json', type=Path, help='write all results to one file')
+    add_options(parser, Path('work_dirs/libraries'))
     parser.set_defaults(device='cpu')
     return parser.parse_args()
 

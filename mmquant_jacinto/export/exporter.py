@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from .. import __version__
 from ..errors import QuantizeError
 from ..execute import quantization as phases
 from ..execute.quantization import Quantization
-from ..plan.plan import OVERRIDES, Plan
+from ..plan.plan import OVERRIDES
+from ..targets.grid import Grid
 from ..targets.target import Target
 from ..wrappers.quant_module import QuantModule
 from .choose_target import choose_target
@@ -25,6 +27,7 @@ from .example import Example
 from .graph.exact_twin import METADATA_KEY as EXACT_SUMS
 from .graph.free_shape import free_shape
 from .graph.layout import choose_outputs
+from .graph.rounded_twin import METADATA_KEY as GRIDS
 from .postprocess import add_detections
 from .rules.check import Finding
 from .rules.obey import obey
@@ -163,6 +166,7 @@ def export_onnx(
         {**outputs, **more}, type(root).__name__, {**described, **(metadata or {})}
     )
     proto = simplify(proto)
+    _name_grids(trace, proto)
     chosen.finish(proto)
     if dynamic:
         proto = free_shape(proto)
@@ -190,11 +194,10 @@ def _import_options(trace: Trace, proto: onnx.ModelProto) -> dict[str, str]:
     plan = trace.state.plan
     made = {name for node in proto.graph.node for name in node.output}
     outputs, weights = [], []
-    for name, (site, levels) in trace.clipped.items():
-        name = trace.writer.renamed.get(name, name)
+    for name, (site, grid) in _clips(trace).items():
         step = plan.steps.get(site)
         weight = None if step is None else plan.weights.get(step.weight)
-        if name in made and levels > 256:
+        if name in made and grid.levels > 256:
             outputs.append(name)
         elif name in made and weight is not None and weight.format.bits > 8:
             weights.append(name)
@@ -206,9 +209,27 @@ def _import_options(trace: Trace, proto: onnx.ModelProto) -> dict[str, str]:
     return trace.target.import_options(outputs, weights, in_float)
 
 
+def _clips(trace: Trace) -> dict[str, tuple[str, Grid]]:
+    """Call site and grid of each range that is a clip, by the tensor's last name."""
+    renamed = trace.writer.renamed
+    return {renamed.get(name, name): known for name, known in trace.clipped.items()}
+
+
+def _name_grids(trace: Trace, proto: onnx.ModelProto) -> None:
+    """Writes into a float model's metadata which grids its clips stand for."""
+    made = {name for node in proto.graph.node for name in node.output}
+    grids = {
+        name: (float(grid.scale), grid.rounding)
+        for name, (_, grid) in _clips(trace).items()
+        if name in made
+    }
+    if grids:
+        proto.metadata_props.add(key=GRIDS, value=json.dumps(grids))
+
+
 def _scale(trace: Trace, name: str) -> float | None:
     """Step of the grid of a tensor of the graph, if it is on one."""
-    known = trace.writer.quantized.get(name)
+    known = trace.writer.quantized.get(name) or trace.clipped.get(name)
     return None if known is None else float(known[1].scale)
 
 
@@ -224,27 +245,12 @@ def _shapes(root: nn.Module, layout: list[dict]) -> dict[str, list[int]]:
     }
 
 
-def _wide(plan: Plan) -> dict[str, list[str]]:
-    """Names of nodes whose results, or weights, have more than 8 bits."""
-    bits = {spec.name: spec.format.bits for spec in plan.activations}
-    heads = [step for step in plan.steps.values() if not step.follows]
-    return {
-        'activations': [s.chain for s in heads if bits.get(s.output or '', 8) > 8],
-        'weights': [
-            s.chain
-            for s in heads
-            if s.weight is not None and plan.weights[s.weight].format.bits > 8
-        ],
-    }
-
-
 def _describe(trace: Trace, images: Tensor) -> dict[str, Any]:
     """What the metadata say of the model."""
     plan = trace.state.plan
     # Those of films have more dimensions, and no name for their order.
     layout = dict(input_layout='NCHW') if images.dim() == len('NCHW') else {}
     return {
-        **({'wide': _wide(plan)} if trace.clips else {}),
         'version': __version__,
         'target': trace.target.name,
         'preset': plan.config['target'],

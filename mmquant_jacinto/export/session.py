@@ -24,6 +24,7 @@ from ..targets.rewrites.wide_grids import has_wide_grids
 from ..targets.rewrites.zero_points import separate_zero_points
 from ..targets.target import Target
 from .graph.exact_twin import exact_twin
+from .graph.rounded_twin import rounded_twin
 from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 
@@ -261,7 +262,7 @@ def _start_onnxruntime(model: bytes, threads: int) -> Any:
         # Exact also where the fast kernels are not: x86 without VNNI.
         options.add_session_config_entry('session.x64quantprecision', '1')
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    twin = exact_twin(unsigned_twin(onnx.load_from_string(model)))
+    twin = exact_twin(unsigned_twin(rounded_twin(onnx.load_from_string(model))))
     if saturates():
         separate_zero_points(twin)
     session = ort.InferenceSession(

@@ -65,6 +65,10 @@ class ActivationSpecs:
         self._symmetric_kinds = {
             kind for kind, end in ends.items() if rules.is_symmetric([end])
         }
+        # Of constants that a product of activations reads, the engine asks what it asks
+        # of weights.
+        row = rules.row(table.Weights, 'MatMul')
+        self._signs_constants = row is not None and 'uint8' not in row.types
         self._specs: dict[Any, ActivationSpec] = {}
         # Operand of a site to the key of the quantizer that narrows it there.
         self._narrowed: dict[tuple[str, int], Any] = {}
@@ -154,6 +158,8 @@ class ActivationSpecs:
     def _format(self, key: Any, kind: str) -> TensorFormat:
         """The preset's, without a zero point where the target takes none."""
         fmt = self.config.preset.activation
+        if isinstance(key, tuple) and self._signs_constants:
+            return replace(fmt, symmetric=True, unsigned_if_positive=False)
         is_symmetric = key in self._symmetric or kind in self._symmetric_kinds
         if fmt.symmetric or not is_symmetric:
             return fmt

@@ -5,6 +5,8 @@ Below 8 bits the first and the last layers keep 8, as in the literature (LSQ, ar
 are, and few of the weights.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 
 from ..config.mixed_precision import KINDS, MixedPrecision
@@ -21,6 +23,8 @@ from .plan import ActivationSpec, WeightSpec
 _SHOWN = 3
 # What is narrower than that goes there first, then.
 LEVELS = (8, 16)
+# By kind of tensor, the row that says what integers there are of it.
+_ROWS = {'activation': (Activations, ANY), 'weight': (Weights, 'Conv')}
 
 
 def widest(rules: Rules) -> dict[str, int]:
@@ -29,9 +33,7 @@ def widest(rules: Rules) -> dict[str, int]:
     Args:
         rules (Rules): Of the target.
     """
-    rows = dict(
-        activation=rules.row(Activations, ANY), weight=rules.row(Weights, 'Conv')
-    )
+    rows = {kind: rules.row(*names) for kind, names in _ROWS.items()}
     return {kind: MAX_BITS if row is None else row.bits for kind, row in rows.items()}
 
 
@@ -81,19 +83,20 @@ def check_widths(
     Raises:
         QuantizeError: If there are any; it names the first tensors.
     """
-    for kind, specs, row in (
-        ('activations', list(activations), rules.row(Activations, ANY)),
-        ('weights', list(weights.values()), rules.row(Weights, 'Conv')),
-    ):
-        most = MAX_BITS if row is None else row.bits
-        wide = [spec.name for spec in specs if spec.format.bits > most]
+    specs: dict[str, Iterable[ActivationSpec | WeightSpec]] = {
+        'activation': activations,
+        'weight': weights.values(),
+    }
+    for kind, most in widest(rules).items():
+        wide = [spec.name for spec in specs[kind] if spec.format.bits > most]
         if not wide:
             continue
+        source = rules.row(*_ROWS[kind]).source
         others = f' and {len(wide) - _SHOWN} more' if len(wide) > _SHOWN else ''
         raise QuantizeError(
             f'quantize.bits asks for more than {most} bits in '
             f'{", ".join(wide[:_SHOWN])}{others}, and quantize.target='
-            f'{config.target!r} has {kind} of up to {most} ({row.source}); use '
+            f'{config.target!r} has {kind}s of up to {most} ({source}); use '
             f'{most} bits or fewer there, or another target'
         )
 

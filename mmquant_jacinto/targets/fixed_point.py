@@ -8,6 +8,7 @@ is the base, and all that a unit of fixed point does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Callable
 
 from torch import Tensor
@@ -165,6 +166,20 @@ class FixedPoint:
     def function(self, name: str) -> Callable[[Tensor], Tensor] | None:
         """The engine's own version of a function of one tensor, if it has one.
 
-        It need not be fast: it is called with the points of a grid.
+        It need not be fast: it is called with the points of a grid. Here those of
+        :data:`_FUNCTIONS` are rounded once, as no library's float32 is: a point that
+        nearly ties then falls the same way on every device.
         """
-        return None
+        return _FUNCTIONS.get(name)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return x.double().sigmoid().float()
+
+
+_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    'sigmoid': _sigmoid,
+    'silu': lambda x: x.float() * _sigmoid(x),
+    'tanh': lambda x: x.double().tanh().float(),
+    'exp': lambda x: x.double().exp().float(),
+}

@@ -244,8 +244,10 @@ class OpenVino(Target):
 
     def finish(self, model: onnx.ModelProto) -> None:
         # Needs the `export` extra, which a training does without.
+        from .rewrites.space_to_depth import convolve_at_once
         from .rewrites.strided_points import pool_strided_points
         from .rewrites.wide_grids import write_out_wide_grids
 
+        convolve_at_once(model)
         pool_strided_points(model)
         write_out_wide_grids(model)

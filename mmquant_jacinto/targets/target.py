@@ -183,6 +183,7 @@ class Target:
         stem: str,
         preset: str,
         head: str | None,
+        options: Mapping[str, str],
         is_whole: bool,
     ) -> dict[str, str]:
         """Files for the engine's own importer, by name: ``--artifacts``.
@@ -192,6 +193,7 @@ class Target:
             stem (str): Its name, without the suffix.
             preset (str): As of :meth:`engine`.
             head (str, optional): What :meth:`head_text` gave.
+            options (Mapping[str, str]): What :meth:`import_options` gave.
             is_whole (bool): Whether all of it runs on the accelerator.
         """
         return {}

@@ -69,11 +69,19 @@ class Tidl(Target):
                 "quantize.per_channel='depthwise' or False, or another --target"
             )
 
+    def finish(self, model: onnx.ModelProto) -> None:
+        # Needs the `export` extra, which a training does without.
+        from .rewrites.space_to_depth import convolve_at_once
+
+        convolve_at_once(model)
+
     def import_options(
         self, outputs: list[str], weights: list[str], in_float: list[str]
     ) -> dict[str, str]:
         # edgeai-tidl-tools, docs/quantization.md, Manual Mixed Precision: tensors, by
-        # the names in the original model. Denied layers run on the Arm core, in float.
+        # the names in the original model; of layers that TIDL merges, as it does with
+        # clips, that of the last (help text of outputFeature16bitNamesList in TIDL's
+        # import tool). Denied layers run on the Arm core, in float.
         lists = {
             'advanced_options:output_feature_16bit_names_list': outputs,
             'advanced_options:params_16bit_names_list': weights,
@@ -84,7 +92,7 @@ class Tidl(Target):
     def head_outputs(
         self, trace: Any, head: nn.Module, raw: Any
     ) -> dict[str, tuple[str, Tensor]]:
-        return meta_arch.yolox_levels(trace, head, raw)
+        return meta_arch.head_levels(trace, head, raw)
 
     def head_text(
         self, head: nn.Module, outputs: list[str], shape: tuple[int, int]
@@ -99,6 +107,7 @@ class Tidl(Target):
         stem: str,
         preset: str,
         head: str | None,
+        options: Mapping[str, str],
         is_whole: bool,
     ) -> dict[str, str]:
         # Needs the `export` extra, which a training does without.
@@ -107,7 +116,7 @@ class Tidl(Target):
         is_quantized = self.form(preset) == QDQ
         # Ranges are for symmetric plans that TIDL runs as one subgraph.
         ranges = None if is_quantized or not is_whole else quant_params(model)
-        given = model, stem, head, is_quantized, ranges is not None
+        given = model, stem, head, options, is_quantized, ranges is not None
         files = {f'{stem}.yaml': runner_yaml(*given)}
         if head is not None:
             files[f'{stem}.prototxt'] = head

@@ -11,6 +11,7 @@ from mmquant_jacinto import QuantizeError  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.session import Session  # noqa: E402
 from mmquant_jacinto.export.verify import verify  # noqa: E402
+from mmquant_jacinto.targets.openvino import OpenVino  # noqa: E402
 from mmquant_jacinto.targets.rewrites.wide_grids import has_wide_grids  # noqa: E402
 
 WIDE = dict(weight=8, activation=16)
@@ -28,6 +29,34 @@ def test_4_bits_are_stored_as_what_has_integer_kernels(toy_net, images):
     assert {item.data_type for item in stored} == {onnx.TensorProto.INT8}
     values = [onnx.numpy_helper.to_array(item) for item in stored]
     assert max(abs(int(array.min())) for array in values) <= 8
+
+
+def precisions(model):
+    """What OpenVINO computes the convolutions of a file in."""
+    openvino = pytest.importorskip('openvino')
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()),
+        'CPU',
+        {'INFERENCE_PRECISION_HINT': 'f32'},
+    )
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return {
+        info['runtimePrecision']
+        for info in infos
+        if info['layerType'] in ('Convolution', 'GroupConvolution')
+    }
+
+
+@pytest.mark.parametrize('packs, computed', [(False, {'u8'}), (True, {'f32'})])
+def test_openvino_computes_int4_convolutions_in_float(
+    toy_net, images, monkeypatch, packs, computed
+):
+    # Why 4 bits are stored as INT8. A version that fails here may have them as INT4.
+    monkeypatch.setattr(OpenVino, 'packs_4_bits', packs)
+    calibrated(toy_net, images, target='openvino', bits=dict(weight=4))
+    model = export_onnx(toy_net, images, 'openvino', allow_violations=True).model
+    assert precisions(model) == computed
 
 
 @pytest.mark.parametrize(

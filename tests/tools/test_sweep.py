@@ -9,6 +9,7 @@ import pytest
 from paths import ROOT
 from run_tools import python_path
 from sweep import is_done
+from zoo import violations
 from zoo.report import (
     _commands_in_short,
     _equal,
@@ -67,7 +68,25 @@ def test_sweep_examines_models_and_goes_on_where_it_was(tmp_path):
     assert [report.pop('export', {}).get('equal') for report in after] == [None, 1.0]
     assert after == reports
     table = (tmp_path / 'zoo.md').read_text()
-    assert table.count('| yes | – | – |\n') == table.count('| yes | 100 % | – |\n') == 1
+    row = '| yes | {} | – | {} |\n'
+    none = ' | '.join('–––')
+    assert table.count(row.format('–', none)) == 1
+    assert table.count(row.format('100 %', none)) == 1
+
+    out = sweep(tmp_path, CONFIGS[1], '--rules', '--json', str(tmp_path / 'zoo.json'))
+    assert '1 models, 1 to examine' in out
+    assert 'tidl 0 (0 in float), tensorrt 0 (0 in float), openvino 0' in out
+    ended = json.loads((tmp_path / 'zoo.json').read_text())
+    found = [report.pop('rules', None) for report in ended]
+    assert found[0] is None and found[1]['tidl']['nodes'] > 100
+    assert [report.pop('export', {}).get('equal') for report in ended] == [None, 1.0]
+    assert ended == reports
+    table = (tmp_path / 'zoo.md').read_text()
+    assert table.count(row.format('100 %', '0 | 0 | 0')) == 1
+    # Stopped and begun again, it goes on where it was.
+    assert '1 models, 0 to examine' in sweep(
+        tmp_path, CONFIGS[1], '--rules', '--json', str(tmp_path / 'zoo.json')
+    )
 
 
 def report_of(least16, least8, **changes):
@@ -162,6 +181,50 @@ def test_commands_column():
     assert '3 of the 4 were run' in in_short
     assert '1 predict the same' in in_short
     assert _commands_in_short(reports[3:]) == ''
+
+
+def rules_of(violation, kinds, **changes):
+    found = dict(nodes=9, violation=violation, host=0, slower=0, kinds=kinds)
+    return {**found, **changes}
+
+
+def test_rules_columns():
+    broken = rules_of(2, {'violation': {'Conv, weights: int8, zero point 0': 2}})
+    elsewhere = rules_of(0, {'host': {'Softmax, limit: along the width': 3}}, host=3)
+    right = rules_of(0, {})
+    reports = [
+        dict(config='a/a.py', rules=dict(tidl=broken, tensorrt=right, openvino=right)),
+        dict(
+            config='b/b.py',
+            rules=dict(tidl=elsewhere, tensorrt=dict(reason='why'), openvino=right),
+        ),
+        dict(config='c/c.py', rules=dict(reason='out of memory')),
+        dict(config='d/d.py'),
+    ]
+    assert [violations.cells(report) for report in reports] == [
+        ['2', '0', '0'],
+        ['0', 'no', '0'],
+        ['no'] * 3,
+        ['–'] * 3,
+    ]
+    named = violations.broken(reports)
+    assert named['a/a.py'] == '`tidl`: Conv, weights: int8, zero point 0 (2 x)'
+    assert named['b/b.py'] == '`tensorrt`: no file: why'
+    assert named['c/c.py'] == 'out of memory'
+    assert named['d/d.py'] == ''
+    in_float = violations.in_float(reports)
+    assert in_float == {'tidl`, `Softmax, limit: along the width': '3 nodes in 1 files'}
+    assert 'counted for 3 of the 4' in violations.summary(reports)
+    assert '`tidl`: 1 of 2 files break none, 0 of them' in violations.summary(reports)
+    assert violations.summary(reports[3:]) == ''
+
+
+def test_target_without_a_file_is_a_failure_to_retry(tmp_path):
+    path = tmp_path / 'a__a.rules.json'
+    rules = dict(tidl=rules_of(0, {}), openvino=dict(reason='why'))
+    path.write_text(json.dumps(dict(engine='old', rules=rules)))
+    assert is_done(path, 'old', None)
+    assert not is_done(path, 'old', 'failed')
 
 
 def test_results_of_earlier_versions_stand_if_asked(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.commands import _run
-from zoo.export import _without_folders
+from zoo.export import without_folders
 
 from mmquant_jacinto.export.configs.end_to_end import digest
 
@@ -38,7 +38,7 @@ def examine_runner(name: str) -> dict[str, Any]:
             sys.path.insert(0, work_dir)
             found = run_case(name.partition('/')[0])
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is in the report
-        found = dict(reason=_without_folders(error))
+        found = dict(reason=without_folders(error))
     finally:
         os.chdir(folder)
         sys.path[:] = path

@@ -34,7 +34,7 @@ from mmquant_jacinto.export.configs.test_images import TestImages
 
 from .batches import NUM_PROPOSALS, TRACKERS, VIDEO, _num_classes, smooth_noise, walk
 from .configs import CONFIGS
-from .export import FIRST_SEED, FORMAT, _without_folders, quantized
+from .export import FIRST_SEED, FORMAT, quantized, without_folders
 
 TOOLS = Path(__file__).resolve().parents[1]
 IMAGES = 2
@@ -64,7 +64,7 @@ def examine_commands(name: str) -> dict[str, Any]:
             os.chdir(work_dir)
             found = _type(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is in the report
-        found = dict(reason=_without_folders(error))
+        found = dict(reason=without_folders(error))
     finally:
         os.chdir(folder)
     found['seconds'] = round(time.perf_counter() - start, 1)

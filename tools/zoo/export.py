@@ -41,7 +41,7 @@ def examine_export(name: str, source: Source = ZOO) -> dict[str, Any]:
         model, batch, _ = quantized(name, source)
         found = _compare(model, batch, source)
     except Exception as error:  # noqa: BLE001 - it is in the report
-        found = dict(reason=_without_folders(error))
+        found = dict(reason=without_folders(error))
     found['seconds'] = round(time.perf_counter() - start, 1)
     return dict(config=name, export=found)
 
@@ -77,7 +77,7 @@ def _compare(model: nn.Module, batch: dict, source: Source) -> dict[str, Any]:
     }
 
 
-def _without_folders(error: Exception) -> str:
+def without_folders(error: Exception) -> str:
     """An error in one line, without the folder that libraries are installed in."""
     text = re.sub(r'\S*/site-packages/', '', ' '.join(str(error).split()))
     kind = '' if isinstance(error, QuantizeError) else f'{type(error).__name__}: '

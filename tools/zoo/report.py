@@ -9,8 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from . import violations
+
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parents[1] / 'mmquant_jacinto'
+# Only write what others found.
+TABLES = ('report.py', 'violations.py')
 BOUNDS = {'16': 55.0, '8': 15.0}  # dB, by bits
 EIGHT_BITS = 48.2  # dB
 DEVIATIONS = {
@@ -53,6 +57,10 @@ ranges (`python tools/sweep.py --export --table docs/zoo.md --json docs/zoo.json
 checkpoint and by the file of `tools/export.py` (`python tools/sweep.py --commands
 --table docs/zoo.md --json docs/zoo.json`); with a star, the file lacks a part of the
 model, and has taken the place of what it holds in the checkpoint; – was not run.
+*tidl*, *tensorrt*, *openvino*: how many rules of [these engines](targets.md) the file
+breaks that is exported for them; what they would refuse or compute otherwise counts,
+not what they run in float or slower (`python tools/sweep.py --rules --table docs/zoo.md
+--json docs/zoo.json`).
 
 {counts}
 
@@ -65,7 +73,7 @@ has not been run so far.
 @functools.lru_cache
 def engine_version() -> str:
     """A number for all sources that results depend on: those of two do not mix."""
-    own = [path for path in HERE.glob('*.py') if path != Path(__file__).resolve()]
+    own = [path for path in HERE.glob('*.py') if path.name not in TABLES]
     return digest_of([*package_sources(), *own])
 
 
@@ -173,11 +181,13 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
             counts=f'{len(reports)} configs: {counts["ok"]} run quantized, '
             f'{sum(not items for items in short.values())} of them without any '
             f'shortfall; {counts["failed"]} do not run quantized; '
-            f'{counts["no float"]} do not run in float here.{_commands_in_short(ran)}',
+            f'{counts["no float"]} do not run in float here.'
+            + _commands_in_short(ran)
+            + violations.summary(ran),
         ),
         '| config | regions | sites | weights | in float | 16 bits | 8 bits | gain '
-        '| QAT | reload | export | commands |',
-        '| --- | ' + '--: | ' * 7 + '--- | --- | --: | --: |',
+        '| QAT | reload | export | commands | tidl | tensorrt | openvino |',
+        '| --- | ' + '--: | ' * 7 + '--- | --- | --: | --: | --: | --: | --: |',
         *(_row(report) for report in ran),
         '',
         *_section(
@@ -200,6 +210,8 @@ def write_table(reports: Iterable[dict[str, Any]], path: Path, command: str) -> 
             },
         ),
         *_exports(ran),
+        *_section('Rules that files break', violations.broken(ran)),
+        *_section('Nodes that engines run in float', violations.in_float(ran)),
         *_section(
             'No loss here, so no QAT step',
             {report['config']: report.get('no loss', '') for report in ran},
@@ -219,7 +231,8 @@ def _explained(report: dict[str, Any]) -> list[str]:
 
 def _row(report: dict[str, Any]) -> str:
     sizes = [str(report[key]) for key in ('regions', 'sites', 'weights')]
-    return table_row(report, sizes, 'commands')
+    row = table_row(report, sizes, 'commands')
+    return ' '.join([row, *(f'{cell} |' for cell in violations.cells(report))])
 
 
 def table_row(report: dict[str, Any], sizes: list[str], commands: str) -> str:

@@ -71,8 +71,8 @@ class Trace(Names, TorchFunctionMode):
         # Ranges as clips, in a float model.
         self.clips = target.form(state.plan.config['target']) == CLIP
         self.values: dict[str, Tensor] = {}
-        # Of ranges that became clips: call site, and levels of the grid.
-        self.clipped: dict[str, tuple[str, int]] = {}
+        # Of ranges that became clips: call site, and the grid.
+        self.clipped: dict[str, tuple[str, Grid]] = {}
         self.calls: list[RegionCall] = []
         self.skipped: list[str] = []
         self.needed: set[str] = set()
@@ -312,7 +312,7 @@ class Trace(Names, TorchFunctionMode):
             result = writer.node(
                 'Clip', [name, *(writer.constant(b, 'range') for b in bounds)], site
             )
-            self.clipped[result] = site, int(grid.levels)
+            self.clipped[result] = site, grid
             return self._keep(result, x)
         storage = self.target.activation_storage(grid)
         implied = (

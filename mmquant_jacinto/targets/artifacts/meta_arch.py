@@ -3,6 +3,12 @@
 A text protobuf (``tidl_meta_arch.proto`` of TI's edgeai-tidl-tools) beside the ONNX
 file names the head's tensors, its anchors or strides, and NMS and score settings, so
 that the device decodes by code of its own.
+
+Sources, of TexasInstruments: ``edgeai-tensorlab`` ``mmdeploy/utils/save_model.py``
+(0996df0: SSD, YOLOv3, RetinaNet, YOLOX); ``save_model_proto`` of their fork of MMYOLO
+(YOLOv8); what TIDL makes of it: ``tidl_metaArch_import`` of the import tool,
+``TIDL_boxParamsDecoding`` of the runtime (``codeType`` 4: sigmoid and exp of YOLOv3;
+``codeType`` 9: four distributions of 16 distances, centres at half a stride).
 """
 
 from __future__ import annotations
@@ -45,7 +51,7 @@ def _scalar(value: Any) -> str:
 def describe_head(
     head: nn.Module, names: Iterable[str], shape: tuple[int, int]
 ) -> dict[str, Any]:
-    """The meta architecture of an SSD, RetinaNet or YOLOX head.
+    """The meta architecture of a head.
 
     Args:
         head (nn.Module): The head.
@@ -58,7 +64,7 @@ def describe_head(
     Raises:
         QuantizeError: If TIDL has no decoder for the head.
     """
-    bases = [base.__name__ for base in type(head).__mro__]
+    bases = _bases(head)
     levels = list(names)
     for base, describe in _HEADS.items():
         if base in bases:
@@ -69,35 +75,64 @@ def describe_head(
     )
 
 
-def has_decoder(head: nn.Module) -> bool:
+def has_decoder(head: Any) -> bool:
     """Whether TIDL can decode a head: one that it knows, with anchors by scales."""
     scales = getattr(getattr(head, 'prior_generator', None), 'scales', None)
     # An SSD of TensorFlow's names the anchors of its first level one by one.
     if isinstance(scales, list) and any(len(level) == 0 for level in scales):
         return False
-    return any(base.__name__ in _HEADS for base in type(head).__mro__)
+    bases = _bases(head)
+    if 'YOLOv8Head' in bases and head.head_module.reg_max != DISTANCES:
+        return False
+    return any(name in _HEADS for name in bases)
 
 
-def yolox_levels(
-    trace: Any, head: nn.Module, raw: Any
-) -> dict[str, tuple[str, Tensor]]:
-    """What TIDL reads of a YOLOX head, one tensor for each level.
-
-    Boxes, objectness and classes along the channels, the latter two behind a
-    sigmoid. Nothing for another head.
+def head_levels(trace: Any, head: nn.Module, raw: Any) -> dict[str, tuple[str, Tensor]]:
+    """What TIDL reads of a head beside what it returns, one tensor for each level.
 
     Args:
         trace (export.trace.Trace): Running.
         head (nn.Module): The head.
         raw (Any): What it returned in this trace.
+
+    Returns:
+        dict: Name of an output to the tensor's name in the graph, and the tensor;
+        empty for a head of which TIDL reads what it returns, or nothing.
     """
-    if 'YOLOXHead' not in [base.__name__ for base in type(head).__mro__]:
-        return {}
+    bases = _bases(head)
+    if 'YOLOXHead' in bases:
+        return _yolox_levels(trace, raw)
+    if 'YOLOv8Head' in bases and has_decoder(head):
+        return _distributions(trace, head, raw)
+    return {}
+
+
+def _bases(head: nn.Module) -> list[str]:
+    return [base.__name__ for base in type(head).__mro__]
+
+
+def _yolox_levels(trace: Any, raw: Any) -> dict[str, tuple[str, Tensor]]:
+    """Boxes, objectness and classes along the channels, the latter two as scores."""
     outputs = {}
     for level, (scores, boxes, objects) in enumerate(zip(*raw)):
         joined = torch.cat([boxes, objects.sigmoid(), scores.sigmoid()], 1)
         name = trace.writer.unique(f'{YOLOX_LEVEL}.{level}')
         outputs[name] = (trace.name_of(joined), joined)
+    return outputs
+
+
+def _distributions(trace: Any, head: Any, raw: Any) -> dict[str, tuple[str, Tensor]]:
+    """Of YOLOv8's distances, which the head returns as their means."""
+    (region,) = [name for name, part in trace.root.named_modules() if part is head]
+    outputs = {}
+    for level, scores in enumerate(raw[0]):
+        last = len(head.head_module.reg_preds[level]) - 1
+        layer = f'{region}.head_module.reg_preds.{level}.{last}/'
+        nodes = [node for node in trace.writer.nodes if node.name.startswith(layer)]
+        count, _, height, width = scores.shape
+        tensor = scores.new_empty(count, 4 * DISTANCES, height, width)
+        name = trace.writer.unique(f'{DISTRIBUTION}.{level}')
+        outputs[name] = (nodes[-1].output[0], tensor)
     return outputs
 
 
@@ -200,11 +235,49 @@ def _describe_yolox(head: Any, names: list[str], shape: tuple[int, int]) -> dict
     return {'name': 'yolox', 'tidl_yolo': yolox}
 
 
+def _describe_yolov3(head: Any, names: list[str], shape: tuple[int, int]) -> dict:
+    yolo = {
+        'name': 'yolo_v3',
+        'output': ['boxes', 'labels'],
+        'yolo_param': [
+            {
+                'input': name,
+                'anchor_width': [float(width) for width, _ in sizes],
+                'anchor_height': [float(height) for _, height in sizes],
+            }
+            for name, sizes in zip(
+                _starting_with(names, 'pred_maps'), head.prior_generator.base_sizes
+            )
+        ],
+        **_frame(shape),
+        'detection_output_param': _detections(head, 'CENTER_SIZE_EXP', -1),
+    }
+    return {'name': 'yolo_v3', 'tidl_yolo': yolo}
+
+
+def _describe_yolov8(head: Any, names: list[str], shape: tuple[int, int]) -> dict:
+    yolo = {
+        'name': 'yolov8',
+        'box_input': _starting_with(names, DISTRIBUTION),
+        'class_input': _starting_with(names, 'cls_scores'),
+        'output': ['boxes', 'labels'],
+        'in_width': shape[1],
+        'in_height': shape[0],
+        'framework': 'MMYOLO',
+        'score_converter': Constant('SIGMOID'),
+        'detection_output_param': _detections(head, 'CODE_TYPE_DIST2BBOX', -1),
+    }
+    return {'name': 'yolov8', 'caffe_ssd': yolo}
+
+
 # TIDL reads one tensor for each level of YOLOX: boxes, objectness and classes, the
-# latter two behind a sigmoid.
-YOLOX_LEVEL = 'yolo_level'
+# latter two behind a sigmoid; and of YOLOv8 the distributions of distances, of which
+# it takes this many.
+YOLOX_LEVEL, DISTRIBUTION, DISTANCES = 'yolo_level', 'bbox_distributions', 16
 _HEADS = {
     'SSDHead': _describe_ssd,
     'RetinaHead': _describe_retinanet,
     'YOLOXHead': _describe_yolox,
+    'YOLOV3Head': _describe_yolov3,
+    'YOLOv8Head': _describe_yolov8,
 }

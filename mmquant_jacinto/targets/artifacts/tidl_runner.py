@@ -19,9 +19,8 @@ from onnx import numpy_helper
 
 from .meta_arch import Constant, to_text
 
-# docs/od_meta_arch.md. 4 (YOLOv3) and 8 (YOLOv8) are numbers there too, but nothing
-# public says which inputs and code types their descriptions have.
-META_ARCHITECTURES = {'ssd': 3, 'retinanet': 5, 'yolox': 6}
+# docs/od_meta_arch.md, by the name of a description.
+META_ARCHITECTURES = {'ssd': 3, 'yolo_v3': 4, 'retinanet': 5, 'yolox': 6, 'yolov8': 8}
 # What a layer's own result is clipped by, in a float model that carries its ranges.
 _CLIPS = ('Clip', 'Relu')
 _LAYERS = ('Conv', 'ConvTranspose', 'Gemm')
@@ -31,6 +30,7 @@ def runner_yaml(
     model: onnx.ModelProto,
     stem: str,
     meta_arch: str | None,
+    import_options: Mapping[str, str],
     is_quantized: bool,
     has_ranges: bool,
 ) -> str:
@@ -40,17 +40,15 @@ def runner_yaml(
         model (onnx.ModelProto): The file; its metadata say what its images are.
         stem (str): Name of the file, without its suffix.
         meta_arch (str, optional): The head's description.
+        import_options (Mapping[str, str]): What the importer has to be told of a float
+            model: tensors of 16 bits, layers that stay in float.
         is_quantized (bool): Whether it has integers, or is a float model with clips.
         has_ranges (bool): Whether :func:`quant_params` are beside it.
     """
     metadata = {item.key: item.value for item in model.metadata_props}
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict(import_options)
     if is_quantized:
         options['advanced_options:prequantized_model'] = 1
-    else:
-        features, params = wide_names(model, metadata)
-        options['advanced_options:output_feature_16bit_names_list'] = features
-        options['advanced_options:params_16bit_names_list'] = params
     if has_ranges:
         options['advanced_options:quant_params_proto_path'] = f'{stem}_ranges.prototxt'
     if meta_arch is not None:
@@ -81,28 +79,6 @@ def runner_yaml(
         },
     }
     return yaml.safe_dump(content, sort_keys=False)
-
-
-def wide_names(model: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """Tensors of more than 8 bits: those of activations, and of layers' weights.
-
-    Args:
-        model (onnx.ModelProto): A float model with clips.
-        metadata (Mapping[str, str]): Its own.
-
-    Returns:
-        Tuple[str, str]: Names of outputs in the file, with commas between.
-    """
-    wide = json.loads(metadata.get('wide', '{}'))
-    features, params = (
-        ','.join(
-            node.output[0]
-            for node in model.graph.node
-            if node.name in set(wide.get(kind, ()))
-        )
-        for kind in ('activations', 'weights')
-    )
-    return features, params
 
 
 def quant_params(model: onnx.ModelProto) -> str | None:

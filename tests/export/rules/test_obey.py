@@ -156,6 +156,20 @@ def test_deformable_convolutions_stay_within_tidls_opset(images):
     assert not [i for i in exported.findings if i.severity == 'violation']
 
 
+def test_constants_of_products_are_signed_where_tidl_wants_weights_so():
+    # As distances to the sides of a box are: means of 0 to 15.
+    net = Forward(
+        lambda net, x: net.conv(x).transpose(1, 3).sigmoid().matmul(net.points),
+        conv=nn.Conv2d(3, 16, 1),
+    )
+    net.register_buffer('points', torch.arange(16.0).view(16, 1))
+    images = torch.randn(1, 3, 8, 8)
+    calibrated(net, images, target='tidl')
+    exported = export_onnx(net, images, 'tidl')
+    assert not exported.findings
+    assert verify(exported, net, [images]).share == 1
+
+
 @pytest.mark.parametrize('target, splits', [('tensorrt', 0), ('jacinto', 2)])
 def test_pairs_that_would_split_a_fusion_of_tensorrt(target, splits):
     # A residual sum, SiLU and ReLU behind layers: as TensorRT fuses them, and as a plan
