@@ -34,8 +34,8 @@ from .image_views import image_view
 from .output_error import Kept, OutputError
 
 REPORTS = 10  # lines in the log
-# Of so many batches one is not trained on, but judges.
-JUDGED = 8
+# Of so many batches one is not trained on, but judges; no more than that many do.
+JUDGED, MOST_JUDGES = 8, 8
 # Iterations after which the log says how long the others take.
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
@@ -54,9 +54,9 @@ class View(NamedTuple):
     key: Any
 
 
-def judges(count: int) -> set[int]:
-    """Which of so many batches judge what the others teach; none of few."""
-    return set(range(0, count, JUDGED)) if count >= JUDGED else set()
+def judges(count: int) -> int:
+    """How many of so many batches, the first, judge what the others teach."""
+    return min(count // JUDGED, MOST_JUDGES)
 
 
 def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:
@@ -66,10 +66,10 @@ def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:
         batches (Sequence): Gives the same batches each time.
         augment (bool): Whether there are views.
     """
-    left_out = judges(len(batches))
+    first = judges(len(batches))
     for visit in itertools.count():
         for index, batch in enumerate(batches):
-            if index in left_out:
+            if index < first:
                 continue
             seen = None
             if augment and visit:
@@ -100,8 +100,8 @@ class Finetuning:
     def train(self, batches: Sequence[Any]) -> list[float]:
         """Trains on as many batches as there are iterations.
 
-        Of eight batches or more every eighth is not trained on. Where these have come
-        no nearer to float, all is put back as it was.
+        Of eight batches or more some are not trained on. Where these have come no
+        nearer to float, all is put back as it was.
 
         Args:
             batches (Sequence): Gives the same batches each time.
@@ -113,8 +113,7 @@ class Finetuning:
         Raises:
             QuantizeError: If the loss is not finite, or no output can be compared.
         """
-        left_out = judges(len(batches))
-        judged = [(i, batch) for i, batch in enumerate(batches) if i in left_out]
+        judged = list(enumerate(itertools.islice(batches, judges(len(batches)))))
         before = self.error.mean(judged) if judged else None
         with self._leaves() as (optimizer, parameters):
             known = [parameter.detach().clone() for parameter in parameters]

@@ -74,6 +74,6 @@ def test_images_are_seen_as_they_are_first_and_differently_afterwards():
 
 
 def test_of_eight_batches_one_judges():
-    assert [judges(count) for count in (1, 7, 8, 17)] == [set(), set(), {0}, {0, 8, 16}]
+    assert [judges(count) for count in (1, 7, 8, 17, 1000)] == [0, 0, 1, 2, 8]
     steps = views([torch.zeros(1, 5, 8)] * 8, augment=True)
     assert [next(steps).key for _ in range(8)] == [1, 2, 3, 4, 5, 6, 7, 1]
