@@ -110,7 +110,8 @@ def edge_widths(flow: Dataflow, config: QuantizeConfig) -> dict[str, Mapping[str
 
     Returns:
         Dict[str, Mapping[str, int]]: By call site, as ``quantize.overrides`` has
-        them; empty where no width is below ``quantize.edge_bits``.
+        them; empty where no width is below ``quantize.edge_bits``, or where no layer
+        lies between the first and the last, for which it was asked.
     """
     asked = {kind: config.bits_of(kind) for kind in TENSOR_KINDS}
     wide = {kind: max(width, config.least_at_edges) for kind, width in asked.items()}
@@ -119,7 +120,9 @@ def edge_widths(flow: Dataflow, config: QuantizeConfig) -> dict[str, Mapping[str
     layers = [
         chain for chain in flow.chains.values() if chain.head.kind in ops.WEIGHTED
     ]
-    last = _last(flow, layers)
+    first, last = _first(flow, layers), _last(flow, layers)
+    if {id(chain) for chain in (*first, *last)} >= {id(chain) for chain in layers}:
+        return {}
     read = {value for chain in last for value in _groups(flow, chain.head.inputs)}
     makers = [
         chain
@@ -130,7 +133,7 @@ def edge_widths(flow: Dataflow, config: QuantizeConfig) -> dict[str, Mapping[str
     found: dict[str, Mapping[str, int]] = {}
     if wide['activation'] != asked['activation']:
         found = {chain.head.name: tensors for chain in makers}
-    for chain in (*_first(flow, layers), *last):
+    for chain in (*first, *last):
         found[chain.head.name] = wide
     return found
 

@@ -128,12 +128,14 @@ def calibrate_all(runs, load_from):
         ptq_mixed=dict(PTQ, mixed_precision=budget),
         ptq_budget=dict(
             PTQ,
-            bits=dict(weight=2, activation=4),
+            bits=dict(weight=2, activation=4, sum=4, output=4),
+            edge_bits=2,
             max_drop=dict(points=0, scorings=6),
         ),
         ptq_latency=dict(
             PTQ,
-            bits=dict(weight=2, activation=4),
+            bits=dict(weight=2, activation=4, sum=4, output=4),
+            edge_bits=2,
             mixed_precision=dict(latency=2.0, num_images=8),
         ),
     ).items():

@@ -134,15 +134,15 @@ def test_nearly_the_best_weights_are_raised(seed):
 
 def test_a_wider_width_follows_where_the_first_is_not_enough():
     net, image = chain(2)
-    plan = make_plan(net, image, bits=4)
+    plan = make_plan(net, image, bits=4, edge_bits=4)
     _, operations = counted(net, image)
     first, second = [name for name, step in plan.steps.items() if step.weight]
     gains = {
         8: {first: dict(weight=10.0), second: dict(weight=0.1)},
         16: {first: dict(weight=11.0), second: dict(weight=0.11)},
     }
-    assert raise_within(plan, operations, gains, 1.3) == {first: dict(weight=8)}
-    assert raise_within(plan, operations, gains, 1.7) == {first: dict(weight=16)}
+    assert raise_within(plan, operations, gains, 1.5) == {first: dict(weight=8)}
+    assert raise_within(plan, operations, gains, 2.2) == {first: dict(weight=16)}
     both = raise_within(plan, operations, gains, 10.0)
     assert both == {first: dict(weight=16), second: dict(weight=16)}
 

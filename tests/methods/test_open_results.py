@@ -72,8 +72,8 @@ def test_biases_are_corrected(target):
 )
 def test_weights_are_chosen_for_what_is_behind(options, method):
     batches, net = images(), smooth_net(swish)
-    bits = dict(weight=3, activation=8)
-    model = calibrate(smooth_net(swish), batches, bits=bits, **options)
+    few = dict(bits=dict(weight=3, activation=8), edge_bits=3)
+    model = calibrate(smooth_net(swish), batches, **few, **options)
     before = noise(model, net, batches)
     getattr(model, method)(batches)
     assert noise(model, net, batches) < 0.8 * before

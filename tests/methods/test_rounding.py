@@ -284,7 +284,8 @@ def test_generations_depend_on_earlier_ones_only():
 def test_weights_are_on_the_grid_that_was_chosen():
     torch.manual_seed(0)
     batches = batches_of(4, 3, 16, 16)
-    model = calibrate(randomize_norms(ToyNet()), batches, target='tidl', bits=4)
+    few = dict(bits=4, edge_bits=4)
+    model = calibrate(randomize_norms(ToyNet()), batches, target='tidl', **few)
     model.round_weights(batches)
     state = model.quantization
     assert (state.weight_scale > 0).all()

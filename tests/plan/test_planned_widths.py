@@ -83,6 +83,15 @@ def test_all_of_a_heads_last_layers_are_last():
     assert weights(plan) == dict(stem=8, inner=4, cls=8, reg=8)
 
 
+def test_a_network_of_first_and_last_layers_alone_has_the_width_asked_for():
+    net = Forward(
+        lambda net, x: net.head(F.relu(net.one(x))),
+        one=nn.Conv2d(3, 8, 3),
+        head=nn.Conv2d(8, 8, 3),
+    )
+    assert weights(planned(net, bits=4)) == dict(one=4, head=4)
+
+
 def test_layers_between_regions_are_no_edges():
     plan = planned(ToyDetector(), bits=dict(weight=4, activation=8))
     found = weights(plan)

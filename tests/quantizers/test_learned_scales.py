@@ -220,7 +220,12 @@ def test_weights_of_least_squared_error_beat_those_of_the_range():
         for layer in (model.stem, model.conv):
             nn.init.normal_(layer.weight)
         model = QuantTrainModule(
-            model, x, target='tidl', bits=4, weight_observer=observer
+            model,
+            x,
+            target='tidl',
+            bits=4,
+            edge_bits=4,
+            weight_observer=observer,
         ).train()
         model(x)
         quantization = model.quantization

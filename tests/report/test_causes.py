@@ -66,8 +66,8 @@ def test_clipping_is_told(x):
 def test_a_long_tail_gets_the_remedy_that_measures_better_at_its_width(bits, remedy):
     x = torch.randn(2, 3, 60, 60)
     x[0, :, 3, 3] = 4000.0
-    widths = dict(weight=16, activation=bits)
-    quantize = dict(PER_TENSOR, observer='minmax', bits=widths)
+    widths = dict(weight=16, activation=bits, sum=bits, output=bits)
+    quantize = dict(PER_TENSOR, observer='minmax', bits=widths, edge_bits=bits)
     report = report_of(tower(lambda x: x), x, **quantize)
     found = [f for f in report.findings if f.cause.startswith('A long tail')]
     assert found and all(remedy in finding.remedy for finding in found)
@@ -155,8 +155,8 @@ def test_what_costs_no_speed_is_preferred_where_it_brings_nearly_as_much():
 
 
 def test_trials_keep_the_other_kinds_width(x):
-    bits = dict(weight=4, activation=6)
-    report = report_of(tower(), x, mode='ptq', target='onnxruntime', bits=bits)
+    few = dict(bits=dict(weight=4, activation=6), edge_bits=4)
+    report = report_of(tower(), x, mode='ptq', target='onnxruntime', **few)
     lines = {trial.line for trial in report.trials}
     assert 'bits=dict(weight=4, activation=16)' in lines
     assert 'bits=dict(weight=16, activation=6)' in lines

@@ -10,7 +10,12 @@ from toy_runner import log_of, make_config, train
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
 
-NARROW = dict(mode='ptq', bits=dict(weight=2, activation=4), report=False)
+NARROW = dict(
+    mode='ptq',
+    bits=dict(weight=2, activation=4, sum=4, output=4),
+    edge_bits=2,
+    report=False,
+)
 
 
 @METRICS.register_module()
@@ -45,6 +50,18 @@ def test_an_error_is_kept_low_by_its_rule(float_checkpoint, tmp_path):
     )
     assert found['final'] <= found['float'] + 0.02 * 1.0001
     assert found['settings']['rule'] == 'less'
+
+
+def test_sums_that_layers_read_narrower_are_raised_by_these_layers(
+    float_checkpoint, tmp_path
+):
+    # By itself: sums, outputs, the first and the last layers have 8 bits.
+    bits = dict(weight=2, activation=2)
+    quantize = dict(mode='ptq', bits=bits, report=False, max_drop=0)
+    train(ptq_config(tmp_path, float_checkpoint, quantize))
+    found = json.loads((tmp_path / 'max_drop.json').read_text())
+    assert found['finished'] and found['layers']
+    assert not any(name.endswith('bits') for name in found['layers'])
 
 
 def test_an_error_without_its_rule_is_refused(float_checkpoint, tmp_path):

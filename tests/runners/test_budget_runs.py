@@ -26,7 +26,12 @@ from mmquant_jacinto.runners.quant_runner import QuantRunner
 
 FILE = 'max_drop.json'
 # So few bits that there is something to keep.
-NARROW = dict(mode='ptq', bits=dict(weight=2, activation=4), report=False)
+NARROW = dict(
+    mode='ptq',
+    bits=dict(weight=2, activation=4, sum=4, output=4),
+    edge_bits=2,
+    report=False,
+)
 KEPT = dict(NARROW, max_drop=0)
 
 

@@ -12,7 +12,12 @@ from mmquant_jacinto import QuantCalibrateModule, QuantizeError
 from mmquant_jacinto.execute.quantization import find_plan
 
 FILE = 'mixed_precision.json'
-NARROW = dict(mode='ptq', bits=dict(weight=2, activation=4), report=False)
+NARROW = dict(
+    mode='ptq',
+    bits=dict(weight=2, activation=4, sum=4, output=4),
+    edge_bits=2,
+    report=False,
+)
 LATENCY = dict(latency=3.0, num_images=8)
 KEPT = dict(NARROW, mixed_precision=LATENCY)
 

@@ -19,7 +19,7 @@ WIDE = dict(weight=8, activation=16)
 
 def test_4_bits_are_stored_as_what_has_integer_kernels(toy_net, images):
     # OpenVINO computes convolutions with INT4 weights in float.
-    calibrated(toy_net, images, target='openvino', bits=dict(weight=4))
+    calibrated(toy_net, images, target='openvino', bits=dict(weight=4), edge_bits=4)
     exported = export_onnx(toy_net, images, 'openvino')
     stored = [
         item
@@ -54,7 +54,7 @@ def test_openvino_computes_int4_convolutions_in_float(
 ):
     # Why 4 bits are stored as INT8. A version that fails here may have them as INT4.
     monkeypatch.setattr(OpenVino, 'packs_4_bits', packs)
-    calibrated(toy_net, images, target='openvino', bits=dict(weight=4))
+    calibrated(toy_net, images, target='openvino', bits=dict(weight=4), edge_bits=4)
     model = export_onnx(toy_net, images, 'openvino', allow_violations=True).model
     assert precisions(model) == computed
 

@@ -161,8 +161,10 @@ def test_recorders_see_what_the_next_module_sees(float_checkpoint, tmp_path):
     model.architecture.backbone.register_forward_hook(
         lambda module, args, output: seen.append(output)
     )
-    bits = dict(weight=3, activation=3, sum=3)
-    wrapper = QuantTrainModule(model, digits_batch(), bits=bits, target='onnxruntime')
+    bits = dict(weight=3, activation=3, sum=3, output=3)
+    wrapper = QuantTrainModule(
+        model, digits_batch(), bits=bits, edge_bits=3, target='onnxruntime'
+    )
     wrapper.train()
     data = model.data_preprocessor(digits_batch(), True)
     for _ in range(2):  # the first measures the ranges

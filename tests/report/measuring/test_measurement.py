@@ -112,9 +112,13 @@ def test_a_coarse_layer_costs_most(toy_net, images):
     assert sum(layer.share for layer in report.layers) == pytest.approx(1)
 
 
+# Of all tensors.
+SIX = dict(bits=dict(weight=6, activation=6, sum=6, output=6), edge_bits=6)
+
+
 def test_shares_rank_as_a_trial_of_each_layer_does(toy_net, images):
     # To first order, and with independent errors: what raising one layer alone brings.
-    quantization = calibrated(toy_net, images, **ONNXRUNTIME, bits=6)
+    quantization = calibrated(toy_net, images, **ONNXRUNTIME, **SIX)
     report = describe(quantization, 'toy', 'report')
     run = runner_of(toy_net)
     Measurement(quantization, run).fill(report, [images])
@@ -173,6 +177,6 @@ def test_a_frozen_model_has_shares_too(toy_net, images):
 
 def test_a_model_of_half_the_bits_is_described():
     report = measure(
-        randomize_norms(ToyNet()).eval(), torch.randn(2, 3, 16, 16), bits=4
+        randomize_norms(ToyNet()).eval(), torch.randn(2, 3, 16, 16), bits=4, edge_bits=4
     )
     assert set(report.quantized['weights']) == {'4'}
