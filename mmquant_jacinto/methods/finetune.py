@@ -30,7 +30,7 @@ from ..execute.behaviour import Behaviour
 from ..execute.state import State
 from ..quantizers.layers import channel_rows
 from ..quantizers.observers import is_distributed
-from .image_views import image_view
+from .image_views import has_views, image_view
 from .output_error import Kept, OutputError
 
 REPORTS = 10  # lines in the log
@@ -71,10 +71,12 @@ def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:
         for index, batch in enumerate(batches):
             if index < first:
                 continue
-            seen = None
-            if augment and visit:
-                seen = image_view(batch, index * VIEWS + visit % VIEWS)
-            yield View(batch, index) if seen is None else View(seen, None)
+            if not (augment and has_views(batch)):
+                yield View(batch, index)
+            elif visit == 0:
+                yield View(batch, None)
+            else:
+                yield View(image_view(batch, index * VIEWS + visit % VIEWS), None)
 
 
 class Finetuning:

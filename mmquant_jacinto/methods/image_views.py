@@ -23,7 +23,7 @@ CHANNELS = (1, 3)
 
 
 def image_view(batch: Any, seed: int) -> Any:
-    """A view of a batch: the same shapes, other images.
+    """A view of a batch that has some: the same shapes, other images.
 
     Args:
         batch (Any): A tensor of images (N, C, H, W), or a dict whose ``inputs`` are
@@ -31,25 +31,33 @@ def image_view(batch: Any, seed: int) -> Any:
         seed (int): Another view for another.
 
     Returns:
-        Any: Like ``batch``; None where that holds no images.
+        Any: Like ``batch``.
     """
     generator = torch.Generator().manual_seed(seed)
     if isinstance(batch, Tensor):
-        return _view(batch, generator) if _are_images(batch, 4) else None
-    inputs = batch.get('inputs') if isinstance(batch, Mapping) else None
-    if isinstance(inputs, Tensor) and _are_images(inputs, 4):
+        return _view(batch, generator)
+    inputs = batch['inputs']
+    if isinstance(inputs, Tensor):
         seen: Any = _view(inputs, generator)
-    elif (
-        isinstance(inputs, (list, tuple))
-        and inputs
-        and all(isinstance(x, Tensor) and _are_images(x, 3) for x in inputs)
-    ):
-        seen = [_view(x[None], generator)[0] for x in inputs]
     else:
-        return None
+        seen = [_view(x[None], generator)[0] for x in inputs]
     # A preprocessor may change its batch in place.
     rest = {key: item for key, item in batch.items() if key != 'inputs'}
     return {**copy.deepcopy(rest), 'inputs': seen}
+
+
+def has_views(batch: Any) -> bool:
+    """Whether a batch holds images, see :func:`image_view`."""
+    if isinstance(batch, Tensor):
+        return _are_images(batch, 4)
+    inputs = batch.get('inputs') if isinstance(batch, Mapping) else None
+    if isinstance(inputs, Tensor):
+        return _are_images(inputs, 4)
+    return (
+        isinstance(inputs, (list, tuple))
+        and len(inputs) > 0
+        and all(isinstance(x, Tensor) and _are_images(x, 3) for x in inputs)
+    )
 
 
 def _are_images(x: Tensor, dims: int) -> bool:

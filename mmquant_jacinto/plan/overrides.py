@@ -25,9 +25,12 @@ class Overrides:
         self.calls = dict(calls or {})
         self._unused: set[str] = set(patterns)
 
-    def add_calls(self, calls: Mapping[str, Any]) -> None:
-        """Says of calls what nothing else says."""
-        self.calls = {**calls, **self.calls}
+    def add_calls(self, calls: Mapping[str, Mapping[str, int]]) -> None:
+        """Says of calls, and of kinds of their tensors, what nothing else says."""
+        for name, value in calls.items():
+            known = self.calls.get(name, {})
+            if isinstance(known, Mapping):
+                self.calls[name] = {**value, **known}
 
     def find(self, module: str) -> Any:
         """The value of the last pattern that matches; None if none does."""

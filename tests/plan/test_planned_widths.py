@@ -7,6 +7,7 @@ from torch import nn
 from toy_models import Forward, ToyDetector, make_plan
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
+from mmquant_jacinto.plan.overrides import Overrides
 
 
 def weights(plan):
@@ -66,6 +67,18 @@ def test_what_overrides_say_of_an_edge_stays():
     plan = planned(bits=4, edge_bits=6)
     assert weights(plan) == dict(one=6, two=4, three=4, head=6)
     assert set(weights(planned(bits=4, edge_bits=4)).values()) == {4}
+
+
+def test_what_a_search_raises_of_an_edge_leaves_the_rest_of_it():
+    calls = {'head/conv2d': dict(activation=16), 'one/conv2d': 16}
+    overrides = Overrides({}, calls)
+    edge = dict(weight=8, activation=8)
+    overrides.add_calls({name: edge for name in ('head/conv2d', 'one/conv2d', 'two')})
+    assert overrides.calls == {
+        'head/conv2d': dict(weight=8, activation=16),
+        'one/conv2d': 16,
+        'two': edge,
+    }
 
 
 def test_all_of_a_heads_last_layers_are_last():
