@@ -126,6 +126,11 @@ class ActivationSpecs:
         found += [self.overrides.of(site) for site in chain.sites]
         return next((bits for bits in reversed(found) if bits is not None), None)
 
+    def _asked(self, chain: Chain) -> Any:
+        """Override for what the chain reads: without what a search has raised of it."""
+        found = [self.overrides.asked(site) for site in chain.sites]
+        return next((bits for bits in reversed(found) if bits is not None), None)
+
     def _multiplies(self, site: Site) -> bool:
         """Whether a site multiplies integers."""
         multiplies = site.kind in (*ops.WEIGHTED, ops.MATMUL) or site.computed_weight
@@ -210,10 +215,14 @@ class ActivationSpecs:
             chain = self.flow.chains.get(site.name)
             if chain is None or not self._multiplies(site):
                 continue
-            width = self.config.bits_of(ACTIVATION, self._bits(chain) or None)
+            asked = self.config.bits_of(ACTIVATION, self._asked(chain) or None)
             for index in range(len(site.inputs)):
                 wide = self._specs.get(self._key(site, index))
-                if wide is None or wide.kind != SUM or wide.format.bits <= width:
+                if wide is None or wide.kind != SUM:
+                    continue
+                raised = self.overrides.calls.get(narrow_name(wide.name, asked))
+                width = max(asked, self.config.bits_of(ACTIVATION, raised))
+                if wide.format.bits <= width:
                     continue
                 # All that read it at this width share it.
                 key = self._key(site, index), width

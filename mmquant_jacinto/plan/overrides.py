@@ -7,6 +7,7 @@ from typing import Any, Optional
 from ..config.max_drop import Raised
 from ..errors import QuantizeError, nearest
 from ..record.graph import Site
+from .plan import wide_name
 
 
 class Overrides:
@@ -16,21 +17,19 @@ class Overrides:
         patterns (Mapping[str, Any]): As the user gave them.
         calls (Mapping[str, Any], optional): The same for single calls by the names of
             their sites, where no pattern says anything: what a search has raised.
+
+    Attributes:
+        edges (Mapping[str, Mapping[str, int]]): Widths of calls, of which, and of kinds
+            of which, neither says anything.
     """
 
     def __init__(
         self, patterns: Mapping[str, Any], calls: Optional[Mapping[str, Any]] = None
     ) -> None:
         self.patterns = patterns
-        self.calls = dict(calls or {})
+        self.calls = calls or {}
+        self.edges: Mapping[str, Mapping[str, int]] = {}
         self._unused: set[str] = set(patterns)
-
-    def add_calls(self, calls: Mapping[str, Mapping[str, int]]) -> None:
-        """Says of calls, and of kinds of their tensors, what nothing else says."""
-        for name, value in calls.items():
-            known = self.calls.get(name, {})
-            if isinstance(known, Mapping):
-                self.calls[name] = {**value, **known}
 
     def find(self, module: str) -> Any:
         """The value of the last pattern that matches; None if none does."""
@@ -50,7 +49,23 @@ class Overrides:
     def of(self, site: Site) -> Any:
         """What is said of a site; None if nothing is."""
         found = self.find(site.module)
-        return self.calls.get(site.name) if found is None else found
+        if found is not None:
+            return found
+        raised, edge = self.calls.get(site.name), self.edges.get(site.name)
+        if not isinstance(raised, Mapping) or edge is None:
+            return edge if raised is None else raised
+        # Sums and outputs are what was raised as an activation.
+        kept = ('weight',) if 'activation' in raised else edge
+        return {**{kind: edge[kind] for kind in kept if kind in edge}, **raised}
+
+    def asked(self, site: Site) -> Any:
+        """What is said of what a site reads: not what a search raised of its result."""
+        found = self.find(site.module)
+        if found is not None:
+            return found
+        edge = self.edges.get(site.name)
+        # One without is no edge itself, but makes what an edge reads.
+        return edge if edge is not None and 'weight' in edge else None
 
     def check_used(self, sites: Iterable[Site]) -> None:
         """Refuses patterns that matched nothing so far.
@@ -76,7 +91,7 @@ class Overrides:
         Raises:
             QuantizeError: If there is one.
         """
-        missing = [name for name in self.calls if name not in names]
+        missing = [name for name in self.calls if wide_name(name) not in names]
         if missing:
             raise QuantizeError(
                 f'quantize.{raised.section}={raised.path!r} was found for another '

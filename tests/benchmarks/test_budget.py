@@ -59,7 +59,7 @@ def test_a_latency_is_kept_beside_what_nothing_raised_gives(
     config, tmp_path, monkeypatch, capsys
 ):
     found = tmp_path / 'budget.json'
-    given = ['--bits', '3', '--latency', '2.5', '--out', tmp_path / 'runs']
+    given = ['--bits', '2', '--latency', '2.5', '--out', tmp_path / 'runs']
     run(monkeypatch, config, *given, '--json', found)
     first, second = json.loads(found.read_text()).values()
     assert first['latency'] == 1 and not first['layers']

@@ -7,7 +7,7 @@ from torch import nn
 from toy_models import Forward, ToyDetector, make_plan
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
-from mmquant_jacinto.plan.overrides import Overrides
+from mmquant_jacinto.config.max_drop import Raised
 
 
 def weights(plan):
@@ -70,15 +70,33 @@ def test_what_overrides_say_of_an_edge_stays():
 
 
 def test_what_a_search_raises_of_an_edge_leaves_the_rest_of_it():
-    calls = {'head/conv2d': dict(activation=16), 'one/conv2d': 16}
-    overrides = Overrides({}, calls)
-    edge = dict(weight=8, activation=8)
-    overrides.add_calls({name: edge for name in ('head/conv2d', 'one/conv2d', 'two')})
-    assert overrides.calls == {
-        'head/conv2d': dict(weight=8, activation=16),
-        'one/conv2d': 16,
-        'two': edge,
-    }
+    raised = Raised(5.0, {'head/conv2d': dict(activation=16), 'two/conv2d': 16}, {})
+    plan = planned(bits=4, max_drop=raised)
+    assert weights(plan) == dict(one=8, two=16, three=4, head=8)
+    assert tensors(plan)['head/conv2d'] == tensors(plan)['two/conv2d'] == 16
+
+
+def test_what_layers_read_of_a_sum_is_raised_by_its_own_name():
+    def forward(net, x):
+        x = F.relu(net.one(x))
+        x = x + net.two(x)
+        return net.head(F.relu(net.three(x)))
+
+    net = Forward(
+        forward,
+        one=nn.Conv2d(3, 8, 3, padding=1),
+        **{name: nn.Conv2d(8, 8, 3, padding=1) for name in ('two', 'three', 'head')},
+    )
+    plan = planned(net, bits=4)
+    assert plan.steps['three/conv2d'].inputs == ('/add:4bits',)
+    layers = {'three/conv2d': dict(activation=16), '/add:4bits': dict(activation=8)}
+    for name, value in layers.items():
+        read = planned(net, bits=4, max_drop=Raised(5.0, {name: value}, {}))
+        # Raising what a layer gives does not touch what it reads.
+        expected = '/add:4bits' if name == 'three/conv2d' else '/add'
+        assert read.steps['three/conv2d'].inputs == (expected,)
+    with pytest.raises(QuantizeError, match='another model: this one has no call /sum'):
+        planned(net, bits=4, max_drop=Raised(5.0, {'/sum:4bits': 8}, {}))
 
 
 def test_all_of_a_heads_last_layers_are_last():

@@ -52,16 +52,15 @@ def test_an_error_is_kept_low_by_its_rule(float_checkpoint, tmp_path):
     assert found['settings']['rule'] == 'less'
 
 
-def test_sums_that_layers_read_narrower_are_raised_by_these_layers(
-    float_checkpoint, tmp_path
-):
+def test_sums_that_layers_read_narrower_are_raised_too(float_checkpoint, tmp_path):
     # By itself: sums, outputs, the first and the last layers have 8 bits.
     bits = dict(weight=2, activation=2)
     quantize = dict(mode='ptq', bits=bits, report=False, max_drop=0)
     train(ptq_config(tmp_path, float_checkpoint, quantize))
     found = json.loads((tmp_path / 'max_drop.json').read_text())
     assert found['finished'] and found['layers']
-    assert not any(name.endswith('bits') for name in found['layers'])
+    ranked = (item['name'] for items in found['rankings'].values() for item in items)
+    assert any(name.endswith(':2bits') for name in ranked)
 
 
 def test_an_error_without_its_rule_is_refused(float_checkpoint, tmp_path):

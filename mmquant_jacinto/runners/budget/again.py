@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...config.quantize_config import QuantizeConfig
 from ...plan.overrides import Overrides
-from ...plan.plan import Plan, module_of, wide_name
+from ...plan.plan import module_of, wide_name
 from ...plan.planned_widths import widest
 from ...record.side_effects import preserved_random_state
 from ...report.build import Images, Subject
@@ -78,14 +77,13 @@ class Again:
             noise to signal by kind, without kinds that the target has no such width of.
         """
         self.model.eval()
-        found = noise_to_lose(
+        noise = noise_to_lose(
             self.model.quantization,
             Subject(self.model).run,
             self.images(count),
             level,
             get_rank() * count,
         )
-        noise = _by_call(found, self.model.plan)
         most = widest(get_target(config.target).rules)
         given = Overrides(config.overrides)
         return {
@@ -96,6 +94,8 @@ class Again:
             }
             for name, kinds in noise.items()
             if given.find(module_of(name)) is None
+            # What layers read narrower than it is, is no call that could be in float.
+            and (level is not False or wide_name(name) == name)
         }
 
     def _float_state(self) -> dict[str, Tensor]:
@@ -105,20 +105,3 @@ class Again:
         added = {id(value) for value in (*own.parameters(), *own.buffers())}
         named = [*root.named_parameters(), *root.named_buffers()]
         return {name: value for name, value in named if id(value) not in added}
-
-
-def _by_call(
-    noise: Mapping[str, Mapping[str, float]], plan: Plan
-) -> dict[str, dict[str, float]]:
-    """Noise by what can be raised: of a sum that layers read narrower, these layers."""
-    found: dict[str, dict[str, float]] = {}
-    for name, kinds in noise.items():
-        calls = [name]
-        if wide_name(name) != name:
-            steps = plan.steps.items()
-            calls = [site for site, step in steps if name in step.inputs]
-        for call in calls:
-            known = found.setdefault(call, {})
-            for kind, value in kinds.items():
-                known[kind] = known.get(kind, 0.0) + value / len(calls)
-    return found
