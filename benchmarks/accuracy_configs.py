@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pprint
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,12 @@ def write_config(
         text.append(f'{key} = {pprint.pformat(value, sort_dicts=False, width=80)}')
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, '\n'.join([*text, *lines]) + '\n')
+
+
+def write_rows(path: Path, rows: Any) -> None:
+    """Write what was measured as JSON, whole, into a folder that may be new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(rows, indent=1) + '\n')
 
 
 def write_whole(path: Path, text: str) -> None:

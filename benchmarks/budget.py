@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_configs import write_whole
+from accuracy_configs import write_rows, write_whole
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
@@ -180,20 +180,14 @@ def main() -> None:
             label = f'latency {latency or 1:g}'
             folder = Path(f'{start}_{label.replace(" ", "_")}')
             rows[f'{name} {label}'] = run_latency(path, folder, args, latency)
-            keep(args.json, rows)
+            write_rows(args.json, rows)
         if not args.latency:
             folder = Path(f'{start}_{args.points:g}')
             rows[f'{name} {args.points:g}'] = run(path, folder, args)
-            keep(args.json, rows)
+            write_rows(args.json, rows)
     print(tables(rows), end='')
     if args.table is not None:
         write_whole(args.table, tables(rows))
-
-
-def keep(path: Path, rows: Mapping[str, Any]) -> None:
-    """Write what there is so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(rows, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_configs import write_whole
+from accuracy_configs import write_rows, write_whole
 from detector_scores import DetectorTest, FloatNetwork, in_place, map_scores
 from mmengine.logging import MMLogger
 from peer_quantizers import singles
@@ -166,8 +166,7 @@ def main() -> None:
     rows = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for path in args.configs:
         rows[path.stem] = control(path, args)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.json, json.dumps(rows, indent=1) + '\n')
+        write_rows(args.json, rows)
     print(table(rows), end='')
     if args.table is not None:
         write_whole(args.table, table(rows))

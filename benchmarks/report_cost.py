@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_configs import write_whole
+from accuracy_configs import write_rows, write_whole
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -114,8 +114,7 @@ def main() -> None:
         tested.test()
         scored = len(tested.test_loop.dataloader.dataset)
         rows[path.stem].append(cost_of(tested, scored))
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.json, json.dumps(rows, indent=1) + '\n')
+        write_rows(args.json, rows)
     print(table(rows), end='')
     if args.table is not None:
         write_whole(args.table, table(rows))

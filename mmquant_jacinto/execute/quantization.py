@@ -5,9 +5,9 @@ It is a child of the float model, named ``quantization``, so ``.to()``,
 float model's own names stay as they were.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Union, cast
 
 import torch
 from mmengine.logging import print_log
@@ -210,6 +210,20 @@ class Quantization(nn.Module):
             self.uneven.warn()
         make = _BEHAVIOURS[phase] if isinstance(phase, str) else phase
         self.executor.behaviour = make(self)
+
+    @torch.no_grad()
+    def measure_channels(self, passes: Iterable[Callable[[], Any]]) -> None:
+        """Finds what channels are divided by; ranges are those of the divided ones.
+
+        Args:
+            passes (Iterable[Callable]): Each runs the model once, on some images;
+                equally many in each process.
+        """
+        self.set_phase(REACH)
+        behaviour = cast(ChannelReach, self.executor.behaviour)
+        for run in passes:
+            run()
+        self.channel_factor.copy_(behaviour.factors())
 
     def note_weight_correction(self) -> None:
         """Gives the layers the corrections of their weights, if there are any."""

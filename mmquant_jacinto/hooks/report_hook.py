@@ -5,7 +5,7 @@ import time
 from typing import Any, Optional
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -20,7 +20,7 @@ from ..report.build import (
 from ..report.curves import read_curves
 from ..report.detections import Seen
 from ..report.pictures import pixels
-from .seen_images import SeenImages
+from .seen_images import SeenImagesHook
 
 MEASURED, SCORED = 8, 32  # images
 SHARE = 0.1  # of the run's own time
@@ -28,7 +28,7 @@ PAGE_SECONDS = 0.3  # of that: what drawing a page takes, however little is on i
 
 
 @HOOKS.register_module()
-class ReportHook(Hook):
+class ReportHook(SeenImagesHook):
     """Writes ``report.html`` and ``report.json`` beside the log.
 
     At the end of a calibration, of a training and of a test. It takes at most a tenth
@@ -54,7 +54,7 @@ class ReportHook(Hook):
         self.seconds = self.run_seconds = 0.0
         self._start = 0.0
         self._metrics: dict[str, Any] = {}
-        self._seen = SeenImages('quantized', SCORED)
+        super().__init__('quantized', SCORED)
 
     def before_train(self, runner: Runner) -> None:
         """Looks at the clock."""
@@ -71,26 +71,6 @@ class ReportHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         """Begins to keep images."""
         self._seen.begin(runner.test_loop)
-
-    def before_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        """Keeps some of the images."""
-        self._seen.before(batch_idx, data_batch)
-
-    before_test_iter = before_val_iter
-
-    def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
-        """Keeps what was predicted of them."""
-        self._seen.after(outputs)
-
-    after_test_iter = after_val_iter
 
     def after_val_epoch(
         self, runner: Runner, metrics: Optional[dict[str, float]] = None

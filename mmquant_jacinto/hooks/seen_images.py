@@ -4,6 +4,8 @@ import copy
 from contextlib import suppress
 from typing import Any
 
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -60,6 +62,38 @@ class SeenImages:
                 found = read_prediction(sample)
                 if found is not None or len(self.images) < WITHOUT:
                     self.images.append(Seen(batch, {self.network: found}))
+
+
+class SeenImagesHook(Hook):
+    """Keeps images of a validation or a test; when it begins is for others to say.
+
+    Args:
+        network (str): See :class:`SeenImages`.
+        count (int): Images at most.
+    """
+
+    def __init__(self, network: str, count: int) -> None:
+        self._seen = SeenImages(network, count)
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Keeps some of the images."""
+        self._seen.before(batch_idx, data_batch)
+
+    before_test_iter = before_val_iter
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Keeps what was predicted of them."""
+        self._seen.after(outputs)
+
+    after_test_iter = after_val_iter
 
 
 def bytes_of(batches: Any) -> int:

@@ -146,25 +146,20 @@ def fold_layer(
     )
 
 
-def quantize_weight(
-    weight: Tensor, step: Tensor, fmt: TensorFormat, on_grid: Optional[Tensor] = None
-) -> Tensor:
+def quantize_weight(weight: Tensor, step: Tensor, fmt: TensorFormat) -> Tensor:
     """Fake-quantizes a weight.
 
     Args:
         weight (Tensor): The weight.
         step (Tensor): Of its grid, shaped to multiply the weight.
         fmt (TensorFormat): Its format.
-        on_grid (Tensor, optional): What the result will be, where it is there
-            already.
 
     Returns:
         Tensor: Shape of the weight. Its gradient is that of the weight,
         without the rounding.
     """
-    if on_grid is None:
-        with torch.no_grad():
-            on_grid = _on_grid(weight, None, step, fmt)
+    with torch.no_grad():
+        on_grid = _on_grid(weight, None, step, fmt)
     return straight_through(weight, on_grid)
 
 

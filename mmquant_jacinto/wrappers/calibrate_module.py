@@ -19,7 +19,6 @@ from ..execute import quantization as phases
 from ..execute.behaviour import Behaviour
 from ..execute.calibrate import Correct, Observe
 from ..execute.corrections.analytic_correction import MeanInputs
-from ..execute.corrections.channel_factors import ChannelReach
 from ..methods.layer_samples import Enough
 from ..methods.mixed_precision import BitSearch, BitTable
 from ..methods.reconstruction import Reconstruction
@@ -138,11 +137,7 @@ class QuantCalibrateModule(FinetunedModule):
         if self.plan is None or not self.plan.scaled:
             return
         self.keep_float_weights()
-        behaviour = cast(ChannelReach, self._behaviour(phases.REACH))
-        with torch.no_grad():
-            for run in passes:
-                run()
-            self.quantization.channel_factor.copy_(behaviour.factors())
+        self.quantization.measure_channels(passes)
         self._follow_mode()
 
     def observe(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -242,7 +237,7 @@ class QuantCalibrateModule(FinetunedModule):
             )
         if not self._has_factors:
             self.measure_channels(
-                functools.partial(self._run, batch) for batch in batches
+                functools.partial(self.run_on, batch) for batch in batches
             )
         for batch in batches:
             args, kwargs = self.arguments(copy.deepcopy(batch))
@@ -255,10 +250,6 @@ class QuantCalibrateModule(FinetunedModule):
         table = search.finish()
         self._follow_mode()
         return table
-
-    def _run(self, batch: Any) -> None:
-        args, kwargs = self.arguments(copy.deepcopy(batch))
-        self.module(*args, **kwargs)
 
     def probe_step(self, search: BitSearch, batch: Any, seed: int) -> None:
         """One batch of a search of widths.

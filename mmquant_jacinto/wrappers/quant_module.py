@@ -1,5 +1,6 @@
 """A model and its quantization: what all wrappers have in common."""
 
+import copy
 from typing import Any, Optional
 
 from mmengine.logging import print_log
@@ -172,6 +173,12 @@ class QuantModule(nn.Module):
         if isinstance(self.module, BaseModel) and not isinstance(batch, Tensor):
             return self.predict_call(batch)
         return arguments_of(self.module, batch)
+
+    def run_on(self, batch: Any) -> None:
+        """Runs the model on a batch, which stays as it is."""
+        # A preprocessor may change its batch in place.
+        args, call = self.arguments(copy.deepcopy(batch))
+        self.module(*args, **call)
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """MMEngine's training step of the model."""

@@ -1,9 +1,9 @@
 """The wrapper for quantization aware training."""
 
-import copy
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 import torch
 from mmengine.model import MMDistributedDataParallel
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..config.sections import is_number
 from ..errors import QuantizeError
 from ..execute import quantization as phases
-from ..execute.corrections.channel_factors import ChannelReach
 from .glibc_memory import keep_freed_memory
 from .quant_module import QuantModule
 
@@ -166,20 +165,14 @@ class QuantTrainModule(QuantModule):
             quantization.activations.observing = False
         else:
             if self.plan.scaled:
-                quantization.set_phase(phases.REACH)
-                self._predict(batches)
-                behaviour = cast(ChannelReach, quantization.executor.behaviour)
-                quantization.channel_factor.copy_(behaviour.factors())
+                quantization.measure_channels(
+                    functools.partial(self.run_on, batch) for batch in batches
+                )
             quantization.set_phase(phases.OBSERVE)
-        self._predict(batches)
+        for batch in batches:
+            self.run_on(batch)
         nn.Module.train(self, training)
         self._follow_mode()
-
-    def _predict(self, batches: Iterable[Any]) -> None:
-        for batch in batches:
-            # A preprocessor may change its batch in place.
-            args, call = self.arguments(copy.deepcopy(batch))
-            self.module(*args, **call)
 
     def _norms(self) -> Iterator[nn.Module]:
         return (

@@ -5,17 +5,10 @@ import json
 import pytest
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
-from ptq_runs import ptq_config
-from toy_runner import log_of, make_config, train
+from ptq_runs import NARROW, ptq_config
+from toy_runner import log_of, train
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
-
-NARROW = dict(
-    mode='ptq',
-    bits=dict(weight=2, activation=4, sum=4, output=4),
-    edge_bits=2,
-    report=False,
-)
 
 
 @METRICS.register_module()
@@ -28,13 +21,6 @@ class Entropy(BaseMetric):
 
     def compute_metrics(self, results):
         return dict(loss=sum(results) / len(results))
-
-
-@pytest.fixture(scope='module')
-def float_checkpoint(tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('float')
-    train(make_config(work_dir, None))
-    return work_dir / 'epoch_6.pth'
 
 
 def test_an_error_is_kept_low_by_its_rule(float_checkpoint, tmp_path):

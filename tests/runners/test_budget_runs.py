@@ -7,7 +7,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
-from ptq_runs import CHECKPOINT, ptq_config
+from ptq_runs import CHECKPOINT, NARROW, ptq_config
 from toy_runner import (
     Killed,
     differences,
@@ -25,21 +25,7 @@ from mmquant_jacinto.runners.budget import BudgetKeeper
 from mmquant_jacinto.runners.quant_runner import QuantRunner
 
 FILE = 'max_drop.json'
-# So few bits that there is something to keep.
-NARROW = dict(
-    mode='ptq',
-    bits=dict(weight=2, activation=4, sum=4, output=4),
-    edge_bits=2,
-    report=False,
-)
 KEPT = dict(NARROW, max_drop=0)
-
-
-@pytest.fixture(scope='module')
-def float_checkpoint(tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('float')
-    train(make_config(work_dir, None))
-    return work_dir / 'epoch_6.pth'
 
 
 @pytest.fixture(scope='module')

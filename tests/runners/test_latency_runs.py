@@ -5,28 +5,15 @@ import json
 import pytest
 import torch
 from mmengine.runner import Runner
-from ptq_runs import CHECKPOINT, ptq_config
+from ptq_runs import CHECKPOINT, NARROW, ptq_config
 from toy_runner import differences, log_of, make_config, state_of, train, val_scores
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError
 from mmquant_jacinto.execute.quantization import find_plan
 
 FILE = 'mixed_precision.json'
-NARROW = dict(
-    mode='ptq',
-    bits=dict(weight=2, activation=4, sum=4, output=4),
-    edge_bits=2,
-    report=False,
-)
 LATENCY = dict(latency=3.0, num_images=8)
 KEPT = dict(NARROW, mixed_precision=LATENCY)
-
-
-@pytest.fixture(scope='module')
-def float_checkpoint(tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('float')
-    train(make_config(work_dir, None))
-    return work_dir / 'epoch_6.pth'
 
 
 @pytest.fixture(scope='module')

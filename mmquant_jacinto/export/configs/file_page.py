@@ -12,13 +12,12 @@ from typing import Any
 import onnx
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ...config.quantize_config import QuantizeConfig
 from ...errors import QuantizeError
-from ...hooks.seen_images import SeenImages
+from ...hooks.seen_images import SeenImagesHook
 from ...report.build import add_scores, write_report
 from ...report.content import FileReport, Report
 from ...report.detections import Seen, read_prediction
@@ -35,7 +34,7 @@ SCORED = 32  # images
 PROFILE_RUNS = 12
 
 
-class FileReportHook(Hook):
+class FileReportHook(SeenImagesHook):
     """Writes the page of a file's test beside its log.
 
     Scores, pictures, rules of the target and slowest nodes; what the layers of the
@@ -51,7 +50,7 @@ class FileReportHook(Hook):
 
     def __init__(self, path: str, run: FileRun) -> None:
         self.path, self.file_run = path, run
-        self._seen = SeenImages('file', SCORED)
+        super().__init__('file', SCORED)
         self._feeds: dict[str, Any] = {}
         self._start = 0.0
 
@@ -59,22 +58,6 @@ class FileReportHook(Hook):
         """Begins to keep images."""
         self._start = time.monotonic()
         self._seen.begin(runner.test_loop)
-
-    def before_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        """Keeps some of the images."""
-        self._seen.before(batch_idx, data_batch)
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
-        """Keeps what the file has found in them."""
-        self._seen.after(outputs)
 
     def after_test_epoch(self, runner: Runner, metrics: Any = None) -> None:
         """Writes the page."""
