@@ -66,6 +66,7 @@ class ActivationQuantizers(nn.Module):
     steps: Tensor
     rejected: Tensor
     _positive: Tensor
+    _headroom: Tensor
 
     def __init__(
         self,
@@ -91,6 +92,8 @@ class ActivationQuantizers(nn.Module):
             torch.tensor([float(spec.positive) for spec in specs]) > 0,
             persistent=False,
         )
+        room = [self.observer.headroom(spec.format.bits) for spec in specs]
+        self.register_buffer('_headroom', torch.tensor(room), persistent=False)
         # Constants; copied once to where they are used.
         self._formats = GridFormats.of([spec.format for spec in specs])
         self._formats_on: dict[torch.device, GridFormats] = {}
@@ -297,6 +300,10 @@ class ActivationQuantizers(nn.Module):
             return
         observer = cast(HistogramObserver, self.observer)
         low, high = observer.search(self._histograms, self._formats)
+        ends = self._histograms.ends.clamp(min=0)
+        room, is_wide = self._headroom, self._headroom > 1
+        low = torch.where(is_wide, -ends[:, 0] * room, low)
+        high = torch.where(is_wide, ends[:, 1] * room, high)
         seen = self.count > 0
         self.low.copy_(torch.where(seen, low, self.low))
         self.high.copy_(torch.where(seen, high, self.high))
@@ -322,6 +329,7 @@ class ActivationQuantizers(nn.Module):
         if new_only:
             seen &= self.count == 0
         if not self.observer.averages:
+            high, low = high * self._headroom, low * self._headroom
             known = self.count > 0
             high = torch.where(known, torch.maximum(self.high, high), high)
             low = torch.where(known, torch.minimum(self.low, low), low)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..registry import OBSERVERS
 from .activation_grids import GridFormats
 from .histograms import Histograms
-from .observers import Observer, sample_rows
+from .observers import Observer, sample_rows, wide_headroom
 
 # Twelve to the octave, down to a 128th of what was seen.
 FRACTIONS = tuple(2.0 ** (-k / 12) for k in range(85))
@@ -103,9 +103,15 @@ def divergence(
 
 
 class HistogramObserver(Observer):
-    """Counts histograms over all steps, and finds in them what ranges lose least."""
+    """Counts histograms over all steps, and finds in them what ranges lose least.
+
+    With 16 bits nothing is to be cut off: such a range is that of ``'minmax'``.
+    """
 
     searches = True
+
+    def headroom(self, bits: int) -> float:
+        return wide_headroom(bits)
 
     def sample(self, x: Tensor) -> Tensor:
         return sample_rows(x)

@@ -205,6 +205,15 @@ def test_score_error_is_of_confident_detections_on_either_side():
     assert scores.score_error(after, before) == pytest.approx(100 * sum(expected) / 5)
 
 
+def test_score_error_of_two_objects_that_overlap():
+    # Each is compared with itself, not with the surer one beside it.
+    both = [detections((0.0, 0.9, 1), (3.0, 0.4, 1))]
+    assert scores.score_error(both, both) == 0
+    gone = [detections((0.0, 0.9, 1), (90.0, 0.1, 1))]
+    expected = [0.0, 0.5, 0.0]
+    assert scores.score_error(both, gone) == pytest.approx(100 * sum(expected) / 3)
+
+
 def measured(lost, **more):
     return dict(
         scores=dict(mAP=37.0 - lost, mAP50=50.0 - lost),

@@ -79,6 +79,21 @@ def test_minmax_keeps_the_extremes_of_all_steps(shift):
     assert found.take_rejected() == ['x']
 
 
+@pytest.mark.parametrize('observer', ['minmax', 'mse', 'entropy'])
+@pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
+def test_a_range_of_16_bits_has_room_for_other_images(observer, target):
+    x = torch.linspace(-1, 3, 9)
+    found = measured(x, x / 2, observer=observer, bits=16, target=target)
+    found.settle()
+    assert range_of(found) == (-2, 6)
+
+
+def test_averages_and_narrow_grids_have_no_room():
+    x = torch.linspace(-1, 3, 9)
+    assert range_of(measured(x, observer='minmax', bits=12)) == (-1, 3)
+    assert range_of(measured(x, observer='moving_average', bits=16)) == (-1, 3)
+
+
 def test_minmax_of_a_training_sees_every_step():
     found = quantizers(observer='minmax')
     for step in range(STEPS_OBSERVED + 3):
