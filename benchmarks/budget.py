@@ -7,7 +7,8 @@
 Calibrates each config's network with quantize.max_drop, or with --latency FACTORS with
 quantize.mixed_precision, and with nothing raised. With --train it first trains the
 network in float: configs of ``benchmarks/detectors`` do so in minutes. A run that was
-cut off goes on where it was with --resume. --report-only writes the table of what the JSON has.
+cut off goes on where it was with --resume. --report-only writes the table of what the
+JSON has.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('configs', nargs='*', type=Path)
     parser.add_argument('--target', default='jacinto')
     parser.add_argument('--points', type=float, default=1.0)
+    parser.add_argument('--metric', help="in place of the evaluator's first one")
     parser.add_argument(
         '--latency', type=float, nargs='+', default=[], help='in place of --points'
     )
@@ -89,7 +91,8 @@ def calibrate(
 
 def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Keep a budget of accuracy; return what was found."""
-    took = calibrate(path, folder, args, max_drop=args.points)
+    budget = dict(points=args.points, metric=args.metric)
+    took = calibrate(path, folder, args, max_drop=budget)
     # A resumed search says what it took before, too.
     found = json.loads((folder / FILE).read_text())
     trials = [

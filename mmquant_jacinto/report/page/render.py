@@ -125,6 +125,6 @@ def _masks_note(pictures: dict[str, Any]) -> str:
     kept, lost, gained = (f'{pictures[key]:.1%}' for key in ('kept', 'lost', 'gained'))
     return (
         f'{text} Of the pixels of {pictures["images"]} images {kept} are right in both '
-        f'float and quantized network, {lost} in float alone, {gained} in the quantized '
-        'network alone.'
+        f'float and quantized network, {lost} in float alone, {gained} in quantized '
+        'alone.'
     )
