@@ -85,7 +85,7 @@ val_dataloader = dict(
     here, dataset=dict(ann_file='ImageSets/Main/train.txt', indices=12)
 )
 test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=130, val_interval=65)
+train_cfg = dict(max_epochs=65, val_interval=65)
 optim_wrapper = dict(
     optimizer=dict(lr=4e-4, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.5),
@@ -99,6 +99,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    # Half of a schedule: it has learned them by then.
     dict(type='CosineAnnealingLR', T_max=130, by_epoch=True, eta_min=0),
 ]
 default_hooks = dict(checkpoint=dict(interval=65))

@@ -322,5 +322,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        # Most are counts of histograms.
+        return [item if type(item) is int else plain(item) for item in value]
     return value

@@ -47,8 +47,9 @@ def read_segmentation(sample: Any) -> Segmentation | None:
     found, truth = found.astype(np.uint8), truth.astype(np.uint8)
     path = str(sample.get('img_path', '') or '')
     step = max(1, -(-max(truth.shape) // LARGEST_MASK))
-    small = (mask[::step, ::step].copy() for mask in (truth, found))
-    return Segmentation(path, *small, count(found, truth))
+    counts = count(found, truth)
+    truth, found = (mask[::step, ::step].copy() for mask in (truth, found))
+    return Segmentation(path, truth, found, counts)
 
 
 def count(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -26,10 +26,11 @@ def test_the_line_of_the_page_is_calibrated_with(tmp_path, monkeypatch):
     report_advice.main()
     row = json.loads(found.read_text())['toy']
     assert (out / 'toy' / 'page' / 'report.html').stat().st_size == row['page']['bytes']
-    told = row['page']['line']
+    told = row['page']['next']
     assert told == row['page']['trials'][0]['line']
     assert row['page']['trials'][0]['after'] > row['page']['trials'][0]['before'] + 1
     assert [name for name, _ in given] == ['float', 'start', 'advised']
     assert given[0][1] is None and given[1][1] == dict(target='jacinto')
     assert given[2][1] == {'target': 'jacinto', **eval(f'dict({told})')}
     assert row['with the line']['seconds'] > 0
+    assert row['page']['headline'].startswith('Quantized, the network scores')
