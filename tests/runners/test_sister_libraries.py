@@ -239,9 +239,10 @@ def test_its_page_scores_and_shows_masks_as_the_library_does(
     metric = 'mIoU' if library.package == 'mmseg' else 'accuracy'
     assert found['quantized', metric] == pytest.approx(score, abs=0.01)
     assert ('float', metric) in found
-    page = path.with_suffix('.html').read_text()
+    pictures = json.loads(path.read_text())['pictures']
     if library.package == 'mmseg':
-        assert 'the truth, float, quantized' in page and 'data:image/jpeg' in page
+        assert pictures['networks'] == ['float', 'quantized']
+        assert 0 < pictures['kept'] + pictures['lost'] <= 1
 
 
 def test_calibrates(trained, library, make_config):
