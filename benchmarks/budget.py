@@ -49,6 +49,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help='the weights are those of a float training by the config, made first',
     )
     parser.add_argument('--resume', action='store_true')
+    parser.add_argument(
+        '--so-far', action='store_true', help='rows of searches that have not ended'
+    )
     parser.add_argument('--report-only', action='store_true')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/budget'))
     parser.add_argument('--json', type=Path, required=True)
@@ -91,10 +94,14 @@ def calibrate(
 
 def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Keep a budget of accuracy; return what was found."""
-    budget = dict(points=args.points, metric=args.metric)
-    took = calibrate(path, folder, args, max_drop=budget)
+    took = dict(minutes=0.0)
+    if not args.so_far:
+        budget = dict(points=args.points, metric=args.metric)
+        took = calibrate(path, folder, args, max_drop=budget)
     # A resumed search says what it took before, too.
     found = json.loads((folder / FILE).read_text())
+    if not found['finished']:
+        found.update(best_so_far(found))
     trials = [
         {key: value for key, value in trial.items() if key != 'key'}
         for trial in found['trials']
@@ -105,8 +112,26 @@ def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         **dict(took, minutes=max(took['minutes'], round(found['seconds'] / 60, 1))),
         **{key: found[key] for key in ('settings', 'metric', 'float', 'final', 'drop')},
-        **{key: found[key] for key in ('met', 'layers', 'remedies')},
+        **{key: found[key] for key in ('met', 'layers', 'remedies', 'finished')},
         trials=trials,
+    )
+
+
+def best_so_far(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search that has not ended would keep: the least raised, or the best."""
+    points = found['settings']['points']
+    kept = [trial for trial in found['trials'] if trial['drop'] <= points]
+    if kept:
+        best = min(kept, key=lambda t: (t['in_float'], t['raised'], t['drop']))
+    else:
+        best = min(found['trials'], key=lambda trial: trial['drop'])
+    layers, remedies = json.loads(best['key'])
+    return dict(
+        layers=layers,
+        remedies=remedies,
+        final=best['score'],
+        drop=best['drop'],
+        met=bool(kept),
     )
 
 
@@ -184,7 +209,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f'{row["drop"]:.2f}' + ('' if row['met'] else ' (not met)'),
             str(len(row['layers']) - in_float),
             str(in_float),
-            str(len(row['trials'])),
+            str(len(row['trials'])) + ' so far' * (not row.get('finished', True)),
             f'{row["minutes"]:g}',
             f'{row["processor_minutes"]:g}' if 'processor_minutes' in row else '–',
         ]

@@ -156,7 +156,7 @@ class _Rules:
         if not unused:
             return None
         return (
-            f'Half a grid is thrown away: its {2**a.bits} steps reach from {low:.3g} to '
+            f'Half a grid is thrown away: its {2**a.bits} steps are from {low:.3g} to '
             f'{high:.3g}, no number is below {a.seen[0]:.3g} (a smooth activation such '
             'as SiLU on a symmetric grid).',
             self.raised(layer, 'activation'),
