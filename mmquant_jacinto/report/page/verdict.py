@@ -47,7 +47,7 @@ class Loss(NamedTuple):
             f'{self.start:.3g} ({self.metric}): '
         )
         if self.points <= 0:
-            return f'{text}nothing is lost.'
+            return f'{text}nothing is lost by it.'
         text += f'{self.points:.1f} points are lost'
         if self.interval is None:
             return f'{text}.'

@@ -30,7 +30,7 @@ def scores(end=41.0, lost=None):
             '2.0 points are lost, which may be chance on 20 images (-1.0 to 5.0 with '
             '95 % confidence).',
         ),
-        (scores(52.0, [-6.0, 1.0]), '(mAP50): nothing is lost.'),
+        (scores(52.0, [-6.0, 1.0]), '(mAP50): nothing is lost by it.'),
         (
             [Score('float', 'mIoU', 0.5), Score('quantized', 'mIoU', 0.45)],
             '(mIoU): 5.0 points are lost.',
