@@ -5,8 +5,10 @@
         --points 1.0 --json benchmarks/results/budget.json --table table.md
 
 Calibrates each config's network with quantize.max_drop, or with --latency FACTORS with
-quantize.mixed_precision, and with nothing raised. A run that was cut off goes on where
-it was with --resume. --report-only writes the table of what the JSON has.
+quantize.mixed_precision, and with nothing raised. With --train it first trains the
+network in float: configs of ``benchmarks/detectors`` do so in minutes. A run that was
+cut off goes on where it was with --resume. --report-only writes the table of what the
+JSON has.
 """
 
 from __future__ import annotations
@@ -35,12 +37,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('configs', nargs='*', type=Path)
     parser.add_argument('--target', default='jacinto')
     parser.add_argument('--points', type=float, default=1.0)
+    parser.add_argument('--metric', help="in place of the evaluator's first one")
     parser.add_argument(
         '--latency', type=float, nargs='+', default=[], help='in place of --points'
     )
     parser.add_argument('--bits', type=int, default=8)
     parser.add_argument('--checkpoint', help='in place of the load_from of the config')
+    parser.add_argument(
+        '--train',
+        action='store_true',
+        help='the weights are those of a float training by the config, made first',
+    )
     parser.add_argument('--resume', action='store_true')
+    parser.add_argument(
+        '--so-far', action='store_true', help='rows of searches that have not ended'
+    )
     parser.add_argument('--report-only', action='store_true')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/budget'))
     parser.add_argument('--json', type=Path, required=True)
@@ -51,28 +62,46 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def train_float(path: Path) -> str:
+    """Train a config's network in float, unless that is done; return its weights."""
+    cfg = Config.fromfile(path)
+    last = Path(cfg.work_dir, f'epoch_{cfg.train_cfg.max_epochs}.pth')
+    if not last.is_file():
+        Runner.from_cfg(cfg).train()
+    return str(last)
+
+
 def calibrate(
     path: Path, folder: Path, args: argparse.Namespace, **budget: Any
-) -> float:
-    """Calibrate a config's network within a budget; return the minutes."""
+) -> dict[str, float]:
+    """Calibrate a config's network within a budget; return the minutes it took."""
     cfg = Config.fromfile(path)
     cfg.setdefault('runner_type', 'QuantRunner')
     cfg.work_dir = str(folder)
-    if args.checkpoint:
-        cfg.load_from = args.checkpoint
+    if args.checkpoint or args.train:
+        cfg.load_from = args.checkpoint or train_float(path)
     if args.resume:
         # As the usual tools do: the run knows what it started from.
         cfg.resume, cfg.load_from = True, None
     cfg.quantize = dict(mode='ptq', target=args.target, bits=args.bits, **budget)
-    start = time.monotonic()
+    wall, processor = time.monotonic(), time.process_time()
     Runner.from_cfg(cfg).train()
-    return round((time.monotonic() - start) / 60, 1)
+    return dict(
+        minutes=round((time.monotonic() - wall) / 60, 1),
+        processor_minutes=round((time.process_time() - processor) / 60, 1),
+    )
 
 
 def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Keep a budget of accuracy; return what was found."""
-    minutes = calibrate(path, folder, args, max_drop=args.points)
+    took = dict(minutes=0.0)
+    if not args.so_far:
+        budget = dict(points=args.points, metric=args.metric)
+        took = calibrate(path, folder, args, max_drop=budget)
+    # A resumed search says what it took before, too.
     found = json.loads((folder / FILE).read_text())
+    if not found['finished']:
+        found.update(best_so_far(found))
     trials = [
         {key: value for key, value in trial.items() if key != 'key'}
         for trial in found['trials']
@@ -81,11 +110,28 @@ def run(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         target=args.target,
         bits=args.bits,
         threads=torch.get_num_threads(),
-        # A resumed search says what it took before, too.
-        minutes=max(minutes, round(found['seconds'] / 60, 1)),
+        **dict(took, minutes=max(took['minutes'], round(found['seconds'] / 60, 1))),
         **{key: found[key] for key in ('settings', 'metric', 'float', 'final', 'drop')},
-        **{key: found[key] for key in ('met', 'layers', 'remedies')},
+        **{key: found[key] for key in ('met', 'layers', 'remedies', 'finished')},
         trials=trials,
+    )
+
+
+def best_so_far(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search that has not ended would keep: the least raised, or the best."""
+    points = found['settings']['points']
+    kept = [trial for trial in found['trials'] if trial['drop'] <= points]
+    if kept:
+        best = min(kept, key=lambda t: (t['in_float'], t['raised'], t['drop']))
+    else:
+        best = min(found['trials'], key=lambda trial: trial['drop'])
+    layers, remedies = json.loads(best['key'])
+    return dict(
+        layers=layers,
+        remedies=remedies,
+        final=best['score'],
+        drop=best['drop'],
+        met=bool(kept),
     )
 
 
@@ -94,7 +140,7 @@ def run_latency(
 ) -> dict[str, Any]:
     """Keep a budget of time, None with nothing raised; return what was found."""
     budget = {} if latency is None else dict(mixed_precision=dict(latency=latency))
-    minutes = calibrate(path, folder, args, **budget)
+    took = calibrate(path, folder, args, **budget)
     scalars = MessageHub.get_current_instance().log_scalars
     scores = {
         name.partition('/')[2]: float(scalars[name].current())
@@ -108,7 +154,7 @@ def run_latency(
         target=args.target,
         bits=args.bits,
         threads=torch.get_num_threads(),
-        minutes=minutes,
+        **took,
         **{key: found[key] for key in ('settings', 'latency', 'layers')},
         scores=scores,
     )
@@ -146,8 +192,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown."""
     lines = [
         '| network | target | budget | float | all at the start | kept | drop | raised '
-        '| in float | scorings | minutes |',
-        '| --- ' * 11 + '|',
+        '| in float | scorings | minutes | of the processor |',
+        '| --- ' * 12 + '|',
     ]
     for name, row in rows.items():
         unit = 100 if row['float'] <= 1 else 1
@@ -163,8 +209,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f'{row["drop"]:.2f}' + ('' if row['met'] else ' (not met)'),
             str(len(row['layers']) - in_float),
             str(in_float),
-            str(len(row['trials'])),
+            str(len(row['trials'])) + ' so far' * (not row.get('finished', True)),
             f'{row["minutes"]:g}',
+            f'{row["processor_minutes"]:g}' if 'processor_minutes' in row else '–',
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'

@@ -1,18 +1,20 @@
-"""Whether the line that a report page tells to try helps.
+"""Whether the line that a report page tells to add helps.
 
     python benchmarks/report_advice.py configs/pretrained/yolox_nano.py \
         --json benchmarks/results/report_advice.json
 
 Calibrates a config's network for a target at 8 bits, reports on it, calibrates again
-with the very line of the page, and scores all of them and float by the config's own
-test.
+with the first line of the page, as it stands in the HTML, and scores all of them and
+float by the config's own test. The JSON has what the first screen says.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import html
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmquant_jacinto.report.build import Images, build_report, write_report
-from mmquant_jacinto.report.causes import next_line
+from mmquant_jacinto.report.page.verdict import verdict
 
-MEASURED = 8  # images
+MEASURED, SCORED = 8, 50  # images, as quant_report.py has them
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,14 +67,16 @@ def run(cfg: Config, folder: Path, quantize: dict[str, Any] | None) -> tuple:
 def advise(runner: Any, folder: Path) -> dict[str, Any]:
     """Report on a tested network, and return what its page says."""
     loader = runner.test_loop.dataloader
-    images = Images(loader.dataset, loader.collate_fn, MEASURED)
+    images, scored = (
+        Images(loader.dataset, loader.collate_fn, count) for count in (MEASURED, SCORED)
+    )
     title = folder.parent.name
-    report, pictures = build_report(runner.model, title, 'report', images)
+    report, pictures = build_report(runner.model, title, 'report', images, scored)
     page = write_report(report, str(folder), pictures)
-    trial = next_line(report.trials)
+    said = verdict(report)
     return dict(
         bytes=page.stat().st_size,
-        line=None if trial is None else trial.line,
+        **{key: said[key] for key in ('headline', 'distance', 'why', 'next', 'search')},
         trials=[
             dict(
                 line=t.line, before=round(t.snr_before, 1), after=round(t.snr_after, 1)
@@ -86,9 +90,19 @@ def advise(runner: Any, folder: Path) -> dict[str, Any]:
     )
 
 
+def read_line(page: Path) -> dict[str, Any]:
+    """What a user copies from the page: nothing where it says that all is well."""
+    found = re.search(r'<pre id="next-line">(.*?)</pre>', page.read_text(), re.DOTALL)
+    if found is None:
+        return {}
+    names: dict[str, Any] = {}
+    exec(html.unescape(found[1]), names)
+    return names['quantize']
+
+
 def main() -> None:
     args = parse_args()
-    results: dict[str, Any] = {}
+    results = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for path in args.configs:
         cfg, folder = Config.fromfile(path), args.out / path.stem
         cfg.setdefault('runner_type', 'QuantRunner')
@@ -96,9 +110,8 @@ def main() -> None:
         row['float'] = run(cfg, folder / 'float', None)[1]
         runner, row['8 bits'] = run(cfg, folder / 'start', dict(target=args.target))
         row['page'] = advise(runner, folder / 'page')
-        if row['page']['line'] is not None:
-            # A line of a config, as a user would copy it.
-            line = eval(f'dict({row["page"]["line"]})')
+        line = read_line(folder / 'page' / 'report.html')
+        if line:
             given = dict(target=args.target, **line)
             row['with the line'] = run(cfg, folder / 'advised', given)[1]
         results[path.stem] = row

@@ -19,7 +19,7 @@ from mmquant_jacinto.report.detections import (
     detections_of,
     draw,
     mean_precision,
-    score,
+    scores_of,
 )
 
 
@@ -48,7 +48,7 @@ def read_detections(path: Path, truths: dict[str, Truth]) -> list[Detections]:
 def find_interval(found: list[Detections], truths: list[Truth]) -> list[float]:
     """The 95 % interval of mAP50, from 0 to 1, by the bootstrap over images."""
     values = mean_precision(found, truths, draw(len(truths)))
-    scored = score('', METRIC, values, len(truths))
+    (scored,) = scores_of(METRIC, {'': values}, len(truths))
     return [scored.low / 100, scored.high / 100]
 
 

@@ -3,10 +3,11 @@
 Scoring a network takes as long as validating it, so that few are scored. First what
 costs no speed; then layers in the order of the noise that they put into the network's
 outputs (:mod:`~mmquant_jacinto.report.measuring.sensitivity`): more and more of them
-until the score holds, by bisection the fewest of that order, and last, what can be
+until the score holds, by bisection the fewest of that order, and then what can be
 spared of these all the same, in halves as delta debugging does (Zeller and Hildebrandt,
-TSE 2002). Accuracy-aware control that undoes one layer at a time (NNCF) scores as often
-as it has layers.
+TSE 2002). Where few are left, the first of the ranking are scored by themselves, and
+fewer of those that score best may do. Accuracy-aware control that ranks all layers so
+(NNCF) scores as often as it has layers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ STEPS = 8
 # Of the noise that what is raised would make, that is never put back at once, but for
 # one of so few that each makes as much.
 MUCH = 0.25
+# Layers raised that are few, and of a ranking that are then scored by themselves.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class AccuracyBudget:
             if found is not None:
                 gains = {item.name: item.gain for item in reversed(ranking)}
                 found = self._spare(found, base, gains)
+                found = self._fewer(found, base, ranking)
                 # What an earlier level has raised as a whole.
                 self._spare(found, bottom, dict.fromkeys(base.layers, 0.0))
                 return
@@ -228,6 +232,31 @@ class AccuracyBudget:
                 break
             names = [n for n in names if found.layers.get(n) != floor.layers.get(n)]
             size //= 2
+        return found
+
+    def _fewer(
+        self, found: Choice, base: Choice, ranking: Sequence[Candidate]
+    ) -> Choice:
+        """Fewer than are left, of the first of a ranking, by what each brings alone.
+
+        A ranking by noise has those near its top in no sure order, and removing what
+        was raised never finds another layer that does as well as two.
+        """
+        left = sum(base.layers.get(name) != found.layers[name] for name in found.layers)
+        if not 1 < left <= FEW:
+            return found
+        first = ranking[:FEW]
+        for item in first:
+            alone = raise_to(base, [item])
+            if self.keeps(alone):
+                return alone
+        # The ranking decides between equals: sorting keeps its order.
+        scores = [self.scores[raise_to(base, [item]).key] for item in first]
+        order = sorted(range(len(first)), key=lambda place: -scores[place])
+        for size in range(2, left):
+            fewer = raise_to(base, [first[place] for place in order[:size]])
+            if self.keeps(fewer):
+                return fewer
         return found
 
 

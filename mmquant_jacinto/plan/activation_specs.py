@@ -19,6 +19,7 @@ from ..targets.rules.table import Rules
 from .file_operators import symmetric_groups
 from .flat_ends import FlatEnds
 from .fusion import Chain, Dataflow
+from .open_results import gives_reals
 from .overrides import Overrides
 from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec, narrow_name
 
@@ -58,6 +59,13 @@ class ActivationSpecs:
                 self._parts[opened[value]].append(chain)
         self._read = self._read_groups()
         self._leaving = {self.groups.find(v) for v in flow.leaving}
+        self._floats = {
+            self.groups.find(value)
+            for chain in flow.chains.values()
+            if overrides.is_off(chain.head)
+            for value in chain.head.inputs
+            if value is not None
+        }
         self._sums = self._sum_groups()
         quantized = [c for c in flow.chains.values() if not overrides.is_off(c.head)]
         self._symmetric = symmetric_groups(flow, quantized, rules)
@@ -141,6 +149,11 @@ class ActivationSpecs:
         value = site.inputs[index]
         return self._multiplies(site) and (value is None or value in self.flow.raw)
 
+    def _is_real(self, key: Any) -> bool:
+        """Whether layers give a result as real numbers, to what is in float alone."""
+        unseen = key in self._floats and key not in self._leaving
+        return unseen and gives_reals(self.config.target)
+
     def _key(self, site: Site, index: int) -> Any:
         """Key of an operand's quantizer; constants have each their own."""
         value = site.inputs[index]
@@ -196,7 +209,7 @@ class ActivationSpecs:
             positive = clip is not None and clip[0] is not None and clip[0] >= 0
             for index, value in enumerate(chain.tail.outputs):
                 key = self.groups.find(value)
-                off = bits is False and key not in self._read
+                off = key not in self._read and (bits is False or self._is_real(key))
                 if value not in self.flow.raw and not off:
                     name = site.name + (f':{index}' if index else '')
                     self._add(key, name, ACTIVATION, bits or None, positive)

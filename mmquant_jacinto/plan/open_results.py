@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..record.graph import Site
 from ..targets.rules.table import HARD_SWISH, SILU, Rules
+from ..targets.target import get_target
 from .file_operators import operator_of
 from .fusion import Chain, Dataflow
 
@@ -34,6 +35,16 @@ class _Function:
     operator: str
     operands: tuple[int | None, ...]
     calls: frozenset[str]
+
+
+def gives_reals(target: str) -> bool:
+    """Whether an engine's layers give real numbers to what computes in float.
+
+    One that adds biases to real numbers has them before it puts them on a grid; others
+    have integers alone, which a float layer reads as they are.
+    """
+    engine = get_target(target)
+    return engine.has_float_biases or engine.arithmetic.has_real_biases
 
 
 def open_results(

@@ -21,7 +21,7 @@ from .channel_pairs import find_pairs
 from .file_operators import operator_of
 from .fusion import Chain, Dataflow
 from .network import network_of
-from .open_results import open_results
+from .open_results import gives_reals, open_results
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
 from .planned_widths import check_widths, edge_widths, levels_above
@@ -46,6 +46,16 @@ class Planner:
             if not self.overrides.is_off(chain.head)
         ]
         self.open = open_results(flow, quantized, self.rules)
+        if gives_reals(config.target):
+            # What a float layer gives to a function that would be one with it.
+            floats = {
+                value
+                for chain in flow.chains.values()
+                if self.overrides.is_off(chain.head)
+                for value in chain.tail.outputs
+            }
+            chains = flow.chains.values()
+            flow.raw |= floats.intersection(open_results(flow, chains, self.rules))
         flow.raw |= self.open.keys()
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.

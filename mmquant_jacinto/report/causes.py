@@ -156,9 +156,9 @@ class _Rules:
         if not unused:
             return None
         return (
-            f'Half a grid is thrown away: it reaches down to {low:.3g}, and the '
-            f'smallest element is {a.seen[0]:.3g} (a smooth activation such as SiLU '
-            'on a symmetric grid).',
+            f'Half a grid is thrown away: its {2**a.bits} steps are from {low:.3g} to '
+            f'{high:.3g}, no number is below {a.seen[0]:.3g} (a smooth activation such '
+            'as SiLU on a symmetric grid).',
             self.raised(layer, 'activation'),
         )
 

@@ -198,6 +198,9 @@ class Score:
             images; None where there is only the evaluator's number.
         high (float, optional): Upper end.
         images (int, optional): That were scored.
+        lost (List[float], optional): 95 % interval of the points that float, on the
+            same images, is better by; None of float itself, and where there is only
+            the evaluator's number.
     """
 
     network: str
@@ -206,6 +209,7 @@ class Score:
     low: float | None = None
     high: float | None = None
     images: int | None = None
+    lost: list[float] | None = None
 
 
 @dataclass
@@ -318,5 +322,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        # Most are counts of histograms.
+        return [item if type(item) is int else plain(item) for item in value]
     return value

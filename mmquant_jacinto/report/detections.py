@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .content import Score
+from .segmentations import Segmentation, read_segmentation
 
 OVERLAP = 0.5
 RESAMPLES = 500
@@ -71,15 +72,18 @@ class Seen:
     predictions: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_prediction(sample: Any) -> Prediction | float | None:
-    """What a comparison needs of a data sample, and no mask or map of it.
+def read_prediction(sample: Any) -> Prediction | Segmentation | float | None:
+    """What a comparison needs of a data sample, and no map of it.
 
     Returns:
-        Prediction | float, optional: Of a classified image whether it is right, 1.0 or
-        0.0. None without a truth, and of what is neither detected nor classified.
+        Prediction | Segmentation | float, optional: Of a classified image whether it is
+        right, 1.0 or 0.0. None without a truth, and of what is neither detected,
+        segmented nor classified.
     """
     if hasattr(sample, 'pred_label') and hasattr(sample, 'gt_label'):
         return float(sample.pred_label.flatten()[0] in sample.gt_label.flatten())
+    if hasattr(sample, 'pred_sem_seg'):
+        return read_segmentation(sample)
     if not hasattr(sample, 'pred_instances') or 'bboxes' not in sample.pred_instances:
         return None
     boxes = sample.pred_instances.bboxes
@@ -195,8 +199,25 @@ def draw(images: int) -> np.ndarray:
     return np.concatenate([np.ones((1, images), dtype=int), resamples])
 
 
-def score(network: str, metric: str, values: np.ndarray, images: int) -> Score:
-    """A score in percent: the first of the values, the others its interval."""
-    low, high = np.percentile(100 * values[1:], [2.5, 97.5])
-    value = 100 * float(values[0])
-    return Score(network, metric, value, float(low), float(high), images)
+def scores_of(
+    metric: str, networks: Mapping[str, np.ndarray], images: int
+) -> list[Score]:
+    """Scores in percent, with their intervals.
+
+    Args:
+        metric (str): Its name.
+        networks (Mapping[str, ndarray]): Of each, float first if it is there, the
+            score and those of draws, the same ones for all.
+        images (int): That were scored.
+    """
+    found = []
+    for network, values in networks.items():
+        low, high = np.percentile(100 * values[1:], [2.5, 97.5])
+        score = Score(network, metric, 100 * float(values[0]), float(low), float(high))
+        score.images = images
+        if 'float' in networks and network != 'float':
+            # Of the same images: both are better on those that are easy.
+            lost = 100 * (networks['float'] - values)[1:]
+            score.lost = [float(end) for end in np.percentile(lost, [2.5, 97.5])]
+        found.append(score)
+    return found

@@ -1,4 +1,4 @@
-"""Pictures of detections of several networks, and what these score."""
+"""Pictures of what several networks predict, and what these score."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from .detections import (
     best_threshold,
     draw,
     mean_precision,
-    score,
+    scores_of,
 )
+from .segmentations import IOU, Segmentation, compare, differs, mean_iou, panels
 
 MOST_PICTURES = 6
 LARGEST_SIDE = 420  # pixels of an image in the page
@@ -55,6 +56,8 @@ class Comparison:
             return []
         if all(isinstance(item, float) for item in every):
             self._fill_accuracy(report)
+        elif all(isinstance(item, Segmentation) for item in every):
+            return self._fill_masks(report)
         elif all(isinstance(item, Prediction) for item in every):
             truths = [item.truth for item in next(iter(self.found.values()))]
             if sum(len(truth.labels) for truth in truths):
@@ -62,18 +65,42 @@ class Comparison:
         return []
 
     def _fill_accuracy(self, report: Report) -> None:
-        for network, right in self.found.items():
-            values = draw(len(right)) @ np.array(right) / len(right)
-            report.scores.append(score(network, ACCURACY, values, len(right)))
+        images = len(next(iter(self.found.values())))
+        values = {
+            network: draw(images) @ np.array(right) / images
+            for network, right in self.found.items()
+        }
+        report.scores += scores_of(ACCURACY, values, images)
+
+    def _fill_masks(self, report: Report) -> list[str]:
+        images = list(zip(*self.found.values()))
+        draws = draw(len(images))
+        values = {
+            network: mean_iou([item.counts for item in row], draws)
+            for network, row in self.found.items()
+        }
+        report.scores += scores_of(IOU, values, len(images))
+        report.pictures = dict(
+            images=len(images), networks=list(self.found), **compare(self.found)
+        )
+        order = sorted(range(len(images)), key=lambda index: -differs(images[index]))
+        return [
+            picture
+            for index in order[:MOST_PICTURES]
+            if differs(images[index])
+            for picture in draw_masks(images[index])
+        ]
 
     def _fill_detections(self, report: Report, truths: list[Truth]) -> list[str]:
         draws = draw(len(truths))
         networks = {
             network: [item.found for item in row] for network, row in self.found.items()
         }
-        for network, found in networks.items():
-            values = mean_precision(found, truths, draws)
-            report.scores.append(score(network, METRIC, values, len(truths)))
+        values = {
+            network: mean_precision(found, truths, draws)
+            for network, found in networks.items()
+        }
+        report.scores += scores_of(METRIC, values, len(truths))
         threshold = best_threshold(next(iter(networks.values())), truths)
         images = list(zip(*networks.values()))
         report.pictures = dict(
@@ -135,19 +162,15 @@ def draw_picture(
     Returns:
         List[str]: A ``data:`` address; nothing where the image cannot be read.
     """
-    # A figure of matplotlib takes as long as testing the image.
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    try:
-        image = Image.open(truth.path).convert('RGB')
-    except OSError:
+    image = open_image(truth.path)
+    if image is None:
         return []
     size = image.width
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    scale = image.width / size
-    width = len(networks) * (image.width + GAP) - GAP
-    page = Image.new('RGB', (width, image.height), 'white')
-    for place, found in enumerate(networks):
+    scale, found_panels = image.width / size, []
+    for found in networks:
         panel = image.copy()
         canvas = ImageDraw.Draw(panel)
         for box in truth.boxes:
@@ -156,11 +179,43 @@ def draw_picture(
             if number >= threshold:
                 color = HIT if hit >= 0 else MISS
                 canvas.rectangle(_corners(box * scale), outline=color, width=2)
-        page.paste(panel, (place * (image.width + GAP), 0))
+        found_panels.append(panel)
+    return [side_by_side(found_panels)]
+
+
+def draw_masks(networks: Sequence[Segmentation]) -> list[str]:
+    """The truth of an image, then the masks of each network.
+
+    Returns:
+        List[str]: As of :func:`draw_picture`.
+    """
+    image = open_image(networks[0].path)
+    return [] if image is None else [side_by_side(panels(image, networks))]
+
+
+def open_image(path: str) -> Any:
+    """An image in RGB; None where it cannot be read."""
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert('RGB')
+    except OSError:
+        return None
+
+
+def side_by_side(images: Sequence[Any]) -> str:
+    """Images of one size as one, as a ``data:`` address."""
+    # A figure of matplotlib takes as long as testing the image.
+    from PIL import Image
+
+    width, height = images[0].size
+    page = Image.new('RGB', (len(images) * (width + GAP) - GAP, height), 'white')
+    for place, image in enumerate(images):
+        page.paste(image, (place * (width + GAP), 0))
     content = io.BytesIO()
     page.save(content, format='jpeg', quality=80)
     text = base64.b64encode(content.getvalue()).decode()
-    return [f'data:image/jpeg;base64,{text}']
+    return f'data:image/jpeg;base64,{text}'
 
 
 def pixels(picture: str) -> np.ndarray:

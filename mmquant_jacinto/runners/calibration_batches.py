@@ -84,6 +84,25 @@ def first_batch(dataloader: DataLoader, key: str) -> Any:
     )
 
 
+@contextmanager
+def present_files(keys: str) -> Iterator[None]:
+    """Building of what reads files.
+
+    Args:
+        keys (str): Of the config, for the error.
+
+    Raises:
+        QuantizeError: If a file is not there, or cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise QuantizeError(
+            f'{keys}: {error.filename or "a file"} cannot be read '
+            f'({error.strerror or error}); check data_root and ann_file'
+        ) from error
+
+
 def calibration_dataloader(runner: Runner, config: Calibration) -> DataLoader:
     """Builds the loader of ``quantize.calibration``.
 

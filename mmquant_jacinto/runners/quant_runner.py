@@ -25,7 +25,7 @@ from ..wrappers.distillation import student_of
 from ..wrappers.mmdet_modules import wrapper_class
 from ..wrappers.quant_module import QuantModule
 from . import calibration_hooks
-from .calibration_batches import first_batch
+from .calibration_batches import first_batch, present_files
 from .calibration_loop import CalibrationLoop
 from .checkpoint_files import (
     PART,
@@ -227,7 +227,8 @@ class QuantRunner(Runner):
             batch = first_batch(train, 'train_dataloader')
             predict = batch
             if self._val_loop is not None:
-                self._val_loop = self.build_val_loop(self._val_loop)
+                with present_files('val_dataloader or val_evaluator'):
+                    self._val_loop = self.build_val_loop(self._val_loop)
                 predict = first_batch(self._val_loop.dataloader, 'val_dataloader')
             self.model.prepare(predict, batch)
         # Weights are loaded from any checkpoint; ranges only where they fit.

@@ -73,3 +73,45 @@ def test_configs_and_report_only_exclude_each_other(capsys):
         with pytest.raises(SystemExit):
             budget.parse_args(line)
         assert '--report-only without one' in capsys.readouterr().err
+
+
+def test_a_float_training_comes_first_where_it_is_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / 'toy.py'
+    make_config(tmp_path / 'float').dump(path)
+    given = ['--bits', '3', '--points', '2.5', '--out', tmp_path / 'runs']
+    run(monkeypatch, path, *given, '--train', '--json', tmp_path / 'budget.json')
+    (row,) = json.loads((tmp_path / 'budget.json').read_text()).values()
+    weights = tmp_path / 'float' / 'epoch_6.pth'
+    assert row['met'] and weights.is_file() and row['processor_minutes'] >= 0
+    made = weights.stat().st_mtime_ns
+    # It is not trained again.
+    assert budget.train_float(path) == str(weights)
+    assert weights.stat().st_mtime_ns == made
+
+
+def test_a_budget_of_another_metric(config, tmp_path, monkeypatch):
+    found = tmp_path / 'budget.json'
+    given = ['--bits', '8', '--metric', 'norm', '--out', tmp_path / 'runs']
+    run(monkeypatch, config, *given, '--json', found)
+    (row,) = json.loads(found.read_text()).values()
+    assert row['metric'] == 'norm'
+
+
+def test_a_search_that_has_not_ended_has_a_row(config, tmp_path, monkeypatch, capsys):
+    given = ['--bits', '3', '--points', '2.5', '--out', tmp_path / 'runs']
+    run(monkeypatch, config, *given, '--json', tmp_path / 'whole.json')
+    (whole,) = json.loads((tmp_path / 'whole.json').read_text()).values()
+    (file,) = (tmp_path / 'runs').glob('*/max_drop.json')
+    state = json.loads(file.read_text())
+    state.update(finished=False, layers={}, remedies={})
+    file.write_text(json.dumps(state))
+    run(monkeypatch, config, *given, '--so-far', '--json', tmp_path / 'part.json')
+    (part,) = json.loads((tmp_path / 'part.json').read_text()).values()
+    assert not part['finished'] and ' so far |' in capsys.readouterr().out
+    for key in ('layers', 'remedies', 'final', 'met', 'trials'):
+        assert part[key] == whole[key]
+    # With a point that nothing has kept it is the best of it.
+    state['settings']['points'] = -100
+    assert budget.best_so_far(state)['drop'] == min(t['drop'] for t in state['trials'])

@@ -96,17 +96,20 @@ def test_what_a_wrong_ranking_raised_for_nothing_is_put_back():
 
 
 def test_what_makes_much_of_the_noise_is_not_put_back_by_a_lucky_score():
-    costs = {f'layer{index}': 2.0**-index for index in range(8)}
+    # Nothing but the last of them is needed, the first three are most of the noise, and
+    # too many are left that each make little for chance to be tried with each.
+    costs = {f'layer{index}': 40.0 - 13 * index for index in range(3)}
+    costs.update({f'layer{index}': 1.0 - index / 100 for index in range(3, 24)})
+    needed = {f'layer{index}' for index in range(12, 24)}
 
     class Lucky(Network):
         def score(self, choice):
             super().score(choice)
-            return 100.0 if 'layer7' in choice.layers else 90.0
+            return 100.0 if needed <= set(choice.layers) else 90.0
 
     found = search(Lucky(costs), 99.0)
-    # Nothing but the last of them is needed, the first is half of the noise.
-    assert 'layer0' in found.layers and 'layer7' in found.layers
-    assert not {'layer3', 'layer4', 'layer5', 'layer6'} & set(found.layers)
+    assert 'layer0' in found.layers and needed <= set(found.layers)
+    assert not {f'layer{index}' for index in range(4, 12)} & set(found.layers)
 
 
 def test_each_of_a_few_is_tried_without():
@@ -116,6 +119,35 @@ def test_each_of_a_few_is_tried_without():
         Candidate(name, level, gain) for name, gain in (('a', 5.0), ('b', 4.0))
     ]
     assert search(network, 99.0).layers == {'b': 16}
+
+
+def test_one_that_does_as_well_as_two_is_found_by_itself():
+    # The two that the ranking has first do together, and neither alone.
+    worth = {'a': 1.0, 'b': 1.0, 'c': 0.1, 'd': 2.0, 'e': 0.1}
+
+    class Layers(Network):
+        def score(self, choice):
+            super().score(choice)
+            return 98.0 + sum(worth[name] for name in choice.layers)
+
+    network = Layers(dict(a=5.0, b=4.0, c=0.3, d=0.2, e=0.1))
+    found = search(network, 100.0)
+    assert found.layers == {'d': 16}
+    # Two for the start, which one of them makes twice, and those of the ranking.
+    assert len(network.scored) <= 2 + 3 + 4
+
+
+def test_those_that_bring_most_alone_may_be_fewer_together():
+    worth = dict(a=0.1, b=1.0, c=0.1, d=1.4, e=0.7, f=1.3)
+
+    class Layers(Network):
+        def score(self, choice):
+            super().score(choice)
+            return 97.0 + sum(worth[name] for name in choice.layers)
+
+    network = Layers(dict(a=9.0, b=8.0, c=7.0, d=0.9, e=0.8, f=0.7))
+    found = search(network, 99.6)
+    assert found.layers == {'d': 16, 'f': 16}
 
 
 def test_float_is_the_last_resort_and_as_few_as_do():

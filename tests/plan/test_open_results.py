@@ -129,6 +129,42 @@ def test_module_that_is_off_is_one_with_nothing(x, off):
     assert plan.steps['one/conv2d'].joins is None
 
 
+@pytest.mark.parametrize(
+    'target, given',
+    [
+        ('openvino', ['/input', 'act#1/silu', 'last/conv2d']),
+        ('tensorrt', ['/input', 'act#1/silu', 'last/conv2d']),
+        # Its layers give integers alone.
+        ('onnxruntime', None),
+    ],
+)
+def test_float_layers_read_real_numbers_where_layers_give_them(x, target, given):
+    net = Forward(
+        lambda net, x: net.last(net.act(net.two(net.act(net.one(x))))),
+        one=conv(),
+        two=conv(8),
+        act=nn.SiLU(),
+        last=conv(8),
+    )
+    plan = make_plan(net, x, target=target, overrides={'two': False})
+    if given is None:
+        assert {'act/silu', 'two/conv2d'} < set(activations(plan))
+    else:
+        assert list(activations(plan)) == given
+
+
+def test_what_a_quantized_layer_reads_beside_a_float_one_keeps_its_grid(x):
+    net = Forward(
+        lambda net, x: (net.two(y := net.act(net.one(x))), net.three(y)),
+        one=conv(),
+        two=conv(8),
+        three=conv(8),
+        act=nn.SiLU(),
+    )
+    plan = make_plan(net, x, target='openvino', overrides={'two': False})
+    assert 'act/silu' in activations(plan)
+
+
 def test_width_of_a_layer_is_that_of_the_function_behind(x):
     net = Forward(lambda net, x: net.two(net.act(net.one(x))), one=conv(), two=conv(8))
     net.act = nn.SiLU()

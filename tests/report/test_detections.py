@@ -11,7 +11,7 @@ from mmquant_jacinto.report.detections import (
     match,
     mean_precision,
     overlap,
-    score,
+    scores_of,
 )
 
 SQUARES = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], dtype=np.float32)
@@ -66,6 +66,18 @@ def test_nothing_found_scores_nothing():
 def test_intervals_hold_the_score():
     draws = draw(50)
     right = (np.arange(50) % 5 > 0).astype(float)
-    item = score('float', 'accuracy', draws @ right / 50, 50)
+    (item,) = scores_of('accuracy', {'float': draws @ right / 50}, 50)
     assert item.value == pytest.approx(80)
     assert 65 < item.low < 75 < 85 < item.high < 95 and item.images == 50
+    assert item.lost is None
+
+
+def test_what_is_lost_has_an_interval_of_its_own():
+    draws = draw(50)
+    right = (np.arange(50) % 5 > 0).astype(float)
+    worse = right * (np.arange(50) % 10 != 1)
+    networks = {'float': draws @ right / 50, 'quantized': draws @ worse / 50}
+    _, item = scores_of('accuracy', networks, 50)
+    assert item.value == pytest.approx(70)
+    # Each score alone may differ by more than ten points; that it is worse is certain.
+    assert item.high > 80 and 0 < item.lost[0] < 10 < item.lost[1] < 20

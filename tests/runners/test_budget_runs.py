@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
+from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner
 from ptq_runs import CHECKPOINT, NARROW, ptq_config
 from toy_runner import (
@@ -301,6 +301,26 @@ def test_a_metric_of_no_evaluator_is_refused_before_anything_is_scored(
     with pytest.raises(QuantizeError, match='begin with toy/'):
         train(ptq_config(tmp_path, float_checkpoint, quantize, val_evaluator=evaluator))
     assert 'Budget' not in log_of(tmp_path)
+
+
+def test_a_validation_set_that_is_missing_is_named_before_anything_runs(
+    float_checkpoint, tmp_path
+):
+    cfg = ptq_config(tmp_path, float_checkpoint, KEPT)
+    kept = dict(pipeline=cfg.val_dataloader.dataset.pipeline)
+    file = str(tmp_path / 'val.json')
+    cfg.val_dataloader.dataset = dict(type='Missing', file=file, **kept)
+    with pytest.raises(QuantizeError) as caught:
+        train(cfg)
+    for word in ('val_dataloader', 'val.json', 'No such file', 'ann_file'):
+        assert word in str(caught.value)
+    assert 'Budget' not in log_of(tmp_path)
+
+
+@DATASETS.register_module()
+class Missing(torch.utils.data.Dataset):
+    def __init__(self, file, pipeline):
+        self.items = open(file).readlines()
 
 
 def test_a_float_network_without_a_score_is_refused(tmp_path, float_checkpoint):

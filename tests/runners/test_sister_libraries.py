@@ -224,6 +224,27 @@ def test_test_gives_exactly_the_validation_score(trained, library, make_config):
     assert score[library.metric] == lines[-1][library.metric]
 
 
+def test_its_page_scores_and_shows_masks_as_the_library_does(
+    trained, library, make_config
+):
+    checkpoint = Path(trained.work_dir) / library.checkpoint
+    hooks = [dict(type='ReportHook', share=10.0)]
+    cfg = make_config('page', load_from=str(checkpoint), custom_hooks=hooks)
+    score = Runner.from_cfg(cfg).test()[library.metric]
+    (path,) = Path(cfg.work_dir).glob('*/report.json')
+    found = {
+        (item['network'], item['metric']): item['value']
+        for item in json.loads(path.read_text())['scores']
+    }
+    metric = 'mIoU' if library.package == 'mmseg' else 'accuracy'
+    assert found['quantized', metric] == pytest.approx(score, abs=0.01)
+    assert ('float', metric) in found
+    pictures = json.loads(path.read_text())['pictures']
+    if library.package == 'mmseg':
+        assert pictures['networks'] == ['float', 'quantized']
+        assert 0 < pictures['kept'] + pictures['lost'] <= 1
+
+
 def test_calibrates(trained, library, make_config):
     checkpoint = str(Path(trained.work_dir) / library.checkpoint)
     cfg = make_config(

@@ -48,7 +48,8 @@ class GradientProbe(Probe):
         return FloatOutputs.call(self, step, op, func, args, kwargs)
 
     def after_norm(self, step: Step, x: Any) -> Any:
-        if step.last and step.output is not None and isinstance(x, Tensor):
+        counts = step.output is not None or step.weight is not None
+        if step.last and counts and isinstance(x, Tensor):
             x = self._keep(step.chain, x)
         return super().after_norm(step, x)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Callable
 
 from ...execute.quantization import Quantization
+from ...plan.open_results import gives_reals
+from ...plan.plan import Plan
+from ...record import ops
 from .sensitivity import WEIGHT, measure_sensitivity
 
 
@@ -27,8 +30,9 @@ def noise_to_lose(
 
     Returns:
         Dict[str, Dict[str, float]]: Call site, or quantizer of an input, to the noise
-        to signal that goes with its ``'weight'`` and its ``'activation'``. Without
-        what is as wide already; an input is never in float.
+        to signal that goes with its ``'weight'`` and its ``'activation'``: in float,
+        where the target has real numbers, that of what it reads. Without what is as
+        wide already; an input is never in float.
 
     Raises:
         QuantizeError: If no output has a finite gradient.
@@ -52,4 +56,41 @@ def noise_to_lose(
         noise = item.noise[bits] - (item.noise[level] if level else 0.0)
         if noise > 0:
             found.setdefault(item.name, {})[item.kind] = noise
+    if level or not gives_reals(plan.config['target']):
+        return found
+    return by_reader(plan, found)
+
+
+def by_reader(
+    plan: Plan, noise: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Noise by what has to be in float for it to go: the only reader of a tensor.
+
+    A tensor that a quantized layer reads is on a grid, whatever makes it.
+
+    Args:
+        plan (Plan): Of the network.
+        noise (Mapping[str, Mapping[str, float]]): By what makes a tensor.
+
+    Returns:
+        Dict[str, Dict[str, float]]: The same by call, without what more than one call
+        reads.
+    """
+    readers: dict[str, set[str]] = {}
+    for name, step in plan.steps.items():
+        for quantizer in filter(None, (*step.inputs, *step.again)):
+            readers.setdefault(quantizer, set()).add(name)
+    found: dict[str, dict[str, float]] = {}
+    for name, kinds in noise.items():
+        step = plan.steps[name]
+        for kind, value in kinds.items():
+            reading = readers.get(step.output or '', set())
+            if kind == WEIGHT or not reading:
+                reading = {name}
+            if len(reading) == 1:
+                (reader,) = reading
+                if plan.steps[reader].kind in (ops.PASS, ops.CAT):
+                    continue  # what moves elements computes nothing
+                parts = found.setdefault(reader, {})
+                parts[kind] = parts.get(kind, 0.0) + value
     return found

@@ -162,7 +162,9 @@ def measure_sensitivity(
     found = []
     for name, noise in _everywhere(signals.noise, len(batches)).items():
         step = plan.steps.get(name)
-        parts = [(ACTIVATION, noise[count:])]
+        parts = []
+        if step is None or step.output is not None:
+            parts.append((ACTIVATION, noise[count:]))
         if step is not None and step.weight is not None:
             parts.append((WEIGHT, noise[:count]))
         found += [

@@ -152,7 +152,34 @@ class FloatSignals(_Still):
         if step.last and step.output is not None and isinstance(x, Tensor):
             own = self._pending.pop(step.chain, [x])
             self._compare(step.chain, step.output, x, own, step.clip)
+        elif step.last and step.chain in self._pending and isinstance(x, Tensor):
+            self._weigh_open(step.chain, x, self._pending.pop(step.chain))
         return x
+
+    def _weigh_open(self, name: str, x: Tensor, own: list[Tensor]) -> None:
+        """Weighs the errors of a layer's weight whose result is on no grid."""
+        gradient, reference = self.gradients.get(self.key(name)), sample(x)
+        if gradient is not None and gradient.shape == reference.shape:
+            errors = [sample(item) for item in own]
+            self._weigh(
+                name, x, reference, gradient, [*errors, *[reference] * len(own)]
+            )
+
+    def _weigh(
+        self,
+        name: str,
+        x: Tensor,
+        reference: Tensor,
+        gradient: Tensor,
+        errors: list[Tensor],
+    ) -> None:
+        # Of all elements, as the sample's.
+        weight = gradient.square() * (x.numel() / reference.numel())
+        noise = torch.stack(
+            [((error - reference).square() * weight).sum() for error in errors]
+        ).double()
+        known = self.noise.get(name)
+        self.noise[name] = noise if known is None else known + noise
 
     def _compare(
         self, name: str, quantizer: str, x: Tensor, own: list[Tensor], clip: Any
@@ -169,16 +196,8 @@ class FloatSignals(_Still):
             self.statistics.add(name, quantizer, x, reference, quantized)
         if gradient is None or gradient.shape != reference.shape:
             return
-        # Of all elements, as the sample's.
-        weight = gradient.square() * (x.numel() / reference.numel())
-        noise = torch.stack(
-            [
-                ((error - reference).square() * weight).sum()
-                for error in self._errors(quantizer, x, own, clip)
-            ]
-        ).double()
-        known = self.noise.get(name)
-        self.noise[name] = noise if known is None else known + noise
+        errors = self._errors(quantizer, x, own, clip)
+        self._weigh(name, x, reference, gradient, errors)
 
     def _errors(
         self, quantizer: str, x: Tensor, own: list[Tensor], clip: Any

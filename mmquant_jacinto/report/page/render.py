@@ -9,7 +9,8 @@ from typing import Any
 from ...errors import QuantizeError
 from ..content import Report, as_json
 from .plots import plot_curves, plot_network
-from .text import COLUMNS, cells, verdict
+from .text import COLUMNS, cells
+from .verdict import verdict
 
 FOLDER = Path(__file__).parent
 
@@ -93,6 +94,8 @@ def _note(pictures: dict[str, Any]) -> str:
     if not pictures:
         return ''
     networks = pictures['networks']
+    if 'threshold' not in pictures:
+        return _masks_note(pictures)
     text = (
         f'Detections above {pictures["threshold"]:.2f}, where those of '
         f'{networks[0]} have their best F1 on {pictures["images"]} images. From left '
@@ -105,4 +108,23 @@ def _note(pictures: dict[str, Any]) -> str:
         f'{text} Of the hits in float, {pictures["kept"]} are kept and '
         f'{pictures["lost"]} lost by the quantized network, which has '
         f'{pictures["gained"]} others.'
+    )
+
+
+def _masks_note(pictures: dict[str, Any]) -> str:
+    """Of a segmentor."""
+    networks = pictures['networks']
+    first = networks[0]
+    text = (
+        f'From left to right: the truth, {", ".join(networks)}; a color for each class.'
+    )
+    if len(networks) > 1:
+        text += f' Red: right in {first} alone, green: wrong in {first} alone.'
+    if 'kept' not in pictures:
+        return text
+    kept, lost, gained = (f'{pictures[key]:.1%}' for key in ('kept', 'lost', 'gained'))
+    return (
+        f'{text} Of the pixels of {pictures["images"]} images {kept} are right in both '
+        f'float and quantized network, {lost} in float alone, {gained} in quantized '
+        'alone.'
     )

@@ -49,6 +49,22 @@ def test_file_computes_what_the_model_does(x, target, pairs, spelling):
     assert (expected - found).abs().max() <= 1.01 * step
 
 
+@pytest.mark.parametrize('target', ['openvino', 'tensorrt'])
+@pytest.mark.parametrize('off', ['stem', 'depth', 'last'])
+@pytest.mark.parametrize('spelling', ['silu', 'x * sigmoid'])
+def test_what_is_in_float_reads_and_gives_no_steps(x, target, off, spelling):
+    net = smooth_net(SPELLINGS[spelling][1])
+    overrides = {name: False for name in (off, 'norm') if off == 'stem' or name == off}
+    exported = export(net, x, target, target=target, overrides=overrides)
+    ops = [node.op_type for node in exported.model.graph.node]
+    # Of four pairs the one in front of the layer is gone, and at the end that behind.
+    assert ops.count('QuantizeLinear') == (2 if off == 'last' else 3)
+    expected, found = results(net, exported, x)
+    # Sums of real numbers have another order, and are seldom at a tie.
+    near = (expected - found).abs() < 1e-4 * expected.abs().max()
+    assert near.float().mean() > 0.99
+
+
 def test_sums_of_a_twin_are_exact(x):
     target = 'tensorrt'
     torch.manual_seed(0)

@@ -72,7 +72,8 @@ def test_what_names_and_causes_contain_is_no_markup(html):
 
 def test_the_verdict_says_what_is_lost_why_and_what_to_do(html):
     text = Page(html).text['section']
-    assert 'The quantized network has mAP50 41, float 50.' in text
+    assert 'Quantized, the network scores 41 where float scores 50 (mAP50)' in text
+    assert '9.0 points are lost' in text
     assert 'far from float: 12.0 dB' in text
     assert 'per_channel=True' in text and 'from 12.0 to 18.0 dB' in text
     assert '33 to 50' in text and 'head: quantize.overrides' in text
@@ -105,8 +106,13 @@ def test_without_its_libraries_it_says_which(monkeypatch, package):
 
 
 def test_without_a_trial_it_tells_the_likeliest_remedy_and_that_it_was_not_tried():
+    html = render(made_up(trials=[], scores=[]))
+    assert '    bits=16,' in html and 'For want of time nothing was tried' in html
+
+
+def test_without_a_trial_a_search_is_told_where_scores_can_be_kept():
     html = render(made_up(trials=[]))
-    assert '    bits=16,' in html and 'It was not tried, for want of time' in html
+    assert '    max_drop=1.0,' in html and 'For want of time nothing was tried' in html
 
 
 def kept(**changes):
@@ -147,8 +153,8 @@ def test_a_budget_that_was_not_kept_says_by_how_much():
     text = ' '.join(Page(render(made_up(budget=found))).text['section'].split())
     assert '2.25 more than the 1 of max_drop: nothing that was tried' in text
     # What found it is no advice any more.
-    assert 'max_drop=0.5' not in text
-    assert 'max_drop=0.5' in render(made_up())
+    assert 'max_drop=1.0' not in text
+    assert 'id="search-line"' in render(made_up())
     assert 'No layer had to be raised' in text
 
 

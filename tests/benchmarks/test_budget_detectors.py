@@ -1,0 +1,20 @@
+"""The detectors that a benchmark of budgets trains are built as they are written."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from paths import ROOT
+
+pytest.importorskip('mmdet')
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn_bccd', 'deformable_detr_bccd'])
+def test_it_predicts(name):
+    cfg = Config.fromfile(ROOT / 'benchmarks' / 'detectors' / f'{name}.py')
+    init_default_scope('mmdet')
+    detector = MODELS.build(cfg.model).eval()
+    assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval
+    with torch.no_grad():
+        features = detector.extract_feat(torch.randn(1, 3, 64, 64))
+    assert [tuple(level.shape[-2:]) for level in features] == [(8, 8), (4, 4), (2, 2)]
