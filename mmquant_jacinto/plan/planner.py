@@ -18,7 +18,7 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from ..targets.target import get_target
 from .activation_specs import ActivationSpecs, input_name
 from .channel_pairs import find_pairs
-from .file_operators import operator_of
+from .file_operators import weight_operator
 from .fusion import Chain, Dataflow
 from .network import network_of
 from .open_results import open_results
@@ -236,7 +236,7 @@ class Planner:
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
             fmt = self._weight_format(site, shape)
             is_grouped = axis == 1 and channels != shape[1]
-            if is_grouped or not self.rules.scales_channels(operator_of(site)):
+            if is_grouped or not self._scales_channels(chain):
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
             known = specs.get(name)
@@ -258,6 +258,12 @@ class Planner:
             # (out, in / groups, ...): each output channel reads one input channel.
             per_channel = site.kind == ops.CONV and shape[1:2] == (1,)
         return replace(self.preset.weight, bits=width, per_channel=per_channel)
+
+    def _scales_channels(self, chain: Chain) -> bool:
+        """Whether the target takes scales of the channels of a layer's weight."""
+        if chain.head.computed_weight and chain.head.kind == ops.CONV_TRANSPOSE:
+            return False  # its groups are not known, and may leave it no such axis
+        return self.rules.scales_channels(weight_operator(chain, self.raw))
 
     def _weight_name(self, chain: Chain) -> str:
         name = chain.head.weight
@@ -306,7 +312,7 @@ class Planner:
             weight_format = (
                 None if self.overrides.is_off(site) else self._weight_format(site)
             )
-            if weight_format and site.kind == ops.CONV_TRANSPOSE:
+            if weight_format and not self._scales_channels(chain):
                 weight_format = replace(weight_format, per_channel=False)
         again: tuple[str, ...] = ()
         if weight is not None and self.graph.repeats:

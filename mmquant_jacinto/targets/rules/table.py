@@ -286,6 +286,12 @@ class Rules:
         )
 
     @property
+    def has_symmetric_constants(self) -> bool:
+        """bool: Whether constants that are added lie on grids without zero point."""
+        row = self.row(Weights, 'Add')
+        return row is not None and row.symmetric
+
+    @property
     def divides_channels(self) -> bool:
         """bool: Whether quantizing takes a factor for each channel along."""
         return self.row(Divided, 'QuantizeLinear') is not None
