@@ -21,7 +21,7 @@ from .channel_pairs import find_pairs
 from .file_operators import weight_operator
 from .fusion import Chain, Dataflow
 from .network import network_of
-from .open_results import open_results
+from .open_results import open_results, overwriting_sums
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
 from .planned_widths import check_widths, edge_widths, levels_above
@@ -47,6 +47,7 @@ class Planner:
         ]
         self.open = open_results(flow, quantized, self.rules)
         flow.raw |= self.open.keys()
+        self.overwriting = overwriting_sums(flow, self.open, self.rules)
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
@@ -337,6 +338,7 @@ class Planner:
                 item.is_shared,
                 self.open.get(tail),
                 again if head else (),
+                head and item.name in self.overwriting,
             )
         return steps
 

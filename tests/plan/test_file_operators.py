@@ -78,9 +78,7 @@ def test_weights_that_follow_from_others_are_signed_where_tidl_wants_it():
     plan = plan_of(
         lambda net, x: F.conv2d(y := net.conv(x), y.new_ones(2, 4, 1, 1)), 'tidl'
     )
-    (weight,) = (
-        fmt for name, fmt in formats(plan).items() if ':input1' in name
-    )
+    (weight,) = (fmt for name, fmt in formats(plan).items() if ':input1' in name)
     assert weight.symmetric
     assert not weight.unsigned_if_positive
 

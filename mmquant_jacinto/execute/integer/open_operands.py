@@ -70,7 +70,10 @@ class OpenOperands(Layers):
         ((given, x),) = known
         factor = self.activations.factor(step.output)
         is_only = not self._read_once.isdisjoint(step.inputs)
-        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only)
+        pair = None
+        if step.overwrites:
+            pair = self.engine.pair_in_sum(given, grid, factor)
+        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only, pair)
         return self._requantize(grid, steps, step.clip, factor)
 
     def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:

@@ -28,6 +28,10 @@ from ..operators.translation import SiteWriter
 from .trace import Trace
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
+_PAIR = Storage('uint8', 128, 0, 255)
+# Of zeros alone an engine has no bias, and computes a sum behind otherwise. This one
+# is rounded away.
+_NO_BIAS = 1e-30
 
 
 class Writing(Integer):
@@ -101,7 +105,7 @@ class Writing(Integer):
             op, narrow(grid_of(tensors[0])), grid_of(out), args, kwargs
         ):
             self._write_exact(step, op, args, kwargs, out)
-        elif self._opens_channels(step):
+        elif self._opens_channels(step) or step.overwrites:
             self._write_opened(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
             trace.write(op.name, step.chain, args, kwargs, out)
@@ -197,6 +201,11 @@ class Writing(Integer):
         trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
         given, grid = grid_of(x), grid_of(out)
         weight, bias = self._operands(step, given, grid)
+        if step.joins and self.state.plan.steps[step.joins].overwrites:
+            real = self.real_bias(step.weight)
+            if not self.integer_bias(step.weight, given).any():
+                real = torch.full_like(real, _NO_BIAS)
+                bias = trace.writer.constant(real, f'{step.weight}.bias')
         if step.kind == ops.LINEAR and x.dim() > 2:
             name = trace.operand(x, step.chain)
             source = self._flatten(step, x, name, given)
@@ -346,17 +355,20 @@ class Writing(Integer):
     def _write_opened(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
     ) -> None:
-        """Part of a smooth function between tensors with scaled channels."""
+        """A call between tensors with scaled channels, or with a pair inside."""
         trace = self.trace
         site = SiteWriter(trace.writer, step.chain, out, trace.operand)
         operands: list[Tensor] = []
-        for x, quantizer in zip(ops.tensor_inputs(op, args, kwargs), step.inputs):
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        for x, quantizer in zip(tensors, step.inputs):
             factor = self.activations.factor(quantizer)
             if factor is not None:
                 opened = site.node('Mul', trace.operand(x, step.chain), factor)
                 with trace.paused():
                     x = x.clone()
                 trace.name(x, opened)
+            elif step.overwrites and quantizer is None:
+                x = self._through_pair(step, x, tensors)
             operands.append(x)
         args, kwargs = ops.replace_inputs(op, args, kwargs, operands)
         trace.write(op.name, step.chain, args, kwargs, out)
@@ -364,6 +376,21 @@ class Writing(Integer):
         name = trace.name_of(out)
         if behind is not None and name is not None:
             trace.name(out, site.node('Div', name, behind))
+
+    def _through_pair(self, step: Step, x: Tensor, operands: list[Tensor]) -> Tensor:
+        """What a layer gives a sum, behind a pair that the engine takes no grid for."""
+        trace, writer = self.trace, self.trace.writer
+        given = next(grid_of(item) for item in operands if grid_of(item) is not None)
+        grid, factor = self._grid(step.output), self.activations.factor(step.output)
+        pair = self.engine.pair_in_sum(given, grid, factor)
+        if pair is None:
+            return x
+        name, stored = f'{step.chain}:pair', trace.operand(x, step.chain)
+        stored = writer.quantize(stored, pair, _PAIR, name)
+        with trace.paused():
+            x = x.clone()
+        trace.name(x, writer.dequantize_unseen(stored, pair, _PAIR, name))
+        return x
 
     def _write_exact(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor

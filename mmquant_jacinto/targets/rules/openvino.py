@@ -99,7 +99,7 @@ RULES = Rules(
             ),
         ),
         Fusion(_FUSING, HARD, followers=(HARD_SWISH,)),
-        Fusion(('Conv',), SUM, followers=('Add',)),
+        Fusion(('Conv',), SUM, followers=('Add',), drops_pairs=True),
         Pattern((SILU,), SWISH),
         Pattern((HARD_SWISH,), HARD),
         Divided(('QuantizeLinear',), DIVISION),

@@ -172,10 +172,13 @@ class Fusion(Row):
 
     Args:
         followers (Tuple[str, ...]): Of ONNX, each alone; :data:`SILU` and its kin.
+        drops_pairs (bool): Whether a pair between them is left out, so that it splits
+            nothing. The engine may want one to see that both are one.
         severity (str): One of :data:`SEVERITIES`.
     """
 
     followers: tuple[str, ...] = ()
+    drops_pairs: bool = False
     severity: str = SLOWER
 
 
@@ -283,6 +286,13 @@ class Rules:
         return any(
             head in row.operators and follower in row.followers
             for row in self.of(Fusion)
+        )
+
+    @property
+    def drops_pairs_in_sums(self) -> bool:
+        """bool: Whether a pair between a convolution and an addition is left out."""
+        return any(
+            row.drops_pairs and 'Add' in row.followers for row in self.of(Fusion)
         )
 
     @property
