@@ -2,7 +2,8 @@
 
 ``qat_hook`` keeps the freeze schedule, ``exact_resume_hook`` makes a resumed run end
 where the uninterrupted one ends, ``report_hook`` writes a page at its end,
-``surgery_hook`` changes a float model first. Imports ``wrappers`` and what is before it.
+``surgery_hook`` changes a float model first. Imports ``wrappers`` and what is before
+it.
 """
 
 from .exact_resume_hook import ExactResumeHook
