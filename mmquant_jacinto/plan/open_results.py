@@ -113,8 +113,8 @@ def overwriting_sums(
             and {sites[other].shape} == shapes
             and not flow.raw.intersection((other, *chain.tail.outputs))
             and other not in flow.leaving
-            # A layer cannot read what it overwrites.
-            and other not in layer.head.inputs
+            # A layer cannot read what it overwrites, through nothing either.
+            and flow.groups.find(other) not in map(flow.groups.find, layer.head.inputs)
             and not _is_seen(flow, other, makers, opened)
             and all(_leads_to(flow, item, name) for item in flow.consumers[other])
         ):
