@@ -114,12 +114,16 @@ def overwriting_sums(
             and not flow.raw.intersection((other, *chain.tail.outputs))
             and other not in flow.leaving
             # A layer cannot read what it overwrites, through nothing either.
-            and flow.groups.find(other) not in map(flow.groups.find, layer.head.inputs)
+            and flow.groups.find(other) not in _groups_of(flow, layer.head.inputs)
             and not _is_seen(flow, other, makers, opened)
             and all(_leads_to(flow, item, name) for item in flow.consumers[other])
         ):
             found.add(name)
     return found
+
+
+def _groups_of(flow: Dataflow, values: Iterable[int | None]) -> set[int]:
+    return {flow.groups.find(value) for value in values if value is not None}
 
 
 def _is_seen(
