@@ -95,14 +95,16 @@ def _finding(
 
 def _versions(checked: Checked) -> Iterator[Finding]:
     model = checked.model
-    opset = max(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
+    # None where all operators are of somebody else.
+    opsets = {o.version for o in model.opset_import if o.domain in ('', 'ai.onnx')}
     for row in checked.rules.of(table.Versions):
         low, high = row.opset
-        if not low <= opset <= high:
-            yield Finding(
-                *(table.FILE, '', 'opset', f'opset {opset}', f'opset {low} to {high}'),
-                *(str(row.source), table.VIOLATION),
-            )
+        for opset in opsets:
+            if not low <= opset <= high:
+                yield Finding(
+                    *(table.FILE, '', 'opset', f'opset {opset}'),
+                    *(f'opset {low} to {high}', str(row.source), table.VIOLATION),
+                )
         if row.ir is not None and model.ir_version > row.ir:
             yield Finding(
                 *(table.FILE, '', 'IR', f'IR version {model.ir_version}'),
