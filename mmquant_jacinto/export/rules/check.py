@@ -20,6 +20,8 @@ _WEIGHTS = {
     **dict.fromkeys(('Conv', 'ConvTranspose', 'DeformConv', 'Gemm', 'PRelu'), (1,)),
     'BatchNormalization': (1,),
 }
+# They read a tensor's shape, whatever its grid.
+_OF_SHAPES = ('Shape', 'Size')
 _BIASES = {'Conv': 2, 'ConvTranspose': 2, 'Gemm': 2, 'DeformConv': 3}
 
 
@@ -134,13 +136,13 @@ def _instead(checked: Checked, row: Any) -> str:
 
 def _activations(checked: Checked) -> Iterator[Finding]:
     for operation in checked.operations:
-        if checked.fused.is_follower(operation):
+        if operation.op in _OF_SHAPES or checked.fused.is_follower(operation):
             continue
         values = {value.name: value.grid for value in _variables(operation)}
         values[operation.result.name] = checked.fused.result_grid(operation)
         for row in checked.rows(table.Activations, operation):
             for name, grid in values.items():
-                wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+                wrong = _wrong_grid(grid, row.symmetric, row.per_channel, row.types)
                 if wrong is not None:
                     yield _finding(
                         operation.node,
@@ -179,7 +181,7 @@ def _inputs(checked: Checked) -> Iterator[Finding]:
                 if node.op_type not in ('QuantizeLinear', 'DequantizeLinear'):
                     continue
                 grid = graph.grid(node)
-                wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+                wrong = _wrong_grid(grid, row.symmetric, row.per_channel, row.types)
                 if wrong is not None:
                     yield _finding(
                         *(node, 'network input', f'{name}: {grid}', wrong),
@@ -194,7 +196,7 @@ def _outputs(checked: Checked) -> Iterator[Finding]:
             continue
         for name in sorted(graph.outputs):
             grid = graph.grid_of(name)[0]
-            wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+            wrong = _wrong_grid(grid, row.symmetric, row.per_channel, row.types)
             if wrong is not None and not graph.readers[name]:
                 yield _finding(
                     *(graph.makers[name], 'network output', f'{name}: {grid}', wrong),

@@ -100,16 +100,18 @@ def _width(name: str) -> int:
 
 @dataclass(frozen=True)
 class Activations(Row):
-    """Grids of the activations that operators read and give, one for each tensor.
+    """Grids of the activations that operators read and give.
 
     Args:
         symmetric (bool): Whether the zero point must be 0.
         types (Tuple[str, ...]): Stored types, by their names in NumPy.
+        per_channel (bool): Whether each channel may have a scale of its own.
         severity (str): One of :data:`SEVERITIES`.
     """
 
     symmetric: bool = False
     types: tuple[str, ...] = EIGHT_BITS
+    per_channel: bool = False
     severity: str = VIOLATION
 
     @property
