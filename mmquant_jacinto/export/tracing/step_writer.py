@@ -209,8 +209,8 @@ class Writing(LayerWriting):
         """What a layer gives a sum, behind a pair that the engine takes no grid for."""
         trace, writer = self.trace, self.trace.writer
         given = next(grid_of(item) for item in operands if grid_of(item) is not None)
-        grid, factor = self._grid(step.output), self.activations.factor(step.output)
-        pair = self.engine.pair_in_sum(given, grid, factor)
+        grid = self._grid(step.output)
+        pair = None if grid is None else self.pair_in(step, given, grid)
         if pair is None:
             return x
         name, stored = f'{step.chain}:pair', trace.operand(x, step.chain)
