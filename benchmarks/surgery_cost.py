@@ -39,7 +39,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--epochs', type=int, default=12, help='of float training')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'surgery_cost')
     parser.add_argument('--json', type=Path, required=True, help='results are, and go')
     parser.add_argument('--table', type=Path, help='write the table in Markdown')
@@ -97,8 +97,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         cells = []
         for target in TARGETS:
             found = [row[way][target] for row in rows.values()]
-            ends = f'{min(found):.1f} to {max(found):.1f}'
-            cells.append(f'{statistics.mean(found):.1f} ({ends})')
+            ends = f' ({min(found):.1f} to {max(found):.1f})' if len(found) > 1 else ''
+            cells.append(f'{statistics.mean(found):.1f}{ends}')
         lines.append(f'| {way} | {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
