@@ -105,7 +105,8 @@ def overwriting_sums(
         chain, layer = flow.chains.get(name), makers[value]
         if chain is None or operator_of(chain.head) != 'Add':
             continue
-        (other,) = (item for item in chain.head.inputs if item != value)
+        # A number that is added is no operand.
+        other = next((item for item in chain.head.inputs if item != value), None)
         shapes = {layer.tail.shape, chain.head.shape}
         if (
             layer.head.kind == ops.CONV

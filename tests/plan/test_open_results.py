@@ -175,6 +175,7 @@ OVERWRITING = {
     ),
     # The engine sees by itself that nobody else needs it.
     'another layer': (lambda net, x: net.last(net.b(x) + net.a(x)), False),
+    'a number': (lambda net, x: net.last(net.b(net.a(x)) + 1), False),
     'one number for all': (
         lambda net, x: net.last(net.b(net.a(x)) + x.mean((2, 3), keepdim=True)),
         False,
