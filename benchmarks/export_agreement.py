@@ -116,6 +116,12 @@ def build(config: Any) -> nn.Module:
         cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     model.init_weights()
+    randomize(model)
+    return model
+
+
+def randomize(model: nn.Module) -> None:
+    """Gives normalizations and biases random numbers, as training would."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -124,7 +130,6 @@ def build(config: Any) -> nn.Module:
             if not module.bias.any():
                 # Trained ones are not zero, and engines leave zeros out.
                 nn.init.normal_(module.bias, std=0.01)
-    return model
 
 
 def set_statistics(model: nn.Module, images: Tensor) -> None:

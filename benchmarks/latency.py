@@ -37,6 +37,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from export_agreement import randomize
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
@@ -97,7 +98,9 @@ def build_detector(name: str, weights: Optional[str]) -> torch.nn.Module:
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    if weights is not None:
+    if weights is None:
+        randomize(model)
+    else:
         load_checkpoint(model, weights.format(name=name), map_location='cpu')
     return model
 

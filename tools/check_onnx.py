@@ -51,7 +51,7 @@ def read(path: Path):
     import onnx
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise QuantizeError(
             f'{path} cannot be read: {error.strerror or error}; give an .onnx file'
@@ -60,6 +60,13 @@ def read(path: Path):
         raise QuantizeError(f'{path} is no ONNX model; give an .onnx file') from error
     if not model.graph.node or not model.opset_import:
         raise QuantizeError(f'{path} is no ONNX model; give an .onnx file')
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # noqa: B902 - several kinds, by its version
+        raise QuantizeError(
+            f'{path} keeps its weights in another file, which cannot be read: '
+            f'{error}; put it beside the .onnx file'
+        ) from error
     return model
 
 

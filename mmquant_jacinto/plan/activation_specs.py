@@ -16,7 +16,7 @@ from ..record.graph import Site
 from ..targets.formats import TensorFormat
 from ..targets.rules import table
 from ..targets.rules.table import Rules
-from .file_operators import symmetric_groups
+from .file_operators import operator_of, symmetric_groups
 from .flat_ends import FlatEnds
 from .fusion import Chain, Dataflow
 from .open_results import gives_reals
@@ -27,6 +27,12 @@ from .plan import ACTIVATION, INPUT, OUTPUT, SUM, ActivationSpec, narrow_name
 def input_name(call: str, leaf: int) -> str:
     """Name of the quantizer of an argument of a region's call."""
     return f'{call}/input' + (f'#{leaf}' if leaf else '')
+
+
+def _signs(rules: Rules, operator: str) -> bool:
+    """Whether weights of an operator are signed integers."""
+    row = rules.row(table.Weights, operator)
+    return row is not None and 'uint8' not in row.types
 
 
 class ActivationSpecs:
@@ -73,10 +79,14 @@ class ActivationSpecs:
         self._symmetric_kinds = {
             kind for kind, end in ends.items() if rules.is_symmetric([end])
         }
-        # Of constants that a product of activations reads, the engine asks what it asks
-        # of weights.
-        row = rules.row(table.Weights, 'MatMul')
-        self._signs_constants = row is not None and 'uint8' not in row.types
+        # Of constants that a product of activations reads, and of weights that follow
+        # from others, the engine asks what it asks of weights.
+        self._signs_constants = _signs(rules, 'MatMul')
+        self._weights = {
+            self.groups.find(site.weight_value)
+            for site in flow.active
+            if site.weight_value is not None and _signs(rules, operator_of(site))
+        }
         self._specs: dict[Any, ActivationSpec] = {}
         # Operand of a site to the key of the quantizer that narrows it there.
         self._narrowed: dict[tuple[str, int], Any] = {}
@@ -176,7 +186,8 @@ class ActivationSpecs:
     def _format(self, key: Any, kind: str) -> TensorFormat:
         """The preset's, without a zero point where the target takes none."""
         fmt = self.config.preset.activation
-        if isinstance(key, tuple) and self._signs_constants:
+        is_constant = isinstance(key, tuple)
+        if key in self._weights or (is_constant and self._signs_constants):
             return replace(fmt, symmetric=True, unsigned_if_positive=False)
         is_symmetric = key in self._symmetric or kind in self._symmetric_kinds
         if fmt.symmetric or not is_symmetric:

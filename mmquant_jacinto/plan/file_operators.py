@@ -4,7 +4,7 @@ The tables of targets name operators of ONNX; a plan is made of torch functions.
 is not here is no operator with a row of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from ..record import ops
 from ..record.graph import Site
@@ -12,7 +12,8 @@ from ..targets.rules.table import GELU, PRODUCT, SILU, Rules
 from .fusion import Chain, Dataflow
 
 _TABLE: dict[str, str] = {
-    'Conv': 'conv1d conv2d conv3d deform_conv2d',
+    'Conv': 'conv1d conv2d conv3d',
+    'DeformConv': 'deform_conv2d',
     'ConvTranspose': 'conv_transpose1d conv_transpose2d conv_transpose3d',
     'Gemm': 'linear',
     PRODUCT: 'matmul bmm mm rmatmul baddbmm addmm',
@@ -58,6 +59,11 @@ _TABLE: dict[str, str] = {
     'Mish': 'mish',
     'GridSample': 'grid_sample',
 }
+# They read the shape of a tensor alone.
+_OF_SHAPES = frozenset(
+    'empty_like full_like new_empty new_full new_ones new_zeros ones_like rand_like '
+    'randn_like zeros_like'.split()
+)
 _OPERATORS = {
     function: operator
     for operator, functions in _TABLE.items()
@@ -68,6 +74,22 @@ _OPERATORS = {
 def operator_of(site: Site) -> str:
     """The operator of ONNX that a call becomes; '' where none has a row of its own."""
     return _OPERATORS.get(site.op, '')
+
+
+def weight_operator(chain: Chain, raw: Container[int]) -> str:
+    """The operator of ONNX that has the weight of a layer.
+
+    Args:
+        chain (Chain): The layer and what is one with it.
+        raw (Container[int]): Values that no quantized operation makes.
+
+    Returns:
+        str: Of a deformable convolution ``'Conv'`` where its result has a grid: it is
+        written as a convolution over samples there.
+    """
+    operator = operator_of(chain.head)
+    is_sampled = operator == 'DeformConv' and chain.tail.outputs[0] not in raw
+    return 'Conv' if is_sampled else operator
 
 
 def symmetric_groups(flow: Dataflow, chains: Iterable[Chain], rules: Rules) -> set[int]:
@@ -82,11 +104,16 @@ def symmetric_groups(flow: Dataflow, chains: Iterable[Chain], rules: Rules) -> s
         Set[int]: As ``flow.groups`` finds them.
     """
     heads = [(chain.head, chain.tail) for chain in chains]
-    moving = [(s, s) for s in flow.active if s.kind in (ops.PASS, ops.CAT)]
+    # What is not quantized itself reads what is, and is an operator of the file too.
+    others = [
+        (site, site)
+        for site in flow.graph.sites.values()
+        if site.kind in (ops.PASS, ops.CAT, ops.OTHER) and site.op not in _OF_SHAPES
+    ]
     return {
         flow.groups.find(value)
-        for head, tail in heads + moving
+        for head, tail in heads + others
         if rules.is_symmetric([operator_of(head)])
-        for value in (*head.inputs, *tail.outputs)
+        for value in (*head.inputs, *head.places, *tail.outputs)
         if value is not None
     }

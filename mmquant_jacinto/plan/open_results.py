@@ -7,9 +7,10 @@ between would be noise that the engine does not make, and part what it computes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from ..record import ops
 from ..record.graph import Site
 from ..targets.rules.table import HARD_SWISH, SILU, Rules
 from ..targets.target import get_target
@@ -88,6 +89,102 @@ def open_results(
                 found[value] = reader.name
                 break
     return found
+
+
+def real_results(
+    flow: Dataflow, is_float: Callable[[Chain], bool], target: str
+) -> set[int]:
+    """What layers in float give to functions that would be one with them.
+
+    Args:
+        flow (Dataflow): Of the graph.
+        is_float (Callable): Whether a chain stays in float.
+        target (str): Name of the target.
+
+    Returns:
+        Set[int]: Values that are on no grid.
+    """
+    if not gives_reals(target):
+        return set()
+    chains = flow.chains.values()
+    floats = {v for chain in chains if is_float(chain) for v in chain.tail.outputs}
+    return floats.intersection(open_results(flow, chains, get_target(target).rules))
+
+
+def overwriting_sums(
+    flow: Dataflow, opened: Mapping[int, str], rules: Rules
+) -> set[str]:
+    """Sums that an engine computes as part of a layer, in the other operand's memory.
+
+    It does so where all else that reads the other operand has run before: where the
+    sum follows from it.
+
+    Args:
+        flow (Dataflow): Of the graph.
+        opened (Mapping[int, str]): See :func:`open_results`.
+        rules (Rules): Of the target.
+
+    Returns:
+        Set[str]: Names of the sites.
+    """
+    if not rules.drops_pairs_in_sums:
+        return set()
+    sites = flow.graph.producers()
+    makers = {v: chain for chain in flow.chains.values() for v in chain.tail.outputs}
+    found = set()
+    for value, name in opened.items():
+        chain, layer = flow.chains.get(name), makers[value]
+        if chain is None or operator_of(chain.head) != 'Add':
+            continue
+        # A number that is added is no operand.
+        other = next((item for item in chain.head.inputs if item != value), None)
+        shapes = {layer.tail.shape, chain.head.shape}
+        if (
+            layer.head.kind == ops.CONV
+            and other in sites
+            and {sites[other].shape} == shapes
+            and not flow.raw.intersection((other, *chain.tail.outputs))
+            and other not in flow.leaving
+            # A layer cannot read what it overwrites, through nothing either.
+            and flow.groups.find(other) not in _groups_of(flow, layer.head.inputs)
+            and not _is_seen(flow, other, makers, opened)
+            and all(_leads_to(flow, item, name) for item in flow.consumers[other])
+        ):
+            found.add(name)
+    return found
+
+
+def _groups_of(flow: Dataflow, values: Iterable[int | None]) -> set[int]:
+    return {flow.groups.find(value) for value in values if value is not None}
+
+
+def _is_seen(
+    flow: Dataflow, value: int, makers: Makers, opened: Mapping[int, str]
+) -> bool:
+    """Whether an engine sees by itself that a sum may overwrite an operand.
+
+    So it is with what a layer gives, at once or through a function, and one call reads.
+    """
+    maker = makers.get(value)
+    if maker is None or len(flow.consumers[value]) > 1:
+        return False
+    is_part = maker.head.name in opened.values() and maker.head.kind != ops.ADD
+    return maker.head.kind in ops.WEIGHTED or is_part
+
+
+def _leads_to(flow: Dataflow, site: Site, name: str) -> bool:
+    """Whether a call's results go into another."""
+    seen: set[str] = set()
+    waiting = [site]
+    while waiting:
+        item = waiting.pop()
+        if item.name == name:
+            return True
+        if item.name not in seen:
+            seen.add(item.name)
+            for value in item.outputs:
+                waiting += flow.consumers.get(value, ())
+    return False
 
 
 def _gate_of(flow: Dataflow, product: Site, makers: Makers) -> Site | None:

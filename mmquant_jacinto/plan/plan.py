@@ -16,7 +16,7 @@ from ..targets.formats import TensorFormat
 
 # Of a plan with scaled channels or open results; with repeats it is 2, else 1: what the
 # versions before read, too.
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 OPERANDS = 'operands'  # a bias is as wide as input and weight together
 OVERRIDES = 'quantize.overrides'  # the reason why something is in float
@@ -163,6 +163,8 @@ class Step:
             and that has the grid of both.
         again (Tuple[str]): Quantizers of what a layer reads where its run is one again,
             see :class:`Repeat`.
+        overwrites (bool): Whether the target computes a sum in the memory of the
+            operand that no layer joins, which nobody else needs by then.
     """
 
     kind: str
@@ -178,6 +180,7 @@ class Step:
     is_shared: bool = False
     joins: Optional[str] = None
     again: tuple[str, ...] = ()
+    overwrites: bool = False
 
     @property
     def follows(self) -> bool:
@@ -272,7 +275,14 @@ class Plan:
         How ranges were found makes no difference to what they are.
         """
         parts = [
-            (plan.activations, plan.weights, plan.steps, plan.inputs, plan.repeats)
+            (
+                plan.activations,
+                plan.weights,
+                # Where a sum is computed makes no difference to what it is.
+                {n: replace(s, overwrites=False) for n, s in plan.steps.items()},
+                plan.inputs,
+                plan.repeats,
+            )
             for plan in (self, other)
         ]
         return (
@@ -319,12 +329,14 @@ class Plan:
             if spec['ends'] is None:
                 del spec['ends']
         for step in data['steps'].values():
-            for key in ('is_shared', 'joins', 'again'):
+            for key in ('is_shared', 'joins', 'again', 'overwrites'):
                 if not step[key]:
                     del step[key]
         has_open = any(step.joins is not None for step in self.steps.values())
         is_new = self.scaled or has_open
-        version = PLAN_VERSION if is_new else 2 if self.repeats else 1
+        version = 3 if is_new else 2 if self.repeats else 1
+        if any(step.overwrites for step in self.steps.values()):
+            version = PLAN_VERSION
         return json.dumps({'version': version, **data}, separators=(',', ':'))
 
     @classmethod

@@ -18,10 +18,10 @@ from ..targets.formats import DEPTHWISE, TensorFormat
 from ..targets.target import get_target
 from .activation_specs import ActivationSpecs, input_name
 from .channel_pairs import find_pairs
-from .file_operators import operator_of
+from .file_operators import weight_operator
 from .fusion import Chain, Dataflow
 from .network import network_of
-from .open_results import gives_reals, open_results
+from .open_results import open_results, overwriting_sums, real_results
 from .overrides import Overrides
 from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
 from .planned_widths import check_widths, edge_widths, levels_above
@@ -40,26 +40,17 @@ class Planner:
         self.overrides.edges = edge_widths(flow, config)
         self.active, self.chains = flow.active, flow.chains
         self.rules = get_target(config.target).rules
-        quantized = [
-            chain
-            for chain in flow.chains.values()
-            if not self.overrides.is_off(chain.head)
-        ]
+        quantized = [c for c in flow.chains.values() if not self._is_float(c)]
         self.open = open_results(flow, quantized, self.rules)
-        if gives_reals(config.target):
-            # What a float layer gives to a function that would be one with it.
-            floats = {
-                value
-                for chain in flow.chains.values()
-                if self.overrides.is_off(chain.head)
-                for value in chain.tail.outputs
-            }
-            chains = flow.chains.values()
-            flow.raw |= floats.intersection(open_results(flow, chains, self.rules))
+        flow.raw |= real_results(flow, self._is_float, config.target)
         flow.raw |= self.open.keys()
+        self.overwriting = overwriting_sums(flow, self.open, self.rules)
         self.groups, self.raw = flow.groups, flow.raw
         # Of each weight: the (bias, normalization) pairs it is used with.
         self.variants: dict[tuple, set[tuple]] = {}
+
+    def _is_float(self, chain: Chain) -> bool:
+        return self.overrides.is_off(chain.head)
 
     def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
         quantizers = ActivationSpecs(
@@ -246,7 +237,7 @@ class Planner:
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
             fmt = self._weight_format(site, shape)
             is_grouped = axis == 1 and channels != shape[1]
-            if is_grouped or not self.rules.scales_channels(operator_of(site)):
+            if is_grouped or not self._scales_channels(chain):
                 # A grouped transposed convolution has no output channel axis.
                 fmt = replace(fmt, per_channel=False)
             known = specs.get(name)
@@ -268,6 +259,12 @@ class Planner:
             # (out, in / groups, ...): each output channel reads one input channel.
             per_channel = site.kind == ops.CONV and shape[1:2] == (1,)
         return replace(self.preset.weight, bits=width, per_channel=per_channel)
+
+    def _scales_channels(self, chain: Chain) -> bool:
+        """Whether the target takes scales of the channels of a layer's weight."""
+        if chain.head.computed_weight and chain.head.kind == ops.CONV_TRANSPOSE:
+            return False  # its groups are not known, and may leave it no such axis
+        return self.rules.scales_channels(weight_operator(chain, self.raw))
 
     def _weight_name(self, chain: Chain) -> str:
         name = chain.head.weight
@@ -316,7 +313,7 @@ class Planner:
             weight_format = (
                 None if self.overrides.is_off(site) else self._weight_format(site)
             )
-            if weight_format and site.kind == ops.CONV_TRANSPOSE:
+            if weight_format and not self._scales_channels(chain):
                 weight_format = replace(weight_format, per_channel=False)
         again: tuple[str, ...] = ()
         if weight is not None and self.graph.repeats:
@@ -341,6 +338,7 @@ class Planner:
                 item.is_shared,
                 self.open.get(tail),
                 again if head else (),
+                head and item.name in self.overwriting,
             )
         return steps
 

@@ -28,6 +28,8 @@ class Site:
         further_inputs (List[int]): What it read in another pass instead.
         is_shared (bool): Whether it overwrites a tensor whose memory another call
             reads through a view.
+        places (List[int]): Values that say where and how much of the operand it reads:
+            offsets and masks of a deformable convolution, positions of samples.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Site:
     shape: tuple[int, ...] = ()
     further_inputs: list[int] = field(default_factory=list)
     is_shared: bool = False
+    places: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -277,6 +277,15 @@ _ONE_INPUT = (
 )
 
 
+def places_of(op: Op, args: tuple, kwargs: dict) -> list[Any]:
+    """Tensors of a call that say where it reads its operand, and None among them."""
+    if op.kind == DEFORM_CONV:
+        return list(args[3:5])
+    if op.name == 'grid_sample':
+        return [args[1] if len(args) > 1 else kwargs['grid']]
+    return []
+
+
 def _operand_places(op: Op, args: tuple, kwargs: dict) -> list[Union[int, str]]:
     """Where in a call its activations are: positions, and names of arguments."""
     first = next((key for key in ('input', 'self') if key in kwargs), None)
@@ -350,8 +359,6 @@ def kind_of(op: Op, args: tuple, kwargs: dict) -> str:
     if op.name == 'masked_fill':
         value = kwargs.get('value', args[2] if len(args) > 2 else None)
         return PASS if not isinstance(value, Tensor) and value == 0 else OTHER
-    if op.name == 'pad':
-        return OTHER if kwargs.get('value', args[3] if len(args) > 3 else 0) else PASS
     return op.kind
 
 

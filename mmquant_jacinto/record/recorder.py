@@ -225,6 +225,8 @@ class Recorder(CallMode):
         site = self._make_site(name, called, kind, inputs, result)
         if site is None:
             return result
+        known = map(self._value_of, ops.places_of(op, args, kwargs))
+        site.places = [value for value in known if value is not None]
         self.work.call(frame, f'/{op.name}', name, reads)
         if kind in ops.WEIGHTED:
             self._describe_weights(site, args, kwargs)

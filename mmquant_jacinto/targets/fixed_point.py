@@ -66,6 +66,7 @@ class FixedPoint:
         grid: Grid,
         factor: Tensor | None = None,
         is_only_reader: bool = False,
+        pair: Grid | None = None,
     ) -> Tensor:
         """What a layer gives, and a quantized tensor, in steps of their sum.
 
@@ -76,8 +77,23 @@ class FixedPoint:
             grid (Grid): Of the sum.
             factor (Tensor, optional): What its channels are divided by.
             is_only_reader (bool): Whether nothing else reads ``x``, which a layer made.
+            pair (Grid, optional): Of :meth:`pair_in_sum`, where the file has it.
         """
         return self.quantize(real + x * given.scale, grid, factor)
+
+    def pair_in_sum(
+        self, given: Grid, grid: Grid, factor: Tensor | None = None
+    ) -> Grid | None:
+        """A grid between a layer and a sum that the engine clamps to, and no more.
+
+        A file has it where :attr:`~mmquant_jacinto.plan.plan.Step.overwrites` says so.
+
+        Args:
+            given (Grid): Of the other operand.
+            grid (Grid): Of the sum.
+            factor (Tensor, optional): What the sum's channels are divided by.
+        """
+        return None
 
     def multiplier(self, weight_scale: Tensor, given: Grid, grid: Grid) -> Tensor:
         """From the accumulator of a layer to steps of its output: (C,), float32.

@@ -6,6 +6,7 @@ its results where ties are frequent (``tests/targets/test_openvino_arithmetic.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Callable
 
@@ -78,11 +79,16 @@ class OpenVinoArithmetic(QdqArithmetic):
         grid: Grid,
         factor: Tensor | None = None,
         is_only_reader: bool = False,
+        pair: Grid | None = None,
     ) -> Tensor:
         if max(given.levels, grid.levels) > 256:
             return super().add_real(real, x, given, grid, factor)
         # The layer's part in steps of the other.
         step = torch.tensor(given.scale, device=real.device)
+        if pair is not None:
+            total = _through_pair(real, step, given, pair).add_(x - given.low)
+            low, high = (end / step for end in _ends(grid, real, factor))
+            return _behind_layer(total, low, high, grid)
         if given.low != 0:
             real = real + given.low * step
         total = real * _twice_inverted(step.reciprocal()) + (x - given.low)
@@ -90,6 +96,22 @@ class OpenVinoArithmetic(QdqArithmetic):
         # The layer adds to the other's memory, if nobody else needs it.
         place = _behind_layer if is_only_reader else _in_subgraph
         return place(total, low, high, grid)
+
+    def pair_in_sum(
+        self, given: Grid, grid: Grid, factor: Tensor | None = None
+    ) -> Grid | None:
+        if max(given.levels, grid.levels) > 256:
+            return None
+        # What lies beyond shows in no sum: it would be at an end of the grid anyway.
+        reach = 1.0 if factor is None else float(factor.max())
+        ends = (
+            grid.low * reach * grid.scale - given.high * given.scale,
+            grid.high * reach * grid.scale - given.low * given.scale,
+        )
+        steps = max(map(abs, ends)) / given.scale + 1
+        # Of a power of two times the other's step, so that little is rounded.
+        scale = given.scale * 2 ** max(0, math.ceil(math.log2(steps / 127)))
+        return Grid(scale, -128, 127, 256, grid.rounding)
 
     def add(
         self,
@@ -173,6 +195,23 @@ def _behind_layer(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     steps = x.double() * _scale(low, high).double() + shift.double()
     # A tie goes to the even stored integer.
     return steps.float().round_().add_(grid.low)
+
+
+def _through_pair(real: Tensor, step: Tensor, given: Grid, pair: Grid) -> Tensor:
+    """A layer's part of a sum, clamped by a pair that rounds nothing.
+
+    In steps of the other operand, less its zero point. The plugin makes one
+    multiplication and one addition of the ends of the pair's grid and of those that the
+    other's step and zero point make of them.
+    """
+    low, high = _ends(pair, real)
+    times = float(pair.scale / given.scale)
+    shift = _shift(low, high) * times + (pair.low * times + given.low)
+    # What is next to nothing is nothing to the plugin.
+    shift = torch.where(shift.abs() < 255 * times * 1e-5, 0.0, shift)
+    scale = _scale(low, high) * times
+    total = (real.double() * scale.double() + shift.double()).float()
+    return total.clamp_(pair.low * times + given.low, pair.high * times + given.low)
 
 
 def _on_lines(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:

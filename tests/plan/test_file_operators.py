@@ -47,6 +47,8 @@ def test_tidl_has_zero_points_only_where_all_that_touches_a_tensor_takes_them():
         (lambda x: torch.cat([x, x], 1), False),
         (lambda x: x.reshape(1, 2, 2, 8, 8).transpose(1, 2).reshape(1, 4, 8, 8), False),
         (lambda x: x.softmax(-1), False),
+        (lambda x: x + torch.nan_to_num(x), True),  # in float
+        (lambda x: x + torch.zeros_like(x), False),
     ],
 )
 def test_operators_decide(function, symmetric):
@@ -54,6 +56,31 @@ def test_operators_decide(function, symmetric):
         lambda net, x: net.head(function(net.conv(x))), 'tidl', head=nn.LazyConv2d(2, 1)
     )
     assert formats(plan)['conv/conv2d'].symmetric is symmetric
+
+
+@pytest.mark.parametrize('target', ['tidl', 'openvino'])
+def test_what_is_sampled_has_no_zero_point_in_tidl(target):
+    mmcv_ops = pytest.importorskip('mmcv.ops')
+    plan = plan_of(
+        lambda net, x: net.more(net.deform(net.conv(x), net.offset(x))),
+        target,
+        offset=nn.Conv2d(3, 18, 3, padding=1),
+        deform=mmcv_ops.DeformConv2d(4, 4, 3, padding=1),
+        more=nn.Conv2d(4, 4, 1),
+    )
+    for name in ('conv/conv2d', 'offset/conv2d'):
+        assert formats(plan)[name].symmetric is (target == 'tidl')
+    # Samples that are multiplied by an ordinary convolution.
+    assert plan.weights['deform'].format.per_channel
+
+
+def test_weights_that_follow_from_others_are_signed_where_tidl_wants_it():
+    plan = plan_of(
+        lambda net, x: F.conv2d(y := net.conv(x), y.new_ones(2, 4, 1, 1)), 'tidl'
+    )
+    (weight,) = (fmt for name, fmt in formats(plan).items() if ':input1' in name)
+    assert weight.symmetric
+    assert not weight.unsigned_if_positive
 
 
 @pytest.mark.parametrize('target', ['onnxruntime', 'openvino'])

@@ -117,7 +117,8 @@ def test_constant_in_cat_takes_part_in_the_range(image):
         two=nn.Conv2d(5, 4, 1),
     )
     quantization = assert_close(net, image, least=50)
-    assert quantization.activations.high.max() == 50
+    # With 16 bits a range reaches twice as far as what was seen.
+    assert quantization.activations.high.max() == 100
 
 
 def test_what_is_only_returned_together_keeps_grids_of_its_own(image):

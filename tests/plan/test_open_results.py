@@ -191,3 +191,47 @@ def test_what_a_logarithm_reads_opens_no_layer(x):
     plan = make_plan(net, x, target='openvino')
     assert plan.steps['one/conv2d'].joins is None
     assert 'one/conv2d' in activations(plan)
+
+
+OVERWRITING = {
+    'block': (lambda net, x: net.last(net.b(net.act(net.a(x))) + x), True),
+    'block, then relu': (
+        lambda net, x: F.relu(net.b(net.act(net.a(x))) + x) * 2.0,
+        True,
+    ),
+    'what is read behind it too': (
+        lambda net, x: (net.last(net.b(net.act(net.a(x))) + x), net.last(x)),
+        False,
+    ),
+    'what leaves': (lambda net, x: (net.last(net.b(net.a(x)) + x), x), False),
+    'what the layer reads': (lambda net, x: net.last(net.b(x) + x), False),
+    'what it reads through nothing': (
+        lambda net, x: net.last(net.b(x.contiguous()) + x),
+        False,
+    ),
+    # The engine sees by itself that nobody else needs it.
+    'another layer': (lambda net, x: net.last(net.b(x) + net.a(x)), False),
+    'a number': (lambda net, x: net.last(net.b(net.a(x)) + 1), False),
+    'one number for all': (
+        lambda net, x: net.last(net.b(net.a(x)) + x.mean((2, 3), keepdim=True)),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize('target', FUSING)
+@pytest.mark.parametrize('name', OVERWRITING)
+def test_sums_that_openvino_computes_in_the_other_operands_memory(x, target, name):
+    forward, overwrites = OVERWRITING[name]
+    net = Forward(
+        lambda net, x: forward(net, F.relu(net.stem(x))),
+        stem=conv(3, 4),
+        a=conv(4, 4),
+        b=conv(4, 4),
+        last=conv(4, 2),
+        act=nn.ReLU6(),
+    )
+    plan = make_plan(net, x, target=target)
+    found = {site for site, step in plan.steps.items() if step.overwrites}
+    assert found == ({'/add'} if overwrites and target == 'openvino' else set())
+    assert Plan.from_json(plan.to_json()) == plan

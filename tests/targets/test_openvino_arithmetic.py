@@ -8,7 +8,7 @@ from torch import nn
 from toy_models import Forward, calibrated
 
 pytest.importorskip('onnx')
-pytest.importorskip('openvino')
+openvino = pytest.importorskip('openvino')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantCalibrateModule  # noqa: E402
@@ -33,6 +33,22 @@ NETS = {
     'sum of layers': lambda net, x: net.a(x) + net.b(x),
     'sum, then relu': lambda net, x: F.relu(net.a(x) + net.b(x)),
     'residual': lambda net, x: (y := F.relu(net.a(x))) + net.c(y),
+    **(
+        SUMS := {
+            'block': lambda net, x: F.relu(
+                net.d(F.relu(net.c(y := F.relu(net.a(x))))) + y
+            ),
+            'block with zero points': lambda net, x: (
+                (y := net.a(x)) + net.d(F.relu(net.c(y)))
+            ),
+            'block without bias': lambda net, x: F.relu(
+                net.unbiased(F.relu(net.c(y := F.relu(net.a(x))))) + y
+            ),
+            'pyramid': lambda net, x: (
+                net.b(x) + F.interpolate(F.max_pool2d(net.a(x), 2), scale_factor=2)
+            ),
+        }
+    ),
 }
 
 
@@ -43,6 +59,21 @@ def x():
     return torch.randint(-8, 8, (2, 8, 64, 64)) / 8.0
 
 
+def kinds_of_sums(model):
+    """What OpenVINO computes additions as."""
+    core = openvino.Core()
+    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), 'CPU', settings
+    )
+    found = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return {
+        str(info['layerType'].astype(str))
+        for info in found
+        if '/add' in str(info['originalLayersNames'].astype(str))
+    }
+
+
 @pytest.mark.parametrize('name', NETS)
 def test_all_integers_are_equal(name, x):
     torch.manual_seed(0)
@@ -51,7 +82,9 @@ def test_all_integers_are_equal(name, x):
         a=conv(),
         b=conv(),
         c=conv(16),
+        d=conv(16),
         bare=conv(bias=False),
+        unbiased=conv(16, bias=False),
         last=nn.Conv2d(16, 8, 1),
     )
     with torch.no_grad():
@@ -62,6 +95,10 @@ def test_all_integers_are_equal(name, x):
     exported = export_onnx(net, x, 'openvino')
     report = verify(exported, net, [x], 'openvino')
     assert report.share == 1
+    # Compares integers, and not with what ONNX Runtime rounds by the pair.
+    assert verify(exported, net, [x], 'onnxruntime').share > 0.999
+    if name in SUMS:
+        assert kinds_of_sums(exported.model) == {'Convolution'}
 
 
 @pytest.mark.parametrize('function', [F.silu, F.hardswish, F.relu6])

@@ -247,6 +247,21 @@ def test_addition_that_openvino_computes_with_a_layer(target, seed):
 
 
 @every('openvino')
+@pytest.mark.parametrize('clip', [OPEN, (0.0, None)])
+def test_addition_that_openvino_computes_in_the_memory_of_the_other(target, seed, clip):
+    functions = {
+        OPEN: lambda a, net: net.two(F.relu(a)) + a,
+        (0.0, None): lambda a, net: F.relu(net.two(F.relu(a)) + a),
+    }
+    net = Net(functions[clip], target, seed)
+    a, first = net.layer('one')
+    clamped = net.grid_of('/relu')
+    x = page.quantize_openvino(a * first.scale, clamped, (0.0, None))
+    real = page.real_layer_openvino(*net.sums('two', x), clamped)
+    net.check(page.add_in_layer_openvino(real, a, first, net.grid, clip))
+
+
+@every('openvino')
 def test_addition_of_quantized_tensors_in_openvino(target, seed):
     net = Net(lambda a, b: F.silu(a) + moved(b), target, seed)
     a, first = net.layer('one', '/silu', function=page.silu_openvino)

@@ -120,12 +120,20 @@ def test_table_of_somebody_else_is_used(file, run):
         (['model.onnx', '--target', 'tydl'], "did you mean 'tidl'"),
         (['none.onnx', '--target', 'tidl'], 'none.onnx cannot be read'),
         (['text.onnx', '--target', 'tidl'], 'text.onnx is no ONNX model'),
+        (['empty.onnx', '--target', 'tidl'], 'empty.onnx is no ONNX model'),
+        (['lost.onnx', '--target', 'tidl'], 'its weights in another file'),
         (['--target', 'tidl'], 'no file was given'),
         (['--import', 'no_such', '--target', 'tidl'], '--import no_such cannot be'),
     ],
 )
 def test_bad_input_is_one_sentence(file, run, arguments, message):
     (file.parent / 'text.onnx').write_text('no protobuf')
+    (file.parent / 'empty.onnx').touch()
+    onnx.save(
+        *(onnx.load(file), file.parent / 'lost.onnx'),
+        **dict(save_as_external_data=True, location='weights.bin', size_threshold=0),
+    )
+    (file.parent / 'weights.bin').unlink()
     code, out, error = run(*arguments)
     assert (code, out) == (2, '')
     assert error.startswith('error: ') and error.count('\n') == 1

@@ -37,6 +37,7 @@ class OpenOperands(Layers):
 
         computing = (step.inputs for step in steps if step.kind != ops.PASS)
         readers = Counter(name for names in computing for name in names if name)
+        self._pairs: dict[str, Optional[Grid]] = {}
         # Quantizers that one call computes on, whoever moves elements for it.
         self._used_once = {name for name, count in readers.items() if count == 1}
 
@@ -70,8 +71,25 @@ class OpenOperands(Layers):
         ((given, x),) = known
         factor = self.activations.factor(step.output)
         is_only = not self._read_once.isdisjoint(step.inputs)
-        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only)
+        pair = self.pair_in(step, given, grid)
+        steps = self.engine.add_real(raw[0], x, given, grid, factor, is_only, pair)
         return self._requantize(grid, steps, step.clip, factor)
+
+    def pair_in(self, step: Step, given: Grid, grid: Grid) -> Optional[Grid]:
+        """The grid of the pair that a file has in a sum, found once; None for none.
+
+        Args:
+            step (Step): Of the sum.
+            given (Grid): Of its operand that has one.
+            grid (Grid): Of the sum.
+        """
+        if not step.overwrites:
+            return None
+        if step.chain not in self._pairs:
+            factor = self.activations.factor(step.output)
+            found = self.engine.pair_in_sum(given, grid, factor)
+            self._pairs[step.chain] = found
+        return self._pairs[step.chain]
 
     def _grid(self, quantizer: Optional[str]) -> Optional[Grid]:
         if quantizer is None or not self.activations.has_range(quantizer):

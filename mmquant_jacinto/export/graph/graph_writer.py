@@ -183,11 +183,15 @@ class GraphWriter:
 
     def dequantize(self, x: str, grid: Grid, storage: Storage, name: str) -> str:
         """DequantizeLinear: integers to real numbers; remembers the pair."""
-        result = self.node(
-            'DequantizeLinear', [x, *self._parameters(grid, storage)], name
-        )
+        result = self.dequantize_unseen(x, grid, storage, name)
         self.quantized[result] = (x, grid)
         return result
+
+    def dequantize_unseen(self, x: str, grid: Grid, storage: Storage, name: str) -> str:
+        """DequantizeLinear of a pair that the engine leaves out."""
+        return self.node(
+            'DequantizeLinear', [x, *self._parameters(grid, storage)], name
+        )
 
     def _parameters(self, grid: Grid, storage: Storage) -> tuple[str, str]:
         scale = self.constant(np.float32(grid.scale), 'scale')

@@ -20,6 +20,8 @@ _WEIGHTS = {
     **dict.fromkeys(('Conv', 'ConvTranspose', 'DeformConv', 'Gemm', 'PRelu'), (1,)),
     'BatchNormalization': (1,),
 }
+# They read a tensor's shape, whatever its grid.
+_OF_SHAPES = ('Shape', 'Size')
 _BIASES = {'Conv': 2, 'ConvTranspose': 2, 'Gemm': 2, 'DeformConv': 3}
 
 
@@ -95,14 +97,16 @@ def _finding(
 
 def _versions(checked: Checked) -> Iterator[Finding]:
     model = checked.model
-    opset = max(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
+    # None where all operators are of somebody else.
+    opsets = {o.version for o in model.opset_import if o.domain in ('', 'ai.onnx')}
     for row in checked.rules.of(table.Versions):
         low, high = row.opset
-        if not low <= opset <= high:
-            yield Finding(
-                *(table.FILE, '', 'opset', f'opset {opset}', f'opset {low} to {high}'),
-                *(str(row.source), table.VIOLATION),
-            )
+        for opset in opsets:
+            if not low <= opset <= high:
+                yield Finding(
+                    *(table.FILE, '', 'opset', f'opset {opset}'),
+                    *(f'opset {low} to {high}', str(row.source), table.VIOLATION),
+                )
         if row.ir is not None and model.ir_version > row.ir:
             yield Finding(
                 *(table.FILE, '', 'IR', f'IR version {model.ir_version}'),
@@ -132,13 +136,13 @@ def _instead(checked: Checked, row: Any) -> str:
 
 def _activations(checked: Checked) -> Iterator[Finding]:
     for operation in checked.operations:
-        if checked.fused.is_follower(operation):
+        if operation.op in _OF_SHAPES or checked.fused.is_follower(operation):
             continue
         values = {value.name: value.grid for value in _variables(operation)}
         values[operation.result.name] = checked.fused.result_grid(operation)
         for row in checked.rows(table.Activations, operation):
             for name, grid in values.items():
-                wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+                wrong = _wrong_grid(grid, row.symmetric, row.per_channel, row.types)
                 if wrong is not None:
                     yield _finding(
                         operation.node,
@@ -177,7 +181,7 @@ def _inputs(checked: Checked) -> Iterator[Finding]:
                 if node.op_type not in ('QuantizeLinear', 'DequantizeLinear'):
                     continue
                 grid = graph.grid(node)
-                wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+                wrong = _wrong_grid(grid, row.symmetric, row.per_channel, row.types)
                 if wrong is not None:
                     yield _finding(
                         *(node, 'network input', f'{name}: {grid}', wrong),
@@ -192,7 +196,7 @@ def _outputs(checked: Checked) -> Iterator[Finding]:
             continue
         for name in sorted(graph.outputs):
             grid = graph.grid_of(name)[0]
-            wrong = _wrong_grid(grid, row.symmetric, False, row.types)
+            wrong = _wrong_grid(grid, row.symmetric, row.per_channel, row.types)
             if wrong is not None and not graph.readers[name]:
                 yield _finding(
                     *(graph.makers[name], 'network output', f'{name}: {grid}', wrong),

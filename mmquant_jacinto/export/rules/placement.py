@@ -99,6 +99,8 @@ def split_fusions(
     Returns:
         Iterator[Tuple[Operation, str]]: The first, and the name of the follower.
     """
+    if row.drops_pairs:
+        return
     by_result = {item.result.name: item for item in operations}
     split: set[str] = set()
     for operation in operations:

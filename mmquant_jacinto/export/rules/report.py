@@ -116,7 +116,7 @@ def to_markdown(name: str, rules: Rules) -> str:
     for row in rules.rows:
         number = sources.setdefault(str(row.source), len(sources) + 1)
         severity = words[getattr(row, 'severity', table.VIOLATION)]
-        if isinstance(row, table.Divided):
+        if isinstance(row, table.Divided) or getattr(row, 'drops_pairs', False):
             severity = ''  # it may stand there or not
         lines.append(f'| {_names(row)} | {_rule(row)} | {severity} | {number} |')
     lines.append('')
@@ -141,6 +141,7 @@ def _rule(row: Any) -> str:
 def _parts(row: Any) -> Iterator[str]:
     if isinstance(row, table.Activations):
         yield 'activations ' + ' or '.join(row.types)
+        yield 'a scale for each channel' if row.per_channel else 'one scale'
         yield 'zero point 0' if row.symmetric else 'any zero point'
     elif isinstance(row, table.Weights):
         yield 'weights ' + ' or '.join(row.types)
@@ -152,7 +153,11 @@ def _parts(row: Any) -> Iterator[str]:
     elif isinstance(row, table.Pairs):
         yield 'a Q/DQ pair behind'
     elif isinstance(row, table.Fusion):
-        yield 'no Q/DQ pair before ' + ', '.join(row.followers)
+        followers = ', '.join(row.followers)
+        if row.drops_pairs:
+            yield f'one with {followers} behind; a Q/DQ pair between is left out'
+        else:
+            yield f'no Q/DQ pair before {followers}'
     elif isinstance(row, table.Pattern):
         yield 'no Q/DQ pair inside'
     elif isinstance(row, table.Divided):

@@ -172,6 +172,8 @@ class Names:
 
         What no image changes but a quantizer has put on a grid is stored as the
         integers it is computed with: an engine has integer kernels for those alone.
+        Where the target takes no zero point of a constant, it is stored as the real
+        numbers that they stand for.
         """
         name = self.name_of(x)
         if name is not None:
@@ -183,6 +185,8 @@ class Names:
             return None
         grid, integers = known
         storage = self.target.activation_storage(grid)
+        if storage.zero_point and self.target.rules.has_symmetric_constants:
+            return None
         stored = self.writer.integers(
             integers.cpu().numpy() + storage.zero_point, storage, f'{site}:constant:int'
         )

@@ -5,43 +5,32 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ...execute.integer.carried_integers import grid_of
 from ...execute.integer.exact_functions import narrow
-from ...execute.integer.integer import Integer
-from ...execute.integer.sampling import Taps, sampled_weight
-from ...execute.state import State
 from ...plan.plan import Step
-from ...quantizers.computed_weights import computed_layer
 from ...record import ops
 from ...record.ops import Op
 from ...targets.grid import Grid
 from ...targets.storage import Storage
 from ..graph.calls import all_tensors, lacks_batch, written_by
 from ..operators.exact import EXACT_OPERATORS
-from ..operators.sampling import write_samples
 from ..operators.table import TRANSLATIONS
 from ..operators.translation import SiteWriter
-from .trace import Trace
+from .layer_writer import LayerWriting
 
-_BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
+_PAIR = Storage('uint8', 128, 0, 255)
 
 
-class Writing(Integer):
+class Writing(LayerWriting):
     """Computes on integers, and writes each step down.
 
     Args:
         state (State): Of the quantized model.
         trace (Trace): Where to.
     """
-
-    def __init__(self, state: State, trace: Trace) -> None:
-        super().__init__(state)
-        self.trace = trace
-        self._weights: dict[str, str] = {}
 
     def input(self, quantizer: str, x: Tensor) -> Tensor:
         trace = self.trace
@@ -101,7 +90,7 @@ class Writing(Integer):
             op, narrow(grid_of(tensors[0])), grid_of(out), args, kwargs
         ):
             self._write_exact(step, op, args, kwargs, out)
-        elif self._opens_channels(step):
+        elif self._opens_channels(step) or step.overwrites:
             self._write_opened(step, op, args, kwargs, out)
         elif not (step.kind == ops.CLIP and grid_of(out) is not None):
             trace.write(op.name, step.chain, args, kwargs, out)
@@ -191,172 +180,23 @@ class Writing(Integer):
         ]
         self.trace.name(leaf, writer.node('Clip', [name, *bounds], step.chain))
 
-    def _write_layer(
-        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
-    ) -> None:
-        trace, x = self.trace, ops.tensor_inputs(op, args, kwargs)[0]
-        given, grid = grid_of(x), grid_of(out)
-        weight, bias = self._operands(step, given, grid)
-        if step.kind == ops.LINEAR and x.dim() > 2:
-            name = trace.operand(x, step.chain)
-            source = self._flatten(step, x, name, given)
-            site = SiteWriter(trace.writer, step.chain, out, trace.operand)
-            result = site.node('Gemm', source, weight, bias, transB=1)
-            if grid is not None:
-                flat = out.reshape(-1, out.shape[-1])
-                result = trace.emit(step.chain, result, flat, grid, step.clip)
-            trace.name(out, site.reshape(result, out.shape))
-            return
-        if self._samples(step, given, grid):
-            self._write_deformable(step, args, weight, bias, out)
-            return
-        shaped = _Operand(weight, self.state.layers[step.weight].weight)
-        args, kwargs = ops.replace_operands(args, kwargs, x, shaped, bias)
-        trace.write(op.name, step.chain, args, kwargs, out)
-        if step.joins is not None and given is not None:
-            trace.writer.exact_sums.append(trace.name_of(out))
-
-    def _samples(self, step: Step, given: Grid | None, grid: Grid | None) -> bool:
-        """Whether a layer is computed on samples of its input's grid."""
-        return (
-            step.kind == ops.DEFORM_CONV
-            and self.engine.rounds_samples
-            and given is not None
-            and grid is not None
-            and (self.is_folded(step) or step.norm is None)
-        )
-
-    def _write_deformable(
-        self, step: Step, args: tuple, weight: str, bias: str | None, out: Tensor
-    ) -> None:
-        """A deformable convolution: samples, and a convolution of 1 x 1 over them."""
-        trace, writer = self.trace, self.trace.writer
-        x, shape, _, offset, mask, *geometry = args
-        given = grid_of(x)
-        storage = trace.target.activation_storage(given)
-        steps = self._in_steps(step, trace.operand(x, step.chain), given)
-        taps = Taps.of(shape.shape[2:], geometry)
-        site = SiteWriter(writer, step.chain, out, trace.operand)
-        samples = write_samples(site, steps, given, storage, x, offset, mask, taps)
-        trace.name(
-            out,
-            site.node(
-                *('Conv', samples, weight, bias),
-                kernel_shape=[1, 1],
-                group=geometry[3],
-            ),
-        )
-
-    def _write_computed_layer(
-        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Any
-    ) -> None:
-        """A layer whose weight the model computes from its parameters."""
-        trace, writer = self.trace, self.trace.writer
-        x, weight, _ = ops.layer_operands(args, kwargs)
-        if trace.knows(weight):
-            trace.lose(out, f'{step.chain} computes its weight from the image')
-            return
-        given, grid = grid_of(x), grid_of(out)
-        unit = None if grid is None and step.joins is None else given
-        norm = self.norm_of(step) if self.is_folded(step) else None
-        integers, size, bias = computed_layer(step, args, kwargs, unit, norm)
-        if self._samples(step, given, grid):
-            integers = sampled_weight(integers)
-        axis = None if size.numel() == 1 else 1 - (step.kind != ops.CONV_TRANSPOSE)
-        size = (size[0] if axis is None else size).cpu()
-        storage = trace.target.weight_storage(step.weight_format.bits)
-        name = self._dequantized(
-            integers.cpu().numpy(), size.numpy(), axis, storage, f'{step.chain}:weight'
-        )
-        offset = None
-        if bias is not None and unit is None:
-            offset = writer.constant(bias, f'{step.chain}:bias')
-        elif bias is not None:
-            unit = (size.float() * given.scale).cpu().numpy()
-            offset = self._bias(bias.cpu().numpy(), unit, axis, f'{step.chain}:bias')
-        if self._samples(step, given, grid):
-            self._write_deformable(step, args, name, offset, out)
-            return
-        shaped = _Operand(name, weight)
-        args, kwargs = ops.replace_operands(args, kwargs, x, shaped, offset)
-        trace.write(op.name, step.chain, args, kwargs, out)
-
-    def _flatten(self, step: Step, x: Tensor, name: str, given: Grid | None) -> str:
-        site = SiteWriter(self.trace.writer, step.chain, x, self.trace.operand)
-        flat = site.reshape(name, (-1, x.shape[-1]))
-        if given is None:
-            return flat
-        return self.trace.emit(
-            f'{step.chain}:flat', flat, x.reshape(-1, x.shape[-1]), given, None
-        )
-
-    def _operands(
-        self, step: Step, given: Grid | None, grid: Grid | None
-    ) -> tuple[str, str]:
-        """Names of a layer's weight and bias, in real numbers."""
-        spec = self.state.plan.weights[step.weight]
-        writer = self.trace.writer
-        scale = self.fallback.grids.step(step.weight)
-        layer = self.state.layers[step.weight]
-        integers = self.integer_weight(step.weight)
-        if self._samples(step, given, grid):
-            integers = sampled_weight(integers)
-        if spec.format.per_channel:
-            steps, axis = scale.cpu().numpy(), spec.axis
-        else:
-            steps, axis = scale[0].cpu().numpy(), None
-        is_clip = self.trace.clips
-        if step.weight not in self._weights:
-            if is_clip:
-                real = integers.float() * layer.along_channels(scale)
-                self._weights[step.weight] = writer.constant(real, spec.weight)
-            else:
-                storage = self.trace.target.weight_storage(spec.format.bits)
-                self._weights[step.weight] = self._dequantized(
-                    integers.cpu().numpy(), steps, axis, storage, spec.weight
-                )
-        bias_name = spec.bias or f'{step.weight}.bias'
-        if given is None or (grid is None and step.joins is None):
-            bias = layer.scaled_bias(self.real_bias(step.weight))
-            return self._weights[step.weight], writer.constant(bias, bias_name)
-        key = f'{step.weight}@{given}'
-        if key not in self._weights:
-            bias = self.integer_bias(step.weight, given)
-            # The unit of the engine's accumulator, in the engine's precision.
-            unit = scale.float() * given.scale
-            if is_clip:
-                self._weights[key] = writer.constant(bias.float() * unit, bias_name)
-            else:
-                unit = unit if spec.format.per_channel else unit[0]
-                self._weights[key] = self._bias(
-                    bias.cpu().numpy(), unit.cpu().numpy(), axis, bias_name
-                )
-        return self._weights[step.weight], self._weights[key]
-
-    def _bias(
-        self, integers: np.ndarray, unit: np.ndarray, axis: int | None, name: str
-    ) -> str:
-        """A bias in steps of ``unit``, as the target stores it."""
-        if self.trace.target.has_float_biases:
-            real = torch.from_numpy((integers * unit).astype(np.float32))
-            return self.trace.writer.constant(real, name)
-        per_channel = None if axis is None else 0
-        return self._dequantized(integers, unit, per_channel, _BIAS, name)
-
     def _write_opened(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
     ) -> None:
-        """Part of a smooth function between tensors with scaled channels."""
+        """A call between tensors with scaled channels, or with a pair inside."""
         trace = self.trace
         site = SiteWriter(trace.writer, step.chain, out, trace.operand)
         operands: list[Tensor] = []
-        for x, quantizer in zip(ops.tensor_inputs(op, args, kwargs), step.inputs):
+        tensors = ops.tensor_inputs(op, args, kwargs)
+        for x, quantizer in zip(tensors, step.inputs):
             factor = self.activations.factor(quantizer)
             if factor is not None:
                 opened = site.node('Mul', trace.operand(x, step.chain), factor)
                 with trace.paused():
                     x = x.clone()
                 trace.name(x, opened)
+            elif step.overwrites and quantizer is None:
+                x = self._through_pair(step, x, tensors)
             operands.append(x)
         args, kwargs = ops.replace_inputs(op, args, kwargs, operands)
         trace.write(op.name, step.chain, args, kwargs, out)
@@ -364,6 +204,21 @@ class Writing(Integer):
         name = trace.name_of(out)
         if behind is not None and name is not None:
             trace.name(out, site.node('Div', name, behind))
+
+    def _through_pair(self, step: Step, x: Tensor, operands: list[Tensor]) -> Tensor:
+        """What a layer gives a sum, behind a pair that the engine takes no grid for."""
+        trace, writer = self.trace, self.trace.writer
+        given = next(grid_of(item) for item in operands if grid_of(item) is not None)
+        grid = self._grid(step.output)
+        pair = None if grid is None else self.pair_in(step, given, grid)
+        if pair is None:
+            return x
+        name, stored = f'{step.chain}:pair', trace.operand(x, step.chain)
+        stored = writer.quantize(stored, pair, _PAIR, name)
+        with trace.paused():
+            x = x.clone()
+        trace.name(x, writer.dequantize_unseen(stored, pair, _PAIR, name))
+        return x
 
     def _write_exact(
         self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
@@ -377,43 +232,3 @@ class Writing(Integer):
             name = self._in_steps(step, name, given)
         write = EXACT_OPERATORS[op.name]
         trace.name(out, write(site, name, given, x, *args[1:], **kwargs))
-
-    def _in_steps(self, step: Step, name: str, given: Grid) -> str:
-        """A quantized value in steps of its grid."""
-        writer = self.trace.writer
-        source, _ = writer.quantized[name]
-        storage = self.trace.target.activation_storage(given)
-        unit = given._replace(scale=1.0)
-        return writer.dequantize(source, unit, storage, f'{step.chain}:steps')
-
-    def _dequantized(
-        self,
-        integers: np.ndarray,
-        scale: np.ndarray,
-        axis: int | None,
-        storage: Storage,
-        name: str,
-    ) -> str:
-        writer = self.trace.writer
-        zero = np.zeros(np.shape(scale), np.int64)
-        return writer.node(
-            'DequantizeLinear',
-            [
-                writer.integers(integers, storage, f'{name}:int'),
-                writer.constant(np.asarray(scale, np.float32), f'{name}:scale'),
-                writer.integers(zero, storage, 'zero_point'),
-            ],
-            name,
-            **({} if axis is None else {'axis': axis}),
-        )
-
-
-class _Operand(str):
-    """Name of a weight that also tells its shape."""
-
-    shape: torch.Size
-
-    def __new__(cls, name: str, weight: Tensor) -> _Operand:
-        self = super().__new__(cls, name)
-        self.shape = weight.shape
-        return self

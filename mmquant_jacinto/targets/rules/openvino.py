@@ -27,6 +27,11 @@ PRECISIONS = Source(
     'bits measured here: 2 dB behind three convolutions',
     '025aa1d; OpenVINO 2026.4',
 )
+CHANNELS = Source(
+    'measured here: NNCF gives what depthwise convolutions read a scale for each '
+    'channel, and they run in float32 (benchmarks/results/latency_openvino.json)',
+    'NNCF 3.4; OpenVINO 2026.4',
+)
 PER_TENSOR = Source(
     'OpenVINO step3-main/convolution/convolution.rst, Limitations', '042888e'
 )
@@ -78,11 +83,13 @@ _OPERATORS = tuple(
     ).split()
 )
 
+_TYPES = ('int8', 'uint8', 'int16', 'uint16')
 _FUSING = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Add')
 
 RULES = Rules(
     (
-        Activations((ANY,), PRECISIONS),
+        Activations((ANY,), PRECISIONS, per_channel=True),
+        Activations((ANY,), CHANNELS, types=_TYPES, severity=HOST),
         Weights(
             ('Conv', 'ConvTranspose', 'Gemm', 'MatMul'),
             WEIGHTS,
@@ -99,7 +106,7 @@ RULES = Rules(
             ),
         ),
         Fusion(_FUSING, HARD, followers=(HARD_SWISH,)),
-        Fusion(('Conv',), SUM, followers=('Add',)),
+        Fusion(('Conv',), SUM, followers=('Add',), drops_pairs=True),
         Pattern((SILU,), SWISH),
         Pattern((HARD_SWISH,), HARD),
         Divided(('QuantizeLinear',), DIVISION),

@@ -100,16 +100,18 @@ def _width(name: str) -> int:
 
 @dataclass(frozen=True)
 class Activations(Row):
-    """Grids of the activations that operators read and give, one for each tensor.
+    """Grids of the activations that operators read and give.
 
     Args:
         symmetric (bool): Whether the zero point must be 0.
         types (Tuple[str, ...]): Stored types, by their names in NumPy.
+        per_channel (bool): Whether each channel may have a scale of its own.
         severity (str): One of :data:`SEVERITIES`.
     """
 
     symmetric: bool = False
     types: tuple[str, ...] = EIGHT_BITS
+    per_channel: bool = False
     severity: str = VIOLATION
 
     @property
@@ -172,10 +174,13 @@ class Fusion(Row):
 
     Args:
         followers (Tuple[str, ...]): Of ONNX, each alone; :data:`SILU` and its kin.
+        drops_pairs (bool): Whether a pair between them is left out, so that it splits
+            nothing. The engine may want one to see that both are one.
         severity (str): One of :data:`SEVERITIES`.
     """
 
     followers: tuple[str, ...] = ()
+    drops_pairs: bool = False
     severity: str = SLOWER
 
 
@@ -284,6 +289,19 @@ class Rules:
             head in row.operators and follower in row.followers
             for row in self.of(Fusion)
         )
+
+    @property
+    def drops_pairs_in_sums(self) -> bool:
+        """bool: Whether a pair between a convolution and an addition is left out."""
+        return any(
+            row.drops_pairs and 'Add' in row.followers for row in self.of(Fusion)
+        )
+
+    @property
+    def has_symmetric_constants(self) -> bool:
+        """bool: Whether constants that are added lie on grids without zero point."""
+        row = self.row(Weights, 'Add')
+        return row is not None and row.symmetric
 
     @property
     def divides_channels(self) -> bool:

@@ -308,6 +308,24 @@ def test_float_file_has_no_grid_to_break():
         assert check(made.model(), rules) == []
 
 
+def test_file_of_somebody_elses_operators_has_no_opset_of_onnx():
+    made = HandMade()
+    made.output(made.node('Conv', made.input(1, 4, 8, 8), name='y', domain='acme'))
+    model = made.model(infer=False)
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid('acme', 1))
+    (finding,) = check(model, TIDL_RULES)
+    assert (finding.rule, finding.found) == ('operator', 'acme:Conv')
+
+
+def test_shape_of_a_tensor_has_no_grid_to_break():
+    made = HandMade()
+    x = made.pair(made.node('Softmax', made.input(1, 4, 8, 8)), 'uint8', 3)
+    made.output(made.node('Shape', x))
+    found = check(made.model(), TIDL_RULES)
+    assert {item.severity for item in found} == {HOST}
+
+
 def test_local_functions_are_looked_into():
     made = HandMade()
     made.output(made.node('Outer', made.input(1, 4, 8, 8), domain='local'))

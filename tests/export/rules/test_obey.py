@@ -170,6 +170,38 @@ def test_constants_of_products_are_signed_where_tidl_wants_weights_so():
     assert verify(exported, net, [images]).share == 1
 
 
+@pytest.mark.parametrize('target', ['tidl', 'openvino'])
+def test_constants_that_are_added_have_no_zero_point_where_tidl_wants_it_so(target):
+    # As queries of a decoder are projected in each of its layers.
+    net = Forward(
+        lambda net, x: net.last(net.conv(x).flatten(2) + net.project(net.queries)),
+        conv=nn.Conv2d(3, 4, 1),
+        project=nn.Linear(5, 64),
+        last=nn.Conv1d(4, 2, 1),
+    )
+    torch.manual_seed(0)
+    net.queries = nn.Parameter(torch.randn(4, 5))
+    images = torch.randn(1, 3, 8, 8)
+    calibrated(net, images, target=target)
+    exported = export_onnx(net, images, target)
+    assert not [item for item in exported.findings if item.severity == 'violation']
+    stored = set(map(str, kinds_of_added(exported.model)))
+    assert stored == {'float32' if target == 'tidl' else 'uint8'}
+    assert verify(exported, net, [images]).share == 1
+
+
+def kinds_of_added(model):
+    """Types of the constants that are added to something."""
+    arrays = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    makers = {out: node for node in model.graph.node for out in node.output}
+    for node in model.graph.node:
+        for name in node.input if node.op_type == 'Add' else ():
+            source = makers.get(name)
+            name = source.input[0] if source is not None else name
+            if name in arrays:
+                yield arrays[name].dtype
+
+
 @pytest.mark.parametrize('target, splits', [('tensorrt', 0), ('jacinto', 2)])
 def test_pairs_that_would_split_a_fusion_of_tensorrt(target, splits):
     # A residual sum, SiLU and ReLU behind layers: as TensorRT fuses them, and as a plan
