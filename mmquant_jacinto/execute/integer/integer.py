@@ -235,7 +235,10 @@ class Integer(OpenOperands):
         """An operation on integers; None where it is not defined on them."""
         grid = self._grid(step.output)
         (first, x), rest = integers[0], integers[1:]
-        if step.kind in ops.WEIGHTED:
+        if self.is_exact_layer(step, first, grid):
+            real = self._compute_open(step, func, args, kwargs, integers[0])
+            steps = self.engine.quantize(real, grid)
+        elif step.kind in ops.WEIGHTED:
             layer = self.layer_for(step, args, kwargs, first, grid)
             if layer is None:
                 return None
@@ -325,7 +328,7 @@ class Integer(OpenOperands):
             and narrow(given) == given
             and narrow(grid) is not None
             and bool(args)
-            and is_exact(op.name, given, args[1:], kwargs)
+            and is_exact(op.name, args[0], given, args[1:], kwargs)
         )
 
     def _look_up(self, function: str, given: Grid, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..fake_quantize import Simulate
 from ..state import State
+from .exact_functions import narrow
 from .exact_sums import largest_sum
 from .ongoing_pass import OngoingPass
 from .sampling import convolve_samples
@@ -67,6 +68,21 @@ class Layers(Behaviour):
         if step.weight_format is not None:
             return self._computed_layer(step, args, kwargs, given, grid)
         return None
+
+    def is_exact_layer(
+        self, step: Step, given: Optional[Grid], grid: Optional[Grid]
+    ) -> bool:
+        """Whether the engine has no integer kernel for a layer between two grids.
+
+        It then scales exact sums to real numbers, and these are put on the grid.
+        """
+        return (
+            step.kind == ops.CONV_TRANSPOSE
+            and step.weight is not None
+            and self.engine.has_exact_functions
+            and narrow(given) is not None
+            and (step.joins is not None or narrow(grid) is not None)
+        )
 
     def exact_total(
         self,
