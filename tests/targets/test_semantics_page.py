@@ -217,12 +217,12 @@ def test_transposed_convolution(target, seed):
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     makers = {out: node for node in graph.node for out in node.output}
     layer = next(node for node in graph.node if node.op_type == 'ConvTranspose')
-    behind = next(node for node in graph.node if layer.output[0] in node.input)
+    added, scaled = (n for n in graph.node if n.name.startswith(layer.name + '~'))
     weight = stored[makers[layer.input[1]].input[0]].astype(np.int64)
     total = convolve(net.layer('one')[0], weight.swapaxes(0, 1))
-    bias = stored[layer.input[2]].astype(np.int64).reshape(-1, 1, 1)
+    bias = stored[added.input[1]]
     # The file has the product of both scales.
-    unit, one = stored[behind.input[1]], page.Grid(np.float32(1), 0, 255)
+    unit, one = stored[scaled.input[1]], page.Grid(np.float32(1), 0, 255)
     net.check(formula('transposed', target)(total, bias, unit, one, net.grid))
 
 

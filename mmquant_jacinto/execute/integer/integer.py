@@ -296,7 +296,9 @@ class Integer(OpenOperands):
         layer = self.layer_for(step, args, kwargs, given, None)
         if layer is None:
             return None
-        total = self.exact_total(step, func, args, kwargs, layer, given, x)
+        is_exact = self.is_exact_layer(step, given, self._grid(step.output))
+        sums = self.total_in_pieces if is_exact else self.exact_total
+        total = sums(step, func, args, kwargs, layer, given, x)
         real = total.float() * layer.multiplier
         return real if layer.offset is None else real.add_(layer.offset)
 

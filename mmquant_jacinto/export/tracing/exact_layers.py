@@ -7,13 +7,7 @@ scaled once, behind.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-from torch import Tensor
-
-from ...execute.integer.exact_sums import largest_sum
-from ...execute.integer.layers import EXACT_IN_FLOAT32, IntegerLayer
+from ...execute.integer.layers import IntegerLayer
 from ...record import ops
 from ...targets.grid import Grid
 from ..operators.table import TRANSLATIONS
@@ -43,7 +37,7 @@ def write_transposed(
         given (Grid): Of the input.
     """
     source = ops.layer_operands(args, kwargs)[0]
-    pieces = _pieces(layer.weight, layer.bias, given)
+    pieces = layer.pieces(given)
     translate = TRANSLATIONS[op]
     total = None
     for start, end in pieces:
@@ -53,20 +47,8 @@ def write_transposed(
             part = cut(site, x, [1], [start], [end], [1])
             kernel = cut(site, weight, [0], [start], [end], [1])
         shaped = Operand(part, source.shape), Operand(kernel, layer.weight.shape)
-        added = layer.bias.float() if total is None else None
-        operands, options = ops.replace_operands(args, kwargs, *shaped, added)
+        operands, options = ops.replace_operands(args, kwargs, *shaped, None)
         result = translate(site, *operands, **options)
         total = result if total is None else site.node('Add', total, result)
-    return site.node('Mul', total, layer.multiplier)
-
-
-def _pieces(weight: Tensor, bias: Tensor, given: Grid) -> list[tuple[int, int]]:
-    """Start and end of the input's channels that are added up in one."""
-    channels = len(weight)
-    largest = largest_sum(weight, bias, 1, given)
-    count = min(math.ceil(largest / EXACT_IN_FLOAT32), channels)
-    if weight.shape[1] != len(bias) or count < 1:
-        # Of groups there is no such half.
-        count = 1
-    bounds = np.linspace(0, channels, count + 1).astype(int).tolist()
-    return list(zip(bounds, bounds[1:]))
+    bias = layer.bias.float().view((-1,) + (1,) * (layer.weight.dim() - 2))
+    return site.node('Mul', site.node('Add', total, bias), layer.multiplier)
