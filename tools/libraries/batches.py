@@ -82,11 +82,9 @@ def _persons(cfg: Config, pipeline: list[dict], images: int) -> dict[str, Any]:
 
 def _pose(cfg: Config) -> tuple[Callable, Callable]:
     train = cfg.get('train_pipeline_stage2', cfg.get('train_pipeline'))
-    # Of 640 pixels two take more memory than a small machine has.
-    count = 1 if 'BottomupPoseEstimator' in str(cfg.model.type) else 2
     return (
         lambda model, size, images: _persons(cfg, cfg.val_pipeline, images),
-        lambda model, size: [_persons(cfg, train, count)],
+        lambda model, size: [_persons(cfg, train, 2)],
     )
 
 
