@@ -43,11 +43,13 @@ test-libraries:
 
 # The engine alone: the rest needs an MMCV that is compiled for that torch.
 TORCH_TESTS := $(addprefix tests/,config record plan quantizers methods execute)
+# An environment is of one interpreter.
+TORCH_VENV = .venv-torch-$(TORCH)$(addprefix -,$(notdir $(PYTHON)))
 
 test-torch:
-	VENV='.venv-torch-$(TORCH)' TORCH='$(TORCH)' PYTHON='$(PYTHON)' \
+	VENV='$(TORCH_VENV)' TORCH='$(TORCH)' PYTHON='$(PYTHON)' \
 		bash requirements/setup_torch.sh
-	'.venv-torch-$(TORCH)/bin/python' -m pytest $(TORCH_TESTS)
+	'$(TORCH_VENV)/bin/python' -m pytest $(TORCH_TESTS)
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -396,4 +395,3 @@ def main() -> None:
 
 if __name__ == '__main__':
     exit_on_quantize_error(main)
-    sys.exit(0)

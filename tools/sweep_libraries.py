@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
         '--runner', action='store_true', help='only type the commands of one config'
     )
     add_options(parser, Path('work_dirs/libraries'))
-    parser.set_defaults(device='cpu')
+    # RTMO trains on images of 640 pixels.
+    parser.set_defaults(device='cpu', memory=16)
     return parser.parse_args()
 
 

@@ -49,7 +49,8 @@ class Example:
                 inputs then have the names of ``forward``'s parameters.
 
         Raises:
-            QuantizeError: If there is no tensor in it.
+            QuantizeError: If there is no tensor in it, or tensors of another size for
+                each sample, as points are.
         """
         if isinstance(given, Tensor):
             return cls({INPUT_NAME: given}, lambda: model(given))
@@ -60,6 +61,7 @@ class Example:
             inputs = dict(named_leaves(found))
             if isinstance(found, Tensor):
                 inputs = {INPUT_NAME: found}
+            _check_sizes(model, inputs)
             example = cls(inputs, lambda: model._run_forward(data, mode='predict'))
         else:
             device = next(itertools.chain(model.parameters(), model.buffers())).device
@@ -111,6 +113,16 @@ class RegionOutputs:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _check_sizes(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    if len({len(x) for x in inputs.values() if x.dim()}) > 1:
+        shapes = ', '.join(f'{name} {tuple(x.shape)}' for name, x in inputs.items())
+        raise QuantizeError(
+            f'{type(model).__name__} reads points, of which each sample has another '
+            f'number ({shapes}), and a file has inputs of fixed sizes: its part from '
+            'the first dense tensor on can be exported, as a model of its own'
+        )
 
 
 def _is_tensor(x: Any) -> bool:

@@ -27,8 +27,8 @@ class FixedPoint:
     Attributes:
         rounding (str, optional): How the engine rounds, whatever the format
             says. None: as the format says.
-        has_exact_functions (bool): Whether softmax and normalizations are those of
-            ``execute.integer.exact_functions``.
+        has_exact_functions (bool): Whether softmax, normalizations and transposed
+            convolutions are exact, as in ``execute.integer.exact_functions``.
         rounds_samples (bool): Whether what a deformable convolution samples is put
             on the grid of its input, see ``execute.integer.sampling``.
         has_real_biases (bool): Whether a bias is added to the scaled sums, as a real

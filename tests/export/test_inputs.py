@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from refusals import refused
 from torch import nn
 
@@ -12,6 +13,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
 from mmquant_jacinto import QuantCalibrateModule  # noqa: E402
+from mmquant_jacinto.export.example import Example  # noqa: E402
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.in_place import in_place_of_modules  # noqa: E402
 from mmquant_jacinto.export.session import (  # noqa: E402
@@ -191,3 +193,13 @@ def test_example_without_a_tensor_is_refused():
     wrapper, _, _ = exported(Pair('two'), pair())
     for given in ('image.jpg', (), dict(left=1)):
         refused(lambda item=given: export_onnx(wrapper, item), 'without a tensor')
+
+
+def test_points_are_refused_by_their_sizes():
+    class Points(BaseModel):
+        def forward(self, inputs, mode='predict'):
+            return inputs
+
+    model = Points(BaseDataPreprocessor())
+    clouds = dict(inputs=dict(points=[torch.rand(5, 4)], voxels=torch.rand(9, 32, 4)))
+    refused(lambda: Example.of(model, clouds), 'Points reads points', 'each sample')

@@ -24,8 +24,12 @@ from mmquant_jacinto import quantize_model
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx_ir')
 
+from onnx import numpy_helper  # noqa: E402
+
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.session import Session  # noqa: E402
+from mmquant_jacinto.targets.grid import Grid  # noqa: E402
+from mmquant_jacinto.targets.target import get_target  # noqa: E402
 
 PAGE = (ROOT / 'docs' / 'integer_semantics.md').read_text()
 page = types.ModuleType('integer_semantics')
@@ -74,8 +78,6 @@ def spread_ranges(quantization, seed):
 
 def stored_layer(model, name):
     """Integers of weight and bias, and the weight's scale, as a file has them."""
-    from onnx import numpy_helper
-
     stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     makers = {out: node for node in model.graph.node for out in node.output}
     node = next(n for n in model.graph.node if n.name == f'{name}/conv2d')
@@ -206,6 +208,22 @@ def test_layer(target, seed, bias, clip):
     }
     net = Net(functions[clip], target, seed, bias)
     net.check(net.layer('one', clip=clip)[0])
+
+
+@every('onnxruntime')
+def test_transposed_convolution(target, seed):
+    net = Net(lambda x, net: F.conv_transpose2d(x, *net.two.parameters()), target, seed)
+    graph = net.exported.model.graph
+    stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    makers = {out: node for node in graph.node for out in node.output}
+    layer = next(node for node in graph.node if node.op_type == 'ConvTranspose')
+    added, scaled = (n for n in graph.node if n.name.startswith(layer.name + '~'))
+    weight = stored[makers[layer.input[1]].input[0]].astype(np.int64)
+    total = convolve(net.layer('one')[0], weight.swapaxes(0, 1))
+    bias = stored[added.input[1]]
+    # The file has the product of both scales.
+    unit, one = stored[scaled.input[1]], page.Grid(np.float32(1), 0, 255)
+    net.check(formula('transposed', target)(total, bias, unit, one, net.grid))
 
 
 @every('openvino')
@@ -382,9 +400,6 @@ def test_bilinear_resizing(target, seed, size):
 @pytest.mark.parametrize('behind_layer', [True, False])
 def test_channels_with_factors(target, behind_layer):
     """Against the class of the engine; files with factors: test_openvino_arithmetic."""
-    from mmquant_jacinto.targets.grid import Grid
-    from mmquant_jacinto.targets.target import get_target
-
     torch.manual_seed(0)
     x = torch.randint(-300, 300, (2, 4, 32, 32)) / 128
     factor = torch.tensor([0.7, 1.0, 1.3, 2.1]).view(-1, 1, 1)

@@ -114,12 +114,31 @@ def test_batches_are_renewed_in_kind_and_size():
     assert again['data_samples'] == [1]
 
 
-def test_layers_that_start_at_zero_get_weights_but_offsets_do_not():
+def test_what_starts_next_to_zero_gets_weights_but_offsets_do_not():
     net = nn.ModuleDict(dict(head=nn.Linear(3, 2), conv_offset=nn.Conv2d(3, 2, 1)))
     for layer in net.values():
         nn.init.zeros_(layer.weight)
+    nn.init.zeros_(net['head'].bias)
+    net['scale'] = nn.ParameterDict(dict(gamma=nn.Parameter(torch.full((4,), 1e-5))))
+    net['norm'] = nn.LayerNorm(4)
     _wake(net)
     assert net['head'].weight.any() and not net['conv_offset'].weight.any()
+    assert not net['head'].bias.any()
+    assert (net['scale']['gamma'] >= 0.1).all()
+    assert (net['norm'].weight == 1).all()
+
+
+def test_outputs_that_no_image_changes_are_named(tmp_path):
+    reports = [
+        report_of('mmpose/a.py', seen=dict(head=-999.0)),
+        report_of('mmpose/b.py', seen=dict(head=-50.0)),
+        report_of('mmpose/c.py', seen=dict(head=-10.0)),
+    ]
+    write_table(reports, tmp_path / 'table.md', 'mmpose 1.3')
+    text = (tmp_path / 'table.md').read_text().partition('hardly change')[2]
+    assert '- `mmpose/a.py`: `head` is the same for all' in text
+    assert '- `mmpose/b.py`: `head` changes by -50.0 dB' in text
+    assert 'the noise of 16 bits has 30.0 dB' in text and '- `mmpose/c.py`' not in text
 
 
 def test_command_says_that_nothing_matches():

@@ -27,6 +27,7 @@ POSE_STEPS = (
 )
 PERSONS = (240, 320)  # height and width of the image that they are in
 TEXT = 'scale'
+TINY = 1e-3  # what a scale of a residual branch starts at, at most
 STEPS = 8  # of a decoder that writes a letter a step; the others do the same
 
 
@@ -42,6 +43,8 @@ def _rotated(model: ConfigDict, size: int, images: int = 2) -> dict[str, Any]:
         extent = extent.clamp(min=4)
         box = RotatedBoxes(torch.cat([centre, extent, angle], 1))
         sample.gt_instances.bboxes = box
+        # DOTA has none, and RTMDet would take them for polygons.
+        del sample.gt_instances.masks
     return batch
 
 
@@ -248,15 +251,23 @@ def _batches(library: str, cfg: Config) -> tuple[Callable, Callable]:
 
 
 def _wake(model: nn.Module) -> None:
-    """Gives weights to layers that start at zero: an image would not be seen in them.
+    """Gives weights to what starts next to zero: an image would not be seen behind it.
 
-    Offsets of deformable convolutions do so for a reason.
+    Layers and tokens that are zero, and the scales of residual branches (LayerScale's
+    1e-5). Offsets of deformable convolutions start at zero for a reason.
     """
-    for name, module in model.named_modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) or 'offset' in name:
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        first = parameter.detach().reshape(-1)[:1]
+        is_constant = bool(first.abs() <= TINY) and bool((parameter == first).all())
+        if not is_constant or name.endswith('bias') or 'offset' in name:
             continue
-        if not module.weight.any():
-            nn.init.normal_(module.weight, std=0.01)
+        with torch.no_grad():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.1, 0.5, generator=generator)
+            else:
+                inner = parameter.shape[1:].numel()
+                parameter.normal_(0, inner**-0.5, generator=generator)
 
 
 def source_of(name: str) -> Source:
@@ -276,6 +287,9 @@ def source_of(name: str) -> Source:
     if preprocessor.get('type') == 'PPYOLOEDetDataPreprocessor':
         # The same without the sizes that it draws.
         preprocessor['type'] = 'YOLOv5DetDataPreprocessor'
+    if library == 'mmseg':
+        # Else a small image is padded to the size of a training's, labels with 255.
+        preprocessor.update(size=None, size_divisor=32)
     if 'TSM' in cfg.model.get('backbone', {}).get('type', ''):
         # Weights of images that it would load even without a name of theirs.
         cfg.model.backbone.pretrained2d = False

@@ -153,7 +153,7 @@ test_evaluator = val_evaluator
 custom_hooks = []
 """
 _SEGMENT = """
-crop_size = (192, 192)  # which its pyramid of pooling divides
+crop_size = (128, 128)  # its pyramid pools 4 x 4 to 3 x 3
 model = dict(data_preprocessor=dict(size=crop_size))
 load = dict(type='LoadImageFromFile')
 resize = dict(type='Resize', scale=crop_size, keep_ratio=False)

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from zoo.outputs import UNSEEN
 from zoo.report import (
     BOUNDS,
     _exports,
@@ -23,6 +24,7 @@ EXPLANATIONS = {
     'pointpillars': 'What its pillars are encoded from reaches over metres and shares '
     'of a metre in one tensor: that encoder needs 16 bits',
 }
+HARDLY = -40.0  # dB
 COMMAND = (
     'python tools/sweep_libraries.py --json docs/libraries.json '
     '--table docs/libraries.md'
@@ -83,6 +85,10 @@ def write_table(reports: list[dict[str, Any]], path: Path, versions: str) -> Non
         *(table_row(report, [], 'runner') for report in ran),
         '',
         *_section('Shortfalls', {r['config']: _shortfalls(r) for r in ran}),
+        *_section(
+            'Outputs that other images hardly change',
+            {r['config']: _hardly_seen(r) for r in ran},
+        ),
         *_section('Not quantized', {r['config']: _failure(r) for r in failed}),
         *_section('Not in float here', {r['config']: _failure(r) for r in absent}),
         *_exports(ran),
@@ -101,6 +107,24 @@ def _shortfalls(report: dict[str, Any]) -> str:
     for part, text in EXPLANATIONS.items():
         if found and part in report['config']:
             found.append(text)
+    return '; '.join(found)
+
+
+def _hardly_seen(report: dict[str, Any]) -> str:
+    """What noise is beside the part of an output that an image decides."""
+    found = []
+    for name, change in report.get('seen', {}).items():
+        wide = report['sqnr']['16']['heads'].get(name)
+        if change >= HARDLY or wide is None:
+            continue
+        if change <= UNSEEN:
+            text = 'is the same for all, so that its signal to noise says nothing'
+        else:
+            text = (
+                f'changes by {change} dB of its power; beside that change the noise '
+                f'of 16 bits has {wide + change:.1f} dB'
+            )
+        found.append(f'`{name}` {text}')
     return '; '.join(found)
 
 

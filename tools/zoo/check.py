@@ -23,7 +23,7 @@ from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 
 from .configs import strip_pretrained
 from .models import ZOO, Source, build_and_predict, calibrate, lighten, run
-from .outputs import RegionTap, signal_to_noise
+from .outputs import UNSEEN, RegionTap, signal_to_noise
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
 # cuts off is more than what 16 bits round. At 16 bits nothing else may cost what would
@@ -34,6 +34,7 @@ FORMATS = {
     8: dict(bits=8, target='onnxruntime', observer='minmax'),
 }
 BOUNDS = {16: 55.0, 8: 15.0}  # dB
+OTHER_SEED = 300  # of images that give no ranges
 PROBE = 1e-5  # of an image's power: the noise that shows what a float model makes of it
 
 
@@ -95,7 +96,8 @@ def examine(
         batches = source.losses(cfg, max(report['size'], 128))
         floats = stage('float loss', _float_loss, model, batches, amp, report)
         report['status'] = 'failed'
-        _examine_quantized(stage, model, fresh, batch, floats, amp, report)
+        other = source.renew(batch, OTHER_SEED)
+        _examine_quantized(stage, model, fresh, batch, other, floats, amp, report)
         report['status'] = 'ok'
     except Exception as error:  # noqa: BLE001 - it is in the report
         if 'failed' not in report:
@@ -149,6 +151,7 @@ def _examine_quantized(
     model: nn.Module,
     fresh: nn.Module,
     batch: dict,
+    other: dict,
     floats: Optional[tuple[dict, float, set[str]]],
     amp: bool,
     report: dict,
@@ -165,6 +168,7 @@ def _examine_quantized(
     least = _compare(reference, probed)['least']
     if least is not None:
         report['noise_gain'] = round(-20 * math.log10(PROBE) - least, 1)
+    report['seen'] = stage('other images', _seen, model, other, reference)
     report['sqnr'] = {}
     for bits, quantize in FORMATS.items():
         config = QuantizeConfig.parse(quantize)
@@ -176,6 +180,24 @@ def _examine_quantized(
     stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
     if floats is not None:
         stage('qat step', _qat_step, model, floats, amp, report)
+
+
+def _seen(model: nn.Module, other: dict, reference: RegionTap) -> dict[str, float]:
+    """How much of each head output other images change, in dB of its power.
+
+    A model with random weights may say the same of any image; its signal to noise says
+    nothing then.
+    """
+    tap = _run_tapped(RegionTap(model, reference.regions.values()), other)
+    found = {}
+    for name in reference.heads():
+        if name in tap.outputs:
+            value = signal_to_noise(reference.outputs[name], tap.outputs[name])
+            if value is not None and math.isfinite(value):
+                found[name] = round(-value, 1)
+            elif value == math.inf:
+                found[name] = UNSEEN
+    return found
 
 
 def _blank_copy(model: nn.Module) -> nn.Module:

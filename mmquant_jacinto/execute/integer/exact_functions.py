@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...record.ops import per_axis
 from ...targets.grid import Grid, divisor
+from .adaptive_pool import ADAPTIVE, adaptive_pool, is_uneven
 from .sampling import Resize, grid_sample, interpolate
 
 # So many squares of 8-bit integers add up exactly in float32.
@@ -73,11 +74,14 @@ def rounded_exp(unit: float, levels: int) -> RoundedExp:
     return RoundedExp(_LEAST_BITS, 0.5)
 
 
-def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> bool:
+def is_exact(
+    name: str, x: Tensor, given: Grid | None, args: tuple, kwargs: Mapping
+) -> bool:
     """Whether there is an exact function for a call.
 
     Args:
         name (str): Of the function.
+        x (Tensor): Its input.
         given (Grid, optional): Of the integers that it is called with; None where it
             gets real numbers.
         args (tuple): Of the call, behind its input.
@@ -105,6 +109,8 @@ def is_exact(name: str, given: Grid | None, args: tuple, kwargs: Mapping) -> boo
         # Divided by a power of two, a sum is exact by itself.
         pool = Pool(*args, **kwargs)
         return pool.varies and pool.is_wide or bool(pool.area & (pool.area - 1))
+    if name in ADAPTIVE:
+        return is_uneven(x.shape[-ADAPTIVE[name] :], *args, **kwargs)
     return name in EXACT_FUNCTIONS
 
 
@@ -330,6 +336,10 @@ EXACT_FUNCTIONS: Mapping[str, Callable] = {
     'layer_norm': layer_norm,
     'grid_sample': grid_sample,
     'avg_pool2d': average_pool,
+    **{
+        name: functools.partial(adaptive_pool, dims=dims)
+        for name, dims in ADAPTIVE.items()
+    },
     **dict.fromkeys(RESIZES, resize),
 }
 
@@ -345,4 +355,4 @@ def compute(name: str, x: Tensor, given: Grid | None, *args: Any, **kwargs: Any)
     return out.contiguous(memory_format=layout)
 
 
-_LAID_OUT_AS_INPUT = ('group_norm', 'avg_pool2d', *RESIZES)
+_LAID_OUT_AS_INPUT = ('group_norm', 'avg_pool2d', 'adaptive_avg_pool2d', *RESIZES)

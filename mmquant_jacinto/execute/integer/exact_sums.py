@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...targets.grid import Grid
 
+EXACT_IN_FLOAT32 = 2.0**24
+
 
 class _Settings:
     """The process's settings, as they were before the first of all contexts.
@@ -98,3 +100,29 @@ def largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
         -(above * given.low + below * given.high),
     ).amax()
     return float(largest + bias.abs().amax())
+
+
+def exact_pieces(
+    weight: Tensor, is_grouped: bool, given: Grid, start: int = 0
+) -> list[tuple[int, int]]:
+    """Input channels of a transposed convolution whose sums float32 holds, in pieces.
+
+    Args:
+        weight (Tensor): Integers: (C_in, C_out / groups, ...).
+        is_grouped (bool): Whether it has groups, which are not parted.
+        given (Grid): Of the input; Python numbers.
+        start (int): What the first channel is called. Defaults to 0.
+
+    Returns:
+        List[Tuple[int, int]]: First channel of each, and the one behind its last.
+    """
+    channels = len(weight)
+    no_bias = weight.new_zeros(1)
+    fits = largest_sum(weight, no_bias, 1, given) < EXACT_IN_FLOAT32
+    if fits or is_grouped or channels == 1:
+        return [(start, start + channels)]
+    half = channels // 2
+    return [
+        *exact_pieces(weight[:half], False, given, start),
+        *exact_pieces(weight[half:], False, given, start + half),
+    ]

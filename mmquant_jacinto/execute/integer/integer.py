@@ -235,7 +235,10 @@ class Integer(OpenOperands):
         """An operation on integers; None where it is not defined on them."""
         grid = self._grid(step.output)
         (first, x), rest = integers[0], integers[1:]
-        if step.kind in ops.WEIGHTED:
+        if self.is_exact_layer(step, first, grid):
+            real = self._compute_open(step, func, args, kwargs, integers[0])
+            steps = self.engine.quantize(real, grid)
+        elif step.kind in ops.WEIGHTED:
             layer = self.layer_for(step, args, kwargs, first, grid)
             if layer is None:
                 return None
@@ -293,7 +296,9 @@ class Integer(OpenOperands):
         layer = self.layer_for(step, args, kwargs, given, None)
         if layer is None:
             return None
-        total = self.exact_total(step, func, args, kwargs, layer, given, x)
+        is_exact = self.is_exact_layer(step, given, self._grid(step.output))
+        sums = self.total_in_pieces if is_exact else self.exact_total
+        total = sums(step, func, args, kwargs, layer, given, x)
         real = total.float() * layer.multiplier
         return real if layer.offset is None else real.add_(layer.offset)
 
@@ -325,7 +330,7 @@ class Integer(OpenOperands):
             and narrow(given) == given
             and narrow(grid) is not None
             and bool(args)
-            and is_exact(op.name, given, args[1:], kwargs)
+            and is_exact(op.name, args[0], given, args[1:], kwargs)
         )
 
     def _look_up(self, function: str, given: Grid, x: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..fake_quantize import Simulate
 from ..state import State
-from .exact_sums import largest_sum
+from .exact_functions import narrow
+from .exact_sums import EXACT_IN_FLOAT32, exact_pieces, largest_sum
 from .ongoing_pass import OngoingPass
 from .sampling import convolve_samples
-
-EXACT_IN_FLOAT32 = 2.0**24
 
 
 class IntegerLayer(NamedTuple):
@@ -39,6 +38,11 @@ class IntegerLayer(NamedTuple):
     bias: Optional[Tensor]
     multiplier: Tensor
     offset: Optional[Tensor] = None
+
+    def pieces(self, given: Grid) -> list[tuple[int, int]]:
+        """Input channels of a transposed convolution that are added up in one."""
+        is_grouped = self.weight.shape[1] != len(self.bias)
+        return exact_pieces(self.weight, is_grouped, given)
 
 
 class Layers(Behaviour):
@@ -68,6 +72,21 @@ class Layers(Behaviour):
             return self._computed_layer(step, args, kwargs, given, grid)
         return None
 
+    def is_exact_layer(
+        self, step: Step, given: Optional[Grid], grid: Optional[Grid]
+    ) -> bool:
+        """Whether the engine has no integer kernel for a layer between two grids.
+
+        It then scales exact sums to real numbers, and these are put on the grid.
+        """
+        return (
+            step.kind == ops.CONV_TRANSPOSE
+            and step.weight is not None
+            and self.engine.has_exact_functions
+            and narrow(given) is not None
+            and (step.joins is not None or narrow(grid) is not None)
+        )
+
     def exact_total(
         self,
         step: Step,
@@ -92,6 +111,27 @@ class Layers(Behaviour):
         if total.is_cuda and step.kind in (ops.CONV, ops.CONV_TRANSPOSE):
             total = _laid_out_by_cudnn(total, x, layer.weight)
         return total
+
+    def total_in_pieces(
+        self,
+        step: Step,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        layer: IntegerLayer,
+        given: Grid,
+        x: Tensor,
+    ) -> Tensor:
+        """Sums of a transposed convolution as its file adds them up, float32."""
+        channels = x.dim() - layer.weight.dim() + 1
+        total = None
+        for start, end in layer.pieces(given):
+            weight = layer.weight[start:end].float()
+            piece = layer._replace(weight=weight, bias=None)
+            part = x.narrow(channels, start, end - start)
+            sums = self.exact_total(step, func, args, kwargs, piece, given, part)
+            total = sums if total is None else total + sums
+        return total + _shaped(layer.bias.float(), layer.weight)
 
     def _multiplier(
         self, scale: Tensor, given: Grid, grid: Optional[Grid], weight: Tensor

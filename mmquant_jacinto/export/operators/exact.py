@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...execute.integer.adaptive_pool import ADAPTIVE, factors, members, target_sizes
 from ...execute.integer.exact_functions import (
     EXACT_SQUARES,
     MANTISSA,
@@ -212,6 +213,21 @@ def _average_pool(
     return site.node('Mul', total, given.scale / pool.area)
 
 
+def _adaptive_pool(
+    site: SiteWriter, x: str, given: Grid, like: Tensor, output_size: Any
+) -> str:
+    source = like.shape[2:]
+    sizes = target_sizes(source, output_size)
+    rank = like.dim()
+    for axis, (n, size) in enumerate(zip(source, sizes), start=2):
+        # Of what is last, a product of matrices makes the sums.
+        order = [*range(axis), *range(axis + 1, rank), axis]
+        moved = site.node('Transpose', x, perm=order)
+        sums = site.node('MatMul', moved, members(n, size))
+        x = site.node('Transpose', sums, perm=[order.index(i) for i in range(rank)])
+    return site.node('Mul', x, factors(source, sizes, given.scale))
+
+
 # ``write(site, name, grid, example of x, *the call's other arguments)``.
 EXACT_OPERATORS: Mapping[str, Callable] = {
     'softmax': _softmax,
@@ -220,5 +236,6 @@ EXACT_OPERATORS: Mapping[str, Callable] = {
     'layer_norm': _layer_norm,
     'grid_sample': grid_sample,
     'avg_pool2d': _average_pool,
+    **dict.fromkeys(ADAPTIVE, _adaptive_pool),
     **dict.fromkeys(RESIZES, _resize),
 }

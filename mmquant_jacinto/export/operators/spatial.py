@@ -8,6 +8,7 @@ from typing import Any, Callable
 import numpy as np
 from torch import Tensor
 
+from ...execute.integer.adaptive_pool import is_uneven, target_sizes, windows
 from ...execute.integer.exact_functions import Pool
 from ...execute.integer.sampling import Resize
 from ...record.ops import per_axis
@@ -98,17 +99,10 @@ def _average_pool(site, x, *args, **kwargs):
 
 def _adaptive(kind: str) -> Callable:
     def translate(site, x, output_size, return_indices=False):
-        dims = _pooled_dims(site)
-        given = per_axis(output_size, dims)
-        sizes = [n if t is None else t for t, n in zip(given, x.shape[2:])]
+        sizes = target_sizes(x.shape[2:], output_size)
         if all(size == 1 for size in sizes):
             return site.node(f'Global{kind}', x)
-        if any(n % size for n, size in zip(x.shape[2:], sizes)):
-            if kind == 'AveragePool':
-                # Out of the integer kernel's reach, which alone is right at ties.
-                raise NotImplementedError(
-                    f'adaptive pooling from {tuple(x.shape[2:])} to {tuple(sizes)}'
-                )
+        if is_uneven(x.shape[2:], output_size):
             return _pooled_one_by_one(site, kind, site.value(x), x.shape[2:], sizes, 2)
         kernel = [n // size for n, size in zip(x.shape[2:], sizes)]
         return site.node(kind, x, kernel_shape=kernel, strides=kernel)
@@ -127,14 +121,13 @@ def _pooled_one_by_one(
     """Adaptive pooling where windows overlap."""
     if not sizes:
         return site.node(f'Global{kind}', x)
-    n, size = shape[0], sizes[0]
-    bounds = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+    bounds = windows(shape[0], sizes[0])
     parts = [cut(site, x, [axis], [start], [end], [1]) for start, end in bounds]
     parts = [
         _pooled_one_by_one(site, kind, part, shape[1:], sizes[1:], axis + 1)
         for part in parts
     ]
-    return site.node('Concat', *parts, axis=axis) if size > 1 else parts[0]
+    return site.node('Concat', *parts, axis=axis) if sizes[0] > 1 else parts[0]
 
 
 for _dims in (1, 2, 3):

@@ -39,6 +39,20 @@ def translates(*names: str) -> Callable:
     return register
 
 
+class Operand(str):
+    """Name of an operand that also tells its shape."""
+
+    shape: torch.Size
+
+    def __new__(cls, name: str, shape: torch.Size) -> Operand:
+        self = super().__new__(cls, name)
+        self.shape = shape
+        return self
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+
 class SiteWriter:
     """Writes the nodes of one call.
 

@@ -19,7 +19,8 @@ from ...record.ops import Op
 from ...targets.grid import Grid
 from ...targets.storage import Storage
 from ..operators.sampling import write_samples
-from ..operators.translation import SiteWriter
+from ..operators.translation import Operand, SiteWriter
+from .exact_layers import write_transposed
 from .trace import Trace
 
 _BIAS = Storage('int32', 0, -(2**31), 2**31 - 1)
@@ -65,11 +66,37 @@ class LayerWriting(Integer):
         if self._samples(step, given, grid):
             self._write_deformable(step, args, weight, bias, out)
             return
-        shaped = _Operand(weight, self.state.layers[step.weight].weight)
+        if self.is_exact_layer(step, given, grid) and not trace.clips:
+            self._write_exact_layer(step, op, args, kwargs, out)
+            return
+        shaped = Operand(weight, self.state.layers[step.weight].weight.shape)
         args, kwargs = ops.replace_operands(args, kwargs, x, shaped, bias)
         trace.write(op.name, step.chain, args, kwargs, out)
         if step.joins is not None and given is not None:
             trace.writer.exact_sums.append(trace.name_of(out))
+
+    def _write_exact_layer(
+        self, step: Step, op: Op, args: tuple, kwargs: dict, out: Tensor
+    ) -> None:
+        """A layer whose sums the engine would add up as real numbers."""
+        trace, x = self.trace, ops.layer_operands(args, kwargs)[0]
+        spec = self.state.plan.weights[step.weight]
+        given = grid_of(x)
+        layer = self.layer_of(step, given, None)
+        storage = trace.target.weight_storage(spec.format.bits)
+        weight = self._dequantized(
+            layer.weight.cpu().numpy(),
+            np.float32(1),
+            None,
+            storage,
+            f'{spec.weight}:steps',
+        )
+        site = SiteWriter(trace.writer, step.chain, out, trace.operand)
+        steps = self._in_steps(step, trace.operand(x, step.chain), given)
+        trace.name(
+            out,
+            write_transposed(site, op.name, args, kwargs, steps, weight, layer, given),
+        )
 
     def _samples(self, step: Step, given: Grid | None, grid: Grid | None) -> bool:
         """Whether a layer is computed on samples of its input's grid."""
@@ -132,7 +159,7 @@ class LayerWriting(Integer):
         if self._samples(step, given, grid):
             self._write_deformable(step, args, name, offset, out)
             return
-        shaped = _Operand(name, weight)
+        shaped = Operand(name, weight.shape)
         args, kwargs = ops.replace_operands(args, kwargs, x, shaped, offset)
         trace.write(op.name, step.chain, args, kwargs, out)
 
@@ -226,14 +253,3 @@ class LayerWriting(Integer):
             name,
             **({} if axis is None else {'axis': axis}),
         )
-
-
-class _Operand(str):
-    """Name of a weight that also tells its shape."""
-
-    shape: torch.Size
-
-    def __new__(cls, name: str, weight: Tensor) -> _Operand:
-        self = super().__new__(cls, name)
-        self.shape = weight.shape
-        return self

@@ -72,6 +72,11 @@ OPERATORS = {
     'layer_norm of maps': lambda: nn.LayerNorm((8, 8)),
     'avg_pool2d': lambda: nn.AvgPool2d((3, 5), 2, 1),
     'avg_pool2d of six': lambda: lambda x: F.avg_pool2d(sixes(x), (2, 3)),
+    'adaptive_avg_pool1d': lambda: lambda x: F.adaptive_avg_pool1d(x.flatten(2), 24),
+    'adaptive_avg_pool2d': lambda: nn.AdaptiveAvgPool2d((3, 5)),
+    'adaptive_avg_pool2d of rows': lambda: nn.AdaptiveAvgPool2d((None, 3)),
+    'adaptive_avg_pool2d upwards': lambda: nn.AdaptiveAvgPool2d((10, 1)),
+    'adaptive_avg_pool3d': lambda: lambda x: F.adaptive_avg_pool3d(x[:, None], 3),
     'interpolate': lambda: nn.Upsample(scale_factor=2, mode='bilinear'),
     'interpolate odd': lambda: nn.Upsample((13, 11), mode='bilinear'),
     'interpolate corners': lambda: nn.Upsample(

@@ -1,8 +1,15 @@
 """Operators of layers in a file: the integers of the model, for any input."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from exactness import assert_operator_exact, each_kind, without_entry
+from exactness import (
+    Inputs,
+    assert_exact,
+    assert_operator_exact,
+    each_kind,
+    without_entry,
+)
 from torch import nn
 from toy_models import Forward
 
@@ -52,6 +59,32 @@ PRODUCTS = {
     'einsum': lambda x, y: torch.einsum('nchw, nkhw -> nck', x, y),
     'einsum whole': lambda x, y: torch.einsum('n...w, n...w -> n...', x, y),
 }
+
+
+@pytest.mark.parametrize(
+    'layer, positive',
+    [
+        (nn.ConvTranspose2d(256, 8, 4, 2, 1), False),
+        (nn.ConvTranspose2d(256, 16, 4, 2, 1, groups=16, bias=False), False),
+        # Its sums are beyond what float32 holds.
+        (nn.ConvTranspose2d(512, 4, 4, 2, 1), True),
+    ],
+    ids=['random', 'groups', 'positive'],
+)
+def test_sums_of_many_products_are_exact_in_any_order(layer, positive):
+    net = Forward(
+        lambda net, x: net.norm(net.layer(net.first(x))),
+        first=nn.Conv2d(3, layer.in_channels, 1),
+        layer=layer,
+        norm=nn.BatchNorm2d(layer.out_channels),
+    )
+    x = torch.rand(1, 3, 48, 48)
+    if positive:
+        with torch.no_grad():
+            layer.weight.abs_()
+            net.first.weight.abs_()
+            net.first.bias.add_(2.0)
+    assert_exact(net, Inputs(x, x + 0.1 * torch.rand_like(x)))
 
 
 # torch normalizes no batch of none.
