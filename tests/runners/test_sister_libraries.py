@@ -228,7 +228,7 @@ def test_its_page_scores_and_shows_masks_as_the_library_does(
     trained, library, make_config
 ):
     checkpoint = Path(trained.work_dir) / library.checkpoint
-    hooks = [dict(type='ReportHook', share=10.0)]
+    hooks = [dict(type='ReportHook', share=1000.0)]
     cfg = make_config('page', load_from=str(checkpoint), custom_hooks=hooks)
     score = Runner.from_cfg(cfg).test()[library.metric]
     (path,) = Path(cfg.work_dir).glob('*/report.json')
