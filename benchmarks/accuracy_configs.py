@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pprint
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,32 @@ def write_rows(path: Path, rows: Any) -> None:
     """Write what was measured as JSON, whole, into a folder that may be new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(rows, indent=1) + '\n')
+
+
+def measure_rows(
+    args: argparse.Namespace,
+    measure: Callable[[Path, argparse.Namespace], Any],
+    table: Callable[[Any], str],
+) -> None:
+    """Measure configs one after the other, and print a table of all that are known.
+
+    Args:
+        args: With ``configs``, ``json`` (where rows are, and go) and ``table``.
+        measure: A config and ``args`` to its row.
+        table: Rows by the configs' names to Markdown.
+    """
+    # imported here: it takes longer than --list of other commands should
+    from mmengine.logging import MMLogger
+
+    warnings.filterwarnings('ignore')
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    rows = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    for path in args.configs:
+        rows[path.stem] = measure(path, args)
+        write_rows(args.json, rows)
+    print(table(rows), end='')
+    if args.table is not None:
+        write_whole(args.table, table(rows))
 
 
 def write_whole(path: Path, text: str) -> None:

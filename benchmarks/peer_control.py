@@ -14,19 +14,16 @@ of the detector's own postprocessing and metric, for both.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_configs import write_rows, write_whole
+from accuracy_configs import measure_rows
 from detector_scores import DetectorTest, FloatNetwork, in_place, map_scores
-from mmengine.logging import MMLogger
 from peer_quantizers import singles
 from peers import calibration_images, float_detector, read_config
 
@@ -160,16 +157,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    args = parse_args()
-    warnings.filterwarnings('ignore')
-    MMLogger.get_instance('mmengine', log_level='ERROR')
-    rows = json.loads(args.json.read_text()) if args.json.is_file() else {}
-    for path in args.configs:
-        rows[path.stem] = control(path, args)
-        write_rows(args.json, rows)
-    print(table(rows), end='')
-    if args.table is not None:
-        write_whole(args.table, table(rows))
+    measure_rows(parse_args(), control, table)
 
 
 if __name__ == '__main__':
