@@ -166,7 +166,7 @@ class RowRun:
         self.folder.mkdir(parents=True)
         log = self.folder.with_suffix('.log')
         log.unlink(missing_ok=True)
-        result = dict(key=self.key(), engine=self.engine)
+        result = dict(key=self.key(), engine=self.engine, measured=int(time.time()))
         start = self.out / self.network.name / 'float'
         paths = (self.write_config(), self.folder, start)
         command = ['benchmarks/pretrained_run.py', *map(relative, paths)]
@@ -274,10 +274,13 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
         kept = known.get(name, {})
         for row in ROWS:
             path = args.out / name / row.name / 'result.json'
+            found = [kept[row.name]] if row.name in kept else []
             if path.is_file():
-                rows.setdefault(name, {})[row.name] = json.loads(path.read_text())
-            elif row.name in kept:
-                rows.setdefault(name, {})[row.name] = kept[row.name]
+                found.append(json.loads(path.read_text()))
+            if found:
+                # What was left here may be older than what is kept.
+                newest = max(reversed(found), key=lambda item: item.get('measured', 0))
+                rows.setdefault(name, {})[row.name] = newest
     return dict(facts=facts(args), rows=rows)
 
 

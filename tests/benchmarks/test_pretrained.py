@@ -306,6 +306,23 @@ def test_table_says_what_is_met(tmp_path, called, monkeypatch):
     assert again == json.loads(kept.read_text())
 
 
+def test_the_newer_of_what_is_kept_and_what_runs_have_left_counts(
+    tmp_path, called, monkeypatch
+):
+    monkeypatch.setattr(pretrained, 'facts', lambda args: {})
+    args, _ = run(tmp_path, '--rows', 'int8_tidl')
+    left = pretrained.collect(args)['rows']
+    name = next(iter(left))
+    for age, newest in ((-60, 'left'), (60, 'kept')):
+        kept = copy.deepcopy(left)
+        for row in kept[name].values():
+            row.update(seconds='kept', measured=row['measured'] + age)
+        args.json = tmp_path / 'kept.json'
+        args.json.write_text(json.dumps(dict(rows=kept)))
+        found = pretrained.collect(args)['rows'][name].values()
+        assert [row.get('seconds') == 'kept' for row in found] == [newest == 'kept'] * 2
+
+
 def test_wide_layers_and_other_libraries_are_told():
     widths = dict(weight={'8': 100, '16': 3}, activation={'8': 200})
     assert pretrained_report.wide(widths) == ' (3 of 103 weights at 16 bits)'
