@@ -65,11 +65,6 @@ def row_extremes(x: Tensor) -> Tensor:
     return torch.cat([x.amin(dims).view(-1), x.amax(dims).view(-1)]).float()
 
 
-def wide_headroom(bits: int) -> float:
-    """How far a range that cuts nothing off reaches, over what was seen."""
-    return WIDE_HEADROOM if bits >= WIDE_BITS else 1.0
-
-
 class Observer:
     """Samples tensors, and says which of their extremes ends the range.
 
@@ -86,11 +81,13 @@ class Observer:
             step had.
         searches (bool): Whether the range is found in histograms of all steps, when
             they are counted: for calibration alone.
+        has_room (bool): Whether a range of 16 bits reaches further than what was seen.
         takes_percentile (bool): Whether ``quantize.percentile`` means it.
     """
 
     averages = True
     searches = False
+    has_room = False
     takes_percentile = False
 
     def __init__(self, percentile: float = 0.0) -> None:
@@ -111,7 +108,7 @@ class Observer:
         Args:
             bits (int): Width of the grid.
         """
-        return 1.0
+        return WIDE_HEADROOM if self.has_room and bits >= WIDE_BITS else 1.0
 
     def rank(self, sizes: Tensor) -> Tensor:
         """Which extreme of samples of these sizes ends the range, from 1."""
@@ -144,9 +141,7 @@ class MinMaxObserver(Observer):
     """
 
     averages = False
-
-    def headroom(self, bits: int) -> float:
-        return wide_headroom(bits)
+    has_room = True
 
 
 def make_observer(name: str, percentile: float) -> Observer:

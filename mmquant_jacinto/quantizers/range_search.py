@@ -9,7 +9,7 @@ from torch import Tensor
 from ..registry import OBSERVERS
 from .activation_grids import GridFormats
 from .histograms import Histograms
-from .observers import Observer, sample_rows, wide_headroom
+from .observers import Observer, sample_rows
 
 # Twelve to the octave, down to a 128th of what was seen.
 FRACTIONS = tuple(2.0 ** (-k / 12) for k in range(85))
@@ -109,9 +109,7 @@ class HistogramObserver(Observer):
     """
 
     searches = True
-
-    def headroom(self, bits: int) -> float:
-        return wide_headroom(bits)
+    has_room = True
 
     def sample(self, x: Tensor) -> Tensor:
         return sample_rows(x)
