@@ -32,17 +32,15 @@ class IntegerLayer(NamedTuple):
             multiply the output; float32.
         offset (Tensor, optional): In place of ``bias``, real numbers to add behind
             the multiplication, shaped alike.
+        pieces (List[Tuple[int, int]], optional): Of a transposed convolution with exact
+            sums, input channels that are added up in one, see :func:`.exact_pieces`.
     """
 
     weight: Tensor
     bias: Optional[Tensor]
     multiplier: Tensor
     offset: Optional[Tensor] = None
-
-    def pieces(self, given: Grid) -> list[tuple[int, int]]:
-        """Input channels of a transposed convolution that are added up in one."""
-        is_grouped = self.weight.shape[1] != len(self.bias)
-        return exact_pieces(self.weight, is_grouped, given)
+    pieces: Optional[list[tuple[int, int]]] = None
 
 
 class Layers(Behaviour):
@@ -125,7 +123,7 @@ class Layers(Behaviour):
         """Sums of a transposed convolution as its file adds them up, float32."""
         channels = x.dim() - layer.weight.dim() + 1
         total = None
-        for start, end in layer.pieces(given):
+        for start, end in layer.pieces:
             weight = layer.weight[start:end].float()
             piece = layer._replace(weight=weight, bias=None)
             part = x.narrow(channels, start, end - start)
@@ -182,13 +180,17 @@ class Layers(Behaviour):
         integers, bias = self.integer_weight(name), self.integer_bias(name, given)
         scale = self.fallback.grids.step(name)
         multiplier = self._multiplier(scale, given, grid, integers)
-        axis = self.state.plan.weights[name].axis
+        spec = self.state.plan.weights[name]
         dtype = (
             torch.float32
-            if largest_sum(integers, bias, axis, given) < EXACT_IN_FLOAT32
+            if largest_sum(integers, bias, spec.axis, given) < EXACT_IN_FLOAT32
             else torch.float64
         )
         layer = IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
+        if step.kind == ops.CONV_TRANSPOSE and self.engine.has_exact_functions:
+            is_grouped = integers.shape[1] != spec.channels
+            pieces = exact_pieces(layer.weight, is_grouped, given)
+            layer = layer._replace(pieces=pieces)
         return self._with_offset(layer, bias, scale, given)
 
     def _computed_layer(

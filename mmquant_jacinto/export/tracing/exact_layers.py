@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ...execute.integer.layers import IntegerLayer
 from ...record import ops
-from ...targets.grid import Grid
 from ..operators.table import TRANSLATIONS
 from ..operators.translation import Operand, SiteWriter, cut
 
@@ -22,7 +21,6 @@ def write_transposed(
     x: str,
     weight: str,
     layer: IntegerLayer,
-    given: Grid,
 ) -> str:
     """Writes a transposed convolution, and returns the name of its real result.
 
@@ -34,15 +32,13 @@ def write_transposed(
         x (str): Its input in steps of its grid.
         weight (str): The integers of its weight: (C_in, C_out / groups, ...).
         layer (IntegerLayer): Its operands, that multiply to real numbers.
-        given (Grid): Of the input.
     """
     source = ops.layer_operands(args, kwargs)[0]
-    pieces = layer.pieces(given)
     translate = TRANSLATIONS[op]
     total = None
-    for start, end in pieces:
+    for start, end in layer.pieces:
         part, kernel = x, weight
-        if len(pieces) > 1:
+        if len(layer.pieces) > 1:
             # Sums of fewer channels, which float32 holds.
             part = cut(site, x, [1], [start], [end], [1])
             kernel = cut(site, weight, [0], [start], [end], [1])

@@ -95,7 +95,7 @@ class LayerWriting(Integer):
         steps = self._in_steps(step, trace.operand(x, step.chain), given)
         trace.name(
             out,
-            write_transposed(site, op.name, args, kwargs, steps, weight, layer, given),
+            write_transposed(site, op.name, args, kwargs, steps, weight, layer),
         )
 
     def _samples(self, step: Step, given: Grid | None, grid: Grid | None) -> bool:
