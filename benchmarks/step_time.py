@@ -1,11 +1,15 @@
 """QAT step / float step, and calibration / float inference, interleaved.
 
-Each round runs one step of every variant one after the other, so that a noisy
-machine disturbs them alike; the result is the median over rounds of the ratio
-within a round. The detectors are those of ``configs/bccd`` (SSD head on FPN)
-with random weights and random ground truth.
+Each round runs one step of every variant one after the other. The detectors are
+those of ``configs/bccd`` (SSD head on FPN), or others by ``--models``, with random
+weights and random ground truth.
 
     python benchmarks/step_time.py --json benchmarks/results/step_time_cpu.json
+    python benchmarks/step_time.py --size 64 --models mobilenet regnet resnet \\
+        retinanet_r18 yolox_tiny retinanet_swin deformable_detr \\
+        --json benchmarks/results/step_time_small.json
+
+Where the images are small the times are those of the calls, not of the work.
 """
 
 import argparse
@@ -18,21 +22,18 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from mmengine.config import Config
+from interleaved import interleave, ratios, timed
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
+from timed_networks import DETECTORS, NETWORKS, build, random_batch
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule, native
 from mmquant_jacinto.quantizers.activations import OBSERVED_EVERY, STEPS_OBSERVED
-
-ROOT = Path(__file__).resolve().parents[1]
-MODELS_TIMED = ('mobilenet', 'regnet', 'resnet')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--models', nargs='+', default=MODELS_TIMED, choices=MODELS_TIMED
+        '--models', nargs='+', default=list(DETECTORS), choices=NETWORKS
     )
     parser.add_argument('--target', default='jacinto')
     parser.add_argument('--batch', type=int, default=2)
@@ -44,49 +45,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true')
     parser.add_argument('--json', type=Path, help='where the result goes')
     return parser.parse_args()
-
-
-def build_detector(name: str) -> torch.nn.Module:
-    """The detector of ``configs/bccd``, with random weights."""
-    cfg = Config.fromfile(ROOT / f'configs/bccd/ssd_{name}_fpn.py')
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    return model
-
-
-def random_batch(batch: int, size: int) -> dict[str, Any]:
-    """A batch as mmdet's dataloader yields it, with ten boxes per image."""
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for _ in range(batch):
-        corner = torch.rand(10, 2, generator=generator) * size * 0.6
-        extent = (torch.rand(10, 2, generator=generator) * 0.3 + 0.05) * size
-        shape = (size, size)
-        samples.append(
-            DetDataSample(
-                metainfo=dict(
-                    img_shape=shape,
-                    ori_shape=shape,
-                    pad_shape=shape,
-                    batch_input_shape=shape,
-                    scale_factor=(1.0, 1.0),
-                    img_id=0,
-                ),
-                gt_instances=InstanceData(
-                    bboxes=torch.cat([corner, corner + extent], 1),
-                    labels=torch.randint(3, (10,), generator=generator),
-                ),
-            )
-        )
-    images = torch.randint(
-        256, (batch, 3, size, size), generator=generator, dtype=torch.uint8
-    )
-    return dict(inputs=list(images), data_samples=samples)
 
 
 def train_step(
@@ -167,43 +125,6 @@ def calibration_variants(
     )
 
 
-def interleave(
-    variants: dict[str, Callable[[], Any]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each variant in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for index in range(rounds + 2):
-        for name, run in variants.items():
-            elapsed = timed(run)
-            if index >= 2:  # the first rounds warm up
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds that a run takes; of one that returns several, their mean."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    if isinstance(result, list) and result and isinstance(result[0], float):
-        return statistics.mean(result)
-    return time.perf_counter() - start
-
-
-def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, Any]:
-    """Medians: seconds of the base, and of the ratios to it."""
-    result: dict[str, Any] = {f'{base}_seconds': statistics.median(seconds[base])}
-    for name, values in seconds.items():
-        if name != base:
-            result[name] = statistics.median(
-                value / unit for value, unit in zip(values, seconds[base])
-            )
-    return result
-
-
 def measure_preparation(
     model: torch.nn.Module, batch: dict[str, Any], args: argparse.Namespace
 ) -> float:
@@ -242,7 +163,7 @@ def main() -> None:
         models={},
     )
     for name in args.models:
-        model = build_detector(name).to(args.device)
+        model = build(name).to(args.device)
         train = dict(
             float=train_step(copy.deepcopy(model).train(), batch, args.amp),
             **qat_variants(model, batch, args),

@@ -1,5 +1,6 @@
 """Behaviour: what is done at a step of the plan."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable
 
@@ -13,7 +14,13 @@ class Behaviour:
     """What happens at a step; the base class runs the float model.
 
     Methods get the original call and return its result.
+
+    Attributes:
+        instead (Mapping[Callable, Callable]): What is called in a region in place of
+            functions that no step is for.
     """
+
+    instead: Mapping[Callable, Callable] = {}
 
     def begin(self) -> None:
         """A pass of the root module starts."""

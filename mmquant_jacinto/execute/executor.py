@@ -358,6 +358,7 @@ class Executor(CallMode):
         # Of a getter (`x.shape`) it makes no difference.
         if func.__name__ != '__get__':
             args, kwargs = current_call(args, kwargs)
+            func = self.behaviour.instead.get(func, func)
         return func(*args, **kwargs)
 
     def _quantize_operands(

@@ -9,7 +9,7 @@ is the base, and all that a unit of fixed point does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,45 @@ from .grid import Grid, divisor
 
 # Calls that average elements.
 POOL, MEAN, RESIZE = 'pool', 'mean', 'resize'
+
+
+class SumTerms(NamedTuple):
+    """How two quantized tensors add up, in numbers.
+
+    ``x * first + y * second`` in float32; where ``zero`` is given, of stored integers,
+    by two fused multiply-adds in float32, the first of ``y`` and ``offset``, rounded to
+    even with the output's zero point in.
+
+    Args:
+        first (float): What ``x`` is multiplied by.
+        second (float): What ``y`` is.
+        zero_first (float): Zero point of ``x``.
+        zero_second (float): Zero point of ``y``.
+        offset (float): All zero points in steps of the output.
+        zero (float, optional): Zero point of the output.
+    """
+
+    first: float
+    second: float
+    zero_first: float = 0.0
+    zero_second: float = 0.0
+    offset: float = 0.0
+    zero: float | None = None
+
+
+class ProductTerms(NamedTuple):
+    """How two quantized tensors multiply, in numbers.
+
+    ``x * y * ratio`` in float32, rounded after each; where ``zero`` is given, rounded
+    to even with the output's zero point in.
+
+    Args:
+        ratio (float): What the product is multiplied by.
+        zero (float, optional): Zero point of the output.
+    """
+
+    ratio: float
+    zero: float | None = None
 
 
 class FixedPoint:
@@ -124,7 +163,22 @@ class FixedPoint:
             bias (Tensor, optional): Real numbers, shaped to fit; of an engine that
                 :attr:`has_real_biases`.
         """
-        return total.mul_(multiplier)
+        sums = self.plain_sums(total, given, grid)
+        assert sums is not None  # who gives none has a scale of its own
+        return sums.mul_(multiplier)
+
+    def plain_sums(self, total: Tensor, given: Grid, grid: Grid) -> Tensor | None:
+        """The sums that :meth:`scale` multiplies; None where it does more than that.
+
+        Args:
+            total (Tensor): Exact sums, float32 or float64.
+            given (Grid): Of the input.
+            grid (Grid): Of the output.
+
+        Returns:
+            Tensor | None: In the precision of the products.
+        """
+        return total
 
     def add(
         self,
@@ -147,11 +201,27 @@ class FixedPoint:
         """
         return x * (first.scale / grid.scale) + y * (second.scale / grid.scale)
 
+    def sum_terms(self, first: Grid, second: Grid, grid: Grid) -> SumTerms | None:
+        """:meth:`add` in numbers; None where these do not say it.
+
+        Args:
+            first (Grid): Of one operand.
+            second (Grid): Of the other.
+            grid (Grid): Of the sum.
+        """
+        return SumTerms(first.scale / grid.scale, second.scale / grid.scale)
+
     def multiply(
         self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
     ) -> Tensor:
         """Product of two quantized tensors, in steps of the output; as :meth:`add`."""
         return self.sum_products(x * y, first, second, grid)
+
+    def product_terms(
+        self, first: Grid, second: Grid, grid: Grid
+    ) -> ProductTerms | None:
+        """:meth:`multiply` in numbers; None where these do not say it."""
+        return ProductTerms(first.scale * second.scale / grid.scale)
 
     def sum_products(
         self, total: Tensor, first: Grid, second: Grid, grid: Grid

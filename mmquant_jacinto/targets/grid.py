@@ -1,5 +1,6 @@
 """Grids: the integers that a quantized tensor may take, and how values get there."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -55,9 +56,14 @@ class Grid(NamedTuple):
 
     def integer_limits(self, bounds: Bounds) -> tuple[int, int]:
         """The same limits in steps of the grid (Python numbers only)."""
-        limits = torch.tensor(self.limits(bounds), dtype=torch.float64)
-        low, high = round_tensor(limits / self.scale, self.rounding).tolist()
-        return int(low), int(high)
+        return _integer_limits(self, bounds)
+
+
+@lru_cache(maxsize=4096)
+def _integer_limits(grid: Grid, bounds: Bounds) -> tuple[int, int]:
+    limits = torch.tensor(grid.limits(bounds), dtype=torch.float64)
+    low, high = round_tensor(limits / grid.scale, grid.rounding).tolist()
+    return int(low), int(high)
 
 
 def round_tensor(x: Tensor, rounding: str) -> Tensor:

@@ -7,13 +7,14 @@ QLinear kernels take. A tie is rounded to the even stored integer, the zero poin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Callable
 
 import torch
 from torch import Tensor
 
 from ..registry import QUANT_TARGETS
-from .fixed_point import POOL, FixedPoint
+from .fixed_point import POOL, FixedPoint, ProductTerms, SumTerms
 from .formats import HALF_EVEN
 from .grid import Grid, divisor
 from .preset import AFFINE, PER_CHANNEL, Preset
@@ -42,18 +43,9 @@ class QdqArithmetic(FixedPoint):
         unit = weight_scale.float() * given.scale
         return unit / divisor(grid.scale, unit)
 
-    def scale(
-        self,
-        total: Tensor,
-        multiplier: Tensor,
-        given: Grid,
-        grid: Grid,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        if _is_wide(given, grid):
-            return super().scale(total, multiplier, given, grid)
+    def plain_sums(self, total: Tensor, given: Grid, grid: Grid) -> Tensor | None:
         # An accumulator above 2^24 is rounded when it becomes a float32.
-        return total.float().mul_(multiplier)
+        return total if _is_wide(given, grid) else total.float()
 
     def add(
         self,
@@ -68,15 +60,15 @@ class QdqArithmetic(FixedPoint):
             # Not in place: either may be the one that is broadcast.
             total = x.float() * first.scale + y.float() * second.scale
             return total.div_(divisor(grid.scale, total))
-        a, b = _ratio(first.scale, grid.scale), _ratio(second.scale, grid.scale)
-        zero_a, zero_b, zero = -first.low, -second.low, -grid.low
-        # The zero points are taken into one constant, in this order.
-        offset = _float32(b * zero_b)
-        offset = _float32(zero - _float32(a * zero_a + offset))
+        a, b, zero_a, zero_b, offset, _ = _sum_terms(first, second, grid)
         total = (y.double() + zero_b).mul_(b).add_(offset).float()
         total = ((x.double() + zero_a).mul_(a) + total).float()
         # Rounded with the zero point in: a tie goes to the even stored integer.
-        return total.round_().sub_(zero)
+        return total.round_().add_(grid.low)
+
+    def sum_terms(self, first: Grid, second: Grid, grid: Grid) -> SumTerms | None:
+        is_wide = _is_wide(first, second, grid)
+        return None if is_wide else _sum_terms(first, second, grid)
 
     def multiply(
         self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
@@ -84,10 +76,16 @@ class QdqArithmetic(FixedPoint):
         if _is_wide(first, second, grid):
             product = (x.float() * first.scale) * (y.float() * second.scale)
             return product.div_(divisor(grid.scale, product))
-        ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
+        ratio = _product_terms(first, second, grid).ratio
         # Two roundings to float32, then that to an integer, the zero point in.
         total = (x * y).float().mul_(ratio).sub_(grid.low)
         return total.round_().add_(grid.low)
+
+    def product_terms(
+        self, first: Grid, second: Grid, grid: Grid
+    ) -> ProductTerms | None:
+        is_wide = _is_wide(first, second, grid)
+        return None if is_wide else _product_terms(first, second, grid)
 
     def sum_products(
         self, total: Tensor, first: Grid, second: Grid, grid: Grid
@@ -133,6 +131,22 @@ def _float32(x: float) -> float:
 def _ratio(a: float, b: float) -> float:
     # Correctly rounded: both are float32 numbers.
     return _float32(a / b)
+
+
+@lru_cache(maxsize=1024)
+def _sum_terms(first: Grid, second: Grid, grid: Grid) -> SumTerms:
+    a, b = _ratio(first.scale, grid.scale), _ratio(second.scale, grid.scale)
+    zero_a, zero_b, zero = -first.low, -second.low, -grid.low
+    # The zero points are taken into one constant, in this order.
+    offset = _float32(b * zero_b)
+    offset = _float32(zero - _float32(a * zero_a + offset))
+    return SumTerms(a, b, zero_a, zero_b, offset, zero)
+
+
+@lru_cache(maxsize=1024)
+def _product_terms(first: Grid, second: Grid, grid: Grid) -> ProductTerms:
+    ratio = _ratio(_float32(first.scale * second.scale), grid.scale)
+    return ProductTerms(ratio, -grid.low)
 
 
 def _multiply_add(x: Tensor, y: Tensor, z: float | Tensor) -> Tensor:

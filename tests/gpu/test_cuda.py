@@ -13,7 +13,11 @@ from mmquant_jacinto import QuantTrainModule
 from mmquant_jacinto.execute.integer.exact_sums import exact_sums
 from mmquant_jacinto.quantizers.kernels import native, triton_kernels
 from mmquant_jacinto.quantizers.kernels.fake_quantize import fake_quantize
-from mmquant_jacinto.quantizers.weights import fold_layer, quantize_weight
+from mmquant_jacinto.quantizers.weights import (
+    fold_layer,
+    quantize_weight,
+    straight_through,
+)
 from mmquant_jacinto.targets.grid import Grid
 
 PLACES_TENSORS = True
@@ -132,10 +136,12 @@ def test_weights_and_their_gradients_are_those_of_a_cpu(
         assert not together or device == 'cpu' or on_grid is not None or no_triton()
         if frozen:
             weight, bias = fold_layer(layer, grids.folding('0'), on_grid)
+        elif on_grid is not None:
+            weight, bias = straight_through(layer.weight, on_grid), None
         else:
             step = layer.along_channels(grids.live_step('0'))
-            fmt = layer.spec.format
-            weight, bias = quantize_weight(layer.weight, step, fmt, on_grid), None
+            weight = quantize_weight(layer.weight, step, layer.spec.format)
+            bias = None
         torch.manual_seed(1)
         grad = torch.randn(weight.shape)
         model.zero_grad()

@@ -2,9 +2,11 @@
 
 from typing import Any, Optional
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from ...quantizers.kernels import integer_kernels
 from ...record.memory import version_of
 from ...targets.grid import Grid, divisor
 
@@ -47,7 +49,10 @@ def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
         return None
     grid, integers = known
     if integers is None:
-        integers = (x / divisor(grid.scale, x)).round_()
+        if integer_kernels.takes_sums(x, None) and x.dtype is torch.float32:
+            integers = integer_kernels.to_integers(x, grid.scale)
+        else:
+            integers = (x / divisor(grid.scale, x)).round_()
         with_integers(x, grid, integers)
     return grid, integers
 

@@ -6,6 +6,7 @@ its Winograd and FFT algorithms add up fractions. PyTorch's own convolutions mul
 matrices, so they are exact once cuBLAS keeps from TF32 too.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,27 +103,42 @@ def largest_sum(weight: Tensor, bias: Tensor, axis: int, given: Grid) -> float:
     return float(largest + bias.abs().amax())
 
 
-def exact_pieces(
-    weight: Tensor, is_grouped: bool, given: Grid, start: int = 0
-) -> list[tuple[int, int]]:
-    """Input channels of a transposed convolution whose sums float32 holds, in pieces.
+def dtype_of_products(x: Tensor, first: Grid, second: Grid) -> torch.dtype:
+    """What holds the sums of products of two quantized tensors.
 
     Args:
-        weight (Tensor): Integers: (C_in, C_out / groups, ...).
-        is_grouped (bool): Whether it has groups, which are not parted.
+        x (Tensor): The first operand, (..., terms).
+        first (Grid): Of it; Python numbers.
+        second (Grid): Of the other.
+    """
+    ends = (max(-grid.low, grid.high) for grid in (first, second))
+    fits = math.prod(ends) * x.shape[-1] < EXACT_IN_FLOAT32
+    return torch.float32 if fits else torch.float64
+
+
+def exact_pieces(
+    weight: Tensor, axis: int, given: Grid, start: int = 0
+) -> list[tuple[int, int]]:
+    """Input channels of a layer without groups whose sums float32 holds, in pieces.
+
+    Args:
+        weight (Tensor): Integers.
+        axis (int): Of its output channels, 0 or 1; the input channels are the other.
         given (Grid): Of the input; Python numbers.
         start (int): What the first channel is called. Defaults to 0.
 
     Returns:
         List[Tuple[int, int]]: First channel of each, and the one behind its last.
     """
-    channels = len(weight)
+    channels = weight.shape[1 - axis]
     no_bias = weight.new_zeros(1)
-    fits = largest_sum(weight, no_bias, 1, given) < EXACT_IN_FLOAT32
-    if fits or is_grouped or channels == 1:
+    fits = largest_sum(weight, no_bias, axis, given) < EXACT_IN_FLOAT32
+    if fits or channels == 1:
         return [(start, start + channels)]
     half = channels // 2
     return [
-        *exact_pieces(weight[:half], False, given, start),
-        *exact_pieces(weight[half:], False, given, start + half),
+        *exact_pieces(weight.narrow(1 - axis, 0, half), axis, given, start),
+        *exact_pieces(
+            weight.narrow(1 - axis, half, channels - half), axis, given, start + half
+        ),
     ]

@@ -20,14 +20,15 @@ from ...plan.plan import Step
 from ...quantizers.computed_weights import (
     quantize_computed_weight,
 )
+from ...quantizers.kernels import integer_kernels
 from ...record import ops
 from ...record.ops import Op
 from ...targets.fixed_point import MEAN, POOL, RESIZE
-from ...targets.grid import Bounds, Grid, divisor
+from ...targets.grid import Bounds, Grid, divisor, round_tensor
 from ..conditioning import compute_grids
 from ..in_place_calls import is_in_place
 from ..state import State
-from . import exact_functions
+from . import exact_functions, stable_topk
 from .carried_integers import (
     carry,
     integers_of,
@@ -36,11 +37,10 @@ from .carried_integers import (
     with_integers,
 )
 from .exact_functions import is_exact, is_global_pool, narrow
-from .exact_sums import exact_sums
+from .exact_sums import dtype_of_products, exact_sums
 from .needed_ranges import NeededRanges
 from .ongoing_pass import COMPUTING
 from .open_operands import OpenOperands
-from .stable_topk import StableOrder
 
 
 class Integer(OpenOperands):
@@ -56,6 +56,8 @@ class Integer(OpenOperands):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._tables: dict[tuple, Tensor] = {}
+        if self.engine.has_exact_functions:
+            self.instead = stable_topk.INSTEAD
         self.ranges = NeededRanges(state.activations)
 
     def begin(self) -> None:
@@ -63,7 +65,7 @@ class Integer(OpenOperands):
             if not self.fallback.grids.is_computed:
                 compute_grids(self.fallback.grids, self.state)
         if self.engine.has_exact_functions and self._here.order is None:
-            self._here.order = StableOrder()
+            self._here.order = stable_topk.StableOrder()
             self._here.order.__enter__()
 
     def end(self) -> None:
@@ -79,6 +81,10 @@ class Integer(OpenOperands):
         device = self.activations.low.device.type
         contexts = self._here.contexts
         contexts.append(ExitStack())
+        if self._here.order is not None:
+            # The region's own mode sees all; two take twice the time of each call.
+            self._here.order.__exit__(None, None, None)
+            contexts[-1].callback(self._here.order.__enter__)
         # Half precision cannot hold the accumulators.
         contexts[-1].enter_context(torch.autocast(device, enabled=False))
         contexts[-1].enter_context(exact_sums(device))
@@ -243,6 +249,10 @@ class Integer(OpenOperands):
             if layer is None:
                 return None
             total = self.exact_total(step, func, args, kwargs, layer, first, x)
+            sums = self.engine.plain_sums(total, first, grid)
+            if sums is not None and layer.offset is None:
+                factor = self.activations.factor(step.output)
+                return self._requantize(grid, sums, step.clip, factor, layer.multiplier)
             steps = self.engine.scale(
                 total, layer.multiplier, first, grid, layer.offset
             )
@@ -250,18 +260,26 @@ class Integer(OpenOperands):
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
             ((second, y),) = rest
-            leads = self.second_leads(step)
-            steps = self.engine.add(x, y, first, second, grid, leads)
+            terms = self.engine.sum_terms(first, second, grid)
+            if terms is not None and integer_kernels.takes_pair(x, y):
+                steps = integer_kernels.add(x, y, terms)
+            else:
+                leads = self.second_leads(step)
+                steps = self.engine.add(x, y, first, second, grid, leads)
         elif step.kind == ops.MATMUL:
             ((second, y),) = rest
-            total = func(x.double(), y.double())
+            dtype = dtype_of_products(x, first, second)
+            total = func(x.to(dtype), y.to(dtype))
             steps = self.engine.sum_products(total, first, second, grid)
         elif op.name == 'mul' and len(rest) == 1:
             ((second, y),) = rest
-            steps = self.engine.multiply(x, y, first, second, grid)
+            product = self.engine.product_terms(first, second, grid)
+            if product is not None and integer_kernels.takes_pair(x, y):
+                steps = integer_kernels.multiply(x, y, product)
+            else:
+                steps = self.engine.multiply(x, y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
-            steps = self._look_up(op.name, first, x)
-            steps = steps / divisor(grid.scale, steps)
+            return self._look_up(step, op.name, first, grid, x)
         elif self._is_exact(op, first, grid, args, kwargs):
             real = exact_functions.compute(op.name, x, first, *args[1:], **kwargs)
             steps = real.div_(divisor(grid.scale, real))
@@ -333,14 +351,27 @@ class Integer(OpenOperands):
             and is_exact(op.name, args[0], given, args[1:], kwargs)
         )
 
-    def _look_up(self, function: str, given: Grid, x: Tensor) -> Tensor:
+    def _look_up(
+        self, step: Step, function: str, given: Grid, grid: Grid, x: Tensor
+    ) -> Tensor:
         """A function of the engine, computed once for each point of a grid."""
-        key = (function, given)
-        if key not in self._tables:
+        limits = grid.integer_limits(step.clip)
+        key = (function, given, grid, limits)
+        table = self._tables.get(key)
+        if table is None:
             points = torch.arange(given.low, given.high + 1, device=x.device)
-            compute = self.engine.function(function)
-            self._tables[key] = compute(points.float() * given.scale)
-        return self._tables[key][(x - given.low).long()]
+            steps = self.engine.function(function)(points.float() * given.scale)
+            steps = steps / divisor(grid.scale, steps)
+            table = round_tensor(steps, grid.rounding).clamp_(*limits).float()
+            self._tables[key] = table
+        if integer_kernels.takes_sums(x, None):
+            integers, real = integer_kernels.look_up(x, table, given.low, grid.scale)
+        else:
+            integers = table[(x - given.low).long()]
+            real = integers * grid.scale
+        factor = self.activations.factor(step.output)
+        real = real if factor is None else real.mul_(factor)
+        return with_integers(real, grid, integers)
 
 
 def _average_kind(name: str, size: Sequence[int], args: tuple, kwargs: dict) -> str:

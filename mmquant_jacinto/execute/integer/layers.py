@@ -20,6 +20,9 @@ from .exact_sums import EXACT_IN_FLOAT32, exact_pieces, largest_sum
 from .ongoing_pass import OngoingPass
 from .sampling import convolve_samples
 
+# Parts of a layer in float32 that take less time than all of it in float64.
+MOST_PARTS = 4
+
 
 class IntegerLayer(NamedTuple):
     """A layer with its operands ready.
@@ -34,6 +37,9 @@ class IntegerLayer(NamedTuple):
             the multiplication, shaped alike.
         pieces (List[Tuple[int, int]], optional): Of a transposed convolution with exact
             sums, input channels that are added up in one, see :func:`.exact_pieces`.
+        parts (Tuple[Tensor, ...]): Weights of so many input channels that float32 holds
+            their sums, where it does not hold all of them; none where there would be
+            more than :data:`MOST_PARTS`.
     """
 
     weight: Tensor
@@ -41,6 +47,7 @@ class IntegerLayer(NamedTuple):
     multiplier: Tensor
     offset: Optional[Tensor] = None
     pieces: Optional[list[tuple[int, int]]] = None
+    parts: tuple[Tensor, ...] = ()
 
 
 class Layers(Behaviour):
@@ -99,6 +106,8 @@ class Layers(Behaviour):
         is_deformable = step.kind == ops.DEFORM_CONV
         if is_deformable and self.engine.rounds_samples:
             total = convolve_samples(x, layer.weight, layer.bias, given, *args[3:])
+        elif layer.parts and x.shape[_axis(layer, x)] == layer.weight.shape[1]:
+            total = _total_of_parts(func, args, kwargs, layer, x)
         else:
             args, kwargs = ops.replace_operands(
                 args, kwargs, x.to(layer.weight.dtype), layer.weight, layer.bias
@@ -189,8 +198,15 @@ class Layers(Behaviour):
         layer = IntegerLayer(integers.to(dtype), bias.to(dtype), multiplier)
         if step.kind == ops.CONV_TRANSPOSE and self.engine.has_exact_functions:
             is_grouped = integers.shape[1] != spec.channels
-            pieces = exact_pieces(layer.weight, is_grouped, given)
+            pieces = [(0, len(integers))]
+            if not is_grouped:
+                pieces = exact_pieces(layer.weight, 1, given)
             layer = layer._replace(pieces=pieces)
+        elif step.kind in (ops.CONV, ops.LINEAR) and dtype is torch.float64:
+            pieces = exact_pieces(integers, 0, given)
+            if len(pieces) <= MOST_PARTS:
+                parts = (integers[:, start:end].contiguous() for start, end in pieces)
+                layer = layer._replace(parts=tuple(parts))
         return self._with_offset(layer, bias, scale, given)
 
     def _computed_layer(
@@ -224,6 +240,28 @@ class Layers(Behaviour):
             return None
         norm: Any = self.state.executor.root.get_submodule(step.norm)
         return norm
+
+
+def _axis(layer: IntegerLayer, x: Tensor) -> int:
+    """Where a layer's input has its channels."""
+    return x.dim() - layer.weight.dim() + 1
+
+
+def _total_of_parts(
+    func: Callable, args: tuple, kwargs: dict, layer: IntegerLayer, x: Tensor
+) -> Tensor:
+    """Sums of a layer without groups, float64, from those of parts of its input."""
+    total = None
+    start = 0
+    for weight in layer.parts:
+        part = x.narrow(_axis(layer, x), start, weight.shape[1])
+        start += weight.shape[1]
+        args, kwargs = ops.replace_operands(args, kwargs, part, weight, None)
+        sums = func(*args, **kwargs).double()
+        total = sums if total is None else total.add_(sums)
+    if layer.bias is not None:
+        total.add_(_shaped(layer.bias, layer.weight))
+    return total
 
 
 def _shaped(multiplier: Tensor, weight: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Optional
 from torch import Tensor
 
 from ...plan.plan import Step
+from ...quantizers.kernels import integer_kernels
 from ...record import ops
 from ...record.ops import Op
 from ...targets.grid import Bounds, Grid, round_tensor
@@ -105,13 +106,26 @@ class OpenOperands(Layers):
         steps: Tensor,
         clip: Bounds,
         factor: Optional[Tensor],
+        multiplier: Optional[Tensor] = None,
     ) -> Tensor:
-        """From real steps of the output's grid to a tensor on it."""
-        integers = (
-            round_tensor(steps, grid.rounding)
-            .clamp_(*grid.integer_limits(clip))
-            .float()
-        )
-        real = integers * grid.scale
+        """From real steps of the output's grid to a tensor on it.
+
+        Args:
+            grid (Grid): Of the output.
+            steps (Tensor): The numbers; overwritten.
+            clip (tuple, optional): Real bounds of a fused activation.
+            factor (Tensor, optional): What its channels are divided by.
+            multiplier (Tensor, optional): What the numbers are multiplied by to be
+                steps, shaped alike.
+        """
+        limits = grid.integer_limits(clip)
+        if integer_kernels.takes_sums(steps, multiplier):
+            integers, real = integer_kernels.requantize(
+                steps, multiplier, grid.rounding, limits, grid.scale
+            )
+        else:
+            steps = steps if multiplier is None else steps.mul_(multiplier)
+            integers = round_tensor(steps, grid.rounding).clamp_(*limits).float()
+            real = integers * grid.scale
         real = real if factor is None else real.mul_(factor)
         return with_integers(real, grid, integers)

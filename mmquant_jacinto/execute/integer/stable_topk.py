@@ -5,7 +5,7 @@ DETR of two stages, which its decoder reads, come in one order here and in anoth
 engine.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable, Optional
 
 import torch
@@ -18,9 +18,17 @@ from torch.overrides import (
 
 
 def topk(
-    input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+    input: Tensor,
+    k: int,
+    dim: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+    *,
+    out: Any = None,
 ) -> Any:
     """``torch.topk`` with equal elements in the order of their indices."""
+    if out is not None:
+        return torch.topk(input, k, dim, largest, sorted, out=out)
     if has_torch_function((input,)):
         return handle_torch_function(topk, (input,), input, k, dim, largest, sorted)
     values, indices = torch.sort(input, dim=dim, descending=largest, stable=True)
@@ -39,9 +47,8 @@ class StableOrder(TorchFunctionMode):
         args: tuple = (),
         kwargs: Optional[dict] = None,
     ) -> Any:
-        if func in _TOPK and 'out' not in (kwargs or {}):
-            func = topk
+        func = INSTEAD.get(func, func)
         return func(*args, **(kwargs or {}))
 
 
-_TOPK = (torch.topk, Tensor.topk)
+INSTEAD: Mapping[Callable, Callable] = {torch.topk: topk, Tensor.topk: topk}

@@ -19,6 +19,11 @@ from ...targets.grid import Bounds, Grid
 # Of the elements that a byte of a mask is for: `LANE` in the kernels.
 _LANE = 512
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_REQUANTIZE = (
+    [_POINTER] * 3
+    + [_INT64, _INT64, _POINTER, _INT64, ctypes.c_int, ctypes.c_int]
+    + [_FLOAT] * 3
+)
 _SIGNATURES = dict(
     mmquant_put_on_grid=[_POINTER] * 3
     + [_INT64, _FLOAT, _FLOAT, _FLOAT, _FLOAT, ctypes.c_int],
@@ -32,6 +37,12 @@ _SIGNATURES = dict(
     mmquant_quantize_all=[_POINTER] * 5 + [_INT64] + [_POINTER] * 5,
     mmquant_fold_gradient=[_POINTER] * 2 + [_INT64, _INT64] + [_POINTER] * 5,
     mmquant_reach=[_POINTER] * 4 + [_INT64] + [_POINTER] * 2,
+    mmquant_requantize=_REQUANTIZE,
+    mmquant_requantize_double=_REQUANTIZE,
+    mmquant_add_steps=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT],
+    mmquant_add_stored=[_POINTER] * 3 + [_INT64] + [ctypes.c_double] * 5 + [_FLOAT],
+    mmquant_multiply=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT, ctypes.c_int],
+    mmquant_look_up=[_POINTER] * 3 + [_INT64, _POINTER, _INT64, _FLOAT, _FLOAT],
 )
 
 
@@ -58,12 +69,17 @@ def is_built() -> bool:
     return _library is not None
 
 
-def takes(x: Tensor) -> bool:
+def library() -> ctypes.CDLL:
+    """The kernels; where :func:`is_built`."""
+    return _library
+
+
+def takes(x: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the kernels can work on the elements of ``x`` one after the other."""
     return (
         _library is not None
         and x.is_cpu
-        and x.dtype is torch.float32
+        and x.dtype is dtype
         and (
             x.is_contiguous()
             or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))

@@ -227,3 +227,170 @@ void mmquant_reach(
                 matrices[m] + r * columns[m], columns[m], low + starts[m] + r,
                 high + starts[m] + r);
 }
+
+/* From sums to integers within limits, and to the numbers that these stand for: scaled
+ * and rounded in the sums' own precision (WIDE), or in float's. `integers` may be the
+ * sums' own memory; `real` may be null. */
+#define HALF_EVEN(v) nearbyint(v)
+#define HALF_UP(v) floor((v) + 0.5)
+#define HALF_AWAY(v) copysign(floor(fabs(v) + 0.5), v)
+#define HALF_EVEN_F(v) nearbyintf(v)
+#define HALF_UP_F(v) floorf((v) + 0.5f)
+#define HALF_AWAY_F(v) copysignf(floorf(fabsf(v) + 0.5f), v)
+#define REQUANTIZE(NAME, SUM, T, ROUND)                                                \
+    VECTORIZED static void NAME(                                                       \
+        const SUM *x, float *integers, float *real, int64_t n, float factor, T low,    \
+        T high, float scale) {                                                         \
+        if (real) {                                                                    \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {                      \
+                T v = ROUND((T)x[i] * (T)factor);                                      \
+                v = v < low ? low : v;                                                 \
+                v = v > high ? high : v;                                               \
+                integers[i] = (float)v;                                                \
+                real[i] = (float)v * scale;                                            \
+            }                                                                          \
+        } else {                                                                       \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {                      \
+                T v = ROUND((T)x[i] * (T)factor);                                      \
+                v = v < low ? low : v;                                                 \
+                v = v > high ? high : v;                                               \
+                integers[i] = (float)v;                                                \
+            }                                                                          \
+        }                                                                              \
+    }                                                                                  \
+    /* The same where each element has a factor of its own. */                         \
+    VECTORIZED static void NAME##_each(                                                \
+        const SUM *x, float *integers, float *real, int64_t n, const float *factor,    \
+        T low, T high, float scale) {                                                  \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {                          \
+            T v = ROUND((T)x[i] * (T)factor[i]);                                       \
+            v = v < low ? low : v;                                                     \
+            v = v > high ? high : v;                                                   \
+            integers[i] = (float)v;                                                    \
+            real[i] = (float)v * scale;                                                \
+        }                                                                              \
+    }                                                                                  \
+    static void NAME##_all(                                                            \
+        const SUM *x, float *integers, float *real, int64_t n, int64_t columns,        \
+        const float *factors, int64_t count, int each, T low, T high, float scale) {   \
+        int64_t rows = (n + columns - 1) / columns;                                    \
+        _Pragma("omp parallel for schedule(static) if (n > GRAIN)")                    \
+        for (int64_t r = 0; r < rows; ++r) {                                           \
+            int64_t at = r * columns, size = n - at < columns ? n - at : columns;      \
+            float *to = real ? real + at : real;                                       \
+            if (each)                                                                  \
+                NAME##_each(                                                           \
+                    x + at, integers + at, to, size, factors, low, high, scale);       \
+            else                                                                       \
+                NAME(                                                                  \
+                    x + at, integers + at, to, size,                                   \
+                    factors ? factors[r % count] : 1.0f, low, high, scale);            \
+        }                                                                              \
+    }
+REQUANTIZE(requantize_even, float, float, HALF_EVEN_F)
+REQUANTIZE(requantize_up, float, float, HALF_UP_F)
+REQUANTIZE(requantize_away, float, float, HALF_AWAY_F)
+REQUANTIZE(requantize_double_even, double, double, HALF_EVEN)
+REQUANTIZE(requantize_double_up, double, double, HALF_UP)
+REQUANTIZE(requantize_double_away, double, double, HALF_AWAY)
+
+/* Of `n` sums; rows of as many columns are of one channel, with `count` factors in turn, or, where `each` column is
+ * a channel, with a factor for each; `factors` null: 1. Rounding 0: ties to even, 1: up,
+ * 2: away from zero. */
+void mmquant_requantize(
+    const float *x, float *integers, float *real, int64_t n, int64_t columns,
+    const float *factors, int64_t count, int each, int rounding, float low, float high,
+    float scale) {
+    (rounding == 0   ? requantize_even_all
+     : rounding == 1 ? requantize_up_all
+                     : requantize_away_all)(
+        x, integers, real, n, columns, factors, count, each, low, high, scale);
+}
+
+void mmquant_requantize_double(
+    const double *x, float *integers, float *real, int64_t n, int64_t columns,
+    const float *factors, int64_t count, int each, int rounding, float low, float high,
+    float scale) {
+    (rounding == 0   ? requantize_double_even_all
+     : rounding == 1 ? requantize_double_up_all
+                     : requantize_double_away_all)(
+        x, integers, real, n, columns, factors, count, each, low, high, scale);
+}
+
+/* Two quantized tensors in steps of their sum, in float. */
+VECTORIZED static void add_steps(
+    const float *x, const float *y, float *out, int64_t n, float first, float second) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i)
+        out[i] = x[i] * first + y[i] * second;
+}
+
+/* The same by multiply-adds that round once, of stored integers. */
+VECTORIZED static void add_stored(
+    const float *x, const float *y, float *out, int64_t n, double first, double second,
+    double zero_first, double zero_second, double offset, float zero) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        float sum = (float)(((double)y[i] + zero_second) * second + offset);
+        sum = (float)(((double)x[i] + zero_first) * first + (double)sum);
+        out[i] = nearbyintf(sum) - zero;
+    }
+}
+
+void mmquant_add_steps(
+    const float *x, const float *y, float *out, int64_t n, float first, float second) {
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t start = 0; start < n; start += GRAIN)
+        add_steps(
+            x + start, y + start, out + start, n - start < GRAIN ? n - start : GRAIN,
+            first, second);
+}
+
+void mmquant_add_stored(
+    const float *x, const float *y, float *out, int64_t n, double first, double second,
+    double zero_first, double zero_second, double offset, float zero) {
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t start = 0; start < n; start += GRAIN)
+        add_stored(
+            x + start, y + start, out + start, n - start < GRAIN ? n - start : GRAIN,
+            first, second, zero_first, zero_second, offset, zero);
+}
+
+/* Products of two quantized tensors in steps of the output, in float; `rounds`: to even
+ * with the zero point in. */
+VECTORIZED static void multiply(
+    const float *x, const float *y, float *out, int64_t n, float ratio, float zero,
+    int rounds) {
+    if (rounds) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i)
+            out[i] = nearbyintf(x[i] * y[i] * ratio + zero) - zero;
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i)
+            out[i] = x[i] * y[i] * ratio;
+    }
+}
+
+void mmquant_multiply(
+    const float *x, const float *y, float *out, int64_t n, float ratio, float zero,
+    int rounds) {
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t start = 0; start < n; start += GRAIN)
+        multiply(
+            x + start, y + start, out + start, n - start < GRAIN ? n - start : GRAIN,
+            ratio, zero, rounds);
+}
+
+/* What a table has for each integer, and the number that it stands for. */
+void mmquant_look_up(
+    const float *x, float *integers, float *real, int64_t n, const float *table,
+    int64_t size, float low, float scale) {
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t i = 0; i < n; ++i) {
+        int64_t place = (int64_t)(x[i] - low);
+        place = place < 0 ? 0 : place >= size ? size - 1 : place;
+        integers[i] = table[place];
+        real[i] = table[place] * scale;
+    }
+}
