@@ -113,11 +113,11 @@ class WeightGrids:
 
     def folding(self, name: str) -> Folding:
         """What folding the layer's normalization takes, as last computed."""
-        # Made on demand: live normalizations are not folded.
-        if name not in self._foldings:
-            place = self._places[name]
-            columns = (column[place] for column in self._columns)
-            self._foldings[name] = Folding(*columns)
+        # Made on demand: live normalizations are not folded. A cut for each layer
+        # takes as long as the layer does on a fast device.
+        if not self._foldings:
+            parts = zip(*(column.split(self.sizes) for column in self._columns))
+            self._foldings = dict(zip(self.layers, map(Folding._make, parts)))
         return self._foldings[name]
 
     @torch.no_grad()

@@ -91,8 +91,8 @@ class _FoldLayer(torch.autograd.Function):
             spread = layer.along_channels
             factor, step = spread(folding.factor_in_steps), spread(folding.step)
             on_grid = _on_grid(weight, factor, step, layer.spec.format)
-        # Views of what all layers share would be changed with it.
-        return on_grid.detach(), folding.bias.clone()
+        # What a function returns gets a place in the graph: what is kept must not.
+        return on_grid.detach(), folding.bias.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, bias_grad: Tensor) -> tuple:
