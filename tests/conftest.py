@@ -26,6 +26,7 @@ CPU_ONLY = (
     'runners/test_distributed.py',
     'runners/test_killed_runs.py',
     'wrappers/test_glibc_memory.py',
+    'quantizers/kernels/test_integer_kernels.py',
     'quantizers/kernels/test_native.py',
     # Documents, configs, plans, files and messages, and searches for a budget.
     'benchmarks/',

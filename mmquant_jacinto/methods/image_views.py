@@ -67,9 +67,8 @@ def _are_images(x: Tensor, dims: int) -> bool:
 
 def _view(x: Tensor, generator: torch.Generator) -> Tensor:
     """A part of images, in their size and dtype: (N, C, H, W)."""
-    share, top, left, mirrored, gain, shift = torch.rand(
-        6, generator=generator
-    ).tolist()
+    drawn = torch.rand(6, generator=generator, device=generator.device)
+    share, top, left, mirrored, gain, shift = drawn.tolist()
     height, width = x.shape[-2:]
     side = LEAST_SIDE + (1 - LEAST_SIDE) * share
     rows, columns = max(1, round(side * height)), max(1, round(side * width))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,11 +50,16 @@ class GridFormats(NamedTuple):
 
     @classmethod
     def of(cls, formats: Sequence[TensorFormat]) -> GridFormats:
+        """Those of formats, on the CPU."""
+
+        def column(values: Iterable, dtype: torch.dtype) -> Tensor:
+            return torch.tensor(list(values), dtype=dtype, device='cpu')
+
         return cls(
-            torch.tensor([2.0**f.bits for f in formats], dtype=torch.float64),
-            torch.tensor([f.symmetric for f in formats], dtype=torch.bool),
-            torch.tensor([f.power_of_two for f in formats], dtype=torch.bool),
-            torch.tensor([f.unsigned_if_positive for f in formats], dtype=torch.bool),
+            column((2.0**f.bits for f in formats), torch.float64),
+            column((f.symmetric for f in formats), torch.bool),
+            column((f.power_of_two for f in formats), torch.bool),
+            column((f.unsigned_if_positive for f in formats), torch.bool),
         )
 
     def to(self, device: torch.device) -> GridFormats:

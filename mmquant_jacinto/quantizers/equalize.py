@@ -140,7 +140,11 @@ def hostile_twin(
     layers = {name: Layer.find(twin, spec) for name, spec in plan.weights.items()}
     for pair in _pairs(plan, layers):
         exponents = torch.randint(
-            -octaves, octaves + 1, (pair.first.spec.channels,), generator=generator
+            -octaves,
+            octaves + 1,
+            (pair.first.spec.channels,),
+            generator=generator,
+            device='cpu',
         )
         pair.rescale(torch.exp2(exponents.to(pair.first.weight)))
     return twin

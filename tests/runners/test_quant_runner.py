@@ -70,6 +70,9 @@ FLOAT_RUN = """
 import sys
 import torch
 torch.set_num_threads(1)
+# As the tests have it on a GPU.
+torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.allow_tf32 = False
 from mmengine.runner import Runner
 from toy_runner import make_config
 Runner.from_cfg(make_config(sys.argv[1])).train()
