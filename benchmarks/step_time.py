@@ -18,6 +18,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -57,11 +58,15 @@ def train_step(
 
 
 def qat_variants(
-    model: torch.nn.Module, batch: dict[str, Any], args: argparse.Namespace
+    model: torch.nn.Module,
+    batch: dict[str, Any],
+    args: argparse.Namespace,
+    names: Sequence[str] = ('live', 'settled', 'frozen'),
 ) -> dict[str, Callable[[], None]]:
     """QAT at the start, when each step observes; later; and frozen."""
     variants = {}
-    for name, epoch in (('live', 0), ('settled', 0), ('frozen', 10)):
+    for name in names:
+        epoch = 10 if name == 'frozen' else 0
         qat = MMDetQuantTrainModule(
             copy.deepcopy(model), dummy_input=batch, target=args.target, total_epochs=12
         )

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..plan.plan import Step, count_calls
+from ..quantizers.kernels import native
 from ..quantizers.layers import Layer
 from ..quantizers.observers import is_distributed
 from ..record import ops
@@ -49,6 +50,9 @@ def robust_mean(x: Tensor, dims: list[int]) -> Tensor:
     Returns:
         Tensor: ``x`` without these dimensions.
     """
+    if len(dims) == x.dim() - 1 and native.takes(x):
+        (axis,) = set(range(x.dim())) - set(dims)
+        return native.robust_mean(x, axis)
     mean = x.mean(dims, keepdim=True)
     for _ in range(2):
         reach = (x - mean).abs_().mean(dims, keepdim=True)

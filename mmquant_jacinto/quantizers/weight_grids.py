@@ -138,10 +138,7 @@ class WeightGrids:
             torch.where(is_live, live_step, step),
             (self.low, self.high),
         )
-        self._on_grids = {
-            name: on_grids.as_strided(weight.shape, weight.stride(), start)
-            for name, weight, start in zip(self.layers, weights, self._reach.starts)
-        }
+        self._on_grids = dict(zip(self.layers, on_grids))
 
     def forget_quantized(self) -> None:
         """Drops what :meth:`quantize_all` made."""

@@ -34,7 +34,7 @@ _SIGNATURES = dict(
     + [ctypes.c_int, _POINTER],
     mmquant_quantize_rows=[_POINTER] * 2
     + [_INT64, _INT64, _POINTER, _POINTER, _FLOAT, _FLOAT],
-    mmquant_quantize_all=[_POINTER] * 5 + [_INT64] + [_POINTER] * 5,
+    mmquant_quantize_all=[_POINTER] * 5 + [_INT64] + [_POINTER] * 4,
     mmquant_fold_gradient=[_POINTER] * 2 + [_INT64, _INT64] + [_POINTER] * 5,
     mmquant_reach=[_POINTER] * 4 + [_INT64] + [_POINTER] * 2,
     mmquant_requantize=_REQUANTIZE,
@@ -42,6 +42,7 @@ _SIGNATURES = dict(
     mmquant_add_steps=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT],
     mmquant_add_stored=[_POINTER] * 3 + [_INT64] + [ctypes.c_double] * 5 + [_FLOAT],
     mmquant_multiply=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT, ctypes.c_int],
+    mmquant_robust_mean=[_POINTER] + [_INT64] * 3 + [_POINTER],
     mmquant_look_up=[_POINTER] * 3 + [_INT64, _POINTER, _INT64, _FLOAT, _FLOAT],
 )
 
@@ -243,6 +244,27 @@ def fold_gradient(
     return to_norm
 
 
+def robust_mean(x: Tensor, axis: int) -> Tensor:
+    """Mean of each channel by two steps of Huber's estimator.
+
+    Args:
+        x (Tensor): See :func:`takes`.
+        axis (int): Of its channels.
+
+    Returns:
+        Tensor: (C,). Torch's operations add in another order.
+    """
+    rows = x if x.is_contiguous() else x.movedim(axis, -1).contiguous()
+    axis = axis if rows is x else x.dim() - 1
+    channels, inner = rows.shape[axis], rows.shape[axis + 1 :].numel()
+    outer = rows.shape[:axis].numel()
+    means = torch.empty(channels, device='cpu')
+    _library.mmquant_robust_mean(
+        rows.data_ptr(), outer, channels, inner, means.data_ptr()
+    )
+    return means
+
+
 class Reach:
     """All rows of many matrices in one call: their ends, and putting them on grids.
 
@@ -260,10 +282,6 @@ class Reach:
         self._rows, self._columns = rows, columns
         self._starts = rows.cumsum(0) - rows
         self._total = int(rows.sum())
-        elements = rows * columns
-        self._elements = int(elements.sum())
-        self._first_elements = elements.cumsum(0) - elements
-        self.starts = self._first_elements.tolist()
 
     def __call__(self, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Measures them.
@@ -294,7 +312,7 @@ class Reach:
         factor: Tensor,
         step: Tensor,
         limits: tuple[Tensor, Tensor],
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """:func:`quantize_rows` of all of them.
 
         Args:
@@ -304,19 +322,20 @@ class Reach:
             limits (Tuple[Tensor, Tensor]): Smallest and largest integers, the same.
 
         Returns:
-            Tensor: Their elements, end to end; ``starts`` says where each begins.
+            List[Tensor]: Laid out as they are. Each has memory of its own, which a
+            backward pass gives back as it goes.
         """
-        out = torch.empty(self._elements, device='cpu')
+        outs = [torch.empty_like(x) for x in matrices]
         _library.mmquant_quantize_all(
             self._addresses(matrices),
+            self._addresses(outs),
             self._rows.data_ptr(),
             self._columns.data_ptr(),
             self._starts.data_ptr(),
-            self._first_elements.data_ptr(),
             len(matrices),
-            *[x.data_ptr() for x in (factor, step, *limits, out)],
+            *[x.data_ptr() for x in (factor, step, *limits)],
         )
-        return out
+        return outs
 
     def _addresses(self, matrices: Sequence[Tensor]) -> ctypes.Array:
         return (_POINTER * len(matrices))(*[x.data_ptr() for x in matrices])

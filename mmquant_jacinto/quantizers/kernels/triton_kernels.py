@@ -221,8 +221,8 @@ class Reach:
         self._columns = columns.to(device)
         elements = rows * columns
         self._elements = int(elements.sum())
-        self.starts = (elements.cumsum(0) - elements).tolist()
-        starts_there = torch.tensor(self.starts, device='cpu')
+        self._starts = (elements.cumsum(0) - elements).tolist()
+        starts_there = torch.tensor(self._starts, device='cpu')
         self._place = (starts_there[owner] + within * columns[owner]).to(device)
         self._known: tuple[list[int], Tensor] | None = None
 
@@ -255,7 +255,7 @@ class Reach:
         factor: Tensor,
         step: Tensor,
         limits: tuple[Tensor, Tensor],
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """:func:`quantize_rows` of all of them.
 
         Args:
@@ -265,7 +265,7 @@ class Reach:
             limits (Tuple[Tensor, Tensor]): Smallest and largest integers, the same.
 
         Returns:
-            Tensor: Their elements, end to end; ``starts`` says where each begins.
+            List[Tensor]: Laid out as they are, in one piece of memory.
         """
         out = torch.empty(self._elements, device=self._device)
         sources.quantize_all[(self._total,)](
@@ -281,7 +281,10 @@ class Reach:
             BLOCK=BLOCK,
             **_OPTIONS,
         )
-        return out
+        return [
+            out.as_strided(x.shape, x.stride(), start)
+            for x, start in zip(matrices, self._starts)
+        ]
 
     def _addresses(self, addresses: list[int]) -> Tensor:
         # Parameters stay where they are, as a rule.

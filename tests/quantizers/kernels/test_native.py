@@ -9,6 +9,7 @@ from torch import nn
 from toy_models import ToyNet, randomize_norms
 
 from mmquant_jacinto import QuantTrainModule, native
+from mmquant_jacinto.execute.calibrate import robust_mean
 from mmquant_jacinto.quantizers.kernels.fake_quantize import fake_quantize
 from mmquant_jacinto.targets.grid import Grid
 
@@ -108,11 +109,13 @@ def test_all_weights_at_once_are_those_of_one_after_the_other():
     factor, step = torch.rand(2, 17) * 20
     limits = torch.full((17,), -8.0), torch.full((17,), 7.0)
     found = reach.quantize(weights, factor, step, limits)
-    starts, row = [*reach.starts, len(found)], 0
-    for x, start, end in zip(weights, starts, starts[1:]):
+    row = 0
+    for x, on_grid in zip(weights, found):
         rows = slice(row, row + len(x))
         expected = native.quantize_rows(x, factor[rows], step[rows], (-8, 7))
-        assert torch.equal(found[start:end], expected.flatten())
+        assert torch.equal(on_grid, expected)
+        # A backward pass gives it back as it goes.
+        assert on_grid.untyped_storage().nbytes() == 4 * x.numel()
         row = rows.stop
 
 
@@ -250,3 +253,20 @@ def test_no_mask_is_kept_where_no_gradient_is_wanted(grid, in_place, monkeypatch
     # A bit for each element, in whole lanes.
     assert masks[0].dtype == torch.uint8 and masks[0].numel() == 512
     assert masks[1:] == [None]
+
+
+@pytest.mark.parametrize(
+    'shape, axis',
+    [((2, 70, 33, 31), 1), ((700, 130), 1), ((2, 9, 130), 2), ((5, 40), 0)],
+)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_robust_means_are_those_of_the_chain(shape, axis, layout, without_kernels):
+    if layout is torch.channels_last and len(shape) != 4:
+        pytest.skip('a layout of maps')
+    x = (torch.randn(shape) * 3 + 2).contiguous(memory_format=layout)
+    x.view(-1)[0] = 500.0 if x.is_contiguous() else x[0, 0, 0, 0]
+    dims = [d for d in range(x.dim()) if d != axis]
+    ours = robust_mean(x, dims)
+    theirs = without_kernels(robust_mean, x.double(), dims).float()
+    assert ours.shape == theirs.shape == (shape[axis],)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -184,20 +184,19 @@ void mmquant_quantize_rows(
             w + r * columns, out + r * columns, columns, factor[r], step[r], low, high);
 }
 
-/* The same of many matrices, whose rows and elements lie end to end in what the starts
- * say; each row has its limits too. */
+/* The same of many matrices, whose rows are numbered end to end from those that the
+ * starts say; each row has its limits too. */
 void mmquant_quantize_all(
-    const float *const *matrices, const int64_t *rows, const int64_t *columns,
-    const int64_t *first_rows, const int64_t *first_elements, int64_t count,
-    const float *factor, const float *step, const float *low, const float *high,
-    float *out) {
+    const float *const *matrices, float *const *outs, const int64_t *rows,
+    const int64_t *columns, const int64_t *first_rows, int64_t count,
+    const float *factor, const float *step, const float *low, const float *high) {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t m = 0; m < count; ++m)
         for (int64_t r = 0; r < rows[m]; ++r) {
             int64_t row = first_rows[m] + r, n = columns[m];
             quantize_row(
-                matrices[m] + r * n, out + first_elements[m] + r * n, n, factor[row],
-                step[row], low[row], high[row]);
+                matrices[m] + r * n, outs[m] + r * n, n, factor[row], step[row],
+                low[row], high[row]);
         }
 }
 
@@ -392,5 +391,106 @@ void mmquant_look_up(
         place = place < 0 ? 0 : place >= size ? size - 1 : place;
         integers[i] = table[place];
         real[i] = table[place] * scale;
+    }
+}
+
+/* Elements that are added up in float before they go to a sum in double. */
+#define PART 1024
+
+#define ROW_SUM(NAME, TERM)                                                            \
+    VECTORIZED static double NAME(const float *x, int64_t n, float a, float b) {       \
+        double total = 0.0;                                                            \
+        for (int64_t start = 0; start < n; start += PART) {                            \
+            const float *part = x + start;                                             \
+            int64_t size = n - start < PART ? n - start : PART;                        \
+            float sum = 0.0f;                                                          \
+            _Pragma("omp simd reduction(+ : sum)")                                     \
+            for (int64_t i = 0; i < size; ++i) sum += TERM(part[i], a, b);             \
+            total += sum;                                                              \
+        }                                                                              \
+        return total;                                                                  \
+    }
+#define ITSELF(v, a, b) (v)
+#define DISTANCE(v, a, b) fabsf((v) - (a))
+#define NEAR(v, a, b) clamp(v, a, b)
+ROW_SUM(sum_of, ITSELF)
+ROW_SUM(sum_of_distances, DISTANCE)
+ROW_SUM(sum_of_near, NEAR)
+
+typedef double (*row_sum)(const float *, int64_t, float, float);
+
+static float channel_mean(
+    row_sum sum, const float *x, int64_t outer, int64_t stride, int64_t inner, float a,
+    float b) {
+    double total = 0.0;
+    for (int64_t r = 0; r < outer; ++r) total += sum(x + r * stride, inner, a, b);
+    return (float)(total / ((double)outer * inner));
+}
+
+/* The same of up to BLOCK channels that lie side by side, each with an `a` and `b`. */
+#define BLOCK 64
+#define ROWS 64
+#define COLUMN_SUMS(NAME, TERM)                                                        \
+    VECTORIZED static void NAME(                                                       \
+        const float *x, int64_t rows, int64_t stride, int64_t n, const float *a,       \
+        const float *b, double *totals) {                                              \
+        for (int64_t i = 0; i < n; ++i) totals[i] = 0.0;                               \
+        for (int64_t start = 0; start < rows; start += ROWS) {                         \
+            int64_t end = rows - start < ROWS ? rows : start + ROWS;                   \
+            float sums[BLOCK] = {0.0f};                                                \
+            for (int64_t r = start; r < end; ++r) {                                    \
+                const float *row = x + r * stride;                                     \
+                _Pragma("omp simd")                                                    \
+                for (int64_t i = 0; i < n; ++i) sums[i] += TERM(row[i], a[i], b[i]);   \
+            }                                                                          \
+            for (int64_t i = 0; i < n; ++i) totals[i] += sums[i];                      \
+        }                                                                              \
+    }
+COLUMN_SUMS(sums_of, ITSELF)
+COLUMN_SUMS(sums_of_distances, DISTANCE)
+COLUMN_SUMS(sums_of_near, NEAR)
+
+static void robust_means_of_columns(
+    const float *x, int64_t rows, int64_t stride, int64_t n, float *means) {
+    double totals[BLOCK];
+    float low[BLOCK] = {0.0f}, high[BLOCK] = {0.0f};
+    sums_of(x, rows, stride, n, low, high, totals);
+    for (int64_t i = 0; i < n; ++i) means[i] = (float)(totals[i] / rows);
+    for (int step = 0; step < 2; ++step) {
+        sums_of_distances(x, rows, stride, n, means, high, totals);
+        for (int64_t i = 0; i < n; ++i) {
+            float reach = (float)(totals[i] / rows);
+            low[i] = means[i] - reach;
+            high[i] = means[i] + reach;
+        }
+        sums_of_near(x, rows, stride, n, low, high, totals);
+        for (int64_t i = 0; i < n; ++i) means[i] = (float)(totals[i] / rows);
+    }
+}
+
+/* Two steps of Huber's estimator of each channel's mean: x is (outer, channels, inner).
+ */
+void mmquant_robust_mean(
+    const float *x, int64_t outer, int64_t channels, int64_t inner, float *means) {
+    int64_t stride = channels * inner;
+    if (inner == 1) {
+#pragma omp parallel for schedule(static) if (outer * stride > GRAIN)
+        for (int64_t c = 0; c < channels; c += BLOCK)
+            robust_means_of_columns(
+                x + c, outer, stride, channels - c < BLOCK ? channels - c : BLOCK,
+                means + c);
+        return;
+    }
+#pragma omp parallel for schedule(static) if (outer * stride > GRAIN)
+    for (int64_t c = 0; c < channels; ++c) {
+        const float *own = x + c * inner;
+        float mean = channel_mean(sum_of, own, outer, stride, inner, 0.0f, 0.0f);
+        for (int step = 0; step < 2; ++step) {
+            float reach =
+                channel_mean(sum_of_distances, own, outer, stride, inner, mean, 0.0f);
+            mean = channel_mean(
+                sum_of_near, own, outer, stride, inner, mean - reach, mean + reach);
+        }
+        means[c] = mean;
     }
 }
