@@ -1,9 +1,9 @@
-"""Memory of the host: what a training step frees stays with the process.
+"""Memory of the host: what a step frees stays with the process.
 
 glibc gives large blocks back to the system when they are freed, so that the
-next step takes them anew, page by page: up to 50,000 page faults in each step
-of a ResNet-50 detector on a CPU, a quarter of its time. The fake-quantized
-model keeps more tensors than the float one and suffers more.
+next step takes them anew, page by page: up to 50,000 page faults in each training
+step of a ResNet-50 detector on a CPU, a quarter of its time. The quantized model
+makes more tensors than the float one and suffers more, in tests too.
 """
 
 import ctypes

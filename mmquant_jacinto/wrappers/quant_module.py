@@ -17,6 +17,7 @@ from ..record.graph import Graph
 from ..record.recorder import record
 from .call_arguments import arguments_of
 from .distillation import check_distillation, student_of
+from .glibc_memory import keep_freed_memory
 from .prepare import (
     is_region,
     plan_recorded,
@@ -68,6 +69,8 @@ class QuantModule(nn.Module):
             quantize.setdefault('mode', self.mode)
         self.config = QuantizeConfig.parse(config or quantize or True)
         refuse_compiled(student_of(module))
+        if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
+            keep_freed_memory()
         self.module = module
         if self.config.surgery:
             for line in summary(operate(student_of(module))):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..config.sections import is_number
 from ..errors import QuantizeError
 from ..execute import quantization as phases
-from .glibc_memory import keep_freed_memory
 from .quant_module import QuantModule
 
 
@@ -64,8 +63,6 @@ class QuantTrainModule(QuantModule):
         self.bn_frozen = self.ranges_frozen = False
         self._was_evaluated = False
         super().__init__(module, dummy_input, **quantize)
-        if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
-            keep_freed_memory()
         # Hidden from the module tree: one level of unwrapping gives the
         # float model, as MMEngine expects of a wrapper.
         self._parallel: list[MMDistributedDataParallel] = []

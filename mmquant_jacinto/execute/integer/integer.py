@@ -24,7 +24,7 @@ from ...quantizers.kernels import integer_kernels
 from ...record import ops
 from ...record.ops import Op
 from ...targets.fixed_point import MEAN, POOL, RESIZE
-from ...targets.grid import Bounds, Grid, divisor, round_tensor
+from ...targets.grid import Bounds, Grid, divisor
 from ..conditioning import compute_grids
 from ..in_place_calls import is_in_place
 from ..state import State
@@ -41,6 +41,7 @@ from .exact_sums import dtype_of_products, exact_sums
 from .needed_ranges import NeededRanges
 from .ongoing_pass import COMPUTING
 from .open_operands import OpenOperands
+from .tables import Tables
 
 
 class Integer(OpenOperands):
@@ -55,7 +56,7 @@ class Integer(OpenOperands):
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
-        self._tables: dict[tuple, Tensor] = {}
+        self._tables = Tables(self.engine)
         if self.engine.has_exact_functions:
             self.instead = stable_topk.INSTEAD
         self.ranges = NeededRanges(state.activations)
@@ -273,13 +274,18 @@ class Integer(OpenOperands):
             steps = self.engine.sum_products(total, first, second, grid)
         elif op.name == 'mul' and len(rest) == 1:
             ((second, y),) = rest
+            grids = first, second, grid
+            known = self._tables.look_up_product((x, y), grids, step.clip)
+            if known is not None:
+                return self._emit_known(step, grid, *known)
             product = self.engine.product_terms(first, second, grid)
             if product is not None and integer_kernels.takes_pair(x, y):
                 steps = integer_kernels.multiply(x, y, product)
             else:
                 steps = self.engine.multiply(x, y, first, second, grid)
         elif self.engine.function(op.name) is not None and not rest:
-            return self._look_up(step, op.name, first, grid, x)
+            known = self._tables.look_up(op.name, first, grid, step.clip, x)
+            return self._emit_known(step, grid, *known)
         elif self._is_exact(op, first, grid, args, kwargs):
             real = exact_functions.compute(op.name, x, first, *args[1:], **kwargs)
             steps = real.div_(divisor(grid.scale, real))
@@ -295,6 +301,13 @@ class Integer(OpenOperands):
             return None
         factor = self.activations.factor(step.output)
         return self._requantize(grid, steps, step.clip, factor)
+
+    def _emit_known(
+        self, step: Step, grid: Grid, integers: Tensor, real: Tensor
+    ) -> Tensor:
+        factor = self.activations.factor(step.output)
+        real = real if factor is None else real.mul_(factor)
+        return with_integers(real, grid, integers)
 
     def _compute_open(
         self,
@@ -350,28 +363,6 @@ class Integer(OpenOperands):
             and bool(args)
             and is_exact(op.name, args[0], given, args[1:], kwargs)
         )
-
-    def _look_up(
-        self, step: Step, function: str, given: Grid, grid: Grid, x: Tensor
-    ) -> Tensor:
-        """A function of the engine, computed once for each point of a grid."""
-        limits = grid.integer_limits(step.clip)
-        key = (function, given, grid, limits)
-        table = self._tables.get(key)
-        if table is None:
-            points = torch.arange(given.low, given.high + 1, device=x.device)
-            steps = self.engine.function(function)(points.float() * given.scale)
-            steps = steps / divisor(grid.scale, steps)
-            table = round_tensor(steps, grid.rounding).clamp_(*limits).float()
-            self._tables[key] = table
-        if integer_kernels.takes_sums(x, None):
-            integers, real = integer_kernels.look_up(x, table, given.low, grid.scale)
-        else:
-            integers = table[(x - given.low).long()]
-            real = integers * grid.scale
-        factor = self.activations.factor(step.output)
-        real = real if factor is None else real.mul_(factor)
-        return with_integers(real, grid, integers)
 
 
 def _average_kind(name: str, size: Sequence[int], args: tuple, kwargs: dict) -> str:

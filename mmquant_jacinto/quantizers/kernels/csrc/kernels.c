@@ -382,16 +382,28 @@ void mmquant_multiply(
 }
 
 /* What a table has for each integer, and the number that it stands for. */
+VECTORIZED static void look_up(
+    const float *x, float *integers, float *real, int64_t n, const float *table,
+    int32_t last, float low, float scale) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        int32_t place = (int32_t)(x[i] - low);
+        place = place < 0 ? 0 : place;
+        float value = table[place > last ? last : place];
+        integers[i] = value;
+        real[i] = value * scale;
+    }
+}
+
 void mmquant_look_up(
     const float *x, float *integers, float *real, int64_t n, const float *table,
     int64_t size, float low, float scale) {
 #pragma omp parallel for schedule(static) if (n > GRAIN)
-    for (int64_t i = 0; i < n; ++i) {
-        int64_t place = (int64_t)(x[i] - low);
-        place = place < 0 ? 0 : place >= size ? size - 1 : place;
-        integers[i] = table[place];
-        real[i] = table[place] * scale;
-    }
+    for (int64_t start = 0; start < n; start += GRAIN)
+        look_up(
+            x + start, integers + start, real + start,
+            n - start < GRAIN ? n - start : GRAIN, table, (int32_t)(size - 1), low,
+            scale);
 }
 
 /* Elements that are added up in float before they go to a sum in double. */
