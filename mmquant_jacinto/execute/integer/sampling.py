@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...quantizers.kernels import integer_kernels
 from ...record.ops import per_axis
 from ...targets.grid import Grid, round_tensor
 
@@ -233,7 +234,9 @@ def interpolate(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     parts, channels, height, width = x.shape
     # Rows of what the channels have at a pixel.
-    pixels = x.flatten(2).transpose(1, 2).reshape(-1, channels)
+    pixels = x.flatten(2).transpose(1, 2).reshape(-1, channels).contiguous()
+    if integer_kernels.takes_places(pixels, rows, columns):
+        return integer_kernels.interpolate(pixels, rows, columns, (height, width))
     first = torch.arange(parts, device=x.device)[:, None] * height * width
     top, left = rows.floor(), columns.floor()
     down, across = rows - top, columns - left

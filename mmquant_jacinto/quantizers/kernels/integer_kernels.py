@@ -188,3 +188,38 @@ def look_up(x: Tensor, table: Tensor, low: int, scale: float) -> tuple[Tensor, T
         scale,
     )
     return integers, real
+
+
+def takes_places(pixels: Tensor, rows: Tensor, columns: Tensor) -> bool:
+    """Whether :func:`interpolate` can read maps at places."""
+    return native.takes(pixels) and native.takes(rows) and native.takes(columns)
+
+
+def interpolate(
+    pixels: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Bilinear interpolation; outside there are zeros.
+
+    Args:
+        pixels (Tensor): What the channels have at each pixel: (N * H * W, C).
+        rows (Tensor): Where to, in pixels: (N, P).
+        columns (Tensor): The same.
+        size (Tuple[int, int]): H and W.
+
+    Returns:
+        Tensor: (N, P, C), float32.
+    """
+    rows, columns = rows.contiguous(), columns.contiguous()
+    parts, points, channels = *rows.shape, pixels.shape[1]
+    out = pixels.new_empty(parts, points, channels)
+    native.library().mmquant_interpolate(
+        pixels.data_ptr(),
+        rows.data_ptr(),
+        columns.data_ptr(),
+        out.data_ptr(),
+        parts,
+        points,
+        channels,
+        *size,
+    )
+    return out

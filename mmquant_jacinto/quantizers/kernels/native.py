@@ -42,6 +42,7 @@ _SIGNATURES = dict(
     mmquant_add_steps=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT],
     mmquant_add_stored=[_POINTER] * 3 + [_INT64] + [ctypes.c_double] * 5 + [_FLOAT],
     mmquant_multiply=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT, ctypes.c_int],
+    mmquant_interpolate=[_POINTER] * 4 + [_INT64] * 5,
     mmquant_robust_mean=[_POINTER] + [_INT64] * 3 + [_POINTER],
     mmquant_look_up=[_POINTER] * 3 + [_INT64, _POINTER, _INT64, _FLOAT, _FLOAT],
 )

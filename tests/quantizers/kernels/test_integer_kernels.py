@@ -9,7 +9,7 @@ from torch import nn
 from toy_models import Forward, randomize_norms
 
 from mmquant_jacinto import QuantCalibrateModule, native
-from mmquant_jacinto.execute.integer import layers
+from mmquant_jacinto.execute.integer import layers, sampling
 from mmquant_jacinto.quantizers.kernels import integer_kernels
 from mmquant_jacinto.targets.fixed_point import FixedPoint, ProductTerms, SumTerms
 from mmquant_jacinto.targets.grid import Grid, round_tensor
@@ -120,6 +120,19 @@ def test_tables_and_integers():
     assert torch.equal(integers, wanted)
     assert torch.equal(real, wanted * SCALE)
     assert torch.equal(integer_kernels.to_integers(x * SCALE, SCALE), x)
+
+
+def test_interpolation_is_that_of_the_chain(monkeypatch):
+    x = torch.randint(-128, 128, (3, 37, 9, 11)).float()
+    rows, columns = torch.rand(2, 3, 500) * 14 - 2
+    rows[:, :4] = torch.tensor([0.0, 8.0, math.nan, math.inf])
+    columns[:, 4:8] = torch.tensor([10.0, -1.0, -math.inf, 4e9])
+    found = sampling.interpolate(x, rows, columns)
+    monkeypatch.setattr(native, '_library', None)
+    wanted = sampling.interpolate(x, rows, columns)
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert 0 < wanted.isnan().sum() < 0.1 * wanted.numel()
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
 
 
 def forward(net, x):

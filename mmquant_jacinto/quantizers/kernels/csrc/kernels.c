@@ -406,6 +406,44 @@ void mmquant_look_up(
             scale);
 }
 
+VECTORIZED static void mix(
+    const float *const *pixels, const float *shares, float *out, int64_t n) {
+    const float *a = pixels[0], *b = pixels[1], *c = pixels[2], *d = pixels[3];
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        float sum = a[i] * shares[0] + b[i] * shares[1];
+        sum += c[i] * shares[2];
+        out[i] = sum + d[i] * shares[3];
+    }
+}
+
+static inline int64_t within(float place, int64_t size) {
+    /* Once more, for places that are no numbers. */
+    return place > 0.0f ? (place < size - 1 ? (int64_t)place : size - 1) : 0;
+}
+
+/* Bilinear interpolation of rows of channels, one for each pixel of each of `parts`
+ * maps, at `points` places of each; outside there are zeros. */
+void mmquant_interpolate(
+    const float *pixels, const float *rows, const float *columns, float *out,
+    int64_t parts, int64_t points, int64_t channels, int64_t height, int64_t width) {
+#pragma omp parallel for schedule(static) if (parts * points * channels > GRAIN)
+    for (int64_t p = 0; p < parts * points; ++p) {
+        const float *map = pixels + p / points * height * width * channels, *four[4];
+        float shares[4], top = floorf(rows[p]), left = floorf(columns[p]);
+        float down = rows[p] - top, across = columns[p] - left;
+        for (int k = 0; k < 4; ++k) {
+            float y = top + (k >> 1), x = left + (k & 1);
+            float at_y = clamp(y, 0.0f, height - 1), at_x = clamp(x, 0.0f, width - 1);
+            float inside = (at_y == y) & (at_x == x) ? 1.0f : 0.0f;
+            float share = (k >> 1 ? down : 1.0f - down) * (k & 1 ? across : 1.0f - across);
+            shares[k] = share * inside;
+            four[k] = map + (within(y, height) * width + within(x, width)) * channels;
+        }
+        mix(four, shares, out + p * channels, channels);
+    }
+}
+
 /* Elements that are added up in float before they go to a sum in double. */
 #define PART 1024
 
