@@ -4,9 +4,7 @@ What is timed is the network up to its predictions, as ``test`` runs it: a round
 every variant once, and the result is the median over rounds of the ratio within a
 round. Random weights; ranges are those of the images that are timed.
 
-    python benchmarks/evaluation_time.py \\
-        --json benchmarks/results/evaluation_time.json --table docs/speed.md
-    python benchmarks/evaluation_time.py --report     the table alone
+    python benchmarks/evaluation_time.py --json benchmarks/results/evaluation_time.json
 """
 
 import argparse

@@ -1,0 +1,110 @@
+"""Writes the tables of ``docs/speed.md`` from what the benchmarks kept as JSON.
+
+python benchmarks/speed_tables.py
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from timed_networks import LABELS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks/results'
+PAGE = ROOT / 'docs/speed.md'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown; numbers with two decimals."""
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(
+        '| '
+        + ' | '.join(f'{x:.2f}' if isinstance(x, float) else str(x) for x in line)
+        + ' |'
+        for line in lines
+    )
+
+
+def of_steps(found: dict[str, Any]) -> str:
+    """QAT step / float step, and calibration / float inference."""
+    columns = ('live', 'settled', 'frozen', 'ranges', 'biases', 'preparation')
+    head = ['', 'QAT, first 128 steps', 'QAT, later', 'QAT, frozen']
+    head += ['calibration: ranges', 'calibration: biases']
+    head += ['preparation (float forwards)']
+    rows = [
+        [LABELS[name], *(row[column] for column in columns)]
+        for name, row in found['models'].items()
+    ]
+    return table(head, rows)
+
+
+def of_evaluation(found: dict[str, Any]) -> str:
+    """Test on integers / float inference."""
+    cases = [
+        (target, batch)
+        for target, by_batch in next(iter(found['models'].values())).items()
+        for batch in by_batch
+    ]
+    rows = [
+        [LABELS[name], *(row[target][batch]['integer'] for target, batch in cases)]
+        for name, row in found['models'].items()
+    ]
+    return table(['', *(f'`{target}`, batch {b}' for target, b in cases)], rows)
+
+
+def of_memory(found: dict[str, Any]) -> str:
+    """Peaks above the built model."""
+    columns = ('live', 'settled', 'frozen', 'ranges', 'biases', 'test')
+    head = ['', 'float step, MiB', 'QAT, first 128 steps', 'QAT, later', 'QAT, frozen']
+    head += ['calibration: ranges', 'calibration: biases', 'test on integers']
+    rows = [
+        [LABELS[name], round(row['float_mib']), *(row[column] for column in columns)]
+        for name, row in found['models'].items()
+    ]
+    return table(head, rows)
+
+
+def of_growth(found: dict[str, Any]) -> str:
+    """What each layer takes, by number of layers."""
+    head = ['layers', 'preparation, ms a layer', 'step beyond float, ms a layer']
+    rows = [
+        [count, row['preparation_ms'], row['step_ms'], round(row['state_bytes'])]
+        for count, row in found['layers'].items()
+    ]
+    return table([*head, 'state beyond float, bytes a layer'], rows)
+
+
+def of_processes(found: dict[str, Any]) -> str:
+    """A step and its collectives, by number of processes."""
+    rows = [
+        [count, row['step_ms'], row['collectives']]
+        for count, row in found['processes'].items()
+    ]
+    return table(['processes', 'step, ms of processor time', 'collectives'], rows)
+
+
+# By the name of a table's marks in the page.
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    'steps': ('step_time_cpu.json', of_steps),
+    'small steps': ('step_time_small.json', of_steps),
+    'evaluation': ('evaluation_time.json', of_evaluation),
+    'memory': ('memory_cpu.json', of_memory),
+    'growth': ('growth_cpu.json', of_growth),
+    'processes': ('growth_cpu.json', of_processes),
+}
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    for name, (file, make) in TABLES.items():
+        start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+        before, rest = text.split(start)
+        after = rest.split(end)[1]
+        made = make(json.loads((RESULTS / file).read_text()))
+        text = f'{before}{start}\n{made}\n{end}{after}'
+    PAGE.write_text(text)
+
+
+if __name__ == '__main__':
+    main()
