@@ -14,7 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
-from step_time import build_detector, random_batch, train_step  # noqa: E402
+from step_time import train_step  # noqa: E402
+from timed_networks import build, random_batch  # noqa: E402
 
 from mmquant_jacinto import MMDetQuantTrainModule  # noqa: E402
 
@@ -36,7 +37,7 @@ def times(args: argparse.Namespace, size: tuple[int, int], *options: str) -> Any
 def waits(args: argparse.Namespace) -> dict[str, int]:
     """How often a step makes the host wait, in float and in QAT."""
     batch = random_batch(2, 128)
-    model = build_detector('mobilenet').to(args.device)
+    model = build('mobilenet').to(args.device)
     qat = MMDetQuantTrainModule(
         copy.deepcopy(model), dummy_input=batch, total_epochs=12
     )
