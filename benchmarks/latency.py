@@ -4,7 +4,8 @@ For each detector of ``configs/bccd``, with random weights or trained ones: the 
 model, the file
 of ``tools/export.py`` and the one that ONNX Runtime's own ``quantize_static`` makes
 of the same float model (QDQ, per channel, U8S8), each in ONNX Runtime with all
-optimizations. A round runs all of them once, so that a noisy machine disturbs them
+optimizations. Its profile of each is in the JSON: microseconds by kind of node. A round
+runs all of them once, so that a noisy machine disturbs them
 alike; the result is the median over rounds of the ratio within a round.
 
     python benchmarks/latency.py --json benchmarks/results/latency_cpu.json \\
@@ -20,7 +21,6 @@ tells where the time of both goes, by OpenVINO's own profile.
 """
 
 import argparse
-import collections
 import copy
 import importlib.metadata
 import importlib.util
@@ -37,8 +37,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from engine_profiles import onnxruntime_profile, openvino_profile
 from export_agreement import randomize
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -60,18 +62,20 @@ MODELS_TIMED = {
     'regnet': 'RegNetX-800MF',
     'resnet': 'ResNet-50',
     'yolox': 'YOLOX-Nano',
+    'rtmdet': 'RTMDet-tiny',
 }
+RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 RATIOS = ('int8 / float', 'quantize_static / float', 'int8 / quantize_static')
 OPENVINO = ('openvino int8 / float', 'openvino nncf / float', 'openvino int8 / nncf')
 # The table in a page lies between these lines.
 START, END = '<!-- latency -->', '<!-- end of latency -->'
-CALIBRATION_IMAGES, PROFILED = 4, 10
+CALIBRATION_IMAGES = 4
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--models', nargs='+', default=list(MODELS_TIMED)[:3], choices=MODELS_TIMED
+        '--models', nargs='+', default=list(MODELS_TIMED), choices=MODELS_TIMED
     )
     parser.add_argument('--size', type=int, default=320)
     parser.add_argument('--rounds', type=int, default=60)
@@ -92,8 +96,11 @@ def parse_args() -> argparse.Namespace:
 
 def build_detector(name: str, weights: Optional[str]) -> torch.nn.Module:
     """A detector with random weights, or those of a checkpoint."""
-    path = 'pretrained/yolox_nano' if name == 'yolox' else f'bccd/ssd_{name}_fpn'
-    cfg = Config.fromfile(ROOT / f'configs/{path}.py')
+    if name == 'rtmdet':
+        cfg = get_config(RTMDET)
+    else:
+        path = 'pretrained/yolox_nano' if name == 'yolox' else f'bccd/ssd_{name}_fpn'
+        cfg = Config.fromfile(ROOT / f'configs/{path}.py')
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
@@ -227,18 +234,6 @@ def compile_openvino(model: Any, threads: int, **settings: Any) -> Any:
     return core.compile_model(model, 'CPU', settings)
 
 
-def profile(model: Any, size: int, threads: int) -> dict[str, int]:
-    """Microseconds by kind of node and kernel, in OpenVINO; the longest first."""
-    request = compile_openvino(model, threads, PERF_COUNT=True).create_infer_request()
-    totals: collections.Counter = collections.Counter()
-    for index in range(PROFILED + 2):
-        request.infer([np.random.rand(1, 3, size, size).astype(np.float32)])
-        for node in request.get_profiling_info() if index >= 2 else ():
-            kind = f'{node.node_type} {node.exec_type}'
-            totals[kind] += node.real_time.total_seconds() * 1e6 / PROFILED
-    return {kind: round(time) for kind, time in totals.most_common() if time >= 1}
-
-
 def time_sessions(
     sessions: dict[str, Callable[[torch.Tensor], Any]], size: int, rounds: int
 ) -> dict[str, list[float]]:
@@ -283,13 +278,17 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         'milliseconds': {k: round(statistics.median(v), 2) for k, v in times.items()},
         **{name: ratio(name) for name in RATIOS},
     }
+    found['profiles'] = {
+        key: onnxruntime_profile(files[key], args.size, args.threads)
+        for key in ('float', 'int8', 'quantize_static')
+    }
     if args.openvino:
         there = [key for key in files if key in ('openvino int8', 'openvino nncf')]
         compared = OPENVINO if len(there) == 2 else OPENVINO[:1]
         found.update({name: ratio(name) for name in compared})
-        found['profiles'] = {
-            key: profile(files[key], args.size, args.threads) for key in there
-        }
+        for key in there:
+            compiled = compile_openvino(files[key], args.threads, PERF_COUNT=True)
+            found['profiles'][key] = openvino_profile(compiled, args.size)
     return found
 
 
