@@ -164,11 +164,9 @@ def draw_picture(
     """
     from PIL import ImageDraw
 
-    image = open_image(truth.path)
+    image, size = open_image(truth.path, LARGEST_SIDE)
     if image is None:
         return []
-    size = image.width
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     scale, found_panels = image.width / size, []
     for found in networks:
         panel = image.copy()
@@ -189,18 +187,31 @@ def draw_masks(networks: Sequence[Segmentation]) -> list[str]:
     Returns:
         List[str]: As of :func:`draw_picture`.
     """
-    image = open_image(networks[0].path)
+    image, _ = open_image(networks[0].path)
     return [] if image is None else [side_by_side(panels(image, networks))]
 
 
-def open_image(path: str) -> Any:
-    """An image in RGB; None where it cannot be read."""
+def open_image(path: str, side: int | None = None) -> tuple[Any, int]:
+    """An image in RGB, and the width that it has in its file.
+
+    Args:
+        path (str): Of the file.
+        side (int, optional): Pixels of the longer side at most.
+
+    Returns:
+        Tuple[Image, int]: None and 0 where it cannot be read.
+    """
     from PIL import Image
 
     try:
-        return Image.open(path).convert('RGB')
+        with Image.open(path) as image:
+            width = image.width
+            if side is not None:
+                # Ahead of all else: of a JPEG it decodes no more than that takes.
+                image.thumbnail((side, side))
+            return image.convert('RGB'), width
     except OSError:
-        return None
+        return None, 0
 
 
 def side_by_side(images: Sequence[Any]) -> str:

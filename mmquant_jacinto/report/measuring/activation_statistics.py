@@ -31,7 +31,7 @@ def count_bins(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low (Tensor): Lower edge of the first bin, ().
         high (Tensor): Upper edge of the last one, ().
     """
-    place = (values - low) / (high - low).clamp(min=1e-30) * BINS
+    place = (values - low) * (BINS / (high - low).clamp(min=1e-30))
     place = place.nan_to_num(0.0).clamp(0, BINS - 1).long()
     ones = torch.ones_like(values)
     return torch.zeros(BINS, device=values.device).scatter_add_(0, place, ones)
@@ -78,14 +78,14 @@ class ActivationStatistics:
         if grid is not None and self.activations.factor(quantizer) is None:
             first, last = grid.limits(None)
             room = grid.scale * BEYOND
-            clipped = ((values < first - room) | (values > last + room)).float().mean()
+            clipped = (values.clamp(first - room, last + room) != values).float().mean()
         zero = (reach == 0).sum().float()
         row = torch.stack(
             [
                 low,
                 high,
                 clipped,
-                values.square().mean(),
+                values.dot(values) / len(values),
                 zero,
                 reach.amax(),
                 reach.median(),

@@ -48,6 +48,10 @@ class _Still(Simulate):
         super().__init__(state)
         self._runs: dict[str, int] = {}
 
+    def take_weights(self, other: Simulate) -> None:
+        """Has the weights on their grids in common with another of the same state."""
+        self.grids, self._kept = other.grids, other._kept
+
     def begin(self) -> None:
         super().begin()
         self._runs = {}
@@ -261,7 +265,7 @@ class Differences:
         if reference.shape != x.shape:
             return
         noise = x - reference
-        pair = torch.stack([reference.square().sum(), noise.square().sum()]).double()
+        pair = torch.stack([reference.dot(reference), noise.dot(noise)]).double()
         known = self._sums.get(name)
         self._sums[name] = pair if known is None else known + pair
 

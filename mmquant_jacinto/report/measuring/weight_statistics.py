@@ -68,15 +68,15 @@ def _measure(
     fmt = layer.spec.format
     folded, bias = layer.folded()
     folded = layer.scaled(folded)
-    size = layer.along_channels(step)
-    integers = to_integers(folded, size, fmt)
-    low, high = folded.aminmax()
-    first, last = integer_bounds(fmt)
-    real = folded / size
-    clipped = ((real < first - 0.5) | (real > last + 0.5)).float().mean()
+    integers = to_integers(folded, layer.along_channels(step), fmt)
     weights, codes = channel_rows(layer, folded), channel_rows(layer, integers)
-    reach = weights.abs().amax(1)
-    bits = (codes.abs().amax(1).median() * 2 + 1).log2()
+    ends = torch.stack([weights.amin(1), weights.amax(1)])
+    low, high, reach = ends[0].amin(), ends[1].amax(), ends.abs().amax(0)
+    first, last = integer_bounds(fmt)
+    real = weights / step[:, None]
+    clipped = (real.clamp(first - 0.5, last + 0.5) != real).float().mean()
+    largest = codes.abs().amax(1)
+    bits = (largest.median() * 2 + 1).log2()
     correction = state.correction(name)
     bias = layer.scaled_bias(correction if bias is None else bias + correction)
     limit = torch.zeros_like(bits)
@@ -84,8 +84,7 @@ def _measure(
         most = bias_limits(state.plan.bias_width(name))[1]
         near = bias.abs() >= NEAR_LIMIT * most * step * scales[name]
         limit = near.float().mean()
-    ends = torch.stack([weights.amin(1), weights.amax(1)])
-    zero = (codes == 0).all(1).sum().float()
+    zero = (largest == 0).sum().float()
     median = reach.median()
     spread = torch.where(median > 0, reach.amax() / median, 0.0)
     row = torch.stack(
@@ -103,13 +102,10 @@ def _joined(ends: Tensor) -> Tensor:
     group = -(-ends.shape[1] // CHANNELS_SHOWN)
     if group == 1:
         return ends
-    parts = ends.split(group, 1)
-    return torch.stack(
-        [
-            torch.stack([part[0].amin() for part in parts]),
-            torch.stack([part[1].amax() for part in parts]),
-        ]
-    )
+    # The last ones are filled up by themselves.
+    short = -ends.shape[1] % group
+    parts = torch.cat([ends, ends[:, -1:].expand(2, short)], 1).view(2, -1, group)
+    return torch.stack([parts[0].amin(1), parts[1].amax(1)])
 
 
 def _report(
