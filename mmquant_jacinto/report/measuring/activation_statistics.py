@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -171,4 +173,4 @@ def _bits_between(low: float, high: float, scale: float) -> float:
     """Bits that number the grid's points from ``low`` to ``high``."""
     if not scale or not high > low:
         return 0.0
-    return float(torch.tensor((high - low) / scale + 1).log2())
+    return math.log2((high - low) / scale + 1)
