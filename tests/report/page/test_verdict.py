@@ -5,6 +5,7 @@ import ast
 import pytest
 from reports import made_up
 
+from mmquant_jacinto.config.max_drop import MaxDrop
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
 from mmquant_jacinto.report.content import Score, Trial
 from mmquant_jacinto.report.page.verdict import loss_of, verdict
@@ -37,7 +38,7 @@ def scores(end=41.0, lost=None):
         ),
         (
             [Score('quantized', 'coco/bbox_mAP', 0.326)],
-            'float was not scored, so that what is lost is not known',
+            'What is lost is not known: this run did not score the float network',
         ),
         ([], 'Nothing was scored.'),
     ],
@@ -69,7 +70,7 @@ def test_each_line_is_one_that_the_config_takes_and_says_its_price(line):
         call = ast.parse(f'dict({text})', mode='eval').body
         given = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
         QuantizeConfig(mode='ptq', target='jacinto', **given)
-    assert ('16 bits take a chip longer' in found['proof']) == ('16' in line)
+    assert ('longer for numbers of 16 bits' in found['proof']) == ('16' in line)
     assert ('costs no speed. ' in found['proof']) == ('16' not in line)
 
 
@@ -94,3 +95,9 @@ def test_outputs_near_to_float_that_lost_by_chance_need_nothing():
     )
     far = dict(near, scores=scores(41.0, [3.0, 15.0]))
     assert verdict(made_up(**far))['next'] == 'per_channel=True'
+
+
+def test_what_was_not_tried_is_told_as_the_likeliest():
+    found = verdict(made_up(trials=[]))
+    assert 'The likeliest place is backbone.layer0' in found['why']
+    assert f'up to {MaxDrop(1.0).scorings} times' in found['proof']
