@@ -24,6 +24,7 @@ from .detections import (
 from .segmentations import IOU, Segmentation, compare, differs, mean_iou, panels
 
 MOST_PICTURES = 6
+MOST_ALONE = 3  # of a single network, which show nothing of what quantizing does
 LARGEST_SIDE = 420  # pixels of an image in the page
 GAP = 8  # pixels between two networks
 HIT, MISS, TRUTH = '#2fae4d', '#e03131', 'black'
@@ -113,7 +114,7 @@ class Comparison:
         order = sorted(range(len(images)), key=lambda index: (-differs[index], -index))
         return [
             picture
-            for index in order[:MOST_PICTURES]
+            for index in order[: MOST_PICTURES if len(networks) > 1 else MOST_ALONE]
             if differs[index]
             for picture in draw_picture(truths[index], images[index], threshold)
         ]

@@ -11,6 +11,7 @@ import torch
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend
+from mmengine.visualization.vis_backend import force_init_env
 from PIL import Image
 from ptq_runs import CHECKPOINT, ptq_config
 from qat_runs import EMA, score_of
@@ -166,14 +167,15 @@ def test_a_folder_that_cannot_be_written_is_named_once(
 class KeptImages(BaseVisBackend):
     """Stands for a service elsewhere."""
 
-    def __init__(self, save_dir):
-        super().__init__(save_dir)
+    def _init_env(self):
         self.images = {}
 
     @property
+    @force_init_env
     def experiment(self):
         return self
 
+    @force_init_env
     def add_image(self, name, image, step=0, **kwargs):
         self.images[name] = image
 

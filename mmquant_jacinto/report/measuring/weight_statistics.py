@@ -11,7 +11,7 @@ from ...quantizers.weight_grids import WeightGrids
 from ...quantizers.weights import bias_limits, to_integers
 from ...targets.formats import integer_bounds
 from ..content import Histogram, WeightReport
-from .activation_statistics import count_bins, thinned
+from .activation_statistics import count_bins
 from .formats import describe_format
 
 CHANNELS_SHOWN = 64
@@ -30,7 +30,7 @@ def weight_reports(state: State, grids: WeightGrids) -> dict[str, WeightReport]:
     scales = _input_scales(state)
     rows, shapes, bins = [], [], []
     for name, layer in state.layers.items():
-        row, reach, counts = _measure(state, name, layer, grids.step(name), scales)
+        row, reach, counts = _measure(state, name, layer, grids, scales)
         rows.append(row)
         shapes.append(reach)
         bins.append(counts)
@@ -62,12 +62,17 @@ def _input_scales(state: State) -> dict[str, Tensor]:
 
 
 def _measure(
-    state: State, name: str, layer: Layer, step: Tensor, scales: dict[str, Tensor]
+    state: State,
+    name: str,
+    layer: Layer,
+    grids: WeightGrids,
+    scales: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers of a weight, ranges of its channels (2, c), and counts (2, BINS)."""
-    fmt = layer.spec.format
-    folded, bias = layer.folded()
-    folded = layer.scaled(folded)
+    fmt, step = layer.spec.format, grids.step(name)
+    # As the grids were computed from it, correction of the bias included.
+    folding = grids.folding(name)
+    folded = layer.scaled(layer.weight * layer.along_channels(folding.factor))
     integers = to_integers(folded, layer.along_channels(step), fmt)
     weights, codes = channel_rows(layer, folded), channel_rows(layer, integers)
     ends = torch.stack([weights.amin(1), weights.amax(1)])
@@ -77,8 +82,7 @@ def _measure(
     clipped = (real.clamp(first - 0.5, last + 0.5) != real).float().mean()
     largest = codes.abs().amax(1)
     bits = (largest.median() * 2 + 1).log2()
-    correction = state.correction(name)
-    bias = layer.scaled_bias(correction if bias is None else bias + correction)
+    bias = layer.scaled_bias(folding.bias)
     limit = torch.zeros_like(bits)
     if name in scales:
         most = bias_limits(state.plan.bias_width(name))[1]
@@ -90,11 +94,9 @@ def _measure(
     row = torch.stack(
         [low, high, clipped, bits, zero, spread, limit, step.amin(), step.amax()]
     )
-    counts = [
-        count_bins(thinned(item.reshape(-1)).float(), low, high)
-        for item in (weights, codes * step[:, None])
-    ]
-    return row.double(), _joined(ends).double(), torch.stack(counts)
+    on_grid = codes * step[:, None]
+    pair = weights.reshape(-1), on_grid.reshape(-1)
+    return row.double(), _joined(ends).double(), count_bins(pair, low, high)
 
 
 def _joined(ends: Tensor) -> Tensor:

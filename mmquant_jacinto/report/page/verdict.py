@@ -150,10 +150,10 @@ def _distance(report: Report) -> str:
     median, least = _median(report), min(report.outputs.values())
     near = 'near to' if median >= GOOD_SNR else 'far from'
     count = len(report.outputs)
-    which = 'that' if count == 1 else f'the median of {count}, {least:.1f} dB the worst'
+    rest = '' if count == 1 else f' in the median, {least:.1f} in the worst of {count}'
     return (
-        f'Its outputs are {near} those of float: {median:.1f} dB of signal to noise is '
-        f'{which}. Detectors that had {GOOD_SNR:.0f} dB or more lost nothing that '
+        f'Its outputs are {near} those of float: {median:.1f} dB of signal to noise'
+        f'{rest}. Detectors that had {GOOD_SNR:.0f} dB or more lost nothing that '
         'their scores showed; each 6 dB halve the error.'
     )
 
