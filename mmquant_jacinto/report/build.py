@@ -16,7 +16,7 @@ import torch
 from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
 from ..record.side_effects import preserved_random_state
-from .content import Report, Score, as_json
+from .content import Report, Score
 from .detections import Seen, read_prediction
 from .measuring.measurement import Measurement, Stopwatch, describe
 from .page.render import render
@@ -259,11 +259,11 @@ def write_report(report: Report, folder: str, pictures: Sequence[str] = ()) -> P
         QuantizeError: If it cannot be written, or a library is missing.
     """
     with collection_paused():
-        data = report.to_data()
+        data = report.to_json()
         page = render(report, pictures, data)
     try:
         os.makedirs(folder, exist_ok=True)
-        for name, text in ((DATA, as_json(data)), (PAGE, page)):
+        for name, text in ((DATA, data), (PAGE, page)):
             path = Path(folder, name)
             part = path.with_name(name + '.part')
             part.write_text(text, encoding='utf-8')

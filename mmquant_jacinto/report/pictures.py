@@ -24,7 +24,7 @@ from .detections import (
 from .segmentations import IOU, Segmentation, compare, differs, mean_iou, panels
 
 MOST_PICTURES = 6
-MOST_ALONE = 3  # of a single network, which show nothing of what quantizing does
+MOST_ALONE = 2  # of a single network, which show nothing of what quantizing does
 LARGEST_SIDE = 420  # pixels of an image in the page
 GAP = 8  # pixels between two networks
 HIT, MISS, TRUTH = '#2fae4d', '#e03131', 'black'

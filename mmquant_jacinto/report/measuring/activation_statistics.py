@@ -38,9 +38,9 @@ def count_bins(pair: Sequence[Tensor], low: Tensor, high: Tensor) -> Tensor:
         high (Tensor): Upper edge of the last one, ().
     """
     values = torch.stack([thinned(item) for item in pair]).float()
-    place = (values - low) * (BINS / (high - low).clamp(min=1e-30))
-    place = place.nan_to_num(0.0).clamp_(0, BINS - 1).long()
-    place[1] += BINS
+    place = (values - low).mul_(BINS / (high - low).clamp(min=1e-30))
+    place = place.nan_to_num_(0.0).clamp_(0, BINS - 1).long()
+    place[1].add_(BINS)
     counts = torch.zeros(2 * BINS, device=values.device)
     ones = torch.ones_like(values)
     return counts.scatter_add_(0, place.view(-1), ones.view(-1)).view(2, BINS)

@@ -81,8 +81,9 @@ def verdict(report: Report) -> dict[str, Any]:
 
     Returns:
         Dict[str, Any]: ``headline``, ``distance`` (of the outputs, in decibels),
-        ``why``, ``next`` (a line, or None), ``proof`` of it, ``search``, a second
-        line or None, and ``searching``, what that does.
+        ``why``, or ``done`` (that nothing is to be done), ``next`` (a line, or None),
+        ``proof`` of it, ``search``, a second line or None, and ``searching``, what
+        that does.
     """
     loss = loss_of(report)
     found: dict[str, Any] = dict(
@@ -90,13 +91,20 @@ def verdict(report: Report) -> dict[str, Any]:
         distance=_distance(report),
         next=None,
         why='',
+        done='',
         proof='',
         search=None,
         searching=_searching(),
     )
+    if report.budget.get('met'):
+        found['done'] = (
+            f'That is within the {report.budget["settings"]["points"]:g} of max_drop. '
+            'There is nothing that has to be done.'
+        )
+        return found
     good = bool(report.outputs) and _median(report) >= GOOD_SNR
     if good and not (loss is not None and loss.is_certain):
-        found['why'] = 'There is nothing that has to be done.'
+        found['done'] = 'There is nothing that has to be done.'
         return found
     trial = next_line(report.trials)
     search = SEARCH if _can_search(report) else None

@@ -60,7 +60,9 @@ def test_each_layer_has_a_row_and_its_data(html):
     rows = [a for tag, a in page.elements if tag == 'tr' and 'data-layer' in a]
     assert [row['data-layer'] for row in rows] == ['0', '1', '2', '3']
     data = json.loads(html.split('id="data">')[1].split('</script>')[0])
-    assert [item['name'] for item in data] == [x.name for x in made_up().layers]
+    assert [item['name'] for item in data['layers']] == [
+        x.name for x in made_up().layers
+    ]
     # The points of the plot lead to the rows.
     assert 'href="#layer-2"' in html
 

@@ -90,7 +90,7 @@ def test_no_search_is_told_where_none_can_be_made(changes):
 def test_outputs_near_to_float_that_lost_by_chance_need_nothing():
     near = dict(outputs={'a': 30.0}, scores=scores(49.0, [-1.0, 3.0]))
     found = verdict(made_up(**near))
-    assert found['next'] is None and found['why'] == (
+    assert found['next'] is None and found['done'] == (
         'There is nothing that has to be done.'
     )
     far = dict(near, scores=scores(41.0, [3.0, 15.0]))
@@ -101,3 +101,11 @@ def test_what_was_not_tried_is_told_as_the_likeliest():
     found = verdict(made_up(trials=[]))
     assert 'The likeliest place is backbone.layer0' in found['why']
     assert f'up to {MaxDrop(1.0).scorings} times' in found['proof']
+
+
+def test_a_budget_that_is_kept_needs_nothing_more():
+    kept = dict(metric='coco/bbox_mAP', float=0.371, final=0.361, drop=1.0)
+    kept.update(met=True, settings=dict(points=1.0))
+    found = verdict(made_up(budget=kept))
+    assert found['next'] is None and 'within the 1 of max_drop' in found['done']
+    assert verdict(made_up(budget=dict(kept, met=False)))['next'] is not None
