@@ -20,13 +20,14 @@ from .content import Report, Score
 from .detections import Seen, read_prediction
 from .measuring.measurement import Measurement, Stopwatch, describe
 from .page.render import render
-from .pictures import Comparison
+from .pictures import MOST_PICTURES, Comparison
 
 PAGE, DATA = 'report.html', 'report.json'
 # Of the time that may be taken, by when layers are measured, and predictions are
 # compared; the rest is for the page.
 LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.65
 COMPARE_SECONDS = 0.2  # what scores and pictures of known predictions take
+DRAW_SECONDS = 0.1  # of that, the pictures
 
 
 class Images:
@@ -191,7 +192,11 @@ def compare(
         # Nothing has to be run for what the run itself has predicted.
         for item in scored:
             comparison.add(item.predictions if isinstance(item, Seen) else {})
-    return comparison.fill(report)
+    has_time = watch.allows(DRAW_SECONDS)
+    pictures = comparison.fill(report, MOST_PICTURES if has_time else 0)
+    if report.pictures and not has_time:
+        report.skipped.append('pictures')
+    return pictures
 
 
 def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:

@@ -24,7 +24,6 @@ from .detections import (
 from .segmentations import IOU, Segmentation, compare, differs, mean_iou, panels
 
 MOST_PICTURES = 6
-MOST_ALONE = 2  # of a single network, which show nothing of what quantizing does
 LARGEST_SIDE = 420  # pixels of an image in the page
 GAP = 8  # pixels between two networks
 HIT, MISS, TRUTH = '#2fae4d', '#e03131', 'black'
@@ -46,8 +45,12 @@ class Comparison:
         for network, prediction in predictions.items():
             self.found.setdefault(network, []).append(prediction)
 
-    def fill(self, report: Report) -> list[str]:
+    def fill(self, report: Report, most: int = MOST_PICTURES) -> list[str]:
         """Adds scores and counts to a report.
+
+        Args:
+            report (Report): Of the networks.
+            most (int): Pictures at most.
 
         Returns:
             List[str]: Pictures as ``data:`` addresses, where something differs.
@@ -58,11 +61,11 @@ class Comparison:
         if all(isinstance(item, float) for item in every):
             self._fill_accuracy(report)
         elif all(isinstance(item, Segmentation) for item in every):
-            return self._fill_masks(report)
+            return self._fill_masks(report, most)
         elif all(isinstance(item, Prediction) for item in every):
             truths = [item.truth for item in next(iter(self.found.values()))]
             if sum(len(truth.labels) for truth in truths):
-                return self._fill_detections(report, truths)
+                return self._fill_detections(report, truths, most)
         return []
 
     def _fill_accuracy(self, report: Report) -> None:
@@ -73,7 +76,7 @@ class Comparison:
         }
         report.scores += scores_of(ACCURACY, values, images)
 
-    def _fill_masks(self, report: Report) -> list[str]:
+    def _fill_masks(self, report: Report, most: int) -> list[str]:
         images = list(zip(*self.found.values()))
         draws = draw(len(images))
         values = {
@@ -87,12 +90,14 @@ class Comparison:
         order = sorted(range(len(images)), key=lambda index: -differs(images[index]))
         return [
             picture
-            for index in order[:MOST_PICTURES]
+            for index in order[:most]
             if differs(images[index])
             for picture in draw_masks(images[index])
         ]
 
-    def _fill_detections(self, report: Report, truths: list[Truth]) -> list[str]:
+    def _fill_detections(
+        self, report: Report, truths: list[Truth], most: int
+    ) -> list[str]:
         draws = draw(len(truths))
         networks = {
             network: [item.found for item in row] for network, row in self.found.items()
@@ -114,7 +119,7 @@ class Comparison:
         order = sorted(range(len(images)), key=lambda index: (-differs[index], -index))
         return [
             picture
-            for index in order[: MOST_PICTURES if len(networks) > 1 else MOST_ALONE]
+            for index in order[:most]
             if differs[index]
             for picture in draw_picture(truths[index], images[index], threshold)
         ]
