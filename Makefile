@@ -1,11 +1,12 @@
 READY := .venv/.ready
 
-.PHONY: help demo test test-forks test-libraries test-torch lint docs peers clean
+.PHONY: help demo test test-browser test-forks test-libraries test-torch lint docs peers clean
 
 help:
 	@echo 'make demo    quantize a detector, end to end; make demo DATA=/path/to/voc for'
 	@echo '             data of yours, DEMO_ARGS=--short for a shorter run'
 	@echo 'make test    run the tests'
+	@echo 'make test-browser  the report page in a Chromium, which npm fetches'
 	@echo 'make test-forks  the tests of engine, runners and detectors on OneDL'\''s forks'
 	@echo 'make test-libraries  models of MMPose, MMRotate, MMOCR, MMAction2 and MMDetection3D'
 	@echo 'make test-torch TORCH=2.1.2  the tests of the engine on another torch'
@@ -24,6 +25,15 @@ demo: $(READY)
 
 test: $(READY)
 	.venv/bin/python -m pytest tests
+
+# Playwright's own browsers come from a host of theirs, this one from npm's registry.
+BROWSER := $(CURDIR)/.browser
+
+test-browser: $(READY)
+	PYTHON='$(CURDIR)/.venv/bin/python' bash tests/report/page/setup_browser.sh '$(BROWSER)'
+	PYTHONPATH='$(BROWSER)/python' MMQUANT_BROWSER='$(BROWSER)/chromium' \
+		LD_LIBRARY_PATH='$(BROWSER)/lib' \
+		.venv/bin/python -m pytest tests/report/page/test_browser.py
 
 # The forks have an environment of their own: their import names are OpenMMLab's.
 FORKS_TESTS := $(addprefix tests/,config record plan quantizers execute hooks methods \

@@ -10,8 +10,9 @@ those in float that cost most, within so many bits of a weight on average. So it
 is repeated with more bits, from 8 on, until the score of the test images holds, and
 then with fewer, by bisection; layers are measured once. Its loss is label-free, the
 random projection of outputs that our ranking has. Ours for the same engine:
-``benchmarks/budget.py --target tensorrt``. Scores are of the detector's own
-postprocessing and metric, for both.
+``benchmarks/budget.py --target tensorrt``. With --train it first trains a config of
+``benchmarks/detectors`` in float, unless either command has done so. Scores are of the
+detector's own postprocessing and metric, for both.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from accuracy_configs import measure_rows
+from budget import train_float
 from detector_scores import DetectorTest, FloatNetwork, in_place, map_scores
 from peer_quantizers import singles
 from peers import calibration_images, float_detector, read_config, reason
@@ -44,6 +46,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--points', type=float, default=1.0)
     parser.add_argument('--images', type=int, default=64, help='to calibrate on')
     parser.add_argument('--checkpoint', help='in place of the load_from of the config')
+    parser.add_argument(
+        '--train',
+        action='store_true',
+        help='the weights are those of a float training by the config, made first',
+    )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/autoquantize'))
     parser.add_argument('--json', type=Path, required=True)
     parser.add_argument('--table', type=Path, help='write the table in Markdown')
@@ -138,7 +145,8 @@ def search(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     folder = args.work_dir / path.stem
     cfg = read_config(path, args.images, folder)
-    checkpoint = Path(args.checkpoint or cfg.load_from)
+    trained = train_float(path) if args.train else None
+    checkpoint = Path(args.checkpoint or trained or cfg.load_from)
     detector = float_detector(cfg, checkpoint)
     images = calibration_images(cfg, detector)
     test = DetectorTest(cfg, detector)

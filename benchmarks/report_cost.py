@@ -1,7 +1,7 @@
 """What a report costs: seconds of it and of its run, by length of the run.
 
     python benchmarks/report_cost.py configs/pretrained/yolox_nano.py \
-        configs/bccd/ssd_mobilenet_fpn.py --images 16 64 256 \
+        configs/bccd/ssd_mobilenet_fpn.py --images 16 64 256 --repeats 3 \
         --json benchmarks/results/report_cost.json --table table.md
 
 Calibrates each config's network on so many images, and tests the last checkpoint; each
@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +39,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('configs', nargs='+', type=Path)
     parser.add_argument('--images', type=int, nargs='+', default=[16, 64, 256])
+    parser.add_argument(
+        '--repeats', type=int, default=1, help='runs, of which a row is the median'
+    )
     parser.add_argument('--checkpoint', help='in place of the load_from of the config')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/report_cost'))
     parser.add_argument('--json', type=Path, required=True)
@@ -110,6 +114,33 @@ def cost_of(runner: Runner, images: int, times: Mapping[str, float]) -> dict[str
     )
 
 
+def calibrate(
+    path: Path, folder: Path, images: int, checkpoint: str | None
+) -> dict[str, Any]:
+    """Calibrate; return what the report took."""
+    runner = build(path, folder, images, checkpoint)
+    with processor_times() as times:
+        runner.train()
+    seen = min(images, len(runner.train_loop.dataloader.dataset))
+    return cost_of(runner, seen, times)
+
+
+def scored(path: Path, folder: Path, images: int) -> dict[str, Any]:
+    """Test what was calibrated last; return what the report took."""
+    runner = build(path, folder, images, str(folder / 'epoch_1.pth'))
+    with processor_times() as times:
+        runner.test()
+    return cost_of(runner, len(runner.test_loop.dataloader.dataset), times)
+
+
+def median(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row whose share of the processor's time is the median."""
+    shares = [row['report_processor'] / row['run_processor'] for row in costs]
+    order = sorted(range(len(costs)), key=shares.__getitem__)
+    row = costs[order[len(order) // 2]]
+    return dict(row, shares=[round(shares[place], 4) for place in order])
+
+
 def table(rows: Mapping[str, list[Mapping[str, Any]]]) -> str:
     """The table in Markdown."""
     lines = [
@@ -147,19 +178,15 @@ def main() -> None:
         known: set[int] = set()
         for images in args.images:
             folder = args.out / f'{path.stem}_{images}'
-            runner = build(path, folder, images, args.checkpoint)
-            with processor_times() as times:
-                runner.train()
-            seen = min(images, len(runner.train_loop.dataloader.dataset))
-            if seen in known:
+            run = partial(calibrate, path, folder, images, args.checkpoint)
+            costs = [run()]
+            if costs[0]['images'] in known:
                 break
-            known.add(seen)
-            rows[path.stem].append(cost_of(runner, seen, times))
-        tested = build(path, folder, images, str(folder / 'epoch_1.pth'))
-        with processor_times() as times:
-            tested.test()
-        scored = len(tested.test_loop.dataloader.dataset)
-        rows[path.stem].append(cost_of(tested, scored, times))
+            known.add(costs[0]['images'])
+            costs += [run() for _ in range(args.repeats - 1)]
+            rows[path.stem].append(median(costs))
+        costs = [scored(path, folder, images) for _ in range(args.repeats)]
+        rows[path.stem].append(median(costs))
         write_rows(args.json, rows)
     print(table(rows), end='')
     if args.table is not None:

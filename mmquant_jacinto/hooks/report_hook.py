@@ -8,6 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend
 
 from ..report.build import (
     Images,
@@ -149,8 +150,12 @@ class ReportHook(SeenImagesHook):
         # ``runner.iter`` of a test would build the training, and read its annotations.
         step = getattr(loop, 'iter', 0)
         runner.visualizer.add_scalars(report.scalars(), step=step)
-        for number, picture in enumerate(pictures):
-            # Without a slash: a local backend makes a file of that name.
-            name = f'report_detections_{number}'
-            runner.visualizer.add_image(name, pixels(picture), step=step)
+        backends = runner.visualizer._vis_backends.values()
+        # On disk they are in the page.
+        elsewhere = [b for b in backends if not isinstance(b, LocalVisBackend)]
+        for number, picture in enumerate(pictures if elsewhere else ()):
+            # Without a slash: some backends make a file of that name.
+            name, image = f'report_detections_{number}', pixels(picture)
+            for backend in elsewhere:
+                backend.add_image(name, image, step=step)
         return write_report(report, runner.log_dir, pictures)

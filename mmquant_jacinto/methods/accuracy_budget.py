@@ -6,13 +6,15 @@ outputs (:mod:`~mmquant_jacinto.report.measuring.sensitivity`): more and more of
 until the score holds, by bisection the fewest of that order, and then what can be
 spared of these all the same, in halves as delta debugging does (Zeller and Hildebrandt,
 TSE 2002). Where few are left, the first of the ranking are scored by themselves, and
-fewer of those that score best may do. Accuracy-aware control that ranks all layers so
-(NNCF) scores as often as it has layers.
+fewer of those that score best may do; so, too, as soon as more that are raised score
+so much worse than fewer that chance may make up for what is missing. Accuracy-aware
+control that ranks all layers so (NNCF) scores as often as it has layers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,9 @@ STEPS = 8
 # Of the noise that what is raised would make, that is never put back at once, but for
 # one of so few that each makes as much.
 MUCH = 0.25
+# Of what is missing with nothing raised, by which more that are raised score worse than
+# fewer where chance decides as much as the ranking.
+CHANCE = 0.5
 # Layers raised that are few, and of a ranking that are then scored by themselves.
 FEW = 8
 
@@ -186,12 +191,20 @@ class AccuracyBudget:
 
     def _fewest(self, base: Choice, ranking: Sequence[Candidate]) -> Choice | None:
         """The fewest of a ranking that do, if all of it does."""
-        low, high = 0, None
+        low, high, best, by_chance = 0, None, -math.inf, False
         for size in sizes(ranking):
-            if self.keeps(raise_to(base, ranking[:size])):
+            tried = raise_to(base, ranking[:size])
+            if self.keeps(tried):
                 high = size
                 break
-            low = size
+            low, score = size, self.scores[tried.key]
+            fall, missing = best - score, self.least - self.scores[base.key]
+            if fall > CHANCE * missing and not by_chance:
+                by_chance = True
+                found = self._by_themselves(base, ranking, size)
+                if found is not None:
+                    return found
+            best = max(best, score)
         if high is None:
             return None
         # Finer steps than these are chance; what can be spared is found below.
@@ -245,6 +258,18 @@ class AccuracyBudget:
         left = sum(base.layers.get(name) != found.layers[name] for name in found.layers)
         if not 1 < left <= FEW:
             return found
+        return self._by_themselves(base, ranking, left) or found
+
+    def _by_themselves(
+        self, base: Choice, ranking: Sequence[Candidate], most: int
+    ) -> Choice | None:
+        """One of the first of a ranking that does, or several that bring most alone.
+
+        Args:
+            base (Choice): What they are raised in.
+            ranking (Sequence[Candidate]): Worst first.
+            most (int): Fewer than so many.
+        """
         first = ranking[:FEW]
         for item in first:
             alone = raise_to(base, [item])
@@ -253,11 +278,11 @@ class AccuracyBudget:
         # The ranking decides between equals: sorting keeps its order.
         scores = [self.scores[raise_to(base, [item]).key] for item in first]
         order = sorted(range(len(first)), key=lambda place: -scores[place])
-        for size in range(2, left):
+        for size in range(2, min(most, FEW)):
             fewer = raise_to(base, [first[place] for place in order[:size]])
             if self.keeps(fewer):
                 return fewer
-        return found
+        return None
 
 
 def sizes(ranking: Sequence[Candidate]) -> list[int]:

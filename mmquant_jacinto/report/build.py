@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any, Callable
@@ -14,17 +16,18 @@ import torch
 from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
 from ..record.side_effects import preserved_random_state
-from .content import Report, Score, as_json
+from .content import Report, Score
 from .detections import Seen, read_prediction
 from .measuring.measurement import Measurement, Stopwatch, describe
 from .page.render import render
-from .pictures import Comparison
+from .pictures import MOST_PICTURES, Comparison
 
 PAGE, DATA = 'report.html', 'report.json'
 # Of the time that may be taken, by when layers are measured, and predictions are
 # compared; the rest is for the page.
 LAYERS_SHARE, PICTURES_SHARE = 0.5, 0.65
 COMPARE_SECONDS = 0.2  # what scores and pictures of known predictions take
+DRAW_SECONDS = 0.1  # of that, the pictures
 
 
 class Images:
@@ -189,7 +192,11 @@ def compare(
         # Nothing has to be run for what the run itself has predicted.
         for item in scored:
             comparison.add(item.predictions if isinstance(item, Seen) else {})
-    return comparison.fill(report)
+    has_time = watch.allows(DRAW_SECONDS)
+    pictures = comparison.fill(report, MOST_PICTURES if has_time else 0)
+    if report.pictures and not has_time:
+        report.skipped.append('pictures')
+    return pictures
 
 
 def add_scores(report: Report, network: str, metrics: dict[str, Any]) -> None:
@@ -225,6 +232,23 @@ def add_budget(report: Report, kept: Mapping[str, Any]) -> None:
         add_scores(report, 'float', {kept['metric']: kept['float']})
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Without looking for cyclic garbage.
+
+    A page is hundred thousands of small objects, nearly all of which go when it is
+    there. In their midst, looking walks all that a run has loaded: as long as drawing
+    takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def write_report(report: Report, folder: str, pictures: Sequence[str] = ()) -> Path:
     """Writes page and data, each whole or not at all.
 
@@ -239,11 +263,12 @@ def write_report(report: Report, folder: str, pictures: Sequence[str] = ()) -> P
     Raises:
         QuantizeError: If it cannot be written, or a library is missing.
     """
-    data = report.to_data()
-    page = render(report, pictures, data)
+    with collection_paused():
+        data = report.to_json()
+        page = render(report, pictures, data)
     try:
         os.makedirs(folder, exist_ok=True)
-        for name, text in ((DATA, as_json(data)), (PAGE, page)):
+        for name, text in ((DATA, data), (PAGE, page)):
             path = Path(folder, name)
             part = path.with_name(name + '.part')
             part.write_text(text, encoding='utf-8')

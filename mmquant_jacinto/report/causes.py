@@ -144,8 +144,9 @@ class _Rules:
         if not shares or a.bits_used > a.bits - UNUSED_BITS:
             return None
         return (
-            f'A grid shared by unlike tensors: {self.users[a.name]} operations give it '
-            f'their results, and this one uses {a.bits_used:.1f} of {a.bits} bits.',
+            f'A grid shared by unlike tensors: {self.users[a.name]} operations have '
+            'their results on it, which reach unequally far; this one uses '
+            f'{a.bits_used:.1f} of its {a.bits} bits.',
             self.raised(layer, 'activation'),
         )
 

@@ -45,8 +45,12 @@ class Comparison:
         for network, prediction in predictions.items():
             self.found.setdefault(network, []).append(prediction)
 
-    def fill(self, report: Report) -> list[str]:
+    def fill(self, report: Report, most: int = MOST_PICTURES) -> list[str]:
         """Adds scores and counts to a report.
+
+        Args:
+            report (Report): Of the networks.
+            most (int): Pictures at most.
 
         Returns:
             List[str]: Pictures as ``data:`` addresses, where something differs.
@@ -57,11 +61,11 @@ class Comparison:
         if all(isinstance(item, float) for item in every):
             self._fill_accuracy(report)
         elif all(isinstance(item, Segmentation) for item in every):
-            return self._fill_masks(report)
+            return self._fill_masks(report, most)
         elif all(isinstance(item, Prediction) for item in every):
             truths = [item.truth for item in next(iter(self.found.values()))]
             if sum(len(truth.labels) for truth in truths):
-                return self._fill_detections(report, truths)
+                return self._fill_detections(report, truths, most)
         return []
 
     def _fill_accuracy(self, report: Report) -> None:
@@ -72,7 +76,7 @@ class Comparison:
         }
         report.scores += scores_of(ACCURACY, values, images)
 
-    def _fill_masks(self, report: Report) -> list[str]:
+    def _fill_masks(self, report: Report, most: int) -> list[str]:
         images = list(zip(*self.found.values()))
         draws = draw(len(images))
         values = {
@@ -86,12 +90,14 @@ class Comparison:
         order = sorted(range(len(images)), key=lambda index: -differs(images[index]))
         return [
             picture
-            for index in order[:MOST_PICTURES]
+            for index in order[:most]
             if differs(images[index])
             for picture in draw_masks(images[index])
         ]
 
-    def _fill_detections(self, report: Report, truths: list[Truth]) -> list[str]:
+    def _fill_detections(
+        self, report: Report, truths: list[Truth], most: int
+    ) -> list[str]:
         draws = draw(len(truths))
         networks = {
             network: [item.found for item in row] for network, row in self.found.items()
@@ -113,7 +119,7 @@ class Comparison:
         order = sorted(range(len(images)), key=lambda index: (-differs[index], -index))
         return [
             picture
-            for index in order[:MOST_PICTURES]
+            for index in order[:most]
             if differs[index]
             for picture in draw_picture(truths[index], images[index], threshold)
         ]
@@ -164,11 +170,9 @@ def draw_picture(
     """
     from PIL import ImageDraw
 
-    image = open_image(truth.path)
+    image, size = open_image(truth.path, LARGEST_SIDE)
     if image is None:
         return []
-    size = image.width
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     scale, found_panels = image.width / size, []
     for found in networks:
         panel = image.copy()
@@ -189,18 +193,31 @@ def draw_masks(networks: Sequence[Segmentation]) -> list[str]:
     Returns:
         List[str]: As of :func:`draw_picture`.
     """
-    image = open_image(networks[0].path)
+    image, _ = open_image(networks[0].path)
     return [] if image is None else [side_by_side(panels(image, networks))]
 
 
-def open_image(path: str) -> Any:
-    """An image in RGB; None where it cannot be read."""
+def open_image(path: str, side: int | None = None) -> tuple[Any, int]:
+    """An image in RGB, and the width that it has in its file.
+
+    Args:
+        path (str): Of the file.
+        side (int, optional): Pixels of the longer side at most.
+
+    Returns:
+        Tuple[Image, int]: None and 0 where it cannot be read.
+    """
     from PIL import Image
 
     try:
-        return Image.open(path).convert('RGB')
+        with Image.open(path) as image:
+            width = image.width
+            if side is not None:
+                # Ahead of all else: of a JPEG it decodes no more than that takes.
+                image.thumbnail((side, side))
+            return image.convert('RGB'), width
     except OSError:
-        return None
+        return None, 0
 
 
 def side_by_side(images: Sequence[Any]) -> str:

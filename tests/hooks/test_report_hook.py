@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
+from mmengine.visualization import BaseVisBackend
+from mmengine.visualization.vis_backend import force_init_env
 from PIL import Image
 from ptq_runs import CHECKPOINT, ptq_config
 from qat_runs import EMA, score_of
@@ -161,7 +163,24 @@ def test_a_folder_that_cannot_be_written_is_named_once(
     assert 'No space left' in warned[0]
 
 
-def test_pictures_go_to_the_visualizer(tmp_path, float_checkpoint, monkeypatch):
+@VISBACKENDS.register_module()
+class KeptImages(BaseVisBackend):
+    """Stands for a service elsewhere."""
+
+    def _init_env(self):
+        self.images = {}
+
+    @property
+    @force_init_env
+    def experiment(self):
+        return self
+
+    @force_init_env
+    def add_image(self, name, image, step=0, **kwargs):
+        self.images[name] = image
+
+
+def test_pictures_go_to_services(tmp_path, float_checkpoint, monkeypatch):
     content = io.BytesIO()
     Image.new('RGB', (6, 4), (255, 0, 0)).save(content, format='jpeg', quality=95)
     address = 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
@@ -170,10 +189,15 @@ def test_pictures_go_to_the_visualizer(tmp_path, float_checkpoint, monkeypatch):
         return build_report(*args, **kwargs)[0], [address, address]
 
     monkeypatch.setattr(report_hook, 'build_report', with_pictures)
-    train(ptq_config(tmp_path, float_checkpoint, **generous()))
+    cfg = ptq_config(tmp_path, float_checkpoint, **generous())
+    backends = [dict(type='LocalVisBackend'), dict(type='KeptImages')]
+    cfg.visualizer = dict(type='Visualizer', vis_backends=backends)
+    runner = train(cfg)
     assert pages(tmp_path)
-    files = sorted(tmp_path.glob('*/vis_data/vis_image/report_detections_*.png'))
-    assert len(files) == 2
-    shown = np.asarray(Image.open(files[0]))
+    kept = runner.visualizer.get_backend('KeptImages').images
+    assert list(kept) == ['report_detections_0', 'report_detections_1']
+    shown = kept['report_detections_0']
     assert shown.shape == (4, 6, 3)
     assert (shown[..., 0] > 240).all() and (shown[..., 1:] < 15).all()
+    # Those on disk are in the page.
+    assert not list(tmp_path.glob('*/vis_data/vis_image/*'))

@@ -150,6 +150,44 @@ def test_those_that_bring_most_alone_may_be_fewer_together():
     assert found.layers == {'d': 16, 'f': 16}
 
 
+class Noisy(Network):
+    """A network whose score says little of what is raised.
+
+    Args:
+        start (float): With nothing raised.
+        scores (Dict[str, float]): By what is raised, its names joined.
+    """
+
+    def __init__(self, start, scores):
+        super().__init__(
+            {name: 1 / 2**place for place, name in enumerate('abcdefghij')}
+        )
+        self.scores = {'': start, **scores}
+
+    def score(self, choice):
+        super().score(choice)
+        return self.scores.get(''.join(sorted(choice.layers)), 98.0)
+
+
+def test_where_chance_decides_the_first_are_tried_by_themselves():
+    prefixes = dict(a=98.6, ab=98.7, abcd=98.1)
+    alone = Noisy(98.2, dict(prefixes, f=99.0))
+    assert search(alone, 99.0, levels=(False,)).layers == {'f': False}
+    tried = [''.join(sorted(choice.layers)) for choice in alone.scored]
+    assert tried == ['', 'a', 'ab', 'abcd', 'b', 'c', 'd', 'e', 'f']
+    together = Noisy(98.2, dict(prefixes, f=98.9, d=98.8, df=99.3))
+    assert set(search(together, 99.0, levels=(False,)).layers) == {'d', 'f'}
+
+
+def test_chance_does_not_make_up_for_much():
+    # As much worse with more raised, and three times as far from the budget.
+    scores = dict(a=98.6, ab=98.7, abcd=98.1, abcdefgh=99.1)
+    network = Noisy(97.4, scores)
+    search(network, 99.0, levels=(False,), limit=5)
+    tried = [''.join(sorted(choice.layers)) for choice in network.scored]
+    assert tried == ['', 'a', 'ab', 'abcd', 'abcdefgh']
+
+
 def test_float_is_the_last_resort_and_as_few_as_do():
     network = Network({'a': 9.0, 'b': 6.0, 'c': 0.5}, at_16=0.2)
     found = search(network, 98.0)

@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmquant_jacinto.report.build import compare, split_batch
 from mmquant_jacinto.report.content import Report
-from mmquant_jacinto.report.detections import Seen
+from mmquant_jacinto.report.detections import Detections, Prediction, Seen, Truth
 from mmquant_jacinto.report.measuring.measurement import Stopwatch
 
 IMAGES = torch.arange(6.0).view(3, 2)
@@ -65,3 +67,20 @@ def test_what_a_run_predicted_is_compared_without_a_pass(limit, float_passes, ne
     assert {item.network for item in found.scores} == set(networks)
     assert all(item.images == 3 for item in found.scores)
     assert bool(found.skipped) == (not float_passes)
+
+
+@pytest.mark.parametrize('used', [0.0, 0.25])
+def test_pictures_are_drawn_as_far_as_there_is_time(tmp_path, used):
+    path = tmp_path / 'image.png'
+    Image.new('RGB', (60, 40), 'gray').save(path)
+    truth = Truth(np.array([[5, 5, 30, 30]], np.float32), np.zeros(1, int), str(path))
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int)
+    missed = Prediction(truth, Detections(*nothing, np.zeros(0, int)))
+    subject = SimpleNamespace(
+        model=SimpleNamespace(module=SimpleNamespace(test_step=None))
+    )
+    found, watch = Report('t', 'calibration', {}, {}, {}, {}), Stopwatch(0.3)
+    watch._start -= used
+    pictures = compare(subject, found, [Seen(0, dict(quantized=missed))], watch, 9.0)
+    assert len(pictures) == (not used) and ('pictures' in found.skipped) == bool(used)
+    assert [score.value for score in found.scores] == [0.0]

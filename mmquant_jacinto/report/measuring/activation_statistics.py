@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...quantizers.activations import ActivationQuantizers
 from ..content import ActivationReport, Histogram
@@ -12,6 +16,8 @@ from .formats import describe_format
 BINS = 40
 # Elements that a histogram counts: of 40 bins a tenth each is known to some percent.
 COUNTED = 2**12
+# Runs whose channels are looked at together.
+AT_ONCE = 512
 # Elements further than this from the grid's end, in steps, are clipped, not rounded.
 BEYOND = 0.5
 
@@ -23,18 +29,21 @@ def thinned(values: Tensor) -> Tensor:
     return values[::stride]
 
 
-def count_bins(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Elements in bins of equal width, without asking the host: (BINS,).
+def count_bins(pair: Sequence[Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Elements in bins of equal width, without asking the host: (2, BINS).
 
     Args:
-        values (Tensor): (n,).
+        pair (Sequence[Tensor]): Two of (n,), of which a part is counted.
         low (Tensor): Lower edge of the first bin, ().
         high (Tensor): Upper edge of the last one, ().
     """
-    place = (values - low) / (high - low).clamp(min=1e-30) * BINS
-    place = place.nan_to_num(0.0).clamp(0, BINS - 1).long()
+    values = torch.stack([thinned(item) for item in pair]).float()
+    place = (values - low).mul_(BINS / (high - low).clamp(min=1e-30))
+    place = place.nan_to_num_(0.0).clamp_(0, BINS - 1).long()
+    place[1].add_(BINS)
+    counts = torch.zeros(2 * BINS, device=values.device)
     ones = torch.ones_like(values)
-    return torch.zeros(BINS, device=values.device).scatter_add_(0, place, ones)
+    return counts.scatter_add_(0, place.view(-1), ones.view(-1)).view(2, BINS)
 
 
 def reach_of_channels(x: Tensor) -> Tensor:
@@ -56,8 +65,8 @@ class ActivationStatistics:
         self.activations = activations
         self.quantizer_of: dict[str, str] = {}
         self._rows: dict[str, list[Tensor]] = {}
-        self._bins: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self._channels: dict[str, int] = {}
+        self._reach: dict[str, list[Tensor]] = {}
+        self._bins: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(
         self, name: str, quantizer: str, x: Tensor, values: Tensor, quantized: Tensor
@@ -78,50 +87,32 @@ class ActivationStatistics:
         if grid is not None and self.activations.factor(quantizer) is None:
             first, last = grid.limits(None)
             room = grid.scale * BEYOND
-            clipped = ((values < first - room) | (values > last + room)).float().mean()
-        zero = (reach == 0).sum().float()
-        row = torch.stack(
-            [
-                low,
-                high,
-                clipped,
-                values.square().mean(),
-                zero,
-                reach.amax(),
-                reach.median(),
-            ]
-        )
+            clipped = (values.clamp(first - room, last + room) != values).float().mean()
+        square = values.dot(values) / len(values)
+        row = torch.stack([low, high, clipped, square])
         self._rows.setdefault(name, []).append(row)
+        self._reach.setdefault(name, []).append(reach)
         self.quantizer_of[name] = quantizer
-        self._channels[name] = len(reach)
         if name not in self._bins:
-            span = torch.stack([low, high])
-            counts = [
-                count_bins(thinned(item), low, high) for item in (values, quantized)
-            ]
-            self._bins[name] = (span, counts[0], counts[1])
+            self._bins[name] = row[:2], count_bins((values, quantized), low, high)
 
     def reports(self) -> dict[str, ActivationReport]:
         """By step, in the order in which they ran."""
         if not self._rows:
             return {}
-        table = torch.stack(
-            [_merged(torch.stack(rows)) for rows in self._rows.values()]
-        )
-        spans, counts, quantized = (
-            torch.stack([item[place] for item in self._bins.values()]).tolist()
-            for place in range(3)
+        runs = [row for rows in self._rows.values() for row in rows]
+        counted = [len(rows) for rows in self._rows.values()]
+        reaches = [reach for found in self._reach.values() for reach in found]
+        table = torch.cat([torch.stack(runs), channel_numbers(reaches)], 1)
+        owner = torch.arange(len(counted)).repeat_interleave(torch.tensor(counted))
+        merged = _merged(table, owner.to(table.device), len(counted))
+        spans, bins = (
+            torch.stack(list(items)).tolist() for items in zip(*self._bins.values())
         )
         found = {}
-        for index, (name, row) in enumerate(zip(self._rows, table.tolist())):
-            low, high = spans[index]
-            histogram = Histogram(
-                low,
-                high,
-                [int(count) for count in counts[index]],
-                [int(count) for count in quantized[index]],
-            )
-            found[name] = self._report(name, row, histogram)
+        for name, row, span, counts in zip(self._rows, merged.tolist(), spans, bins):
+            parts = ([int(count) for count in part] for part in counts)
+            found[name] = self._report(name, row, Histogram(*span, *parts))
         return found
 
     def _report(
@@ -144,31 +135,43 @@ class ActivationStatistics:
             clipped=clipped,
             bits_used=_bits_between(max(low, ends[0]), min(high, ends[1]), scale),
             zero_channels=int(zero),
-            channels=self._channels[name],
+            channels=len(self._reach[name][-1]),
             tail=max(-low, high) / square**0.5 if square > 0 else 0.0,
             spread=reach / median if median > 0 else 0.0,
             histogram=histogram,
         )
 
 
-def _merged(rows: Tensor) -> Tensor:
-    """Several runs of a step as one: (7,)."""
-    low, high, clipped, square, zero, reach, median = rows.unbind(1)
-    return torch.stack(
-        [
-            low.amin(),
-            high.amax(),
-            clipped.mean(),
-            square.mean(),
-            zero.amin(),
-            reach.amax(),
-            median.mean(),
-        ]
-    )
+def channel_numbers(reaches: Sequence[Tensor]) -> Tensor:
+    """Zero channels, and the largest and the median reach, of runs: (N, 3).
+
+    Args:
+        reaches (Sequence[Tensor]): Of the channels of each, (C,).
+    """
+    found = []
+    for start in range(0, len(reaches), AT_ONCE):
+        part = list(reaches[start : start + AT_ONCE])
+        last = torch.tensor([len(reach) - 1 for reach in part], device=part[0].device)
+        rows = pad_sequence(part, batch_first=True, padding_value=torch.inf)
+        places = torch.stack([last, last // 2], 1)
+        ordered = rows.sort(1).values.gather(1, places)
+        zero = (rows == 0).sum(1, keepdim=True).to(rows.dtype)
+        found.append(torch.cat([zero, ordered], 1))
+    return torch.cat(found)
+
+
+def _merged(rows: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Several runs of a step as one: (count, 7) of (N, 7)."""
+    ways = ('amin', 'amax', 'mean', 'mean', 'amin', 'amax', 'mean')
+    columns = [
+        rows.new_zeros(count).scatter_reduce_(0, owner, column, way, include_self=False)
+        for way, column in zip(ways, rows.unbind(1))
+    ]
+    return torch.stack(columns, 1)
 
 
 def _bits_between(low: float, high: float, scale: float) -> float:
     """Bits that number the grid's points from ``low`` to ``high``."""
     if not scale or not high > low:
         return 0.0
-    return float(torch.tensor((high - low) / scale + 1).log2())
+    return math.log2((high - low) / scale + 1)

@@ -131,6 +131,7 @@ class Measurement:
         signals = FloatSignals(self.state)
         own, total = Differences(), Differences()
         quantized = QuantizedSignals(self.state, {}, total)
+        quantized.take_weights(signals)
         references: list[dict[Key, Tensor]] = []
         means: list[dict[Key, Tensor]] = []
         used: list[Any] = []
@@ -163,7 +164,7 @@ class Measurement:
             for layer in report.layers
             if layer.is_output and layer.snr_total is not None
         }
-        trials = Trials(self.state, self.run, used, references, means, ends)
+        trials = Trials(signals, self.run, used, references, means, ends)
         afford = self._afford(each)
         if report.outputs:
             report.trials, left = trials.run(report.layers, afford)

@@ -47,9 +47,16 @@ class _Still(Simulate):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._runs: dict[str, int] = {}
+        self._shares = False
+
+    def take_weights(self, other: Simulate) -> None:
+        """Has the weights on their grids in common with another of the same state."""
+        self.grids, self._kept, self._shares = other.grids, other._kept, True
 
     def begin(self) -> None:
-        super().begin()
+        # Nothing changes weights between the passes of a report.
+        if not self._shares:
+            super().begin()
         self._runs = {}
 
     def end(self) -> None:
@@ -212,10 +219,8 @@ class FloatSignals(_Still):
         x = self.visible(quantizer, x)
         # Each element for itself, unless channels have factors.
         if self.activations.factor(quantizer) is None:
-            return self._quantize(quantizer, sample(x), clip)
-        return self.visible(
-            quantizer, sample(self._quantize(quantizer, x.clone(), clip))
-        )
+            return self._quantize(quantizer, sample(x), clip, in_place=True)
+        return self.visible(quantizer, sample(self._quantize(quantizer, x, clip)))
 
 
 def _means_of(step: Step) -> str:
@@ -261,7 +266,7 @@ class Differences:
         if reference.shape != x.shape:
             return
         noise = x - reference
-        pair = torch.stack([reference.square().sum(), noise.square().sum()]).double()
+        pair = torch.stack([reference.dot(reference), noise.dot(noise)]).double()
         known = self._sums.get(name)
         self._sums[name] = pair if known is None else known + pair
 

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...execute.quantization import Quantization
 from ...quantizers.weight_grids import WeightGrids
 from ...quantizers.weights import quantize_weight
 from ..content import Finding, LayerReport, Trial
-from .signals import Differences, Key, QuantizedSignals, decibels
+from .signals import Differences, FloatSignals, Key, QuantizedSignals, decibels
 
 # Blocks raised together: as few as make this share of the noise, up to as many.
 RAISED = ((0.6, 8), (0.9, 24))
@@ -50,7 +49,7 @@ class Trials:
     """Runs the quantized network under other settings.
 
     Args:
-        state (Quantization): Of the model.
+        signals (FloatSignals): Of the model; it has its weights on their grids.
         run (Callable): Runs the model, given a behaviour and a batch.
         batches (Sequence): The measured images.
         references (Sequence[Mapping]): Of the network's outputs in float, by image.
@@ -60,19 +59,18 @@ class Trials:
 
     def __init__(
         self,
-        state: Quantization,
+        signals: FloatSignals,
         run: Callable,
         batches: Sequence[Any],
         references: Sequence[Mapping[Key, Tensor]],
         means: Sequence[Mapping[Key, Tensor]],
         ends: Collection[str],
     ) -> None:
-        self.state = state
+        self.signals, self.state = signals, signals.state
         self._run = run
         self.batches = batches
         self.references = references
-        corrected = bool(state.bias_correction.any())
-        self.means = means if corrected else [{} for _ in batches]
+        self.means = means if signals.corrects else [{} for _ in batches]
         self.ends = ends
         self._before: float | None = None
 
@@ -156,6 +154,7 @@ class Trials:
         found = Differences()
         # One for all images: it keeps the weights that it has put on their grids.
         behaviour = QuantizedSignals(self.state, {}, found, raised, self.ends, changed)
+        behaviour.take_weights(self.signals)
         images = zip(self.batches, self.references, self.means)
         for batch, reference, means in images:
             behaviour.reference, behaviour.means = reference, means

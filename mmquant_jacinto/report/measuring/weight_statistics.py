@@ -11,7 +11,7 @@ from ...quantizers.weight_grids import WeightGrids
 from ...quantizers.weights import bias_limits, to_integers
 from ...targets.formats import integer_bounds
 from ..content import Histogram, WeightReport
-from .activation_statistics import count_bins, thinned
+from .activation_statistics import count_bins
 from .formats import describe_format
 
 CHANNELS_SHOWN = 64
@@ -30,7 +30,7 @@ def weight_reports(state: State, grids: WeightGrids) -> dict[str, WeightReport]:
     scales = _input_scales(state)
     rows, shapes, bins = [], [], []
     for name, layer in state.layers.items():
-        row, reach, counts = _measure(state, name, layer, grids.step(name), scales)
+        row, reach, counts = _measure(state, name, layer, grids, scales)
         rows.append(row)
         shapes.append(reach)
         bins.append(counts)
@@ -62,40 +62,41 @@ def _input_scales(state: State) -> dict[str, Tensor]:
 
 
 def _measure(
-    state: State, name: str, layer: Layer, step: Tensor, scales: dict[str, Tensor]
+    state: State,
+    name: str,
+    layer: Layer,
+    grids: WeightGrids,
+    scales: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers of a weight, ranges of its channels (2, c), and counts (2, BINS)."""
-    fmt = layer.spec.format
-    folded, bias = layer.folded()
-    folded = layer.scaled(folded)
-    size = layer.along_channels(step)
-    integers = to_integers(folded, size, fmt)
-    low, high = folded.aminmax()
-    first, last = integer_bounds(fmt)
-    real = folded / size
-    clipped = ((real < first - 0.5) | (real > last + 0.5)).float().mean()
+    fmt, step = layer.spec.format, grids.step(name)
+    # As the grids were computed from it, correction of the bias included.
+    folding = grids.folding(name)
+    folded = layer.scaled(layer.weight * layer.along_channels(folding.factor))
+    integers = to_integers(folded, layer.along_channels(step), fmt)
     weights, codes = channel_rows(layer, folded), channel_rows(layer, integers)
-    reach = weights.abs().amax(1)
-    bits = (codes.abs().amax(1).median() * 2 + 1).log2()
-    correction = state.correction(name)
-    bias = layer.scaled_bias(correction if bias is None else bias + correction)
+    ends = torch.stack([weights.amin(1), weights.amax(1)])
+    low, high, reach = ends[0].amin(), ends[1].amax(), ends.abs().amax(0)
+    first, last = integer_bounds(fmt)
+    real = weights / step[:, None]
+    clipped = (real.clamp(first - 0.5, last + 0.5) != real).float().mean()
+    largest = codes.abs().amax(1)
+    bits = (largest.median() * 2 + 1).log2()
+    bias = layer.scaled_bias(folding.bias)
     limit = torch.zeros_like(bits)
     if name in scales:
         most = bias_limits(state.plan.bias_width(name))[1]
         near = bias.abs() >= NEAR_LIMIT * most * step * scales[name]
         limit = near.float().mean()
-    ends = torch.stack([weights.amin(1), weights.amax(1)])
-    zero = (codes == 0).all(1).sum().float()
+    zero = (largest == 0).sum().float()
     median = reach.median()
     spread = torch.where(median > 0, reach.amax() / median, 0.0)
     row = torch.stack(
         [low, high, clipped, bits, zero, spread, limit, step.amin(), step.amax()]
     )
-    counts = [
-        count_bins(thinned(item.reshape(-1)).float(), low, high)
-        for item in (weights, codes * step[:, None])
-    ]
-    return row.double(), _joined(ends).double(), torch.stack(counts)
+    on_grid = codes * step[:, None]
+    pair = weights.reshape(-1), on_grid.reshape(-1)
+    return row.double(), _joined(ends).double(), count_bins(pair, low, high)
 
 
 def _joined(ends: Tensor) -> Tensor:
@@ -103,13 +104,10 @@ def _joined(ends: Tensor) -> Tensor:
     group = -(-ends.shape[1] // CHANNELS_SHOWN)
     if group == 1:
         return ends
-    parts = ends.split(group, 1)
-    return torch.stack(
-        [
-            torch.stack([part[0].amin() for part in parts]),
-            torch.stack([part[1].amax() for part in parts]),
-        ]
-    )
+    # The last ones are filled up by themselves.
+    short = -ends.shape[1] % group
+    parts = torch.cat([ends, ends[:, -1:].expand(2, short)], 1).view(2, -1, group)
+    return torch.stack([parts[0].amin(1), parts[1].amax(1)])
 
 
 def _report(

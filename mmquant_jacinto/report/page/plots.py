@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,16 +51,19 @@ def plot_network(layers: Sequence[LayerReport], anchors: Sequence[str]) -> str:
     ):
         places = [i for i, x in enumerate(layers) if getattr(x, key) is not None]
         values = [min(getattr(layers[i], key), MOST_SNR) for i in places]
-        axes.plot(places, values, color=color, linewidth=0.8, alpha=0.6)
-        points = axes.scatter(places, values, s=7, color=color, label=label)
-        points.set_urls([f'#{anchors[i]}' for i in places])
+        dots = dict(marker='.', markersize=4) if key == 'snr_own' else {}
+        axes.plot(places, values, color=color, linewidth=0.8, label=label, **dots)
+        if key == 'snr_total':
+            # One by one, which takes as long as all the rest: a layer needs one link.
+            points = axes.scatter(places, values, s=7, color=color)
+            points.set_urls([f'#{anchors[i]}' for i in places])
     shares = [100 * (layer.share or 0.0) for layer in layers]
     if any(shares):
         second = axes.twinx()
-        # One collection: as many bars would take as long as all the rest.
-        places = [i for i, share in enumerate(shares) if share]
-        heights = [shares[i] for i in places]
-        second.vlines(places, 0, heights, color='#d9822b', alpha=0.6, linewidth=2)
+        # One line with gaps: as many bars would take as long as all the rest.
+        ends = [(i, i, i) for i, share in enumerate(shares) if share]
+        heights = [(0.0, share, math.nan) for share in shares if share]
+        second.plot(sum(ends, ()), sum(heights, ()), '#d9822b', alpha=0.6, linewidth=2)
         second.set_ylim(bottom=0)
         second.set_ylabel('share of the outputs’ noise, %', color='#d9822b')
     axes.set_xlabel('layer, in the order in which they run')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import QuantizeError
-from ..content import Report, as_json
+from ..content import Report
 from .plots import plot_curves, plot_network
 from .text import COLUMNS, cells
 from .verdict import verdict
@@ -18,15 +18,14 @@ FOLDER = Path(__file__).parent
 def render(
     report: Report,
     pictures: Sequence[str] = (),
-    data: Mapping[str, Any] | None = None,
+    data: str | None = None,
 ) -> str:
     """Renders a report.
 
     Args:
         report (Report): What it shows.
         pictures (Sequence[str]): Of detections, as ``data:`` addresses.
-        data (Mapping[str, Any], optional): What it has in ``report.json``, where that
-            is known already.
+        data (str, optional): What ``report.json`` has, where that is known already.
 
     Raises:
         QuantizeError: If a library that it takes is not installed.
@@ -70,7 +69,7 @@ def render(
         curves=plot_curves(report.curves.get('scalars', {})),
         pictures=list(pictures),
         pictures_note=_note(report.pictures),
-        data=embedded(report.to_data() if data is None else data),
+        data=embedded(report.to_json() if data is None else data),
         css=_own('report.css'),
         js=_own('report.js'),
     )
@@ -83,11 +82,9 @@ def _own(name: str) -> Any:
     return Markup((FOLDER / name).read_text())
 
 
-def embedded(data: Mapping[str, Any]) -> str:
+def embedded(data: str) -> str:
     """What the page's script reads, as JSON that no tag can end."""
-    keys = ('name', 'activation', 'weight')
-    content = [{key: layer[key] for key in keys} for layer in data['layers']]
-    return as_json(content).replace('<', '\\u003c')
+    return data.replace('<', '\\u003c')
 
 
 def _note(pictures: dict[str, Any]) -> str:

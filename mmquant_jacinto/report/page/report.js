@@ -1,5 +1,5 @@
 "use strict";
-const layers = JSON.parse(document.getElementById("data").textContent);
+const { layers } = JSON.parse(document.getElementById("data").textContent);
 const table = document.getElementById("layer-table");
 const detail = document.getElementById("detail");
 

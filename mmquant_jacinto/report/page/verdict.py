@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from typing import Any, NamedTuple
 
+from ...config.max_drop import MaxDrop
 from ..causes import next_line
 from ..content import Report, Score
 
@@ -80,8 +81,9 @@ def verdict(report: Report) -> dict[str, Any]:
 
     Returns:
         Dict[str, Any]: ``headline``, ``distance`` (of the outputs, in decibels),
-        ``why``, ``next`` (a line, or None), ``proof`` of it, ``search``, a second
-        line or None, and ``searching``, what that does.
+        ``why``, or ``done`` (that nothing is to be done), ``next`` (a line, or None),
+        ``proof`` of it, ``search``, a second line or None, and ``searching``, what
+        that does.
     """
     loss = loss_of(report)
     found: dict[str, Any] = dict(
@@ -89,13 +91,20 @@ def verdict(report: Report) -> dict[str, Any]:
         distance=_distance(report),
         next=None,
         why='',
+        done='',
         proof='',
         search=None,
         searching=_searching(),
     )
+    if report.budget.get('met'):
+        found['done'] = (
+            f'That is within the {report.budget["settings"]["points"]:g} of max_drop. '
+            'There is nothing that has to be done.'
+        )
+        return found
     good = bool(report.outputs) and _median(report) >= GOOD_SNR
     if good and not (loss is not None and loss.is_certain):
-        found['why'] = 'There is nothing that has to be done.'
+        found['done'] = 'There is nothing that has to be done.'
         return found
     trial = next_line(report.trials)
     search = SEARCH if _can_search(report) else None
@@ -112,8 +121,8 @@ def verdict(report: Report) -> dict[str, Any]:
         # The likeliest, where there was no time to try it.
         first = report.findings[0]
         untried = (
-            f'For want of time nothing was tried: of {first.module} it may be that '
-            f'{first.cause[0].lower()}{first.cause[1:]}'
+            'This run had no time to try what helps. The likeliest place is '
+            f'{first.module}: {first.cause}'
         )
         found.update(
             next=search or first.remedy,
@@ -148,10 +157,12 @@ def _distance(report: Report) -> str:
         return nothing if report.layers else ''
     median, least = _median(report), min(report.outputs.values())
     near = 'near to' if median >= GOOD_SNR else 'far from'
+    count = len(report.outputs)
+    rest = '' if count == 1 else f' in the median, {least:.1f} in the worst of {count}'
     return (
-        f'Its outputs are {near} float: {median:.1f} dB of signal to noise in the '
-        f'median, {least:.1f} dB in the worst of {len(report.outputs)}; of detectors '
-        f'that have {GOOD_SNR:.0f} or more no loss was seen.'
+        f'Its outputs are {near} those of float: {median:.1f} dB of signal to noise'
+        f'{rest}. Detectors that had {GOOD_SNR:.0f} dB or more lost nothing that '
+        'their scores showed; each 6 dB halve the error.'
     )
 
 
@@ -167,7 +178,10 @@ def _scored(report: Report) -> str:
         text += f' ({score.low:.3g} to {score.high:.3g} on {score.images} images)'
     if not report.layers:
         return f'{text}; nothing was measured of its layers.'
-    return f'{text}; float was not scored, so that what is lost is not known.'
+    return (
+        f'{text}. What is lost is not known: this run did not score the float network, '
+        'quant_report.py, below, does.'
+    )
 
 
 def _blame(report: Report) -> str:
@@ -194,7 +208,7 @@ def _price(line: str) -> str:
     """What a line costs, in a sentence."""
     if '16' not in line:
         return 'It costs no speed. '
-    return 'Numbers of 16 bits take a chip longer than those of 8. '
+    return 'A chip takes longer for numbers of 16 bits than for those of 8. '
 
 
 def _can_search(report: Report) -> bool:
@@ -205,9 +219,11 @@ def _can_search(report: Report) -> bool:
 
 def _searching() -> str:
     return (
-        'It calibrates and scores the network some times, and raises the fewest layers '
-        'that have to be for a score within a point of float, or says by how much it '
-        "cannot; it takes a calibration (mode='ptq') and a validation set."
+        'It gives more bits to as few layers as it can, until the score is within a '
+        'point of float, or says by how much it cannot. To find them it calibrates and '
+        f'scores the network up to {MaxDrop.scorings} times: it takes that much '
+        'longer, and needs a '
+        "calibration (mode='ptq') and a validation set."
     )
 
 

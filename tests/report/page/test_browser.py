@@ -1,7 +1,7 @@
 """The page in a real browser, without a window.
 
 Skipped where Playwright or a browser is not installed. ``MMQUANT_BROWSER`` is the path
-of a Chromium, where Playwright has none of its own.
+of a Chromium, where Playwright has none of its own; ``make test-browser`` fetches one.
 """
 
 import os
@@ -30,6 +30,8 @@ def browser():
                 executable_path=path, args=ARGUMENTS if path else []
             )
         except playwright.Error as error:
+            if path:
+                raise
             pytest.skip(f'no browser: {str(error).splitlines()[0]}')
         yield found
         found.close()

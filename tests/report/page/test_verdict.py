@@ -5,6 +5,7 @@ import ast
 import pytest
 from reports import made_up
 
+from mmquant_jacinto.config.max_drop import MaxDrop
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
 from mmquant_jacinto.report.content import Score, Trial
 from mmquant_jacinto.report.page.verdict import loss_of, verdict
@@ -37,7 +38,7 @@ def scores(end=41.0, lost=None):
         ),
         (
             [Score('quantized', 'coco/bbox_mAP', 0.326)],
-            'float was not scored, so that what is lost is not known',
+            'What is lost is not known: this run did not score the float network',
         ),
         ([], 'Nothing was scored.'),
     ],
@@ -69,7 +70,7 @@ def test_each_line_is_one_that_the_config_takes_and_says_its_price(line):
         call = ast.parse(f'dict({text})', mode='eval').body
         given = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
         QuantizeConfig(mode='ptq', target='jacinto', **given)
-    assert ('16 bits take a chip longer' in found['proof']) == ('16' in line)
+    assert ('longer for numbers of 16 bits' in found['proof']) == ('16' in line)
     assert ('costs no speed. ' in found['proof']) == ('16' not in line)
 
 
@@ -89,8 +90,22 @@ def test_no_search_is_told_where_none_can_be_made(changes):
 def test_outputs_near_to_float_that_lost_by_chance_need_nothing():
     near = dict(outputs={'a': 30.0}, scores=scores(49.0, [-1.0, 3.0]))
     found = verdict(made_up(**near))
-    assert found['next'] is None and found['why'] == (
+    assert found['next'] is None and found['done'] == (
         'There is nothing that has to be done.'
     )
     far = dict(near, scores=scores(41.0, [3.0, 15.0]))
     assert verdict(made_up(**far))['next'] == 'per_channel=True'
+
+
+def test_what_was_not_tried_is_told_as_the_likeliest():
+    found = verdict(made_up(trials=[]))
+    assert 'The likeliest place is backbone.layer0' in found['why']
+    assert f'up to {MaxDrop(1.0).scorings} times' in found['proof']
+
+
+def test_a_budget_that_is_kept_needs_nothing_more():
+    kept = dict(metric='coco/bbox_mAP', float=0.371, final=0.361, drop=1.0)
+    kept.update(met=True, settings=dict(points=1.0))
+    found = verdict(made_up(budget=kept))
+    assert found['next'] is None and 'within the 1 of max_drop' in found['done']
+    assert verdict(made_up(budget=dict(kept, met=False)))['next'] is not None
