@@ -35,7 +35,7 @@ from sweep import (
     write_report,
     write_results,
 )
-from zoo.report import digest_of, package_sources
+from zoo.report import TABLES, digest_of, package_sources
 
 
 def parse_args() -> argparse.Namespace:
@@ -97,7 +97,8 @@ def run_one(name: str, path: str, engine: str, args: argparse.Namespace) -> None
 
 def engine_version() -> str:
     """A number for all sources that results depend on."""
-    own = [*(TOOLS / 'libraries').glob('*.py'), *(TOOLS / 'zoo').glob('*.py')]
+    found = [*(TOOLS / 'libraries').glob('*.py'), *(TOOLS / 'zoo').glob('*.py')]
+    own = [path for path in found if path.name not in TABLES]
     return digest_of([*package_sources(), *own])
 
 

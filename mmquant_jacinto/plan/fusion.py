@@ -74,6 +74,8 @@ class Dataflow:
         leaving (Set[int]): Values that a region returns, alone or as parts of others.
         raw (Set[int]): Values that no quantized operation makes. Where a layer
             reads one, it is quantized there.
+        splines (Set[str]): Names of the sites that compute where a sampling reads, by
+            products with constants.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -99,6 +101,7 @@ class Dataflow:
             for value in site.outputs
         }
         self.raw |= self._statistics() | self._precise()
+        self.splines = self._splines()
 
     def _active_sites(self) -> list[Site]:
         """Sites that compute on activations, and layers, whatever they get.
@@ -241,6 +244,43 @@ class Dataflow:
             for value in chain.tail.outputs
             if value in found
         }
+
+    def _splines(self) -> set[str]:
+        """Sites that multiply constants to find where a sampling reads.
+
+        What a thin-plate spline multiplies is large and cancels out: no grid is fine
+        enough. With the products go what is computed from them, and what they are
+        computed from, back to the layers. Positions without such products, those of a
+        deformable attention say, have grids like all else.
+        """
+        places = {value for site in self.active for value in site.places}
+        found: set[int] = set()
+        leading = []
+        for site in reversed(self.active):
+            if site.kind not in ops.WEIGHTED and all(
+                self._only_leads_to(places, found, value) for value in site.outputs
+            ):
+                found.update(site.outputs)
+                leading.append(site)
+        connected = Groups()
+        for site in leading:
+            for value in found.intersection(site.inputs).union(site.outputs):
+                connected.join(value, site.outputs[0])
+        splines = {
+            connected.find(site.outputs[0])
+            for site in leading
+            if site.kind == ops.MATMUL and None in site.inputs
+        }
+        return {s.name for s in leading if connected.find(s.outputs[0]) in splines}
+
+    def _only_leads_to(self, places: set[int], found: set[int], value: int) -> bool:
+        """Whether a value serves nothing but to say where a sampling reads."""
+        readers = self.consumers.get(value, [])
+        return (
+            value not in self.graph.region_outputs
+            and (value in places or bool(readers))
+            and all(found.issuperset(reader.outputs) for reader in readers)
+        )
 
     def _steep(self) -> set[int]:
         """Values that a logarithm, a root or a division by them reads.

@@ -21,6 +21,8 @@ class Overrides:
     Attributes:
         edges (Mapping[str, Mapping[str, int]]): Widths of calls, of which, and of kinds
             of which, neither says anything.
+        splines (Collection[str]): Names of sites that stay in float where no pattern
+            says anything; see :class:`~.fusion.Dataflow`.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Overrides:
         self.patterns = patterns
         self.calls = calls or {}
         self.edges: Mapping[str, Mapping[str, int]] = {}
+        self.splines: Collection[str] = ()
         self._unused: set[str] = set(patterns)
 
     def find(self, module: str) -> Any:
@@ -51,6 +54,8 @@ class Overrides:
         found = self.find(site.module)
         if found is not None:
             return found
+        if site.name in self.splines:
+            return False
         raised, edge = self.calls.get(site.name), self.edges.get(site.name)
         if not isinstance(raised, Mapping) or edge is None:
             return edge if raised is None else raised

@@ -37,6 +37,7 @@ class Planner:
         self.overrides = Overrides(config.overrides, config.raised_layers)
         self.graph, self.in_float = network_of(graph, self.overrides)
         self.flow = flow = Dataflow(self.graph)
+        self.overrides.splines = flow.splines
         self.overrides.edges = edge_widths(flow, config)
         self.active, self.chains = flow.active, flow.chains
         self.rules = get_target(config.target).rules

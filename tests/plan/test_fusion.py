@@ -329,3 +329,57 @@ def test_what_is_moved_a_thousand_times_is_read_as_before(image):
     steps = quantization.plan.steps
     assert steps['/cat'].output is not None
     assert steps['first/conv2d'].output == steps['second/conv2d'].output
+
+
+def spline_net(margin=lambda x: x.clamp(0, 1)):
+    """Samples along a polynomial through seven points that a layer finds."""
+    powers = torch.arange(7)
+    knots, places = (torch.linspace(0, 1, n)[:, None] ** powers for n in (7, 64))
+
+    def forward(net, x):
+        points = net.points(x.mean((2, 3))).reshape(-1, 7, 2)
+        curve = margin(torch.matmul(net.places, torch.matmul(net.inverse, points)))
+        grid = 2.0 * curve.reshape(-1, 8, 8, 2) - 1.0
+        return net.two(F.grid_sample(net.one(x), grid, align_corners=True))
+
+    layers = dict(one=nn.Conv2d(3, 4, 1), two=nn.Conv2d(4, 4, 1))
+    net = Forward(forward, points=nn.Linear(3, 14), **layers)
+    net.register_buffer('places', places)
+    net.register_buffer('inverse', torch.linalg.inv(knots))
+    return net
+
+
+def test_spline_that_says_where_to_sample_stays_in_float(image):
+    image = F.avg_pool2d(image, 3, 1, 1)
+    plan = assert_close(spline_net(), image).plan
+    quantized = {name for name, step in plan.steps.items() if step.output is not None}
+    assert not quantized & {'/matmul', '/matmul#1', '/clamp', '/mul', '/sub'}
+    assert {'one/conv2d', 'two/conv2d'} <= quantized
+
+
+def test_overrides_put_a_spline_on_grids(image):
+    plan = make_plan(spline_net(), image, overrides={'': 16})
+    assert None not in [*plan.steps['/matmul'].inputs, plan.steps['/matmul'].output]
+
+
+def test_positions_without_products_of_constants_have_grids(image):
+    def forward(net, x):
+        grid = 2.0 * net.points(x).sigmoid().permute(0, 2, 3, 1) - 1.0
+        return net.one(F.grid_sample(x, grid, align_corners=False))
+
+    layers = dict(one=nn.Conv2d(3, 4, 1), points=nn.Conv2d(3, 2, 1))
+    plan = make_plan(Forward(forward, **layers), image)
+    assert None not in [plan.steps[name].output for name in ('/sigmoid', '/mul')]
+
+
+def test_spline_that_something_else_reads_has_grids(image):
+    net = spline_net(margin=lambda x: net.seen.append(x) or x)
+    net.seen = []
+    sampled = net.forward
+
+    def forward(x):
+        net.seen.clear()
+        return sampled(x), net.seen[0]
+
+    net.forward = forward
+    assert None not in make_plan(net, image).steps['/matmul#1'].inputs

@@ -48,6 +48,23 @@ def precisions(model):
     }
 
 
+def test_saved_in_its_own_format_a_file_computes_the_same(toy_net, images, tmp_path):
+    # As docs/en/targets/openvino.md says; its converter's files compute something else.
+    openvino = pytest.importorskip('openvino')
+    calibrated(toy_net, images, target='openvino')
+    model = export_onnx(toy_net, images, 'openvino').model.SerializeToString()
+    core = openvino.Core()
+    openvino.save_model(core.read_model(model), tmp_path / 'model.xml')
+    hint = {'INFERENCE_PRECISION_HINT': 'f32'}
+    ours, saved = (
+        core.compile_model(read, 'CPU', hint)(images.numpy())
+        for read in (core.read_model(model), tmp_path / 'model.xml')
+    )
+    assert [array.tolist() for array in ours.values()] == [
+        array.tolist() for array in saved.values()
+    ]
+
+
 @pytest.mark.parametrize('packs, computed', [(False, {'u8'}), (True, {'f32'})])
 def test_openvino_computes_int4_convolutions_in_float(
     toy_net, images, monkeypatch, packs, computed

@@ -30,6 +30,7 @@ HEADS = dict(heads={'head': 80.0}, least=80.0, missing=[], strayed=[])
 def report_of(config, **changes):
     report = dict(
         config=config,
+        engine='old',
         status='ok',
         sqnr={'16': HEADS, '8': {**HEADS, 'heads': {'head': 9.0}, 'least': 9.0}},
         noise_gain=-3.0,
@@ -43,11 +44,12 @@ def report_of(config, **changes):
 
 def test_table_has_a_row_for_each_config_and_says_what_fails(tmp_path):
     reports = [
-        report_of('mmpose/a.py', runner=dict(images=2, equal=2)),
-        report_of('mmyolo/b.py', runner=dict(reason='no file')),
+        report_of('mmpose/a.py', runner=dict(images=2, equal=2, engine='old')),
+        report_of('mmyolo/b.py', runner=dict(reason='no file', engine='new')),
         report_of('mmocr/c.py', export=dict(reason='lacks the function x')),
         dict(
             config='mmdet3d/d.py',
+            engine='new',
             status='no float',
             failed='float predict',
             error='not implemented on CPU',
@@ -62,6 +64,7 @@ def test_table_has_a_row_for_each_config_and_says_what_fails(tmp_path):
     assert '- `mmyolo/b.py`: no file' in text
     assert '- `mmdet3d/d.py`: float predict: not implemented on CPU' in text
     assert '1 of 1 head outputs below 15 dB' in text
+    assert 'Rows are of old (3), new (1); their last column of new (1), old (1)' in text
 
 
 def test_only_libraries_that_are_there_are_chosen(monkeypatch):

@@ -18,9 +18,6 @@ from .imports import LIBRARIES
 
 # Why a model falls short by itself, by a part of its config's name.
 EXPLANATIONS = {
-    'svtr': 'Its thin-plate spline multiplies coordinates by a badly conditioned '
-    'matrix of constants, which 16 bits do not hold; with '
-    "`quantize.overrides={'preprocessor.tps': False}` it stays in float",
     'pointpillars': 'What its pillars are encoded from reaches over metres and shares '
     'of a metre in one tensor: that encoder needs 16 bits',
 }
@@ -49,6 +46,9 @@ bit for bit (`--runner`, one config of each library).
 `make test-libraries` builds the environment (`requirements/libraries.txt`; what mends
 the imports is in `tools/libraries/imports.py`) and tests the last column.
 
+Of which version of the code a row is, `engine` says in `docs/libraries.json`: a number
+for the sources of the package and of the sweep. {engines}
+
 {counts}
 """
 
@@ -76,6 +76,7 @@ def write_table(reports: list[dict[str, Any]], path: Path, versions: str) -> Non
             command=COMMAND,
             versions=versions,
             bounds={int(bits): bound for bits, bound in BOUNDS.items()},
+            engines=_engines(reports),
             counts=f'{len(reports)} configs: {len(ran)} run quantized ({text}); '
             f'{len(failed)} do not; {len(absent)} do not run in float here.',
         ),
@@ -100,6 +101,19 @@ def write_table(reports: list[dict[str, Any]], path: Path, versions: str) -> Non
         *_in_float(ran),
     ]
     path.write_text('\n'.join(lines).rstrip() + '\n')
+
+
+def _engines(reports: list[dict[str, Any]]) -> str:
+    """Which versions of the code rows are of, and the column of the runner."""
+    rows = Counter(report['engine'] for report in reports)
+    runs = Counter(r['runner']['engine'] for r in reports if 'runner' in r)
+    texts = [
+        ', '.join(f'{engine} ({count})' for engine, count in found.most_common())
+        for found in (rows, runs)
+    ]
+    return f'Rows are of {texts[0]}' + (
+        f'; their last column of {texts[1]}.' if runs else '.'
+    )
 
 
 def _shortfalls(report: dict[str, Any]) -> str:

@@ -117,3 +117,21 @@ def test_constant_that_is_sampled_where_the_image_says():
 
     net = Forward(forward, one=nn.Conv2d(3, 8, 1), two=nn.Conv2d(8, 4, 1))
     assert_exact(net, random_inputs(1, 3, 10, 10))
+
+
+def test_spline_that_says_where_to_sample():
+    knots, places = (
+        torch.linspace(0, 1, n)[:, None] ** torch.arange(5) for n in (5, 64)
+    )
+
+    def forward(net, x):
+        points = net.points(x.mean((2, 3))).reshape(-1, 5, 2)
+        curve = torch.matmul(net.places, torch.matmul(net.inverse, points))
+        grid = 2.0 * curve.clamp(0, 1).reshape(-1, 8, 8, 2) - 1.0
+        return net.two(F.grid_sample(net.one(x), grid, align_corners=True))
+
+    layers = dict(one=nn.Conv2d(3, 8, 1), two=nn.Conv2d(8, 4, 1))
+    net = Forward(forward, points=nn.Linear(3, 10), **layers)
+    net.register_buffer('places', places)
+    net.register_buffer('inverse', torch.linalg.inv(knots))
+    assert_exact(net, random_inputs(1, 3, 10, 10))
