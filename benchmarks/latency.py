@@ -66,6 +66,8 @@ MODELS_TIMED = {
 }
 RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 RATIOS = ('int8 / float', 'quantize_static / float', 'int8 / quantize_static')
+# Of networks some of whose channels have factors: without these.
+UNSCALED = 'int8 without factors'
 OPENVINO = ('openvino int8 / float', 'openvino nncf / float', 'openvino int8 / nncf')
 # The table in a page lies between these lines.
 START, END = '<!-- latency -->', '<!-- end of latency -->'
@@ -155,14 +157,18 @@ def export_float(model: torch.nn.Module, size: int, path: Path) -> None:
 
 
 def export_int8(
-    model: torch.nn.Module, size: int, target: str
-) -> tuple[onnx.ModelProto, list[np.ndarray]]:
-    """Our file for a target, and the preprocessed images that gave its ranges."""
+    model: torch.nn.Module, size: int, target: str, **quantize: Any
+) -> tuple[onnx.ModelProto, list[np.ndarray], bool]:
+    """Our file for a target, and the preprocessed images that gave its ranges.
+
+    And whether channels have factors that a call in the file multiplies by.
+    """
     calibration = MMDetQuantCalibrateModule(
         model,
         dummy_input=images(1, size),
         target=target,
         calibration=dict(epochs=0),
+        **quantize,
     )
     calibration.train()
     batch = calibration.as_batch(images(CALIBRATION_IMAGES, size))
@@ -173,7 +179,12 @@ def export_int8(
         model.data_preprocessor(calibration.as_batch(x[None]))['inputs'].numpy()
         for x in images(CALIBRATION_IMAGES, size)
     ]
-    return exported.model, batches
+    is_opened = any(
+        group.is_opened
+        and group.quantizer in calibration.quantization.activations.factors
+        for group in calibration.quantization.plan.scaled
+    )
+    return exported.model, batches, is_opened
 
 
 def nncf_model(path: Path, batches: list[np.ndarray]) -> Any:
@@ -196,7 +207,7 @@ def make_files(name: str, args: argparse.Namespace, folder: Path) -> dict[str, A
     size = args.size
     model = build_detector(name, args.weights).eval()
     export_float(copy.deepcopy(model), size, folder / 'float.onnx')
-    ours, batches = export_int8(copy.deepcopy(model), size, 'onnxruntime')
+    ours, batches, is_opened = export_int8(copy.deepcopy(model), size, 'onnxruntime')
     quant_pre_process(str(folder / 'float.onnx'), str(folder / 'prepared.onnx'))
     quantize_static(
         str(folder / 'prepared.onnx'),
@@ -212,6 +223,10 @@ def make_files(name: str, args: argparse.Namespace, folder: Path) -> dict[str, A
         'int8': ours,
         'quantize_static': onnx.load(folder / 'static.onnx'),
     }
+    if is_opened:
+        files[UNSCALED] = export_int8(
+            copy.deepcopy(model), size, 'onnxruntime', scale_channels=False
+        )[0]
     if args.openvino:
         files['openvino float'] = files['float']
         files['openvino int8'] = export_int8(model, size, 'openvino')[0]
@@ -278,6 +293,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         'milliseconds': {k: round(statistics.median(v), 2) for k, v in times.items()},
         **{name: ratio(name) for name in RATIOS},
     }
+    if UNSCALED in files:
+        name = f'{UNSCALED} / float'
+        found[name] = ratio(name)
     found['profiles'] = {
         key: onnxruntime_profile(files[key], args.size, args.threads)
         for key in ('float', 'int8', 'quantize_static')
@@ -295,7 +313,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     models = result['models']
-    columns = [c for c in (*RATIOS, *OPENVINO) if any(c in m for m in models.values())]
+    known = (*RATIOS, f'{UNSCALED} / float', *OPENVINO)
+    columns = [c for c in known if any(c in m for m in models.values())]
     titles = [
         c.replace('int8', 'INT8')
         .replace('float', 'FP32')
