@@ -6,7 +6,7 @@ to a behaviour: fake quantization (:mod:`simulate`), measuring and correcting
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -20,7 +20,7 @@ from ..errors import QuantizeError
 from ..plan.plan import Plan, Step
 from ..record import ops
 from ..record.call_mode import CallMode
-from ..record.call_tree import CallNode, CallTracker, Frame
+from ..record.call_tree import Frame
 from ..record.deform_conv import make_visible
 from ..record.ops import Op
 from . import activation_checkpointing as checkpointing
@@ -34,54 +34,9 @@ from .in_place_calls import (
     with_operand,
 )
 from .ordinary_tensors import made_ordinary, ordinary_tensors, same_mode
+from .plan_tracker import PlanTracker
 
 _UNSEEN = object()
-
-
-class _Tracker(CallTracker):
-    """Sends a run that does what a former one did back to that one.
-
-    In training a module may also run more often than in the recorded passes (a
-    semi-supervised student, a second view): it is the same function again, and goes
-    to the last recorded run.
-
-    Args:
-        root (nn.Module): The model.
-        plan (Plan): What names the recorded runs.
-        **hooks: Of :class:`~mmquant_jacinto.record.call_tree.CallTracker`.
-    """
-
-    def __init__(self, root: nn.Module, plan: Plan, **hooks: Callable) -> None:
-        super().__init__(root, **hooks)
-        self.known = _node_names(
-            [*plan.steps, *(f'{call}/input' for call in plan.inputs)]
-        )
-        self._repeats = plan.repeats
-        # Their parts, at least, may run again unforeseen, and all that follows with
-        # them. Elsewhere it would be too many to take note of.
-        self._outermost = {'', *plan.regions}
-        self._weighted = {
-            name
-            for module, name in self.names.items()
-            if any(True for _ in module.parameters())
-        }
-        self._begins = {repeat.begin for repeat in plan.repeats.values()}
-
-    def resolve(self, parent: CallNode, module: str, invocation: int) -> CallNode:
-        node = parent.child(module, invocation)
-        repeat = self._repeats.get(node.name)
-        former = [parent.child(module, index) for index in range(invocation)]
-        if repeat is not None:
-            node.loop = next(run for run in former if run.name == repeat.begin)
-            node.kept = self.counted(repeat.kept)
-        elif former and node.name not in self.known:
-            recorded = [run for run in former if run.name in self.known]
-            node.loop = (recorded or former)[-1]
-        elif node.name in self._begins or (
-            parent.module in self._outermost and module in self._weighted
-        ):
-            node.loop = node
-        return node
 
 
 class _Moment(NamedTuple):
@@ -99,6 +54,7 @@ class _Here(threading.local):
 
     Attributes:
         region (nn.Module, optional): The region that runs.
+        entered (Behaviour, optional): What it began with.
         norm (nn.Module, optional): The batch normalization that runs in it.
         in_root (bool): Whether the root runs.
         ordinary (AbstractContextManager, optional): Of the region that runs in
@@ -109,6 +65,7 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.region: Optional[nn.Module] = None
+        self.entered: Optional[Behaviour] = None
         self.norm: Optional[nn.Module] = None
         self.in_root = False
         self.ordinary: Optional[AbstractContextManager] = None
@@ -134,7 +91,7 @@ class Executor(CallMode):
         self.plan = plan
         self.behaviour = Behaviour()
         self.regions = {root.get_submodule(name) for name in plan.regions}
-        self.tracker = _Tracker(
+        self.tracker = PlanTracker(
             root,
             plan,
             on_enter=self._enter,
@@ -174,12 +131,16 @@ class Executor(CallMode):
         self._here.region = module
         self.tracker.here.watched = self._watched
         checkpointing.start(self)
+        self._here.entered = self.behaviour
         self.behaviour.enter_region()
         self.__enter__()
 
     def _close(self) -> None:
         self.__exit__(None, None, None)
-        self.behaviour.leave_region()
+        # In a pass that was broken off another one may have taken its place.
+        if self._here.entered is not None:
+            self._here.entered.leave_region()
+            self._here.entered = None
         checkpointing.stop(self)
         if self._here.ordinary is not None:
             self._here.ordinary.__exit__(None, None, None)
@@ -389,12 +350,3 @@ def _has_floats(args: tuple, kwargs: dict) -> bool:
             if isinstance(x, Tensor) and x.is_floating_point():
                 return True
     return False
-
-
-def _node_names(names: Iterable[str]) -> set[str]:
-    known = set()
-    for name in names:
-        node = name.rpartition('/')[0]
-        known.add(node)
-        known.update(node[:i] for i, char in enumerate(node) if char in '.>')
-    return known

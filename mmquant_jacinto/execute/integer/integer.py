@@ -72,8 +72,13 @@ class Integer(OpenOperands):
     def end(self) -> None:
         self.ranges.report()
         order, self._here.order = self._here.order, None
-        if order is not None:
+        # In a region, where a pass was broken off, it is not there.
+        if order is not None and not self._here.contexts:
             order.__exit__(None, None, None)
+
+    def _order_again(self) -> None:
+        if self._here.order is not None:
+            self._here.order.__enter__()
 
     def discard(self) -> None:
         self.end()
@@ -85,7 +90,7 @@ class Integer(OpenOperands):
         if self._here.order is not None:
             # The region's own mode sees all; two take twice the time of each call.
             self._here.order.__exit__(None, None, None)
-            contexts[-1].callback(self._here.order.__enter__)
+            contexts[-1].callback(self._order_again)
         # Half precision cannot hold the accumulators.
         contexts[-1].enter_context(torch.autocast(device, enabled=False))
         contexts[-1].enter_context(exact_sums(device))

@@ -15,6 +15,11 @@ _PIECE = 4096
 _ROUNDINGS = {HALF_EVEN: 0, HALF_UP: 1, HALF_AWAY: 2}
 
 
+def _takes(x: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether a kernel may work on a tensor: autograd would not see it."""
+    return native.takes(x, dtype) and not x.requires_grad
+
+
 def takes_sums(total: Tensor, multiplier: Optional[Tensor]) -> bool:
     """Whether :func:`requantize` can work on sums, and multiply them.
 
@@ -23,7 +28,7 @@ def takes_sums(total: Tensor, multiplier: Optional[Tensor]) -> bool:
         multiplier (Tensor, optional): One number per channel, shaped to multiply them.
     """
     dtype = torch.float64 if total.dtype is torch.float64 else torch.float32
-    if not (native.takes(total, dtype) and total.numel()):
+    if not (_takes(total, dtype) and total.numel()):
         return False
     if multiplier is None:
         return True
@@ -112,12 +117,7 @@ def to_integers(x: Tensor, scale: float) -> Tensor:
 
 def takes_pair(x: Tensor, y: Tensor) -> bool:
     """Whether :func:`add` and :func:`multiply` can work on two tensors."""
-    return (
-        native.takes(x)
-        and native.takes(y)
-        and x.shape == y.shape
-        and x.stride() == y.stride()
-    )
+    return _takes(x) and _takes(y) and x.shape == y.shape and x.stride() == y.stride()
 
 
 def add(x: Tensor, y: Tensor, terms: SumTerms) -> Tensor:
@@ -192,7 +192,7 @@ def look_up(x: Tensor, table: Tensor, low: int, scale: float) -> tuple[Tensor, T
 
 def takes_places(pixels: Tensor, rows: Tensor, columns: Tensor) -> bool:
     """Whether :func:`interpolate` can read maps at places."""
-    return native.takes(pixels) and native.takes(rows) and native.takes(columns)
+    return _takes(pixels) and _takes(rows) and _takes(columns)
 
 
 def interpolate(

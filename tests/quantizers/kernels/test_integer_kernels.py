@@ -79,6 +79,7 @@ def test_what_it_cannot_work_on_is_not_taken():
     assert not takes(total[:0], multiplier)
     assert not takes(total[0, 0], multiplier)
     assert not takes(total.half(), None)
+    assert not takes(total.clone().requires_grad_(), multiplier)
 
 
 def test_nan_stays_nan():
