@@ -163,9 +163,14 @@ class FixedPoint:
             bias (Tensor, optional): Real numbers, shaped to fit; of an engine that
                 :attr:`has_real_biases`.
         """
-        sums = self.plain_sums(total, given, grid)
-        assert sums is not None  # who gives none has a scale of its own
-        return sums.mul_(multiplier)
+        return self.as_multiplied(total, given, grid).mul_(multiplier)
+
+    def as_multiplied(self, total: Tensor, given: Grid, grid: Grid) -> Tensor:
+        """The sums in the precision in which :meth:`scale` multiplies them."""
+        return total
+
+    # What follows says in numbers, for kernels, what the methods of the same engine do.
+    # A class that overrides only these has no such numbers.
 
     def plain_sums(self, total: Tensor, given: Grid, grid: Grid) -> Tensor | None:
         """The sums that :meth:`scale` multiplies; None where it does more than that.
@@ -178,7 +183,9 @@ class FixedPoint:
         Returns:
             Tensor | None: In the precision of the products.
         """
-        return total
+        if type(self).scale is not FixedPoint.scale:
+            return None
+        return self.as_multiplied(total, given, grid)
 
     def add(
         self,
@@ -209,6 +216,8 @@ class FixedPoint:
             second (Grid): Of the other.
             grid (Grid): Of the sum.
         """
+        if type(self).add is not FixedPoint.add:
+            return None
         return SumTerms(first.scale / grid.scale, second.scale / grid.scale)
 
     def multiply(
@@ -221,6 +230,9 @@ class FixedPoint:
         self, first: Grid, second: Grid, grid: Grid
     ) -> ProductTerms | None:
         """:meth:`multiply` in numbers; None where these do not say it."""
+        own = type(self).multiply, type(self).sum_products
+        if own != (FixedPoint.multiply, FixedPoint.sum_products):
+            return None
         return ProductTerms(first.scale * second.scale / grid.scale)
 
     def sum_products(

@@ -43,7 +43,7 @@ class QdqArithmetic(FixedPoint):
         unit = weight_scale.float() * given.scale
         return unit / divisor(grid.scale, unit)
 
-    def plain_sums(self, total: Tensor, given: Grid, grid: Grid) -> Tensor | None:
+    def as_multiplied(self, total: Tensor, given: Grid, grid: Grid) -> Tensor:
         # An accumulator above 2^24 is rounded when it becomes a float32.
         return total if _is_wide(given, grid) else total.float()
 
@@ -67,8 +67,10 @@ class QdqArithmetic(FixedPoint):
         return total.round_().add_(grid.low)
 
     def sum_terms(self, first: Grid, second: Grid, grid: Grid) -> SumTerms | None:
-        is_wide = _is_wide(first, second, grid)
-        return None if is_wide else _sum_terms(first, second, grid)
+        is_other = type(self).add is not QdqArithmetic.add
+        if is_other or _is_wide(first, second, grid):
+            return None
+        return _sum_terms(first, second, grid)
 
     def multiply(
         self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
@@ -84,8 +86,10 @@ class QdqArithmetic(FixedPoint):
     def product_terms(
         self, first: Grid, second: Grid, grid: Grid
     ) -> ProductTerms | None:
-        is_wide = _is_wide(first, second, grid)
-        return None if is_wide else _product_terms(first, second, grid)
+        is_other = type(self).multiply is not QdqArithmetic.multiply
+        if is_other or _is_wide(first, second, grid):
+            return None
+        return _product_terms(first, second, grid)
 
     def sum_products(
         self, total: Tensor, first: Grid, second: Grid, grid: Grid

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..registry import QUANT_TARGETS
-from .fixed_point import MEAN, RESIZE, SumTerms
+from .fixed_point import MEAN, RESIZE
 from .grid import Grid
 from .onnxruntime import QdqArithmetic
 from .preset import AFFINE, PER_CHANNEL, Preset
@@ -56,9 +56,6 @@ class OpenVinoArithmetic(QdqArithmetic):
             return _on_lines(total, low / multiplier, high / multiplier, grid)
         real = total.mul_(multiplier).add_(bias)
         return self.quantize(real, grid, behind_layer=True)
-
-    def plain_sums(self, total: Tensor, given: Grid, grid: Grid) -> Tensor | None:
-        return None
 
     def quantize(
         self,
@@ -140,10 +137,6 @@ class OpenVinoArithmetic(QdqArithmetic):
         total = (stored * ((high - low) / 255).double() + low.double()).float()
         least, most = (end / other for end in _ends(grid, x))
         return _behind_layer(total + (y - second.low), least, most, grid)
-
-    def sum_terms(self, first: Grid, second: Grid, grid: Grid) -> SumTerms | None:
-        is_wide = max(first.levels, second.levels, grid.levels) > 256
-        return super().sum_terms(first, second, grid) if is_wide else None
 
     def average(
         self,

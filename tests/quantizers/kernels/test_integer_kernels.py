@@ -113,6 +113,28 @@ def test_what_an_engine_does_otherwise_has_no_terms():
     assert isinstance(FixedPoint().product_terms(wide, SECOND, SUM), ProductTerms)
 
 
+@pytest.mark.parametrize('name', ['jacinto', 'onnxruntime', 'openvino'])
+def test_an_arithmetic_of_others_is_taken_as_it_is(name):
+    engine = type(get_target(name).arithmetic())
+
+    class Own(engine):
+        def add(self, x, y, *grids):
+            return x
+
+        def multiply(self, x, y, *grids):
+            return x
+
+        def scale(self, total, *others):
+            return super().scale(total, *others) + 1
+
+    assert Own().sum_terms(FIRST, SECOND, SUM) is None
+    assert Own().product_terms(FIRST, SECOND, SUM) is None
+    assert Own().plain_sums(torch.ones(1, 2, 3, 3), FIRST, SUM) is None
+    total, multiplier = torch.ones(1, 2, 3, 3), torch.rand(2, 1, 1)
+    wanted = engine().scale(total.clone(), multiplier, FIRST, SUM) + 1
+    assert torch.equal(Own().scale(total, multiplier, FIRST, SUM), wanted)
+
+
 def test_tables_and_integers():
     x = torch.randint(FIRST.low, FIRST.high + 1, (5, 20_003)).float()
     table = torch.randint(-128, 128, (256,)).float()
