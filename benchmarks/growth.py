@@ -144,6 +144,8 @@ def main() -> None:
     if args.rank is not None:
         one_of_many(args)
         return
+    # Threads that wait would count as work.
+    torch.set_num_threads(1)
     report: dict[str, Any] = dict(torch=torch.__version__, layers={}, processes={})
     for layers in args.layers:
         report['layers'][layers] = found = measure(layers)

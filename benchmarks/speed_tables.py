@@ -84,6 +84,23 @@ def of_processes(found: dict[str, Any]) -> str:
     return table(['processes', 'step, ms of processor time', 'collectives'], rows)
 
 
+def of_tuning(found: dict[str, Any]) -> str:
+    """Iterations of fine-tuning, and rounding of whole networks."""
+    head = ['', 'fine-tuning: an iteration ÷ a float forward pass']
+    head += ['its longest parts', 'coordinate descent, s (ms a layer)']
+    head += ['AdaRound, s (ms a layer)']
+    rows = []
+    for name, row in found['models'].items():
+        shares = list(row['finetuning']['shares'].items())[:3]
+        parts = ', '.join(f'`{key}` {100 * share:.0f} %' for key, share in shares)
+        cells = [
+            f'{row[method]["seconds"]:.0f} ({row[method]["median_ms"]:.0f})'
+            for method in ('coordinate_descent', 'adaround')
+        ]
+        rows.append([LABELS[name], row['finetuning']['iteration'], parts, *cells])
+    return table(head, rows)
+
+
 # By the name of a table's marks in the page.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     'steps': ('step_time_cpu.json', of_steps),
@@ -91,6 +108,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     'evaluation': ('evaluation_time.json', of_evaluation),
     'memory': ('memory_cpu.json', of_memory),
     'growth': ('growth_cpu.json', of_growth),
+    'tuning': ('tuning_time.json', of_tuning),
     'processes': ('growth_cpu.json', of_processes),
 }
 
