@@ -1,5 +1,6 @@
 """Several processes, also without an accelerator, where MMEngine cannot start them."""
 
+import atexit
 import os
 import subprocess
 from typing import Any, Optional
@@ -59,6 +60,14 @@ def init_cpu_process_group(launcher: str, backend: str = 'gloo') -> None:
         os.environ.setdefault('MASTER_ADDR', _first_slurm_host())
     os.environ.setdefault('MASTER_PORT', '29500')
     torch_dist.init_process_group(backend=backend)
+    # Its threads may be ended by the interpreter while they wait, which ends the
+    # process with an error after all is done.
+    atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
 
 
 def _first_slurm_host() -> str:
