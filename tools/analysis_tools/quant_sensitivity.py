@@ -143,6 +143,20 @@ def main() -> None:
         show(found, widths, args.top)
         folder = args.out or Path(args.checkpoint).resolve().parent / 'report'
         write(found, widths, folder)
+    if args.launcher != 'none':
+        leave_processes()
+
+
+def leave_processes() -> None:
+    """End one of several processes, with what it has done.
+
+    On the interpreter's own way out a thread that still waits aborts the process, and
+    the launcher then ends the others, which may be writing.
+    """
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == '__main__':
