@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation_time import forward
 from timed_networks import DETECTORS, LABELS, NETWORKS, build, random_batch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiled
@@ -59,13 +60,8 @@ def seconds(run: Any) -> float:
 
 def forward_seconds(model: torch.nn.Module, batch: dict[str, Any]) -> float:
     """A float forward pass, the median of five."""
-    data = model.data_preprocessor(copy.deepcopy(batch), False)
-
-    @torch.no_grad()
-    def run() -> None:
-        model(data['inputs'], data['data_samples'], mode='tensor')
-
-    return statistics.median(seconds(run) for _ in range(6))
+    run = forward(model, batch)
+    return statistics.median(seconds(run) for _ in range(5))
 
 
 def measure_finetuning(
@@ -75,14 +71,14 @@ def measure_finetuning(
     module = calibrated(
         model, batch, target, finetune=dict(iterations=ITERATIONS, augment=False)
     )
-    forward = forward_seconds(copy.deepcopy(model).eval(), batch)
+    unit = forward_seconds(copy.deepcopy(model).eval(), batch)
     with profiled(activities=[ProfilerActivity.CPU]) as found:
         taken = seconds(lambda: module.finetune([batch]))
     events = sorted(found.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     return dict(
-        forward_ms=1e3 * forward,
-        iteration=taken / ITERATIONS / forward,
+        forward_ms=1e3 * unit,
+        iteration=taken / ITERATIONS / unit,
         shares={e.key: e.self_cpu_time_total / total for e in events[:TOP]},
     )
 

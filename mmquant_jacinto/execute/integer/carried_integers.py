@@ -2,7 +2,6 @@
 
 from typing import Any, Optional
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -49,7 +48,7 @@ def integers_of(x: Tensor) -> Optional[tuple[Grid, Tensor]]:
         return None
     grid, integers = known
     if integers is None:
-        if integer_kernels.takes_sums(x, None) and x.dtype is torch.float32:
+        if integer_kernels.takes_elements(x):
             integers = integer_kernels.to_integers(x, grid.scale)
         else:
             integers = (x / divisor(grid.scale, x)).round_()

@@ -265,13 +265,7 @@ class Integer(OpenOperands):
         elif step.kind == ops.ADD:
             if len(rest) != 1 or kwargs.get('alpha', 1) != 1 or len(args) > 2:
                 return None
-            ((second, y),) = rest
-            terms = self.engine.sum_terms(first, second, grid)
-            if terms is not None and integer_kernels.takes_pair(x, y):
-                steps = integer_kernels.add(x, y, terms)
-            else:
-                leads = self.second_leads(step)
-                steps = self.engine.add(x, y, first, second, grid, leads)
+            steps = self._add(step, integers[0], rest[0], grid)
         elif step.kind == ops.MATMUL:
             ((second, y),) = rest
             dtype = dtype_of_products(x, first, second)
@@ -283,11 +277,7 @@ class Integer(OpenOperands):
             known = self._tables.look_up_product((x, y), grids, step.clip)
             if known is not None:
                 return self._emit_known(step, grid, *known)
-            product = self.engine.product_terms(first, second, grid)
-            if product is not None and integer_kernels.takes_pair(x, y):
-                steps = integer_kernels.multiply(x, y, product)
-            else:
-                steps = self.engine.multiply(x, y, first, second, grid)
+            steps = self._multiply(x, y, *grids)
         elif self.engine.function(op.name) is not None and not rest:
             known = self._tables.look_up(op.name, first, grid, step.clip, x)
             return self._emit_known(step, grid, *known)
@@ -306,6 +296,29 @@ class Integer(OpenOperands):
             return None
         factor = self.activations.factor(step.output)
         return self._requantize(grid, steps, step.clip, factor)
+
+    def _add(
+        self,
+        step: Step,
+        one: tuple[Grid, Tensor],
+        other: tuple[Grid, Tensor],
+        grid: Grid,
+    ) -> Tensor:
+        """Two quantized tensors in steps of their sum."""
+        (first, x), (second, y) = one, other
+        terms = self.engine.sum_terms(first, second, grid)
+        if terms is not None and integer_kernels.takes_pair(x, y):
+            return integer_kernels.add(x, y, terms)
+        return self.engine.add(x, y, first, second, grid, self.second_leads(step))
+
+    def _multiply(
+        self, x: Tensor, y: Tensor, first: Grid, second: Grid, grid: Grid
+    ) -> Tensor:
+        """Two quantized tensors in steps of their product."""
+        terms = self.engine.product_terms(first, second, grid)
+        if terms is not None and integer_kernels.takes_pair(x, y):
+            return integer_kernels.multiply(x, y, terms)
+        return self.engine.multiply(x, y, first, second, grid)
 
     def _emit_known(
         self, step: Step, grid: Grid, integers: Tensor, real: Tensor

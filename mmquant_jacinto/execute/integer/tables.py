@@ -90,7 +90,7 @@ def _on_grid(steps: Tensor, grid: Grid, limits: tuple[int, int]) -> Tensor:
 
 
 def _read(table: Tensor, given: Grid, grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
-    if integer_kernels.takes_sums(x, None):
+    if integer_kernels.takes_elements(x):
         return integer_kernels.look_up(x, table, given.low, grid.scale)
     integers = table[(x - given.low).long()]
     return integers, integers * grid.scale

@@ -20,6 +20,11 @@ def _takes(x: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     return native.takes(x, dtype) and not x.requires_grad
 
 
+def takes_elements(x: Tensor) -> bool:
+    """Whether :func:`to_integers` and :func:`look_up` can work on a tensor."""
+    return _takes(x) and x.numel() > 0
+
+
 def takes_sums(total: Tensor, multiplier: Optional[Tensor]) -> bool:
     """Whether :func:`requantize` can work on sums, and multiply them.
 
@@ -89,7 +94,7 @@ def to_integers(x: Tensor, scale: float) -> Tensor:
     """``round(x / scale)`` of numbers on a grid of that scale.
 
     Args:
-        x (Tensor): See :func:`takes_sums`, float32.
+        x (Tensor): See :func:`takes_elements`.
         scale (float): Of the grid.
 
     Returns:
@@ -168,7 +173,7 @@ def look_up(x: Tensor, table: Tensor, low: int, scale: float) -> tuple[Tensor, T
     """What a table has for each integer, and that times ``scale``.
 
     Args:
-        x (Tensor): Integers in float32; see :func:`takes_sums`.
+        x (Tensor): Integers; see :func:`takes_elements`.
         table (Tensor): Integers for all that ``x`` may be, from ``low`` on, float32.
         low (int): Smallest integer.
         scale (float): What an integer of the table stands for.

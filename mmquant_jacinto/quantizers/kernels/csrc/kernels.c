@@ -293,9 +293,9 @@ REQUANTIZE(requantize_double_even, double, double, HALF_EVEN)
 REQUANTIZE(requantize_double_up, double, double, HALF_UP)
 REQUANTIZE(requantize_double_away, double, double, HALF_AWAY)
 
-/* Of `n` sums; rows of as many columns are of one channel, with `count` factors in turn, or, where `each` column is
- * a channel, with a factor for each; `factors` null: 1. Rounding 0: ties to even, 1: up,
- * 2: away from zero. */
+/* Of `n` sums; rows of as many columns are of one channel, with `count` factors in turn,
+ * or, where `each` column is a channel, with a factor for each; `factors` null: 1.
+ * Rounding 0: ties to even, 1: up, 2: away from zero. */
 void mmquant_requantize(
     const float *x, float *integers, float *real, int64_t n, int64_t columns,
     const float *factors, int64_t count, int each, int rounding, float low, float high,
