@@ -25,6 +25,7 @@ from ...quantizers.weights import bias_limits
 from ...record import ops
 from ...record.ops import Op
 from ...targets.formats import integer_bounds
+from ...targets.target import get_target
 from ..behaviour import Behaviour
 from ..conditioning import change_once
 from ..state import State
@@ -39,9 +40,8 @@ HEADROOM = 1.5
 FINE_HEADROOM = 16.0
 # Share by which a grid of a power of two reaches further than what it is fitted to.
 MARGIN = 2.0**-7
-# Decibels of noise that rescaling must be worth: it costs a multiplication in the
-# file where a smooth activation reads or makes the tensor, and nothing elsewhere.
-WORTH, WORTH_OPENED = 1.0, 2.0
+# Decibels of noise that rescaling must be worth where it costs nothing in the file.
+WORTH = 1.0
 # Parts of the unevenness that the grid takes; the weights take the rest.
 SHARES = (1.0, 0.75, 0.5)
 # How far grids reach below zero, over how far above.
@@ -110,6 +110,7 @@ class ChannelReach(Behaviour):
         self._groups = {group.quantizer: group for group in state.plan.scaled}
         specs = {spec.name: spec for spec in state.activations.specs}
         self._specs = {name: specs[name] for name in self._groups}
+        self._opening = get_target(state.plan.config['target']).worth_of_opening
         device = state.activations.low.device
         self._measured = {
             name: _Measured.nothing(group.channels, device)
@@ -210,8 +211,7 @@ class ChannelReach(Behaviour):
         noise = torch.stack([use.noise(factor) for factor in candidates])
         # What is not known to be better is not taken.
         noise = noise.nan_to_num(torch.inf, torch.inf)
-        worth = 10 ** ((WORTH_OPENED if group.is_opened else WORTH) / 10)
-        noise[0] /= worth
+        noise[0] /= 10 ** ((self._opening if group.is_opened else WORTH) / 10)
         return torch.stack(candidates)[noise.argmin()]
 
     def _least_factors(

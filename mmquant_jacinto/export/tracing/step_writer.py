@@ -191,7 +191,7 @@ class Writing(LayerWriting):
         for x, quantizer in zip(tensors, step.inputs):
             factor = self.activations.factor(quantizer)
             if factor is not None:
-                opened = site.node('Mul', trace.operand(x, step.chain), factor)
+                opened = self._opened_name(site, trace.operand(x, step.chain), factor)
                 with trace.paused():
                     x = x.clone()
                 trace.name(x, opened)
@@ -204,6 +204,16 @@ class Writing(LayerWriting):
         name = trace.name_of(out)
         if behind is not None and name is not None:
             trace.name(out, site.node('Div', name, behind))
+
+    def _opened_name(self, site: SiteWriter, name: str, factor: Tensor) -> str:
+        """A tensor times the factors of its channels, once for all that read it.
+
+        Two nodes would hide from an engine that they are operands of one function.
+        """
+        key = f'{name}*'
+        if key not in self._weights:
+            self._weights[key] = site.node('Mul', name, factor)
+        return self._weights[key]
 
     def _through_pair(self, step: Step, x: Tensor, operands: list[Tensor]) -> Tensor:
         """What a layer gives a sum, behind a pair that the engine takes no grid for."""
