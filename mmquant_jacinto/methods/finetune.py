@@ -31,11 +31,10 @@ from ..execute.state import State
 from ..quantizers.layers import channel_rows
 from ..quantizers.observers import is_distributed
 from .image_views import has_views, image_view
+from .judged_corrections import judges
 from .output_error import Kept, OutputError
 
 REPORTS = 10  # lines in the log
-# Of so many batches one is not trained on, but judges; no more than that many do.
-JUDGED, MOST_JUDGES = 8, 8
 # Iterations after which the log says how long the others take.
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
@@ -52,11 +51,6 @@ class View(NamedTuple):
 
     batch: Any
     key: Any
-
-
-def judges(count: int) -> int:
-    """How many of so many batches, the first, judge what the others teach."""
-    return min(count // JUDGED, MOST_JUDGES)
 
 
 def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:

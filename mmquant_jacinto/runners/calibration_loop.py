@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..config.mixed_precision import FILE
 from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
+from ..methods.judged_corrections import judges
 from ..methods.mixed_precision import BitSearch
 from ..quantizers.activations import ActivationQuantizers
 from .budget import BudgetKeeper, LatencyKeeper
@@ -82,10 +83,12 @@ class CalibrationLoop(BaseLoop):
     A float pass over the images measures the ranges and each layer's mean
     output, then ``epochs`` quantized passes over the same images correct the
     biases, and weights if asked to (none, where biases follow from what was
-    measured). In between, ``quantize.mixed_precision`` chooses the weights' widths
-    (with a backward pass on each of some images), and leaves them in
-    ``mixed_precision.json``; then ``quantize.rounding`` how they are rounded. Last,
-    ``quantize.finetune`` trains what there is, without labels.
+    measured). Of eight batches or more, some do not take part in that: where they are
+    no nearer to float with the corrections, these are taken back. In between,
+    ``quantize.mixed_precision`` chooses the weights' widths (with a backward pass on
+    each of some images), and leaves them in ``mixed_precision.json``; then
+    ``quantize.rounding`` how they are rounded. Last, ``quantize.finetune`` trains what
+    there is, without labels.
     All of it is done again for each network that ``quantize.max_drop`` tries, and with
     what ``mixed_precision`` raises within a latency.
     Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
@@ -205,8 +208,17 @@ class CalibrationLoop(BaseLoop):
             lr = self.config.lr * 0.5**epoch
             self._pass(f'{what}, pass {epoch + 1}', references, lr)
         model.correct_analytically()
+        if self._held_out:
+            batches = Batches(self.dataloader, self._held_out)
+            model.judge_corrections(list(batches))
         if runner.quantize_config.finetune is not None:
             self._finetune(runner.quantize_config.finetune)
+
+    @property
+    def _held_out(self) -> int:
+        """int: Batches, the first, that judge corrections of biases and weights."""
+        corrects = self.config.passes or self.config.is_analytic
+        return judges(self.batches) if corrects else 0
 
     def measure_ranges(self, config: Calibration) -> list[dict[str, Tensor]]:
         """The pass in float, for a model without ranges.
@@ -299,6 +311,7 @@ class CalibrationLoop(BaseLoop):
                 # A preprocessor may change its batch in place.
                 self.first_batch = copy.deepcopy(batch)
             step = runner.model.calibrate_step
-            means.append(step(batch, references and references[index], lr))
+            reference = references and references[index]
+            means.append(step(batch, reference, lr, index < self._held_out))
             self._iter += 1
         return means

@@ -217,9 +217,9 @@ class OnnxRuntime(Target):
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
     backend = 'onnxruntime'
-    # Each is a pass over memory in float. COCO's YOLOX-Nano has 170 with 2 dB, and takes
-    # 1.8 times as long as in float; 42 with 8 dB, 1.3 times, and its detections agree
-    # as well with those in float. With 11 dB their noise is 5 dB more.
+    # Each is a pass over memory in float. COCO's YOLOX-Nano has 170 with 2 dB, and
+    # takes 1.8 times as long as in float; 42 with 8 dB, 1.3 times, with no more noise.
+    # With 11 dB it has 5 dB more.
     worth_of_opening = 8.0
     rules = ONNXRUNTIME_RULES
 

@@ -57,9 +57,9 @@ class Target:
             for an importer that infers less.
         gains_by_surgery (bool): Whether ``quantize.surgery`` replaces what the engine
             is slow at or does not take.
-        worth_of_opening (float): Decibels of noise that a channel's factor must be worth
-            where the file multiplies by it in front of a smooth activation, or divides
-            behind it: what the operation costs there.
+        worth_of_opening (float): Decibels of noise that factors of channels must be
+            worth where the file multiplies by them in front of a smooth activation, or
+            divides behind it: what the operation costs there.
         rules (Rules): What the engine takes, as a table: the planner plans by it, the
             exporter holds its file against it.
 

@@ -57,6 +57,7 @@ class QuantCalibrateModule(FinetunedModule):
     mode = 'ptq'
     _corrections = 0  # passes that corrected biases
     _has_factors = False
+    _is_held_out = False
 
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(module, *args, **kwargs)
@@ -151,7 +152,9 @@ class QuantCalibrateModule(FinetunedModule):
         behaviour = cast(Observe, self._behaviour(phases.OBSERVE))
         with torch.no_grad():
             self.module(*args, **kwargs)
-        self._inputs.add(behaviour.inputs.take())
+        inputs = behaviour.inputs.take()
+        if not self._is_held_out:
+            self._inputs.add(inputs)
         return behaviour.outputs.take()
 
     def correct_analytically(self) -> None:
@@ -263,7 +266,11 @@ class QuantCalibrateModule(FinetunedModule):
         search.probe(lambda: self.module(*args, **kwargs), seed)
 
     def calibrate_step(
-        self, batch: Any, reference: Optional[dict[str, Tensor]], lr: float
+        self,
+        batch: Any,
+        reference: Optional[dict[str, Tensor]],
+        lr: float,
+        is_held_out: bool = False,
     ) -> dict[str, Tensor]:
         """One batch of the dataloader, for ``CalibrationLoop``.
 
@@ -272,11 +279,16 @@ class QuantCalibrateModule(FinetunedModule):
             reference (dict, optional): What this step returned for the batch
                 in the pass that measures; None in that pass.
             lr (float): Step of the correction.
+            is_held_out (bool): Whether nothing is corrected by the batch, as it is to
+                judge corrections; ranges are measured. Defaults to False.
 
         Returns:
             Dict[str, Tensor]: What :meth:`observe` returns in the pass that
             measures, nothing in one that corrects.
         """
+        self._is_held_out = is_held_out
+        if is_held_out and reference is not None:
+            return {}
         args, kwargs = self.arguments(batch)
         if reference is None:
             return self.observe(*args, **kwargs)

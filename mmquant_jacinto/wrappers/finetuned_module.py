@@ -12,6 +12,7 @@ from torch.func import functional_call
 from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
 from ..methods.finetune import Finetuning
+from ..methods.judged_corrections import keep_if_nearer
 from ..methods.network_outputs import FloatOutputs
 from .quant_module import QuantModule
 
@@ -23,7 +24,9 @@ class FinetunedModule(QuantModule):
 
     def keep_float_weights(self) -> None:
         """Keeps the weights, if they are asked for, before anything changes them."""
-        if self.config.finetune is not None and self._float_weights is None:
+        rounds = self.config.rounding.method != 'nearest'
+        is_asked = self.config.finetune is not None or rounds
+        if is_asked and self._float_weights is None:
             self._float_weights = {
                 name: parameter.detach().clone()
                 for name, parameter in self.module.named_parameters()
@@ -51,17 +54,31 @@ class FinetunedModule(QuantModule):
                 'finetune() trains a calibrated model with learned scales; set '
                 'finetune=True, calibrate on some batches before, and give it some'
             )
-
-        def run(behaviour: Behaviour, batch: Any) -> None:
-            self.quantization.executor.behaviour = behaviour
-            # A preprocessor may change its batch in place.
-            args, call = self.arguments(copy.deepcopy(batch))
-            if isinstance(behaviour, FloatOutputs):
-                functional_call(self.module, self._float_weights, args, call)
-            else:
-                self.module(*args, **call)
-
-        history = Finetuning(self.quantization, run, options).train(batches)
+        history = Finetuning(self.quantization, self._run_with, options).train(batches)
         # What the former phase computed is of the former weights.
         self.quantization.set_phase(self.quantization.phase)
         return history
+
+    def judge_corrections(self, batches: Sequence[Any]) -> bool:
+        """Takes corrections back where images lose by them: :func:`keep_if_nearer`.
+
+        Args:
+            batches (Sequence): Of a dataloader, none of which anything was corrected
+                by; equally many in each process.
+
+        Returns:
+            bool: Whether the corrections are kept.
+        """
+        is_kept = keep_if_nearer(self.quantization, self._run_with, batches)
+        self.quantization.set_phase(self.quantization.phase)
+        return is_kept
+
+    def _run_with(self, behaviour: Behaviour, batch: Any) -> None:
+        """Runs the model; with the float weights, where that is its behaviour."""
+        self.quantization.executor.behaviour = behaviour
+        # A preprocessor may change its batch in place.
+        args, call = self.arguments(copy.deepcopy(batch))
+        if isinstance(behaviour, FloatOutputs) and self._float_weights is not None:
+            functional_call(self.module, self._float_weights, args, call)
+        else:
+            self.module(*args, **call)

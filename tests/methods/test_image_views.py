@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mmquant_jacinto.methods.finetune import judges, views
+from mmquant_jacinto.methods.finetune import views
 from mmquant_jacinto.methods.image_views import has_views, image_view
+from mmquant_jacinto.methods.judged_corrections import judges
 
 
 def picture(*shape, dtype=torch.uint8):

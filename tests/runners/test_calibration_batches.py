@@ -73,10 +73,10 @@ def test_step_of_the_correction_halves_with_each_pass(
     rates = []
     step = QuantCalibrateModule.calibrate_step
 
-    def noted_step(self, batch, reference, lr):
+    def noted_step(self, batch, reference, lr, *others):
         if reference is not None:
             rates.append(lr)
-        return step(self, batch, reference, lr)
+        return step(self, batch, reference, lr, *others)
 
     monkeypatch.setattr(QuantCalibrateModule, 'calibrate_step', noted_step)
     calibrate(tmp_path, float_checkpoint, iterations=2, epochs=3, lr=0.4)

@@ -175,3 +175,27 @@ def test_sixteen_bits_are_nearer_to_float_than_four(float_checkpoint, tmp_path):
     assert errors == sorted(errors)
     assert errors[0] < 0.01 * exact
     assert torch.tensor(errors).isfinite().all()
+
+
+def test_the_loop_holds_an_eighth_back(float_checkpoint, tmp_path, monkeypatch):
+    held, given = [], []
+    step = QuantCalibrateModule.calibrate_step
+    judge = QuantCalibrateModule.judge_corrections
+
+    def noted_step(self, batch, reference, lr, is_held_out):
+        held.append((reference is not None, is_held_out))
+        return step(self, batch, reference, lr, is_held_out)
+
+    def noted_judge(self, batches):
+        given.append(len(batches))
+        return judge(self, batches)
+
+    monkeypatch.setattr(QuantCalibrateModule, 'calibrate_step', noted_step)
+    monkeypatch.setattr(QuantCalibrateModule, 'judge_corrections', noted_judge)
+    cfg = ptq_config(tmp_path, float_checkpoint)
+    cfg.val_dataloader.batch_size = 4
+    train(cfg)
+    flags = [True] * 2 + [False] * 14
+    assert held == [(False, flag) for flag in flags] + [(True, flag) for flag in flags]
+    assert given == [2]
+    assert 'Corrections: on 2 batches that they did not see' in log_of(tmp_path)
