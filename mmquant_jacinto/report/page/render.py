@@ -10,7 +10,7 @@ from ...errors import QuantizeError
 from ..content import Report
 from .plots import plot_curves, plot_network
 from .text import COLUMNS, cells
-from .verdict import verdict
+from .verdict import is_weighed, verdict
 
 FOLDER = Path(__file__).parent
 
@@ -47,6 +47,7 @@ def render(
     return template.render(
         report=report,
         verdict=verdict(report),
+        weighed=is_weighed(report),
         columns=COLUMNS,
         rows=[
             dict(anchor=anchor, cells=cells(layer))

@@ -112,6 +112,15 @@ def test_without_a_trial_it_tells_the_likeliest_remedy_and_that_it_was_not_tried
     assert '    bits=16,' in html and 'no time to try what helps' in html
 
 
+@pytest.mark.parametrize('share', [None, 0.25])
+def test_causes_say_where_nothing_is_known_of_the_outputs(share):
+    report = made_up()
+    for item in report.layers:
+        item.share = share
+    said = 'the first need not be to blame' in ' '.join(render(report).split())
+    assert said == (share is None)
+
+
 def test_without_a_trial_a_search_is_told_where_scores_can_be_kept():
     html = render(made_up(trials=[]))
     assert '    max_drop=1.0,' in html and 'no time to try what helps' in html
