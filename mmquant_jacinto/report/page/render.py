@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import QuantizeError
 from ..content import Report
 from .plots import plot_curves, plot_network
-from .text import COLUMNS, cells
+from .text import COLUMNS, broken, cells
 from .verdict import is_weighed, verdict
 
 FOLDER = Path(__file__).parent
@@ -41,6 +41,7 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True
     )
+    environment.filters['broken'] = broken
     template = environment.get_template('report.html.j2')
     anchors = [f'layer-{index}' for index in range(len(report.layers))]
     place = {layer.name: anchor for layer, anchor in zip(report.layers, anchors)}
