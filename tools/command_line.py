@@ -1,8 +1,10 @@
 """What the command lines of train.py and test.py have in common."""
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -106,6 +108,24 @@ def check_file(path: str) -> None:
     reason = None if '://' in path else what_is_wrong(path)
     if reason is not None:
         raise QuantizeError(f'{path} {reason}; give a whole .pth or .onnx file')
+
+
+def check_folder(folder: Path) -> None:
+    """Raise QuantizeError where --out cannot be written; leave nothing behind."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise QuantizeError(
+            f'--out {folder} cannot be written ({error.strerror}); choose another '
+            'folder'
+        ) from error
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def check_shape(shape: tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ from .configs.end_to_end import EndToEnd
 from .configs.file_input import METADATA_KEY, FileInput
 from .configs.file_run import read_file
 from .example import Example, RegionOutputs, named_tensors
-from .exporter import Exported
+from .exporter import Exported, set_engine
 from .graph.unsigned_twin import unsigned_twin
 from .packages import require
 from .rules.check import Finding, check
@@ -57,13 +57,21 @@ def report_of_file(path: str, model: nn.Module, batches: Iterable[Any]) -> FileR
     session = Session(proto)
     session.check_fits(model)
     target = get_file_target(session.metadata['target'])
-    preset = Quantization.of(model).plan.config['target']
+    quantization = Quantization.of(model)
+    preset = quantization.plan.config['target']
     given: dict[str, np.ndarray] = {}
     reports = {name: OutputReport(name) for name in session.output_names}
     seen = FileInput.from_metadata(json.loads(session.metadata[METADATA_KEY]))
-    with seen.applied(model):
-        for batch in batches:
-            given = _compare(session, model, batch, reports)
+    engine = quantization.engine
+    # What a checkpoint computes follows its target, which need not be the file's.
+    set_engine(model, target)
+    try:
+        with seen.applied(model):
+            for batch in batches:
+                given = _compare(session, model, batch, reports)
+    finally:
+        quantization.engine = engine
+        quantization.set_phase(quantization.phase)
     return FileReport(
         path=str(path),
         target=target.name,

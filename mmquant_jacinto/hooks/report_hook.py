@@ -12,7 +12,7 @@ from mmengine.visualization import LocalVisBackend
 
 from ..report.build import (
     Images,
-    add_budget,
+    add_calibration,
     add_scores,
     build_report,
     split_batch,
@@ -143,8 +143,8 @@ class ReportHook(SeenImagesHook):
             first=seconds / max(1, seen.total) if kind == 'test' else 0.0,
         )
         add_scores(report, 'quantized', self._metrics)
-        if kind == 'calibration' and loop.kept_budget is not None:
-            add_budget(report, loop.kept_budget)
+        if kind == 'calibration':
+            add_calibration(report, loop.growth, loop.kept_budget)
         if kind == 'training':
             report.curves = read_curves(runner)
         # ``runner.iter`` of a test would build the training, and read its annotations.

@@ -5,10 +5,12 @@ costs no speed; then layers in the order of the noise that they put into the net
 outputs (:mod:`~mmquant_jacinto.report.measuring.sensitivity`): more and more of them
 until the score holds, by bisection the fewest of that order, and then what can be
 spared of these all the same, in halves as delta debugging does (Zeller and Hildebrandt,
-TSE 2002). Where few are left, the first of the ranking are scored by themselves, and
-fewer of those that score best may do; so, too, as soon as more that are raised score
-so much worse than fewer that chance may make up for what is missing. Accuracy-aware
-control that ranks all layers so (NNCF) scores as often as it has layers.
+TSE 2002). A layer is raised as a whole; at the end, what hardly adds to its noise, its
+weight or its activations, is put back the same way. Where few are left, the first of
+the ranking are scored by themselves, and fewer of those that score best may do; so,
+too, as soon as more that are raised score so much worse than fewer that chance may make
+up for what is missing. Accuracy-aware control that ranks all layers so (NNCF) scores as
+often as it has layers.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 # Of the noise that raising all would take away, what raising the first few does.
 FIRST_SHARE = 0.5
-# Of a layer's noise, from which on its weight or its activations alone are raised.
+# Of a layer's noise, from which on its weight or its activations alone may do.
 ONE_KIND = 0.8
 # Of what is missing, that a remedy has to make up for; less may be chance.
 HELPS = 0.25
@@ -62,9 +64,12 @@ class Choice:
         return sum(value is False for value in self.layers.values())
 
     @property
-    def cost(self) -> tuple[int, int]:
-        """Tuple[int, int]: Layers in float, and layers raised, those included."""
-        return self.in_float, len(self.layers)
+    def cost(self) -> tuple[int, int, int]:
+        """Tuple[int, int, int]: Layers in float; layers raised, those included; and
+        kinds of tensors raised.
+        """
+        kinds = (kinds_of(value) for value in self.layers.values())
+        return self.in_float, len(self.layers), sum(map(len, kinds))
 
     def with_layers(self, layers: Mapping[str, Any]) -> Choice:
         """This choice with other layers."""
@@ -86,11 +91,20 @@ class Candidate:
         name (str): Call site.
         value (Any): To what.
         gain (float): Noise to signal in the outputs that this takes away.
+        kinds (Mapping[str, float]): The same by kind, where it has both.
     """
 
     name: str
     value: Any
     gain: float
+    kinds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def major(self) -> str | None:
+        """str, optional: The kind that has nearly all of it."""
+        return next(
+            (k for k, v in self.kinds.items() if v >= ONE_KIND * self.gain), None
+        )
 
 
 class Spent(Exception):
@@ -164,7 +178,8 @@ class AccuracyBudget:
                 found = self._spare(found, base, gains)
                 found = self._fewer(found, base, ranking)
                 # What an earlier level has raised as a whole.
-                self._spare(found, bottom, dict.fromkeys(base.layers, 0.0))
+                found = self._spare(found, bottom, dict.fromkeys(base.layers, 0.0))
+                self._narrow(found, base, ranking)
                 return
             base = raise_to(base, ranking)
 
@@ -247,6 +262,21 @@ class AccuracyBudget:
             size //= 2
         return found
 
+    def _narrow(
+        self, found: Choice, base: Choice, ranking: Sequence[Candidate]
+    ) -> None:
+        """Puts back kinds of tensors that hardly add to the noise of their layers."""
+        layers, gains = dict(found.layers), {}
+        for item in reversed(ranking):
+            major = item.major
+            if major is not None and layers.get(item.name) == item.value:
+                alone = {major: item.value}
+                layers[item.name] = merge(base.layers.get(item.name), alone)
+                gains[item.name] = item.gain - item.kinds[major]
+        floor = found.with_layers(layers)
+        if not self.keeps(floor):
+            self._spare(found, floor, gains)
+
     def _fewer(
         self, found: Choice, base: Choice, ranking: Sequence[Candidate]
     ) -> Choice:
@@ -325,15 +355,24 @@ def put_back(choice: Choice, floor: Choice, names: Iterable[str]) -> Choice:
     return choice.with_layers(layers)
 
 
-def raised_value(width: int, by_kind: Mapping[str, float]) -> Any:
-    """What a layer is raised to: one kind of tensor, where that has most of its noise.
+def kinds_of(value: Any) -> tuple[str, ...]:
+    """Kinds of tensors that a layer has at more bits.
+
+    Args:
+        value (Any): What it is raised to.
+    """
+    if isinstance(value, Mapping):
+        return tuple(value)
+    return () if value is False else KINDS
+
+
+def raised_value(width: int, kinds: Iterable[str]) -> Any:
+    """What a layer is raised to as a whole.
 
     Args:
         width (int): The width.
-        by_kind (Mapping[str, float]): Noise of its ``weight`` and ``activation``.
+        kinds (Iterable[str]): Of its tensors, that gain by it: ``'weight'``,
+            ``'activation'`` or both.
     """
-    whole = sum(by_kind.values())
-    for kind, part in by_kind.items():
-        if part >= ONE_KIND * whole:
-            return {kind: width}
-    return width
+    found = dict.fromkeys(kinds, width)
+    return width if found.keys() == set(KINDS) else found

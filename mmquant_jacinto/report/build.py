@@ -16,6 +16,7 @@ import torch
 from ..errors import QuantizeError
 from ..execute.behaviour import Behaviour
 from ..record.side_effects import preserved_random_state
+from .causes import find_growth
 from .content import Report, Score
 from .detections import Seen, read_prediction
 from .measuring.measurement import Measurement, Stopwatch, describe
@@ -213,6 +214,25 @@ def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, Real) and not isinstance(value, bool)
     }
+
+
+def add_calibration(
+    report: Report,
+    growth: torch.Tensor | None,
+    kept: Mapping[str, Any] | None,
+) -> None:
+    """Adds what a calibration knows of itself.
+
+    Args:
+        report (Report): Of the calibration.
+        growth (Tensor, optional): How many times as far each range reaches at its end
+            as half-way, (N,).
+        kept (Mapping[str, Any], optional): See :func:`add_budget`.
+    """
+    if growth is not None and report.layers:
+        report.findings += find_growth(growth.tolist())
+    if kept is not None:
+        add_budget(report, kept)
 
 
 def add_budget(report: Report, kept: Mapping[str, Any]) -> None:

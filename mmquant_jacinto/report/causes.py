@@ -6,6 +6,7 @@ factors of two, because a bit is one.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ CLIPPED = 0.005  # share of elements; a search clips less
 SPREAD = 8.0  # three bits between a channel and the median one
 TAIL = 32.0  # largest over root mean square: five bits for what hardly occurs
 UNUSED_BITS = 1.5
+# Of what a range reached half-way through the calibration, and share of the ranges.
+GROWN, GROWN_SHARE = 1.1, 0.25
 DRIFT = 6.0  # dB, a bit, between biases of calibration and of the measured images
 
 
@@ -253,6 +256,29 @@ def find_drift(report: Report, corrected: float) -> list[Finding]:
             f'{present:.1f}: calibration saw too few images, or other ones.',
             'calibration=dict(num_images=1000)',
             corrected - present,
+        )
+    ]
+
+
+def find_growth(growth: Sequence[float]) -> list[Finding]:
+    """Whether ranges still moved when the calibration ended.
+
+    Args:
+        growth (Sequence[float]): How many times as far each range reaches as half-way;
+            not finite where none was known then.
+    """
+    known = [value for value in growth if math.isfinite(value)]
+    moved = sum(value > GROWN for value in known)
+    if not known or moved < GROWN_SHARE * len(known):
+        return []
+    return [
+        Finding(
+            '',
+            'all layers',
+            'Ranges from too few images: over the second half of the calibration '
+            f'{moved} of {len(known)} ranges still grew by more than a tenth. What '
+            'other images have beyond them is cut off.',
+            'calibration=dict(num_images=1000)',
         )
     ]
 

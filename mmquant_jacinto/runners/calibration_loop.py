@@ -76,6 +76,11 @@ def check_measured(activations: ActivationQuantizers, logger: MMLogger) -> None:
         )
 
 
+def reach(activations: ActivationQuantizers) -> Tensor:
+    """How far from end to end the ranges are, (N,); 0 where there is none yet."""
+    return (activations.high - activations.low).detach()
+
+
 @LOOPS.register_module()
 class CalibrationLoop(BaseLoop):
     """Calibrates a float model.
@@ -114,6 +119,8 @@ class CalibrationLoop(BaseLoop):
         self._epoch = self._iter = 0
         self.seconds = 0.0  # that the calibration took, without its validation
         self.first_batch: Any = None  # what a report measures on: it is loaded
+        # How many times as far each range reaches at the end as half-way.
+        self.growth: Optional[Tensor] = None
         self.kept_budget: Optional[dict[str, Any]] = None  # what its JSON has
         self.stop_training = False
         self.val_begin = self.val_interval = 1
@@ -232,7 +239,7 @@ class CalibrationLoop(BaseLoop):
         Raises:
             QuantizeError: See :meth:`run`.
         """
-        self.config, self._iter = config, 0
+        self.config, self._iter, self.growth = config, 0, None
         self.runner.model.train()
         self._measure_channels()
         references = self._pass('ranges', None, 0.0)
@@ -314,4 +321,9 @@ class CalibrationLoop(BaseLoop):
             reference = references and references[index]
             means.append(step(batch, reference, lr, index < self._held_out))
             self._iter += 1
+            # In the first pass alone: later ones count on.
+            if self._iter == total // 2:
+                half = reach(runner.model.quantization.activations)
+            elif self._iter == total > 1:
+                self.growth = reach(runner.model.quantization.activations) / half
         return means

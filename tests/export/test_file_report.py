@@ -4,13 +4,19 @@ import pytest
 import torch
 from toy_models import ToyNet, calibrated, randomize_norms
 
+onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnx_ir')
 pytest.importorskip('onnxruntime')
 
+from mmquant_jacinto.export.configs.file_input import (  # noqa: E402
+    METADATA_KEY,
+    FileInput,
+)
 from mmquant_jacinto.export.exporter import export_onnx  # noqa: E402
 from mmquant_jacinto.export.file_report import (  # noqa: E402
     MOST_VIOLATIONS,
     outputs_of,
+    report_of_file,
     sentences,
     slowest_nodes,
 )
@@ -18,6 +24,7 @@ from mmquant_jacinto.export.rules.check import Finding  # noqa: E402
 from mmquant_jacinto.export.session import Session  # noqa: E402
 from mmquant_jacinto.export.verify import OutputReport  # noqa: E402
 from mmquant_jacinto.targets.rules import table  # noqa: E402
+from mmquant_jacinto.targets.target import get_file_target  # noqa: E402
 
 
 @pytest.fixture
@@ -54,6 +61,22 @@ def test_a_file_for_openvino_is_timed_there_too():
     times = [item['milliseconds'] for item in theirs]
     assert times == sorted(times, reverse=True) and times[-1] > 0
     assert any('Convolution' in item['kind'] for item in theirs)
+
+
+def test_a_file_is_compared_by_the_rounding_of_its_own_target(tmp_path):
+    net = randomize_norms(ToyNet()).eval()
+    x = torch.randn(1, 3, 16, 16)
+    quantization = calibrated(net, x, mode='ptq', target='jacinto')
+    seen = {METADATA_KEY: FileInput((16, 16)).to_metadata()}
+    file = str(tmp_path / 'model.onnx')
+    onnx.save(export_onnx(net, x, 'onnxruntime', seen).model, file)
+    # As tests compute a checkpoint for TDA4VM: ties are rounded up.
+    quantization.engine = own = get_file_target('tidl').engine('jacinto')
+    quantization.set_phase('test')
+    batches = torch.randn(4, 1, 3, 16, 16)
+    found = report_of_file(file, net, batches)
+    assert [item['equal'] for item in found.outputs] == [1.0] * len(found.outputs)
+    assert found.outputs and quantization.engine is own
 
 
 def test_violations_are_sentences_and_not_too_many():

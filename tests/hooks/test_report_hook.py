@@ -17,7 +17,7 @@ from ptq_runs import CHECKPOINT, ptq_config
 from qat_runs import EMA, score_of
 from toy_runner import PTQ, QAT, differences, log_of, make_config, state_of, train
 
-from mmquant_jacinto import QuantizeError
+from mmquant_jacinto import QuantCalibrateModule, QuantizeError
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
 from mmquant_jacinto.hooks import report_hook
 from mmquant_jacinto.report.build import build_report
@@ -54,6 +54,25 @@ def test_a_calibration_leaves_a_page(tmp_path, float_checkpoint):
     assert report['skipped'] == [] and report['trials']
     assert 'of the time of the calibration' in log_of(tmp_path)
     assert not runner.model.training
+
+
+@pytest.mark.parametrize('grows', [True, False])
+def test_ranges_that_moved_at_the_end_are_told(
+    grows, tmp_path, float_checkpoint, monkeypatch
+):
+    step, first = QuantCalibrateModule.calibrate_step, []
+
+    def same_images(self, batch, references, lr):
+        # Those of the second half reach twice as far, or are the first once more.
+        first.append(first[0] if first else batch['inputs'])
+        factor = 2.0 if grows and len(first) > 2 else 1.0
+        return step(self, {**batch, 'inputs': first[0] * factor}, references, lr)
+
+    monkeypatch.setattr(QuantCalibrateModule, 'calibrate_step', same_images)
+    runner = train(ptq_config(tmp_path, float_checkpoint))
+    assert runner.train_loop.growth is not None
+    told = [f for f in data(tmp_path)['findings'] if 'too few images' in f['cause']]
+    assert len(told) == grows
 
 
 def test_it_changes_nothing_of_the_run(tmp_path, float_checkpoint):

@@ -9,6 +9,7 @@ from mmquant_jacinto.methods.accuracy_budget import (
     AccuracyBudget,
     Candidate,
     Choice,
+    kinds_of,
     raise_to,
     raised_value,
     sizes,
@@ -252,13 +253,55 @@ def test_what_is_raised_for_the_second_time_loses_nothing(known, value, merged):
 
 
 @pytest.mark.parametrize(
-    'noise, value',
+    'kinds, value',
     [
-        (dict(weight=9.0, activation=1.0), {'weight': 16}),
-        (dict(weight=1.0, activation=9.0), {'activation': 16}),
-        (dict(weight=1.0, activation=1.0), 16),
-        (dict(activation=1.0), {'activation': 16}),
+        (('weight', 'activation'), 16),
+        (('activation',), {'activation': 16}),
+        (('weight',), {'weight': 16}),
     ],
 )
-def test_a_kind_that_has_most_of_the_noise_is_raised_alone(noise, value):
-    assert raised_value(16, noise) == value
+def test_a_layer_is_raised_as_a_whole(kinds, value):
+    assert raised_value(16, kinds) == value
+
+
+class Kinds(Network):
+    """Layers whose weights and activations cost apart: (weight, activation)."""
+
+    def score(self, choice):
+        self.scored.append(choice)
+        lost = 0.0
+        for name, costs in self.costs.items():
+            raised = kinds_of(choice.layers.get(name, {}))
+            parts = zip(('weight', 'activation'), costs)
+            lost += sum(cost for kind, cost in parts if kind not in raised)
+        return 100 - lost
+
+    def rank(self, choice, level):
+        found = [
+            Candidate(name, level, w + a, dict(weight=w, activation=a))
+            for name, (w, a) in self.costs.items()
+        ]
+        return sorted(found, key=lambda item: -item.gain)
+
+
+def test_kinds_that_hardly_add_to_the_noise_are_put_back():
+    network = Kinds({'a': (0.1, 5.0), 'b': (3.0, 0.2), 'c': (1.0, 1.0), 'd': (0.3, 0)})
+    found = search(network, 99.0)
+    assert found.layers == {'a': {'activation': 16}, 'b': {'weight': 16}, 'c': 16}
+
+
+def test_kinds_without_which_the_score_falls_stay():
+    network = Kinds({'a': (0.6, 5.0), 'b': (3.0, 0.1), 'c': (1.0, 1.0)})
+    found = search(network, 99.7)
+    assert found.layers == {'a': 16, 'b': {'weight': 16}, 'c': 16}
+    # Nothing short of all at 16 bits does: that is what the level is tried with.
+    assert search(network, 100.0).layers == {'a': 16, 'b': 16, 'c': 16}
+
+
+def test_what_an_earlier_width_has_raised_is_put_back_no_further():
+    network = Kinds({'a': (0.1, 5.0)})
+    budget = AccuracyBudget(network.score, network.rank, 99.0, 9)
+    base = Choice({'a': 8})
+    found = raise_to(base, network.rank(base, 16))
+    budget._narrow(found, base, network.rank(base, 16))
+    assert budget.choices[-1].layers == {'a': {'weight': 8, 'activation': 16}}

@@ -1,5 +1,7 @@
 """Networks that are broken on purpose: the cause is named, and its remedy helps."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from toy_models import Forward, calibrated
 
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
 from mmquant_jacinto.report import Measurement, describe
-from mmquant_jacinto.report.causes import next_line
+from mmquant_jacinto.report.causes import find_growth, next_line
 from mmquant_jacinto.report.content import Trial
 
 PER_TENSOR = dict(mode='ptq', target='onnxruntime', per_channel=False)
@@ -160,3 +162,20 @@ def test_trials_keep_the_other_kinds_width(x):
     lines = {trial.line for trial in report.trials}
     assert 'bits=dict(weight=4, activation=16)' in lines
     assert 'bits=dict(weight=16, activation=6)' in lines
+
+
+@pytest.mark.parametrize(
+    'growth, told',
+    [
+        ([1.0, 1.05, 1.2, 1.5], '2 of 4 ranges'),
+        ([1.0] * 9 + [2.0], None),
+        ([math.nan, math.inf, 1.2], '1 of 1 ranges'),
+        ([math.nan], None),
+        ([], None),
+    ],
+)
+def test_ranges_that_still_grew_are_told(growth, told):
+    found = find_growth(growth)
+    assert bool(found) == (told is not None)
+    if told is not None:
+        assert told in found[0].cause and 'num_images' in found[0].remedy

@@ -140,5 +140,11 @@ def test_a_float_checkpoint_is_refused(run, calibrated, tool):
 def test_a_folder_that_is_none_is_named(run, calibrated, tmp_path, tool):
     taken = tmp_path / 'taken'
     taken.write_text('')
-    code, _, error = run(tool, *calibrated, '--images', 1, '--out', taken)
-    assert code == 2 and str(taken) in error and 'another' in error
+    code, out, error = run(tool, *calibrated, '--images', 1, '--out', taken)
+    # Nothing is loaded or measured for it.
+    assert (code, out) == (2, '')
+    assert str(taken) in error and 'another' in error
+    assert len(error.splitlines()) == 1
+    below = taken / 'below' / 'it'
+    code, _, error = run(tool, *calibrated, '--images', 1, '--out', below)
+    assert code == 2 and str(below) in error

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import (  # noqa: E402
     check_file,
+    check_folder,
     exit_on_quantize_error,
     merge_options,
     read_config,
@@ -75,6 +76,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_file(args.checkpoint)
     if args.file is not None:
         check_file(args.file)
+    args.out = args.out or Path(args.checkpoint).resolve().parent / 'report'
+    check_folder(args.out)
 
 
 def main() -> None:
@@ -104,8 +107,7 @@ def main() -> None:
         root = wrapper.quantization.root
         images = images_of_test(cfg, args.images)
         report.file = report_of_file(args.file, root, images)
-    folder = args.out or Path(args.checkpoint).resolve().parent / 'report'
-    path = write_report(report, str(folder), pictures)
+    path = write_report(report, str(args.out), pictures)
     for layer in report.costliest():
         share = '' if layer.share is None else f'{layer.share:6.1%} of the noise  '
         print(f'{share}{layer.module or layer.name}')

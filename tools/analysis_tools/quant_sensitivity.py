@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from command_line import (  # noqa: E402
     check_file,
+    check_folder,
     exit_on_quantize_error,
     merge_options,
     read_config,
@@ -84,6 +85,8 @@ def check_arguments(args: argparse.Namespace) -> None:
                 f'--{name} {getattr(args, name)} is not a count; use 1 or more'
             )
     check_file(args.checkpoint)
+    args.out = args.out or Path(args.checkpoint).resolve().parent / 'report'
+    check_folder(args.out)
 
 
 def start_processes(launcher: str) -> None:
@@ -141,8 +144,7 @@ def main() -> None:
     )
     if rank == 0:
         show(found, widths, args.top)
-        folder = args.out or Path(args.checkpoint).resolve().parent / 'report'
-        write(found, widths, folder)
+        write(found, widths, args.out)
     if args.launcher != 'none':
         leave_processes()
 

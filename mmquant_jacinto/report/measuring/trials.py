@@ -90,7 +90,8 @@ class Trials:
         for line, why, kwargs in self._candidates(layers):
             # The first of them takes a pass with the present settings too.
             if not allows(len(self.batches) * (1 + (self._before is None))):
-                left.append(f'a trial of {line}')
+                wide = line.startswith('overrides')
+                left.append(f'a trial of {f"16 bits for {why}" if wide else line}')
                 continue
             after = self._measure(**kwargs())
             if self.before is not None and after is not None:

@@ -9,8 +9,8 @@ from typing import Any
 from ...errors import QuantizeError
 from ..content import Report
 from .plots import plot_curves, plot_network
-from .text import COLUMNS, cells
-from .verdict import verdict
+from .text import COLUMNS, broken, cells
+from .verdict import is_weighed, verdict
 
 FOLDER = Path(__file__).parent
 
@@ -41,12 +41,14 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True
     )
+    environment.filters['broken'] = broken
     template = environment.get_template('report.html.j2')
     anchors = [f'layer-{index}' for index in range(len(report.layers))]
     place = {layer.name: anchor for layer, anchor in zip(report.layers, anchors)}
     return template.render(
         report=report,
         verdict=verdict(report),
+        weighed=is_weighed(report),
         columns=COLUMNS,
         rows=[
             dict(anchor=anchor, cells=cells(layer))

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from ..content import LayerReport
 
+LONGEST = 88  # characters of a line of a config, beyond which it is broken
+
 COLUMNS = (
     ('name', 'layer', 'call site'),
     ('kind', 'kind', 'of the operation'),
@@ -75,3 +77,14 @@ def cells(layer: LayerReport) -> list[Cell]:
         number(a.scale),
         Cell(a.format),
     ]
+
+
+def broken(line: str) -> str:
+    """A line for ``quantize`` as one writes it: many overrides below each other."""
+    start, brace, rest = line.partition('{')
+    if len(line) <= LONGEST or not brace:
+        return line
+    # A comma of a width is within parentheses, and no quote follows it.
+    entries = rest.removesuffix('}').replace(", '", "\n'").splitlines()
+    inner = ''.join(f'        {entry},\n' for entry in entries)
+    return f'{start}{{\n{inner}    }}'

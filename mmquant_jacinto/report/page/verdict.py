@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...config.max_drop import MaxDrop
 from ..causes import next_line
-from ..content import Report, Score
+from ..content import Finding, Report, Score
 
 # Detectors whose outputs are further from float than this lose points; what is nearer
 # loses none that their 20 images show (docs/pretrained.md).
@@ -118,15 +118,10 @@ def verdict(report: Report) -> dict[str, Any]:
             search=search,
         )
     elif report.findings and not report.trials:
-        # The likeliest, where there was no time to try it.
         first = report.findings[0]
-        untried = (
-            'This run had no time to try what helps. The likeliest place is '
-            f'{first.module}: {first.cause}'
-        )
         found.update(
-            next=search or first.remedy,
-            why=f'{untried} quant_report.py, below, measures what is to blame.',
+            next=search or (first.remedy if is_weighed(report) else None),
+            why=_untried(report, first),
             proof=_searching() if search else _further(report).strip(),
         )
     elif report.outputs:
@@ -201,6 +196,30 @@ def _blame(report: Report) -> str:
         f'{part / whole:.0%} of the noise in the outputs comes from rounding {kind} '
         f'({what}), the largest part ({worst.share or 0.0:.0%}) from '
         f'{worst.module or worst.name}. {cause}'
+    )
+
+
+def is_weighed(report: Report) -> bool:
+    """Whether it was measured what each layer puts into the outputs.
+
+    Without that, the layer with the largest error may be one that they hardly feel.
+    """
+    return any(layer.share is not None for layer in report.layers)
+
+
+def _untried(report: Report, likeliest: Finding) -> str:
+    """What a run can say that had no time to try what helps."""
+    count = 'one image' if report.images == 1 else f'{report.images} images'
+    text = f'This run had no time to try what helps: it measured on {count}'
+    if is_weighed(report):
+        return (
+            f'{text}. The likeliest place is {likeliest.module}: {likeliest.cause} '
+            'quant_report.py, below, measures what is to blame.'
+        )
+    return (
+        f'{text}, and not what each layer puts into the outputs. So it cannot say '
+        'which layers are to blame: those with the largest errors of their own, below, '
+        'need not be. quant_report.py, below, measures that, and what helps.'
     )
 
 

@@ -278,7 +278,8 @@ class BudgetKeeper:
         noise = self.again.noise_to_lose(self.config, level, count)
         for name, kinds in noise.items():
             value = False if level is False else raised_value(level, kinds)
-            candidate = Candidate(name, value, sum(kinds.values()))
+            parts = kinds if level is not False and len(kinds) > 1 else {}
+            candidate = Candidate(name, value, sum(kinds.values()), parts)
             if candidate.gain > 0 and choice.layers.get(name) != candidate.value:
                 found.append(candidate)
         found.sort(key=lambda item: (-item.gain, item.name))

@@ -3,13 +3,15 @@
 import json
 import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from reports import made_up
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.report.content import Report, Score
+from mmquant_jacinto.report.content import Report, Score, Trial
+from mmquant_jacinto.report.measuring.trials import overrides_line
 from mmquant_jacinto.report.page.render import render
 
 VOID = {'meta', 'img', 'input', 'br', 'link'}
@@ -110,6 +112,27 @@ def test_without_its_libraries_it_says_which(monkeypatch, package):
 def test_without_a_trial_it_tells_the_likeliest_remedy_and_that_it_was_not_tried():
     html = render(made_up(trials=[], scores=[]))
     assert '    bits=16,' in html and 'no time to try what helps' in html
+
+
+def test_many_overrides_are_lines_of_a_config():
+    widths = {f'backbone.layer{n}': 'dict(weight=16, activation=16)' for n in range(3)}
+    line = overrides_line({**widths, 'head': '16'})
+    html = render(made_up(trials=[Trial(line, 'why', 12.0, 18.0)]))
+    shown = re.search(r'<pre id="next-line">(.*?)</pre>', html, re.DOTALL)[1]
+    text = unescape(shown)
+    assert max(map(len, text.splitlines())) < 80
+    names = {}
+    exec(text, names)
+    assert names['quantize'] == eval(f'dict({line})')
+
+
+@pytest.mark.parametrize('share', [None, 0.25])
+def test_causes_say_where_nothing_is_known_of_the_outputs(share):
+    report = made_up()
+    for item in report.layers:
+        item.share = share
+    said = 'the first need not be to blame' in ' '.join(render(report).split())
+    assert said == (share is None)
 
 
 def test_without_a_trial_a_search_is_told_where_scores_can_be_kept():

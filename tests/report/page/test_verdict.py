@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from reports import made_up
+from reports import layer, made_up
 
 from mmquant_jacinto.config.max_drop import MaxDrop
 from mmquant_jacinto.config.quantize_config import QuantizeConfig
@@ -101,6 +101,20 @@ def test_what_was_not_tried_is_told_as_the_likeliest():
     found = verdict(made_up(trials=[]))
     assert 'The likeliest place is backbone.layer0' in found['why']
     assert f'up to {MaxDrop(1.0).scorings} times' in found['proof']
+
+
+@pytest.mark.parametrize('can_search', [True, False])
+def test_no_layer_is_blamed_that_was_not_weighed(can_search):
+    layers = [layer(index, share=None) for index in range(4)]
+    changes = {} if can_search else dict(scores=[])
+    report = made_up(trials=[], **changes)
+    report.layers, report.images = layers, 1
+    found = verdict(report)
+    assert 'measured on one image' in found['why']
+    assert 'cannot say which layers are to blame' in found['why']
+    assert layers[0].module not in found['why']
+    # Nothing but the search does without knowing what to raise.
+    assert found['next'] == ('max_drop=1.0' if can_search else None)
 
 
 def test_a_budget_that_is_kept_needs_nothing_more():
