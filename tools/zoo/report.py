@@ -153,7 +153,7 @@ def _noise_in_words(found: dict[str, Any]) -> str:
             f'{found["in_float"]} dB'
         )
     return (
-        f'{before}; a thousandth of its elements has {found["share"]:.0%} of the '
+        f'{before}; a thousandth of its elements has {100 * found["share"]:.0f} % of the '
         f'noise, the others have {found["without"]} dB; with ranges that end at what '
         f'was seen it has {found["no_room"]} dB'
     )
