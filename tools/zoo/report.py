@@ -153,8 +153,8 @@ def _noise_in_words(found: dict[str, Any]) -> str:
             f'{found["in_float"]} dB'
         )
     return (
-        f'{before}; a thousandth of its elements has {100 * found["share"]:.0f} % of the '
-        f'noise, the others have {found["without"]} dB; with ranges that end at what '
+        f'{before}; a thousandth of its elements has {100 * found["share"]:.0f} % of '
+        f'the noise, the others have {found["without"]} dB; with ranges that end at what '
         f'was seen it has {found["no_room"]} dB'
     )
 
