@@ -154,8 +154,8 @@ def _noise_in_words(found: dict[str, Any]) -> str:
         )
     return (
         f'{before}; a thousandth of its elements has {100 * found["share"]:.0f} % of '
-        f'the noise, the others have {found["without"]} dB; with ranges that end at what '
-        f'was seen it has {found["no_room"]} dB'
+        f'the noise, the others have {found["without"]} dB; with ranges that end at '
+        f'what was seen it has {found["no_room"]} dB'
     )
 
 
