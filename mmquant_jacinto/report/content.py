@@ -299,12 +299,16 @@ class Report:
         return as_json(self.to_data())
 
     def scalars(self) -> dict[str, float]:
-        """What a visualizer draws."""
+        """What a visualizer draws.
+
+        No name ends in that of a metric: MMDetection's ``analyze_logs`` takes what is
+        behind the last slash for a validation's.
+        """
         found = {
             f'report/output_snr/{name}': value for name, value in self.outputs.items()
         }
         for score in self.scores:
-            found[f'report/{score.network}/{score.metric}'] = score.value
+            found[f'report/{score.metric}/{score.network}'] = score.value
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

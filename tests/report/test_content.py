@@ -35,8 +35,8 @@ def test_numbers_that_are_none_are_null():
     assert found['outputs'] == {'a': None, 'b': None, 'c': 0.33333}
     assert set(report.scalars()) == {
         'report/output_snr/c',
-        'report/float/mAP50',
-        'report/quantized/mAP50',
+        'report/mAP50/float',
+        'report/mAP50/quantized',
     }
 
 

@@ -19,7 +19,10 @@ from .imports import LIBRARIES
 # Why a model falls short by itself, by a part of its config's name.
 EXPLANATIONS = {
     'pointpillars': 'What its pillars are encoded from reaches over metres and shares '
-    'of a metre in one tensor: that encoder needs 16 bits',
+    'of a metre in one tensor: at 8 bits little is left of the shares',
+    'smoke': 'An orientation is the direction of a vector, which with random weights '
+    'is nearly zero in some places: noise turns it there, and the few that turn most '
+    'make the number',
 }
 HARDLY = -40.0  # dB
 COMMAND = (

@@ -16,6 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmquant_jacinto import QuantizeConfig
+from mmquant_jacinto.plan.plan import Plan
 from mmquant_jacinto.plan.planner import make_plan
 from mmquant_jacinto.record.recorder import record
 from mmquant_jacinto.wrappers.mmdet_modules import wrapper_class
@@ -24,6 +25,7 @@ from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 from .configs import strip_pretrained
 from .models import ZOO, Source, build_and_predict, calibrate, lighten, run
 from .outputs import UNSEEN, RegionTap, signal_to_noise
+from .shortfall import examine_shortfall
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
 # cuts off is more than what 16 bits round. At 16 bits nothing else may cost what would
@@ -170,16 +172,30 @@ def _examine_quantized(
         report['noise_gain'] = round(-20 * math.log10(PROBE) - least, 1)
     report['seen'] = stage('other images', _seen, model, other, reference)
     report['sqnr'] = {}
+
+    def plan_of(quantize: dict) -> Plan:
+        return make_plan(graph, QuantizeConfig.parse(quantize), shapes)
+
     for bits, quantize in FORMATS.items():
-        config = QuantizeConfig.parse(quantize)
-        plan = stage(f'plan {bits}', make_plan, graph, config, shapes)
+        plan = stage(f'plan {bits}', plan_of, quantize)
         report.update(_describe(model, plan, floats))
         stage(f'calibrate {bits}', calibrate, model, plan, batch)
         tap = stage(f'predict {bits}', _outputs, model, batch, graph.regions, reference)
         report['sqnr'][bits] = _compare(reference, tap)
-    stage('save and load', _save_and_load, fresh, model, batch, tap, config, report)
+        low = _lowest(report['sqnr'][bits])
+        if bits == 16 and low:
+            report['below'] = stage(
+                'shortfall', examine_shortfall, model, batch, tap, plan_of, low
+            )
+    stage('save and load', _save_and_load, fresh, model, batch, tap, report)
     if floats is not None:
         stage('qat step', _qat_step, model, floats, amp, report)
+
+
+def _lowest(found: dict[str, Any]) -> str:
+    """The head output that is furthest below the bound of 16 bits; none if empty."""
+    heads = {name: dB for name, dB in found['heads'].items() if 0 <= dB < BOUNDS[16]}
+    return min(heads, key=heads.__getitem__, default='')
 
 
 def _seen(model: nn.Module, other: dict, reference: RegionTap) -> dict[str, float]:
@@ -269,13 +285,14 @@ def _save_and_load(
     model: nn.Module,
     batch: dict,
     tap: RegionTap,
-    config: QuantizeConfig,
     report: dict,
 ) -> None:
     """Loads a checkpoint into another model, and predicts again as in ``tap``."""
     # Frees what it has computed from the weights.
     model.quantization.set_phase('float')
-    wrapped = wrapper_class(fresh, 'test')(fresh, config=config)
+    wrapped = wrapper_class(fresh, 'test')(
+        fresh, config=QuantizeConfig.parse(FORMATS[8])
+    )
     with tempfile.TemporaryFile() as file:
         torch.save(model.state_dict(), file)
         file.seek(0)

@@ -27,6 +27,9 @@ class RegionTap:
         reference (RegionTap, optional): Of the float run.
         noise (float): What to add to the images and feature maps among the
             float run's tensors, in units of their root mean square. Defaults to 0.
+        replaced (RegionTap, optional): Of a run whose outputs take the place of this
+            one's.
+        but (str): The call whose outputs stay this one's.
     """
 
     def __init__(
@@ -35,11 +38,15 @@ class RegionTap:
         regions: Iterable[str],
         reference: Optional['RegionTap'] = None,
         noise: float = 0.0,
+        replaced: Optional['RegionTap'] = None,
+        but: str = '',
     ) -> None:
         self.model = model
         self.regions = {model.get_submodule(name): name for name in regions}
         self.reference = reference
         self.noise = noise
+        self.replaced = replaced
+        self.but = but
         self.given: dict[str, list[Any]] = {}
         self.outputs: dict[str, list[Tensor]] = {}
         self.read: set[str] = set()  # outputs that another region gets
@@ -104,17 +111,31 @@ class RegionTap:
         self.read.add(maker)
         return None
 
-    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         self._depth -= 1
         if self._depth:
-            return
-        found: list[Tensor] = []
-        map_tensors(output, lambda x: found.append(x) or x)
-        found = [x for x in found if x.is_floating_point()]
-        for index, leaf in enumerate(found):
-            name = f'{self._call}:{index}' if len(found) > 1 else self._call
+            return output
+        found = _floating(output)
+        names = [
+            f'{self._call}:{index}' if len(found) > 1 else self._call
+            for index in range(len(found))
+        ]
+        if self.replaced is not None and self._call != self.but:
+            others = iter([self.replaced.outputs[name] for name in names])
+            output = map_tensors(
+                output, lambda x: next(others) if x.is_floating_point() else x
+            )
+            found = _floating(output)
+        for name, leaf in zip(names, found):
             self.outputs[name] = leaf.detach().clone()
             setattr(leaf, _MADE_BY, name)
+        return output
+
+
+def _floating(item: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(item, lambda x: found.append(x) or x)
+    return [x for x in found if x.is_floating_point()]
 
 
 def map_tensors(item: Any, function: Callable[[Tensor], Tensor]) -> Any:

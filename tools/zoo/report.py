@@ -105,6 +105,8 @@ def shortfalls(report: dict[str, Any]) -> list[str]:
                 f'dB at {bits} bits, the least `{worst}` with {low[worst]} dB'
                 + _cause(report, bits, worst)
             )
+            if bits == '16' and 'below' in report:
+                found.append(_noise_in_words(report['below']))
         for key, words in DEVIATIONS.items():
             if result[key]:
                 names = ', '.join(f'`{name}`' for name in result[key][:3])
@@ -140,6 +142,21 @@ def _cause(report: dict[str, Any], bits: str, name: str) -> str:
                 'of many tensors in a row, none of them out of its range'
             )
     return f' ({"; ".join(causes)})' if causes else ''
+
+
+def _noise_in_words(found: dict[str, Any]) -> str:
+    """What `shortfall.examine_shortfall` found."""
+    before = "all of that noise is its own layers'"
+    if found['in_float'] < 999:
+        before = (
+            'in float, from what the quantized layers before it give, it has '
+            f'{found["in_float"]} dB'
+        )
+    return (
+        f'{before}; a thousandth of its elements has {100 * found["share"]:.0f} % of '
+        f'the noise, the others have {found["without"]} dB; with ranges that end at '
+        f'what was seen it has {found["no_room"]} dB'
+    )
 
 
 def _layers_in_float(report: dict[str, Any]) -> list[str]:
