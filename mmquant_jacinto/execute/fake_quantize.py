@@ -202,7 +202,7 @@ class Simulate(Behaviour):
     def _quantize(
         self, quantizer: str, x: Tensor, clip: Optional[tuple], in_place: bool = False
     ) -> Tensor:
-        if self._activations is not None and quantizer not in self.activations.passed:
+        if self._activations is not None:
             self._activations.observing = self.activations.observing
             bounded = x if clip is None else x.clamp(*clip)
             return self._activations.quantize(quantizer, bounded)

@@ -237,7 +237,6 @@ class Quantization(nn.Module):
     def note_channel_factors(self) -> None:
         """Gives layers and quantizers what channels are divided by, if they are."""
         self.activations.factors.clear()
-        self.activations.passed.clear()
         for layer in self.layers.values():
             layer.input_factor = layer.output_factor = None
         if self.channel_factor is None:
@@ -251,8 +250,6 @@ class Quantization(nn.Module):
                 continue
             shaped = factor.view(-1, *(1,) * group.dims)
             self.activations.factors[group.quantizer] = shaped
-            if group.gate is not None:
-                self.activations.passed.add(group.gate)
             if group.producer is not None:
                 self.layers[group.producer].output_factor = factor
             for name in group.consumers:

@@ -6,7 +6,7 @@ was trained and never guesses. :mod:`~mmquant_jacinto.plan.planner` makes it.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Optional, Union
@@ -14,9 +14,9 @@ from typing import Any, Optional, Union
 from ..errors import QuantizeError
 from ..targets.formats import TensorFormat
 
-# Of a plan with gates that factors open; else the least that has what a plan has: 4
-# sums that overwrite, 3 scaled channels or open results, 2 repeats.
-PLAN_VERSION = 5
+# Of a plan with scaled channels or open results; with repeats it is 2, else 1: what the
+# versions before read, too.
+PLAN_VERSION = 4
 INPUT, ACTIVATION, SUM, OUTPUT = 'input', 'activation', 'sum', 'output'
 OPERANDS = 'operands'  # a bias is as wide as input and weight together
 OVERRIDES = 'quantize.overrides'  # the reason why something is in float
@@ -107,9 +107,6 @@ class ScaledChannels:
         channels (int): Number of channels.
         dims (int): Number of axes behind them.
         is_bounded (bool): Whether a clamp bounds the tensor from above.
-        gate (str, optional): Quantizer inside the smooth activation in front of the
-            tensor or behind it, of what the activation multiplies its operand by. With
-            factors that is real numbers between two grids, and this one does nothing.
     """
 
     quantizer: str
@@ -118,7 +115,6 @@ class ScaledChannels:
     channels: int
     dims: int
     is_bounded: bool = False
-    gate: Optional[str] = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -292,7 +288,7 @@ class Plan:
         return (
             parts[0] == parts[1]
             and (self.is_learned or not other.is_learned)
-            and without_gates(other.scaled) in ((), without_gates(self.scaled))
+            and other.scaled in ((), self.scaled)
         )
 
     def with_weight_bits(self, widths: Mapping[str, int]) -> 'Plan':
@@ -329,9 +325,6 @@ class Plan:
             # As earlier versions wrote it.
             if not data[name]:
                 del data[name]
-        for group in data.get('scaled', ()):
-            if group['gate'] is None:
-                del group['gate']
         for spec in data['activations']:
             if spec['ends'] is None:
                 del spec['ends']
@@ -343,8 +336,6 @@ class Plan:
         is_new = self.scaled or has_open
         version = 3 if is_new else 2 if self.repeats else 1
         if any(step.overwrites for step in self.steps.values()):
-            version = 4
-        if any(group.gate is not None for group in self.scaled):
             version = PLAN_VERSION
         return json.dumps({'version': version, **data}, separators=(',', ':'))
 
@@ -396,14 +387,6 @@ def count_calls(plan: Plan) -> dict[str, int]:
         if step.weight is not None and not step.follows:
             calls[step.weight] = calls.get(step.weight, int(bool(plan.repeats))) + 1
     return calls
-
-
-def without_gates(groups: Iterable[ScaledChannels]) -> tuple[ScaledChannels, ...]:
-    """The groups as earlier versions had them.
-
-    A grid more or less inside an activation makes no difference to what ranges mean.
-    """
-    return tuple(replace(group, gate=None) for group in groups)
 
 
 def _tuple(value: Optional[list]) -> Optional[tuple]:

@@ -82,17 +82,14 @@ class _Finder:
         direct = [site for site, value in readers if value == made]
         if chain.clip is not None or len(direct) < len(readers):
             return
-        function = self._function(direct, made)
-        if function is None:
+        last = self._function(direct, made)
+        if last is None:
             return
-        *gates, last = function
-        inside = [self.quantizer(gate.outputs[0]) for gate in gates]
-        gate = inside[0] if inside else None
-        yield from self._group(made, chain.head, chain, [], gate)
+        yield from self._group(made, chain.head, chain, [])
         readers = self._readers(last)
         divides = self.divides or made not in self.opened
         if divides and self._are_convolutions(readers):
-            yield from self._group(last.outputs[0], chain.head, None, readers, gate)
+            yield from self._group(last.outputs[0], chain.head, None, readers)
 
     def _divided(self, chain: Chain) -> Iterator[ScaledChannels]:
         """What no layer makes, if quantizing it may divide it."""
@@ -109,7 +106,6 @@ class _Finder:
         shaped_like: Site,
         producer: Chain | None,
         readers: list[tuple[Site, int]],
-        gate: str | None = None,
     ) -> Iterator[ScaledChannels]:
         name = self.quantizer(value)
         chains = [self.flow.chains.get(reader.name) for reader, _ in readers]
@@ -124,7 +120,6 @@ class _Finder:
             shape[1],
             len(shape) - 2,
             clip is not None and clip[1] is not None,
-            gate,
         )
 
     def _is_own(self, site: Site) -> bool:
@@ -162,15 +157,15 @@ class _Finder:
             self._is_own(site) and site.inputs == [value] for site, value in readers
         )
 
-    def _function(self, readers: list[Site], value: int) -> list[Site] | None:
-        """The calls of a smooth activation of a value that none else reads."""
+    def _function(self, readers: list[Site], value: int) -> Site | None:
+        """The last call of a smooth activation of a value that none else reads."""
         chains = [self.flow.chains.get(site.name) for site in readers]
         if any(chain is None or chain.followers for chain in chains):
             return None
         if len(readers) == 1:
             (site,) = readers
             fits = site.op in PRODUCTS.values() and site.inputs == [value]
-            return [site] if fits and not site.further_inputs else None
+            return site if fits and not site.further_inputs else None
         gates = [site for site in readers if site.op in PRODUCTS]
         products = [site for site in readers if site.op == 'mul']
         if len(readers) != 2 or len(gates) != 1 or len(products) != 1:
@@ -183,7 +178,7 @@ class _Finder:
             and self._readers(gate) == [(product, opened)]
             and not (gate.further_inputs or product.further_inputs)
         )
-        return [gate, product] if fits else None
+        return product if fits else None
 
 
 def find_scaled_channels(

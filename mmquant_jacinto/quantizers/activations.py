@@ -103,9 +103,6 @@ class ActivationQuantizers(nn.Module):
         # Of quantizers, by name: what the channels are divided by before, shaped to
         # divide the tensor.
         self.factors: dict[str, Tensor] = {}
-        # Those inside functions that factors make ones of real numbers: they measure,
-        # and put nothing on a grid.
-        self.passed: set[str] = set()
         self.observing = True
         self._pending: list[Observation] = []
         self._grids: Optional[list[Grid]] = None
@@ -117,8 +114,8 @@ class ActivationQuantizers(nn.Module):
         self._extremes: Optional[Extremes] = None
 
     def has_range(self, name: str) -> bool:
-        """Whether a quantizer has seen anything to put on a grid."""
-        return self.index[name] in self._ranged and name not in self.passed
+        """Whether a quantizer has seen anything."""
+        return self.index[name] in self._ranged
 
     @property
     def has_ranges(self) -> bool:
@@ -126,28 +123,27 @@ class ActivationQuantizers(nn.Module):
         return bool(self._ranged)
 
     def grid(self, name: str) -> Optional[Grid]:
-        """The grid for training; None while the quantizer has no range, or is passed.
+        """The grid for training; None while the quantizer has no range.
 
         On an accelerator its members are tensors there: reading them would
         stall every step.
         """
-        return self._present_grids()[self.index[name]] if self.has_range(name) else None
-
-    def _present_grids(self) -> list[Grid]:
+        index = self.index[name]
+        if index not in self._ranged:
+            return None
+        grids = self._host_grids if self._is_on_host else self._grids
+        if grids is not None:
+            return grids[index]
         if self._is_on_host:
-            return self._all_host_grids()
-        if self._grids is None:
-            self._grids = self._make_grids(on_host=False)
-        return self._grids
+            return self.host_grid(name)
+        self._grids = self._make_grids(on_host=False)
+        return self._grids[index]
 
     def host_grid(self, name: str) -> Grid:
         """The grid in Python numbers, for what is computed once."""
-        return self._all_host_grids()[self.index[name]]
-
-    def _all_host_grids(self) -> list[Grid]:
         if self._host_grids is None:
             self._host_grids = self._make_grids(on_host=True)
-        return self._host_grids
+        return self._host_grids[self.index[name]]
 
     def quantize(self, name: str, x: Tensor, bounds: Bounds, in_place: bool) -> Tensor:
         """Fake-quantizes a tensor, where there is a range already.
@@ -190,7 +186,7 @@ class ActivationQuantizers(nn.Module):
         """The grids as they are; :meth:`commit` does not change what this holds."""
         if self._ranged:
             # Made on demand; later it would be from other ranges.
-            self._present_grids()
+            self.grid(self.specs[min(self._ranged)].name)
         return self._ranged, self._grids, self._host_grids
 
     def become(self, grids: tuple) -> None:

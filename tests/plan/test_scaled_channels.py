@@ -1,7 +1,6 @@
 """Which tensors may have channels of unlike scales, and which may not."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from toy_models import Forward
 
 from mmquant_jacinto import QuantizeConfig
-from mmquant_jacinto.plan.plan import Plan, without_gates
+from mmquant_jacinto.plan.plan import Plan
 from mmquant_jacinto.targets.rules.table import Rules
 from mmquant_jacinto.wrappers.prepare import plan_model
 
@@ -76,14 +75,6 @@ def test_smooth_activation_in_between_has_it_on_both_sides(name, x):
     assert (behind.producer, behind.consumers) == (None, ('b',))
     assert front.quantizer != behind.quantizer
     assert front.is_opened and behind.is_opened and not front.is_bounded
-
-
-@pytest.mark.parametrize('name', ['swish', 'gate in front', 'x * hardsigmoid(x)'])
-def test_gate_inside_is_named_on_both_sides(name, x):
-    front, behind = two(SMOOTH[name], x)
-    assert front.gate == behind.gate and 'sigmoid' in front.gate
-    assert [item.gate for item in two(SMOOTH['silu'], x)] == [None, None]
-    assert [item.gate for item in two(SMOOTH[name], x, target='openvino')] == [None]
 
 
 def test_in_front_it_does_not_matter_what_reads_the_function(x):
@@ -215,17 +206,3 @@ def test_state_without_factors_is_taken(x):
     )
     new, old = plan_of(net, x), plan_of(net, x, scale_channels=False)
     assert new.takes_state_of(old) and not old.takes_state_of(new)
-
-
-def test_plan_of_gates_has_a_version_of_its_own_and_takes_older_state(x):
-    net = Forward(
-        lambda net, x: net.b((lambda y: y * y.sigmoid())(net.a(x))),
-        a=nn.Conv2d(3, 4, 3),
-        b=nn.Conv2d(4, 4, 1),
-    )
-    new = plan_of(net, x)
-    assert json.loads(new.to_json())['version'] == 5
-    assert Plan.from_json(new.to_json()) == new
-    old = replace(new, scaled=without_gates(new.scaled))
-    assert json.loads(old.to_json())['version'] == 3
-    assert new.takes_state_of(old) and old.takes_state_of(new)

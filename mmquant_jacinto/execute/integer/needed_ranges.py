@@ -64,8 +64,7 @@ class NeededRanges:
 
     def note(self, quantizer: str | None, x: Tensor) -> None:
         """Takes note of a tensor that stays in float, if it has a quantizer."""
-        known = self._noted | self.activations.passed
-        if quantizer is not None and quantizer not in known and x.numel():
+        if quantizer is not None and quantizer not in self._noted and x.numel():
             self._noted.add(quantizer)
             self._new.append(quantizer)
 

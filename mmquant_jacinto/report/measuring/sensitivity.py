@@ -116,8 +116,6 @@ class WidthSignals(FloatSignals):
     def _at(self, grids: list[Grid], quantizer: str, x: Tensor) -> Tensor:
         """A sample of a tensor on the grid of a quantizer, at another width."""
         x, factor = self.visible(quantizer, x), self.activations.factor(quantizer)
-        if quantizer in self.activations.passed:
-            return sample(x)
         grid = grids[self.activations.index[quantizer]]
         scaled = x if factor is None else x / factor
         rounded = fake_quantize(scaled, grid, None, False)
