@@ -333,6 +333,7 @@ def test_wide_layers_and_other_libraries_are_told():
             mAP50=50.0, mAP=34.0, scores_dB=20.0, boxes_dB=21.0, objectness_dB=22.0
         ),
         'torch FX / x86 / W8A8': dict(reason='cannot trace'),
+        'mmquant_jacinto / default / W8A8': dict(reason='an older version'),
     }
     lines = list(pretrained_report.peer_lines(rows, dict(mAP50=51.0, mAP=37.0)))
     assert lines[2:] == [
