@@ -20,6 +20,7 @@ from .sections import (
     LearnedScale,
     Rounding,
     check_choice,
+    check_scale_channels,
     check_switch,
     is_number,
 )
@@ -99,10 +100,12 @@ class QuantizeConfig:
         equalize (bool, optional): Cross-layer equalization: rescales channels
             between layers before anything is quantized, see
             :mod:`~mmquant_jacinto.quantizers.equalize`. None takes the preset's.
-        scale_channels (bool, optional): Whether calibration divides channels of
+        scale_channels (bool | float, optional): Whether calibration divides channels of
             unlike reach by factors of their own, where convolutions take them in,
-            see :mod:`~mmquant_jacinto.plan.scaled_channels`. None: yes, unless
-            weights are rounded by a method or fake quantizers are MMRazor's.
+            see :mod:`~mmquant_jacinto.plan.scaled_channels`. A number: yes, and of how
+            many decibels of noise factors are to be worth where they are an operation
+            in the file. None: yes, unless weights are rounded by a method or fake
+            quantizers are MMRazor's.
         mixed_precision (MixedPrecision | str, optional): Calibration chooses
             the weights' widths, in place of ``bits``, or what is raised above ``bits``
             within a latency, and writes them to ``mixed_precision.json``; the path of
@@ -137,7 +140,7 @@ class QuantizeConfig:
     constrain_bias: Union[str, Literal[False], None] = None
     constrain_weights: Optional[bool] = None
     equalize: Optional[bool] = None
-    scale_channels: Optional[bool] = None
+    scale_channels: Union[bool, float, None] = None
     mixed_precision: Union[MixedPrecision, Raised, str, None] = None
     max_drop: Union[float, str, MaxDrop, Raised, None] = None
     surgery: bool = False
@@ -192,8 +195,9 @@ class QuantizeConfig:
                 'and train with '
                 "mixed_precision='WORK_DIR/mixed_precision.json', which that leaves"
             )
-        for key in ('constrain_weights', 'equalize', 'scale_channels'):
+        for key in ('constrain_weights', 'equalize'):
             check_switch(key, getattr(self, key), None)
+        check_scale_channels(self.scale_channels)
         object.__setattr__(self, 'max_drop', parse_max_drop(self.max_drop))
         check_max_drop(self.max_drop, self.mode, self.mixed_precision)
         check_switch('report', self.report)
@@ -399,6 +403,12 @@ class QuantizeConfig:
         """bool: Whether channels may be divided by factors of their own."""
         unfit = self.rounding.method != 'nearest' or self.fake_quants
         return self.scale_channels is not False and not unfit
+
+    @property
+    def factors_worth(self) -> Optional[float]:
+        """float, optional: Decibels that ``scale_channels`` names."""
+        given = self.scale_channels
+        return None if given is None or isinstance(given, bool) else float(given)
 
     @property
     def equalization(self) -> bool:

@@ -12,6 +12,8 @@ _BIAS_CORRECTION = 'quantize.calibration.bias_correction'
 # Rates and factors beyond this overflow in float32 within a few steps.
 LARGEST_FACTOR = 1e6
 LARGEST_COUNT = 2**31 - 1
+# No factor is worth more: 16 bits have about as many.
+MOST_DECIBELS = 100
 
 
 def is_number(value: object) -> bool:
@@ -40,6 +42,20 @@ def check_switch(key: str, value: object, *others: object) -> None:
         raise QuantizeError(
             f'quantize.{key}={value!r} is not a switch; use '
             f'{", ".join(words[:-1])} or {words[-1]}'
+        )
+
+
+def check_scale_channels(value: object) -> None:
+    """Raises where ``scale_channels`` is neither a switch nor a number of decibels.
+
+    1 is no number of decibels here: it may be meant as True.
+    """
+    if not is_number(value):
+        check_switch('scale_channels', value, None)
+    elif not 1 < float(value) <= MOST_DECIBELS:  # type: ignore[arg-type]
+        raise QuantizeError(
+            f'quantize.scale_channels={value!r} is no number of decibels; use True, '
+            f'False, or a number above 1, up to {MOST_DECIBELS}'
         )
 
 

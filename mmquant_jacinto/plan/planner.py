@@ -199,6 +199,8 @@ class Planner:
             learned_scale=config.learns_own_scales,
             **self._fake_quant(),
         )
+        if config.factors_worth is not None:
+            settings['scale_channels'] = config.factors_worth
         for key in ('mixed_precision', 'max_drop'):
             budget = getattr(config, key)
             asked = budget.settings if isinstance(budget, Raised) else budget

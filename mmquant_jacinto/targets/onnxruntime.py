@@ -217,10 +217,6 @@ class OnnxRuntime(Target):
     arithmetic = OnnxRuntimeArithmetic
     integer_clips = True
     backend = 'onnxruntime'
-    # Each is a pass over memory in float. COCO's YOLOX-Nano has 170 with 2 dB, and
-    # takes 2.3 times as long as in float; 42 with 8 dB, 1.5 times, with no more noise.
-    # With 11 dB it has 5 dB more.
-    worth_of_opening = 8.0
     rules = ONNXRUNTIME_RULES
 
     def finish(self, model: onnx.ModelProto) -> None:

@@ -57,9 +57,6 @@ class Target:
             for an importer that infers less.
         gains_by_surgery (bool): Whether ``quantize.surgery`` replaces what the engine
             is slow at or does not take.
-        worth_of_opening (float): Decibels of noise that factors of channels must be
-            worth where the file multiplies by them in front of a smooth activation, or
-            divides behind it: what the operation costs there.
         rules (Rules): What the engine takes, as a table: the planner plans by it, the
             exporter holds its file against it.
 
@@ -82,7 +79,6 @@ class Target:
     describes_heads: ClassVar[bool] = False
     stores_shapes: ClassVar[bool] = False
     gains_by_surgery: ClassVar[bool] = False
-    worth_of_opening: ClassVar[float] = 2.0
     rules: ClassVar[Rules] = Rules()
 
     def __init__(self, name: str) -> None:

@@ -160,6 +160,16 @@ BAD_VALUES = {
         'quantize.calibration.weights=1 is not a switch',
         'use True or False',
     ),
+    'scale channels 1': (
+        dict(scale_channels=1),
+        'quantize.scale_channels=1 is no number of decibels',
+        'use True, False, or a number above 1',
+    ),
+    'scale channels by a word': (
+        dict(scale_channels='all'),
+        "quantize.scale_channels='all' is not a switch",
+        'use True or False',
+    ),
     'empty mixed precision': (
         dict(mode='ptq', mixed_precision={}),
         'quantize.mixed_precision has no budget',

@@ -20,13 +20,13 @@ def x():
     return torch.randn(4, 3, 24, 24)
 
 
-def exported_net(spelling, x, target):
+def exported_net(spelling, x, target, **quantize):
     """A net some of whose channels have factors, and its file."""
     net = uneven(SPELLINGS[spelling][1])
-    calib = QuantCalibrateModule(net, x, target=target).train()
+    calib = QuantCalibrateModule(net, x, target=target, **quantize).train()
     calib(x)
     calib.eval()
-    assert (calib.quantization.channel_factor != 1).any()
+    assert (calib.quantization.channel_factor != 1).any() or quantize
     return net, export_onnx(net, x, target)
 
 
@@ -72,3 +72,11 @@ def test_what_reads_a_tensor_times_its_factors_shares_one_multiplication(x):
     readers = [[n.op_type for n in nodes if name in n.input] for name in gates]
     assert gates and all(makers[name] == 'Mul' for name in gates)
     assert all(sorted(kinds) == ['Mul', 'Sigmoid'] for kinds in readers)
+
+
+@pytest.mark.parametrize('decibels, is_worth', [(2.5, True), (90.0, False)])
+def test_factors_that_are_operations_have_to_be_worth_it(x, decibels, is_worth):
+    asked = dict(scale_channels=decibels)
+    _, exported = exported_net('silu', x, 'onnxruntime', **asked)
+    kinds = [node.op_type for node in exported.model.graph.node]
+    assert ('Div' in kinds) == is_worth
