@@ -66,8 +66,11 @@ MODELS_TIMED = {
 }
 RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 RATIOS = ('int8 / float', 'quantize_static / float', 'int8 / quantize_static')
-# Of networks some of whose channels have factors: without these.
-UNSCALED = 'int8 without factors'
+# Of networks some of whose channels have factors: without these, or with fewer.
+SCALED = {
+    'int8 without factors': False,
+    'int8 with scale_channels=8': 8,
+}
 OPENVINO = ('openvino int8 / float', 'openvino nncf / float', 'openvino int8 / nncf')
 # The table in a page lies between these lines.
 START, END = '<!-- latency -->', '<!-- end of latency -->'
@@ -224,9 +227,10 @@ def make_files(name: str, args: argparse.Namespace, folder: Path) -> dict[str, A
         'quantize_static': onnx.load(folder / 'static.onnx'),
     }
     if is_opened:
-        files[UNSCALED] = export_int8(
-            copy.deepcopy(model), size, 'onnxruntime', scale_channels=False
-        )[0]
+        for key, scale_channels in SCALED.items():
+            files[key] = export_int8(
+                copy.deepcopy(model), size, 'onnxruntime', scale_channels=scale_channels
+            )[0]
     if args.openvino:
         files['openvino float'] = files['float']
         files['openvino int8'] = export_int8(model, size, 'openvino')[0]
@@ -293,9 +297,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         'milliseconds': {k: round(statistics.median(v), 2) for k, v in times.items()},
         **{name: ratio(name) for name in RATIOS},
     }
-    if UNSCALED in files:
-        name = f'{UNSCALED} / float'
-        found[name] = ratio(name)
+    for key in [key for key in SCALED if key in files]:
+        found[f'{key} / float'] = ratio(f'{key} / float')
     found['profiles'] = {
         key: onnxruntime_profile(files[key], args.size, args.threads)
         for key in ('float', 'int8', 'quantize_static')
@@ -313,7 +316,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     models = result['models']
-    known = (*RATIOS, f'{UNSCALED} / float', *OPENVINO)
+    known = (*RATIOS, *(f'{key} / float' for key in SCALED), *OPENVINO)
     columns = [c for c in known if any(c in m for m in models.values())]
     titles = [
         c.replace('int8', 'INT8')
