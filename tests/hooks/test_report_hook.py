@@ -62,11 +62,11 @@ def test_ranges_that_moved_at_the_end_are_told(
 ):
     step, first = QuantCalibrateModule.calibrate_step, []
 
-    def same_images(self, batch, references, lr):
+    def same_images(self, batch, *others):
         # Those of the second half reach twice as far, or are the first once more.
         first.append(first[0] if first else batch['inputs'])
         factor = 2.0 if grows and len(first) > 2 else 1.0
-        return step(self, {**batch, 'inputs': first[0] * factor}, references, lr)
+        return step(self, {**batch, 'inputs': first[0] * factor}, *others)
 
     monkeypatch.setattr(QuantCalibrateModule, 'calibrate_step', same_images)
     runner = train(ptq_config(tmp_path, float_checkpoint))
