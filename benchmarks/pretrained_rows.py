@@ -64,6 +64,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(calibration=dict(bias_correction='analytic')),
     ),
     'one_scale': ('`scale_channels=False`', dict(scale_channels=False)),
+    'fewer_scales': ('`scale_channels=8`', dict(scale_channels=8)),
     'equalized': ('`equalize=True`', dict(equalize=True)),
     'percentile': ("`observer='percentile'`", dict(observer='percentile')),
     'moving_average': ("`observer='moving_average'`", dict(observer='moving_average')),
