@@ -43,7 +43,7 @@ MARGIN = 2.0**-7
 WORTH = 1.0
 # The same where it is a multiplication in front of a smooth activation, or a division
 # behind it. Files for ONNX Runtime compute each in float: COCO's YOLOX-Nano has 170
-# with 2 dB, and takes 2.3 times as long as in float; 42 with 8 dB, 1.5 times, but its
+# with 2 dB, and takes 2.3 times as long as in float; 42 with 8 dB, 1.7 times, but its
 # scores are off by twice as much on some images.
 WORTH_OPENED = 2.0
 # Parts of the unevenness that the grid takes; the weights take the rest.
