@@ -47,25 +47,23 @@ def forward(model: torch.nn.Module, batch: dict[str, Any]) -> Callable[[], Any]:
     return run
 
 
-def quantized(
-    model: torch.nn.Module, batch: dict[str, Any], target: str
-) -> torch.nn.Module:
-    """The model on integers, with the ranges of one batch."""
-    calibrated = MMDetQuantCalibrateModule(
-        copy.deepcopy(model), dummy_input=batch, target=target
-    )
-    calibrated.train()
-    calibrated.calibrate_step(copy.deepcopy(batch), None, 0.0)
-    calibrated.eval()
-    calibrated.quantization.set_phase('test')
-    return calibrated
+def calibrated(
+    model: torch.nn.Module, batch: dict[str, Any], target: str, **quantize: Any
+) -> Any:
+    """The model with the ranges of one batch."""
+    module = MMDetQuantCalibrateModule(
+        copy.deepcopy(model), dummy_input=batch, target=target, **quantize
+    ).train()
+    module.calibrate_step(copy.deepcopy(batch), None, 0.0)
+    module.quantization.activations.settle()
+    return module
 
 
 def measure(name: str, target: str, args: argparse.Namespace) -> dict[str, Any]:
     """Ratios of a network, by batch."""
     model = build(name).eval()
     found = {}
-    test = quantized(model, random_batch(1, args.size), target)
+    test = calibrated(model, random_batch(1, args.size), target).eval()
     for size in args.batches:
         batch = random_batch(size, args.size)
         variants = dict(float=forward(model, batch), integer=forward(test, batch))

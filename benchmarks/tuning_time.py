@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation_time import forward
+from evaluation_time import calibrated, forward
 from timed_networks import DETECTORS, LABELS, NETWORKS, build, random_batch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiled
 
-from mmquant_jacinto import MMDetQuantCalibrateModule
 from mmquant_jacinto.methods import reconstruction
 
 ITERATIONS, TOP = 12, 8
@@ -38,18 +37,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=256)
     parser.add_argument('--json', type=Path, help='where the result goes')
     return parser.parse_args()
-
-
-def calibrated(
-    model: torch.nn.Module, batch: dict[str, Any], target: str, **quantize: Any
-) -> Any:
-    """The model with the ranges of one batch."""
-    module = MMDetQuantCalibrateModule(
-        copy.deepcopy(model), dummy_input=batch, target=target, **quantize
-    ).train()
-    module.calibrate_step(copy.deepcopy(batch), None, 0.0)
-    module.quantization.activations.settle()
-    return module
 
 
 def seconds(run: Any) -> float:

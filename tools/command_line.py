@@ -110,8 +110,15 @@ def check_file(path: str) -> None:
         raise QuantizeError(f'{path} {reason}; give a whole .pth or .onnx file')
 
 
-def check_folder(folder: Path) -> None:
-    """Raise QuantizeError where --out cannot be written; leave nothing behind."""
+def report_folder(given: Optional[Path], checkpoint: str) -> Path:
+    """Where a report goes: --out, or beside the checkpoint.
+
+    Leaves nothing behind.
+
+    Raises:
+        QuantizeError: If it cannot be written.
+    """
+    folder = given or Path(checkpoint).resolve().parent / 'report'
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +133,7 @@ def check_folder(folder: Path) -> None:
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
+    return folder
 
 
 def check_shape(shape: tuple[int, int]) -> None:

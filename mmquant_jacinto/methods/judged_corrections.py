@@ -46,11 +46,13 @@ def keep_if_nearer(
     corrections = state.bias_correction, state.weight_correction
     known = [correction.clone() for correction in corrections]
     judged = list(enumerate(batches))
-    corrected = _error(state, run, judged)
+    error = OutputError(state, run)
+    corrected = error.mean(judged)
     state.bias_correction.zero_()
     state.weight_correction.fill_(1.0)
     state.note_weight_correction()
-    plain = _error(state, run, judged)
+    error.renew_student()
+    plain = error.mean(judged)
     if corrected is None or plain is None:
         is_nearer, said = True, 'nothing that leaves the network can be compared'
     else:
@@ -67,12 +69,3 @@ def keep_if_nearer(
     else:
         print_log(f'Corrections: {said}: there are none.', 'current', logging.WARNING)
     return is_nearer
-
-
-def _error(
-    state: State,
-    run: Callable[[Behaviour, Any], None],
-    judged: Sequence[tuple[int, Any]],
-) -> float | None:
-    # Anew: what a student has folded stays as it was.
-    return OutputError(state, run).mean(judged)

@@ -102,6 +102,7 @@ class OutputError:
 
     def __init__(self, state: State, run: Callable[[Behaviour, Any], None]) -> None:
         self.run = run
+        self._state = state
         self._held: dict[Any, Kept] = {}
         # Of the teacher's outputs: sums of their mean squares, and how many.
         self._squares: dict[str, tuple[Tensor, Tensor]] = {}
@@ -114,6 +115,10 @@ class OutputError:
             else torch.finfo(torch.float32).tiny
             for name in self.student.outputs.names
         }
+
+    def renew_student(self) -> None:
+        """Makes a student of the present state: it keeps what it has folded."""
+        self.student = Student(self._state)
 
     @torch.no_grad()
     def reference(self, batch: Any, key: Any = None) -> Kept:

@@ -15,7 +15,7 @@ from typing import Union
 from ..plan.plan import Plan
 from ..record import ops
 from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER
-from .content import Finding, LayerReport, Report, Trial
+from .content import Finding, LayerReport, Report, Trial, is_weighed
 from .measuring.trials import CHANNELS, block_of, overrides_line
 
 MOST_FINDINGS = 12
@@ -34,7 +34,7 @@ DRIFT = 6.0  # dB, a bit, between biases of calibration and of the measured imag
 
 def outstanding(layers: Sequence[LayerReport]) -> list[LayerReport]:
     """Layers that need an explanation, worst first."""
-    if any(layer.share is not None for layer in layers):
+    if is_weighed(layers):
         found = [x for x in layers if (x.share or 0.0) >= OUTSTANDING_SHARE]
         return sorted(found, key=lambda x: -x.share)[:MOST_FINDINGS]
     known = [x for x in layers if x.snr_own is not None]

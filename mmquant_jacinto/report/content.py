@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
@@ -285,7 +286,7 @@ class Report:
 
     def costliest(self, count: int = 3) -> list[LayerReport]:
         """The layers that cost most: by their share, else by their own noise."""
-        if any(layer.share is not None for layer in self.layers):
+        if is_weighed(self.layers):
             return sorted(self.layers, key=lambda layer: -(layer.share or 0.0))[:count]
         known = [layer for layer in self.layers if layer.snr_own is not None]
         return sorted(known, key=lambda layer: layer.snr_own)[:count]
@@ -310,6 +311,14 @@ class Report:
         for score in self.scores:
             found[f'report/{score.metric}/{score.network}'] = score.value
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def is_weighed(layers: Iterable[LayerReport]) -> bool:
+    """Whether it was measured what each layer puts into the outputs.
+
+    Without that, the layer with the largest error may be one that they hardly feel.
+    """
+    return any(layer.share is not None for layer in layers)
 
 
 def as_json(data: Any) -> str:

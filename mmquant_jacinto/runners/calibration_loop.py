@@ -215,9 +215,9 @@ class CalibrationLoop(BaseLoop):
             lr = self.config.lr * 0.5**epoch
             self._pass(f'{what}, pass {epoch + 1}', references, lr)
         model.correct_analytically()
-        if self._held_out:
-            batches = Batches(self.dataloader, self._held_out)
-            model.judge_corrections(list(batches))
+        held_out = self._held_out
+        if held_out:
+            model.judge_corrections(Batches(self.dataloader, held_out))
         if runner.quantize_config.finetune is not None:
             self._finetune(runner.quantize_config.finetune)
 
@@ -305,7 +305,7 @@ class CalibrationLoop(BaseLoop):
         self, name: str, references: Optional[list[dict[str, Tensor]]], lr: float
     ) -> list[dict[str, Tensor]]:
         runner = self.runner
-        total = self.batches
+        total, held_out = self.batches, self._held_out
         runner.logger.info(
             f'Calibration of {name}: {total} batches of '
             f'{self.dataloader.batch_size or 1} images'
@@ -319,7 +319,7 @@ class CalibrationLoop(BaseLoop):
                 self.first_batch = copy.deepcopy(batch)
             step = runner.model.calibrate_step
             reference = references and references[index]
-            means.append(step(batch, reference, lr, index < self._held_out))
+            means.append(step(batch, reference, lr, index < held_out))
             self._iter += 1
             # In the first pass alone: later ones count on.
             if self._iter == total // 2:

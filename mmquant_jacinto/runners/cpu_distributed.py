@@ -62,10 +62,11 @@ def init_cpu_process_group(launcher: str, backend: str = 'gloo') -> None:
     torch_dist.init_process_group(backend=backend)
     # Its threads may be ended by the interpreter while they wait, which ends the
     # process with an error after all is done.
-    atexit.register(_leave_process_group)
+    atexit.register(leave_process_group)
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
+    """Leaves the group of processes, if there is one."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 

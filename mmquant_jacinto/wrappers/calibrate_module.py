@@ -57,7 +57,6 @@ class QuantCalibrateModule(FinetunedModule):
     mode = 'ptq'
     _corrections = 0  # passes that corrected biases
     _has_factors = False
-    _is_held_out = False
 
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(module, *args, **kwargs)
@@ -148,14 +147,17 @@ class QuantCalibrateModule(FinetunedModule):
             Dict[str, Tensor]: Moments of each layer's output per channel, see
             :func:`~mmquant_jacinto.execute.calibrate.channel_moments`.
         """
+        outputs, inputs = self._measure(*args, **kwargs)
+        self._inputs.add(inputs)
+        return outputs
+
+    def _measure(self, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], ...]:
+        """One float pass that measures: moments of layers' outputs, mean inputs."""
         self.keep_float_weights()
         behaviour = cast(Observe, self._behaviour(phases.OBSERVE))
         with torch.no_grad():
             self.module(*args, **kwargs)
-        inputs = behaviour.inputs.take()
-        if not self._is_held_out:
-            self._inputs.add(inputs)
-        return behaviour.outputs.take()
+        return behaviour.outputs.take(), behaviour.inputs.take()
 
     def correct_analytically(self) -> None:
         """Corrects the biases by what was observed, if the config asks for it.
@@ -286,10 +288,11 @@ class QuantCalibrateModule(FinetunedModule):
             Dict[str, Tensor]: What :meth:`observe` returns in the pass that
             measures, nothing in one that corrects.
         """
-        self._is_held_out = is_held_out
         if is_held_out and reference is not None:
             return {}
         args, kwargs = self.arguments(batch)
+        if is_held_out:
+            return self._measure(*args, **kwargs)[0]
         if reference is None:
             return self.observe(*args, **kwargs)
         self.correct(reference, lr, *args, **kwargs)

@@ -115,3 +115,36 @@ def test_judges_teach_nothing(way):
         model.correct_analytically()
         found.append(model.quantization.bias_correction.clone())
     assert found[0].any() and torch.equal(*found)
+
+
+def test_what_follows_a_judge_teaches():
+    first, second = images(2)
+    found = []
+    for judged_before in (False, True):
+        torch.manual_seed(0)
+        model = QuantCalibrateModule(
+            randomize_norms(ToyNet()).eval(),
+            first,
+            calibration=dict(bias_correction='analytic'),
+            **COARSE,
+        ).train()
+        if judged_before:
+            model.calibrate_step(second, None, 0.0, is_held_out=True)
+        model.observe(second)
+        model.correct_analytically()
+        found.append(model.quantization.bias_correction.clone())
+    assert found[0].any() and torch.equal(*found)
+
+
+def test_float_gives_its_outputs_once(said, monkeypatch):
+    first, *others = images(6)
+    model = calibrated(others)
+    run, seen = model._run_with, []
+
+    def noted(behaviour, batch):
+        seen.append(type(behaviour).__name__)
+        run(behaviour, batch)
+
+    monkeypatch.setattr(model, '_run_with', noted)
+    model.judge_corrections([first])
+    assert seen == ['FloatOutputs', 'Student', 'Student']

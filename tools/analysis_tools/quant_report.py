@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import (  # noqa: E402
     check_file,
-    check_folder,
     exit_on_quantize_error,
     merge_options,
     read_config,
+    report_folder,
 )
 from image_set import images_of_test  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
@@ -76,8 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_file(args.checkpoint)
     if args.file is not None:
         check_file(args.file)
-    args.out = args.out or Path(args.checkpoint).resolve().parent / 'report'
-    check_folder(args.out)
+    args.out = report_folder(args.out, args.checkpoint)
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from command_line import (  # noqa: E402
     check_file,
-    check_folder,
     exit_on_quantize_error,
     merge_options,
     read_config,
+    report_folder,
 )
 from image_set import images_of_test  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
@@ -40,6 +40,7 @@ from mmquant_jacinto.report.measuring.sensitivity import (  # noqa: E402
 from mmquant_jacinto.report.page.plots import plot_sensitivity  # noqa: E402
 from mmquant_jacinto.runners.cpu_distributed import (  # noqa: E402
     init_cpu_process_group,
+    leave_process_group,
 )
 from mmquant_jacinto.targets.formats import check_bits  # noqa: E402
 
@@ -85,8 +86,7 @@ def check_arguments(args: argparse.Namespace) -> None:
                 f'--{name} {getattr(args, name)} is not a count; use 1 or more'
             )
     check_file(args.checkpoint)
-    args.out = args.out or Path(args.checkpoint).resolve().parent / 'report'
-    check_folder(args.out)
+    args.out = report_folder(args.out, args.checkpoint)
 
 
 def start_processes(launcher: str) -> None:
@@ -155,7 +155,7 @@ def leave_processes() -> None:
     On the interpreter's own way out a thread that still waits aborts the process, and
     the launcher then ends the others, which may be writing.
     """
-    torch.distributed.destroy_process_group()
+    leave_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -24,7 +24,7 @@ from mmquant_jacinto.wrappers.prepare import is_region, probe_passes
 
 from .configs import strip_pretrained
 from .models import ZOO, Source, build_and_predict, calibrate, lighten, run
-from .outputs import UNSEEN, RegionTap, signal_to_noise
+from .outputs import NO_NOISE, UNSEEN, RegionTap, signal_to_noise
 from .shortfall import examine_shortfall
 
 # Formats to examine. The extremes of the one batch are its ranges: what a percentile
@@ -269,7 +269,7 @@ def _compare(reference: RegionTap, tap: RegionTap) -> dict[str, Any]:
         if name in tap.outputs and call not in tap.strayed:
             value = signal_to_noise(signal, tap.outputs[name])
             if value is not None:
-                values[name] = round(min(value, 999.0), 1)
+                values[name] = round(min(value, NO_NOISE), 1)
     heads = {name: values[name] for name in reference.heads() if name in values}
     return dict(
         least=min(heads.values(), default=None),

@@ -8,6 +8,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+NO_NOISE = 999.0  # dB, and what is more than that
 UNSEEN = -999.0  # dB: what other images change of an output that is the same for all
 _MADE_BY = '_zoo_made_by'  # on a tensor: the region's call that returned it
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import violations
+from .outputs import NO_NOISE
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parents[1] / 'mmquant_jacinto'
@@ -147,7 +148,7 @@ def _cause(report: dict[str, Any], bits: str, name: str) -> str:
 def _noise_in_words(found: dict[str, Any]) -> str:
     """What `shortfall.examine_shortfall` found."""
     before = "all of that noise is its own layers'"
-    if found['in_float'] < 999:
+    if found['in_float'] < NO_NOISE:
         before = (
             'in float, from what the quantized layers before it give, it has '
             f'{found["in_float"]} dB'

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from mmquant_jacinto.plan.plan import Plan
 
 from .models import calibrate, run
-from .outputs import RegionTap, signal_to_noise
+from .outputs import NO_NOISE, RegionTap, signal_to_noise
 
 # A calibrated range of 16 bits has room for other images; this observer's ends at what
 # the one batch had.
 NO_ROOM = dict(bits=16, target='onnxruntime', observer='moving_average')
 FEW = 1e-3  # of an output's elements
-NONE = 999.0  # dB: no noise at all
 
 
 def examine_shortfall(
@@ -66,7 +65,7 @@ def _tapped(model: nn.Module, batch: dict, tap: RegionTap, **options: Any) -> Re
 
 def _decibels(signal: Tensor, noisy: Tensor) -> float:
     found = signal_to_noise(signal, noisy)
-    return round(min(NONE if found is None else found, NONE), 1)
+    return round(min(NO_NOISE if found is None else found, NO_NOISE), 1)
 
 
 def _most_noise(signal: Tensor, noisy: Tensor) -> tuple[float, float]:

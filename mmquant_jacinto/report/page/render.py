@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import QuantizeError
-from ..content import Report
+from ..content import Report, is_weighed
 from .plots import plot_curves, plot_network
 from .text import COLUMNS, broken, cells
-from .verdict import is_weighed, verdict
+from .verdict import verdict
 
 FOLDER = Path(__file__).parent
 
@@ -48,7 +48,7 @@ def render(
     return template.render(
         report=report,
         verdict=verdict(report),
-        weighed=is_weighed(report),
+        weighed=is_weighed(report.layers),
         columns=COLUMNS,
         rows=[
             dict(anchor=anchor, cells=cells(layer))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...config.max_drop import MaxDrop
 from ..causes import next_line
-from ..content import Finding, Report, Score
+from ..content import Finding, Report, Score, is_weighed
 
 # Detectors whose outputs are further from float than this lose points; what is nearer
 # loses none that their 20 images show (docs/pretrained.md).
@@ -120,7 +120,7 @@ def verdict(report: Report) -> dict[str, Any]:
     elif report.findings and not report.trials:
         first = report.findings[0]
         found.update(
-            next=search or (first.remedy if is_weighed(report) else None),
+            next=search or (first.remedy if is_weighed(report.layers) else None),
             why=_untried(report, first),
             proof=_searching() if search else _further(report).strip(),
         )
@@ -199,19 +199,11 @@ def _blame(report: Report) -> str:
     )
 
 
-def is_weighed(report: Report) -> bool:
-    """Whether it was measured what each layer puts into the outputs.
-
-    Without that, the layer with the largest error may be one that they hardly feel.
-    """
-    return any(layer.share is not None for layer in report.layers)
-
-
 def _untried(report: Report, likeliest: Finding) -> str:
     """What a run can say that had no time to try what helps."""
     count = 'one image' if report.images == 1 else f'{report.images} images'
     text = f'This run had no time to try what helps: it measured on {count}'
-    if is_weighed(report):
+    if is_weighed(report.layers):
         return (
             f'{text}. The likeliest place is {likeliest.module}: {likeliest.cause} '
             'quant_report.py, below, measures what is to blame.'
