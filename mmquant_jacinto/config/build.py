@@ -8,7 +8,8 @@ from ..errors import QuantizeError, nearest
 from ..registry import ROUNDINGS, registered
 from .sections import Rounding
 
-SWITCHES = ('learned_scale', 'finetune')  # sections that True switches on as they are
+# Sections that True switches on as they are, and False off, where None may mean yes.
+SWITCHES = ('learned_scale', 'finetune', 'distill')
 
 
 def build(
@@ -35,7 +36,7 @@ def build(
             )
         is_switch = item is None or isinstance(item, bool)
         if name in SWITCHES and is_switch:
-            item = sections[name]() if item else None
+            item = sections[name]() if item else item
         elif name == 'rounding' and isinstance(item, str):
             item = Rounding(item)
         elif name == 'mixed_precision' and (

@@ -33,7 +33,7 @@ class FakeQuant:
 def check_fake_quants(
     given: Mapping[str, FakeQuant],
     mode: str,
-    learned_scale: object,
+    learns_own: bool,
     target: str,
     preset: Preset,
 ) -> None:
@@ -42,7 +42,7 @@ def check_fake_quants(
     Args:
         given (Mapping[str, FakeQuant]): By kind, ``'weight'`` or ``'activation'``.
         mode (str): ``quantize.mode``.
-        learned_scale (object): ``quantize.learned_scale``; None where it is off.
+        learns_own (bool): Whether ``quantize.learned_scale`` is on.
         target (str): ``quantize.target``.
         preset (Preset): That target's formats.
 
@@ -59,7 +59,7 @@ def check_fake_quants(
                 f'{key} is for training, and quantize.mode={mode!r} does not train; '
                 "use mode='qat'"
             )
-        if learned_scale is not None:
+        if learns_own:
             raise QuantizeError(
                 f'{key} and quantize.learned_scale both learn scales; leave one of '
                 'them away'

@@ -15,11 +15,13 @@ from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
 from .mixed_precision import MixedPrecision
 from .sections import (
     Calibration,
+    Distill,
     Finetune,
     Freeze,
     LearnedScale,
     Rounding,
     check_choice,
+    check_positive,
     check_scale_channels,
     check_switch,
     is_number,
@@ -38,6 +40,7 @@ SHORT_FORMS = {'training': 'qat', 'calibration': 'ptq', 'qat': 'qat', 'ptq': 'pt
 BIAS_CONSTRAINTS = ('saturate', 'reduce_weight_scale')
 SECTIONS = dict(
     calibration=Calibration,
+    distill=Distill,
     finetune=Finetune,
     freeze=Freeze,
     learned_scale=LearnedScale,
@@ -83,7 +86,16 @@ class QuantizeConfig:
         rounding (str | dict): For ``mode='ptq'``: how weights are rounded, a method
             or all of :class:`Rounding`. Defaults to ``'nearest'``.
         learned_scale (bool | dict, optional): For ``mode='qat'``: whether scales are
-            parameters of the training (LSQ), see :class:`LearnedScale`.
+            parameters of the training (LSQ), see :class:`LearnedScale`. None: where
+            weights or activations have fewer than 8 bits.
+        distill (bool | dict, optional): For ``mode='qat'``: whether the float model
+            teaches the training, beside the labels, see :class:`Distill`. None: where
+            the training starts from a float checkpoint and has no more than 10,000
+            images.
+        lr_mult (float, optional): For ``mode='qat'``: what the learning rates of the
+            config are multiplied by. None: where they are those of the float config
+            that it inherits from, and the training starts from a checkpoint, 0.01;
+            0.1 where weights or activations have fewer than 8 bits. Else 1.
         finetune (bool | dict, optional): For ``mode='ptq'``: whether weights, biases
             and scales are trained for the float model's outputs once all else is
             calibrated, see :class:`Finetune`.
@@ -132,8 +144,10 @@ class QuantizeConfig:
     percentile: float = 0.01
     weight_observer: Optional[str] = None
     rounding: Rounding = field(default_factory=Rounding)
-    learned_scale: Optional[LearnedScale] = None
-    finetune: Optional[Finetune] = None
+    learned_scale: Union[LearnedScale, Literal[False], None] = None
+    distill: Union[Distill, Literal[False], None] = None
+    lr_mult: Optional[float] = None
+    finetune: Union[Finetune, Literal[False], None] = None
     per_channel: Union[str, bool, None] = None
     weight: Optional[FakeQuant] = None
     activation: Optional[FakeQuant] = None
@@ -160,8 +174,10 @@ class QuantizeConfig:
             look_up(OBSERVERS, 'quantize.observer', self.observer)
         look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer_name)
         for key, given, mode, what in (
-            ('learned_scale', self.learned_scale is not None, 'qat', 'trains'),
-            ('finetune', self.finetune is not None, 'ptq', 'calibrates'),
+            ('learned_scale', bool(self.learned_scale), 'qat', 'trains'),
+            ('distill', bool(self.distill), 'qat', 'trains'),
+            ('lr_mult', self.lr_mult is not None, 'qat', 'trains'),
+            ('finetune', bool(self.finetune), 'ptq', 'calibrates'),
             ('rounding', self.rounding.method != 'nearest', 'ptq', 'calibrates'),
         ):
             if given and self.mode != mode:
@@ -170,9 +186,12 @@ class QuantizeConfig:
                     f'{self.mode!r} does not; use mode={mode!r}'
                 )
         check_fake_quants(
-            self.fake_quants, self.mode, self.learned_scale, self.target, self.preset
+            *(self.fake_quants, self.mode, bool(self.learned_scale)),
+            *(self.target, self.preset),
         )
-        searches = self.observer_class.searches and self.learned_scale is None
+        if self.lr_mult is not None:
+            check_positive('lr_mult', self.lr_mult)
+        searches = self.observer_class.searches and not self.learns_own_scales
         if searches and self.mode != 'ptq':
             raise QuantizeError(
                 f'quantize.observer={self.observer_name!r} searches a range for all '
@@ -342,7 +361,20 @@ class QuantizeConfig:
     @property
     def learns_own_scales(self) -> bool:
         """bool: Whether our scales are parameters, in QAT or in fine-tuning."""
-        return self.learned_scale is not None or self.finetune is not None
+        return self.learning is not None or bool(self.finetune)
+
+    @property
+    def learning(self) -> Optional[LearnedScale]:
+        """LearnedScale, optional: How a training learns scales; None: it does not."""
+        if self.learned_scale is None:
+            learns = self.mode == 'qat' and self.has_few_bits and not self.fake_quants
+            return LearnedScale() if learns else None
+        return self.learned_scale or None
+
+    @property
+    def has_few_bits(self) -> bool:
+        """bool: Whether weights or activations have fewer bits than come for free."""
+        return min(self.bits_of('weight'), self.bits_of('activation')) < 8
 
     @property
     def preset(self) -> Preset:
@@ -353,7 +385,9 @@ class QuantizeConfig:
         if self.observer is not None:
             return self.observer
         preset = self.preset
-        found = preset.calibration_observer if self.calibrates else None
+        # What learned scales start from is measured as in a calibration.
+        measured = self.calibrates or self.learning is not None
+        found = preset.calibration_observer if measured else None
         if found is not None and self.bits_of('activation') <= FEW_BITS:
             return FEW_BITS_OBSERVER
         return found or preset.observer
@@ -364,7 +398,7 @@ class QuantizeConfig:
         if self.weight_observer is not None:
             return self.weight_observer
         # What is to be trained must not be cut off.
-        searches = self.calibrates and self.finetune is None
+        searches = self.calibrates and not self.finetune
         return self.preset.calibration_weight_observer if searches else 'minmax'
 
     @property

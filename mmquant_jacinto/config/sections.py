@@ -183,7 +183,8 @@ class Freeze:
 
     Args:
         bn (int | bool | None): Start of the epoch that freezes the statistics
-            of batch normalization. None: half of the epochs, less one.
+            of batch normalization. None: half of the epochs, less one; with a
+            teacher (``distill``) the first.
         ranges (int | bool | None): The same for activation ranges. None: half
             of the epochs, plus one.
     """
@@ -216,6 +217,30 @@ class LearnedScale:
     def __post_init__(self) -> None:
         check_positive('learned_scale.lr_mult', self.lr_mult)
         check_count('learned_scale.num_images', self.num_images, 1)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """``quantize.distill``: the float model as the teacher of a training.
+
+    See :mod:`~mmquant_jacinto.methods.self_distillation`.
+
+    Args:
+        weight (float): Of the teacher's loss, beside the model's own. Defaults to 10.
+        checkpoint (str, optional): The float checkpoint that teaches. Defaults to
+            ``load_from``.
+    """
+
+    weight: float = 10.0
+    checkpoint: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        check_positive('distill.weight', self.weight)
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str):
+            raise QuantizeError(
+                f'quantize.distill.checkpoint={self.checkpoint!r} is no path; give '
+                'that of a float checkpoint, or leave it away for load_from'
+            )
 
 
 @dataclass(frozen=True)

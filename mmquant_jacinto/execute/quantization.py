@@ -299,6 +299,7 @@ class Quantization(nn.Module):
         if stored is None:
             # A float checkpoint: the quantizers stay as they are, but what was
             # computed from the weights does not hold any more.
+            self._keep_children(state_dict, prefix)
             self.set_phase(self.phase)
             return
         plan = read_plan(stored)
@@ -311,6 +312,7 @@ class Quantization(nn.Module):
             # Those of its children, too.
             for key in mine:
                 del state_dict[key]
+            self._keep_children(state_dict, prefix)
             return
         self.activations.forget_histograms()
         for key in mine:
@@ -323,6 +325,12 @@ class Quantization(nn.Module):
                 target.copy_(state_dict[key])
         self.activations.refresh()
         self.set_phase(self.phase)
+
+    def _keep_children(self, state_dict: dict, prefix: str) -> None:
+        """Makes a checkpoint that has no state of the children one that keeps theirs."""
+        for name, child in self.named_children():
+            for key, value in child.state_dict(prefix=f'{prefix}{name}.').items():
+                state_dict.setdefault(key, value)
 
     def _accepts(self, plan: Plan) -> bool:
         """Whether the state of a checkpoint's plan is taken; builds it if it must.

@@ -20,12 +20,12 @@ class QATHook(Hook):
     """Freezes batch normalization and ranges, and logs the ranges.
 
     ``quantize.freeze`` says when; by default the statistics of batch
-    normalization freeze one epoch before the middle of the training, and
-    activation ranges one epoch after it. In an iteration-based training a
-    twelfth of it counts as an epoch. On several processes, statistics of batch
-    normalization are averaged before they are frozen, validated or saved, because
-    weights are quantized as folded with them. ``QuantRunner`` registers this hook
-    by itself.
+    normalization freeze one epoch before the middle of the training (at its start,
+    where the float model teaches), and activation ranges one epoch after it. In an
+    iteration-based training a twelfth of it counts as an epoch. On several
+    processes, statistics of batch normalization are averaged before they are frozen,
+    validated or saved, because weights are quantized as folded with them.
+    ``QuantRunner`` registers this hook by itself.
 
     Args:
         interval (int): Iterations between two writings of the ranges to the
@@ -48,6 +48,7 @@ class QATHook(Hook):
         if fake_quants is not None and _averaged(runner):
             fake_quants.check_averaged()
         runner.measure_start()
+        runner.start_teaching()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""

@@ -52,11 +52,17 @@ class Outputs:
 
         But for what other outputs follow from.
         """
+        if not self.keep(step, x):
+            return x
+        return (x.detach() if step.output in self._ends else x).clone()
+
+    def keep(self, step: Step, x: Any) -> bool:
+        """Keeps what a step gives, if it is an output; says whether it is one."""
         is_output = step.last and step.output in self.names
         if not is_output or not isinstance(x, Tensor) or not x.numel():
-            return x
+            return False
         self.kept.append((step.output, x))
-        return (x.detach() if step.output in self._ends else x).clone()
+        return True
 
     def take(self) -> list[tuple[str, Tensor]]:
         """Quantizer and tensor of what was kept, since last taken."""

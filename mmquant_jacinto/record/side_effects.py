@@ -11,9 +11,13 @@ from torch import nn
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Leaves Python's, NumPy's and torch's random state as they were."""
+    """Leaves Python's, NumPy's and torch's random state as they were.
+
+    Of accelerators that of the present one: others are other processes'.
+    """
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:

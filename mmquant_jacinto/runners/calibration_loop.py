@@ -218,7 +218,7 @@ class CalibrationLoop(BaseLoop):
         held_out = self._held_out
         if held_out:
             model.judge_corrections(Batches(self.dataloader, held_out))
-        if runner.quantize_config.finetune is not None:
+        if runner.quantize_config.finetune:
             self._finetune(runner.quantize_config.finetune)
 
     @property

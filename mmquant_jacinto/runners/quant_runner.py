@@ -1,5 +1,6 @@
 """The runner that quantizes: MMEngine's, with the model wrapped by phase."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -37,6 +38,7 @@ from .checkpoint_files import (
 )
 from .cpu_distributed import distributed_arguments, init_cpu_process_group
 from .environment import described
+from .inherited_rates import scale_rates
 from .refusals import (
     MODE,
     check_metric,
@@ -47,6 +49,7 @@ from .refusals import (
     refuse_synchronized_norms,
 )
 from .run_start import find_start, load_from_in_file, measure_start
+from .teaching import TEACHER, refuse_second_teacher, start_teaching
 from .train_batches import equalize_epochs, with_new_workers
 
 # Part of the name of each learned scale; longer than a key that a user would write
@@ -83,6 +86,8 @@ class QuantRunner(Runner):
     _load_from: Optional[str]
     _resume: bool
     goes_on = False  # whether a run is started again, be it without a checkpoint
+    start_from: Optional[str] = None  # the checkpoint that a run begins with
+    known_teacher: Optional[dict[str, str]] = None  # of a training: path and digest
 
     def __init__(self, *args: Any, cfg: Optional[dict] = None, **kwargs: Any) -> None:
         self.quantize_config = QuantizeConfig.parse((cfg or {}).get('quantize'))
@@ -90,6 +95,17 @@ class QuantRunner(Runner):
             refuse_conflicts(cfg)
         self._load_from_in_file = load_from_in_file(cfg or {})
         super().__init__(*args, cfg=cfg, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> 'QuantRunner':
+        """Builds a runner from a config, whose learning rates may be too large."""
+        cfg = copy.deepcopy(cfg)
+        start = cfg.get('load_from') or cfg.get('resume')
+        scaled = scale_rates(cfg, from_checkpoint=bool(start))
+        runner = super().from_cfg(cfg)
+        if scaled is not None:
+            runner.logger.info(scaled)
+        return runner
 
     def setup_env(self, env_cfg: dict) -> None:
         """Sets the environment up, several CPU processes included."""
@@ -149,6 +165,7 @@ class QuantRunner(Runner):
             )
         self.quantize_config = self.quantize_config.with_found_budget()
         check_validation(self)
+        refuse_second_teacher(self.model, self.quantize_config.distill)
         self._decide_start()
         if self.quantize_config.mode == 'ptq':
             return self._calibrate()
@@ -183,7 +200,12 @@ class QuantRunner(Runner):
         )
         self._load_from, self._resume = start.load_from, start.resume
         checkpoint = self._check_file(testing=False)
-        seed = checkpoint.get('meta', {}).get('seed') if self._resume else start.seed
+        meta = checkpoint.get('meta', {})
+        if self._resume:
+            self.known_teacher = meta.get(TEACHER)
+        else:
+            self.start_from = self._load_from
+        seed = meta.get('seed') if self._resume else start.seed
         if seed is not None and self._randomness_cfg.get('seed') is None:
             self._randomness_cfg.update(seed=seed)
             self.set_randomness(**self._randomness_cfg)
@@ -241,7 +263,7 @@ class QuantRunner(Runner):
         if learns and isinstance(optim_wrapper, dict):
             paramwise = dict(optim_wrapper.get('paramwise_cfg') or {})
             # A scale that decays would go back to where it started.
-            learned = config.learned_scale
+            learned = config.learning
             rate = 1.0 if learned is None else learned.lr_mult
             own = {LEARNED_KEY: dict(lr_mult=rate, weight_decay=0.0)}
             paramwise['custom_keys'] = {**own, **paramwise.get('custom_keys', {})}
@@ -251,6 +273,10 @@ class QuantRunner(Runner):
     def measure_start(self) -> None:
         """Finds what channels and ranges a training starts from, if it has not."""
         measure_start(self)
+
+    def start_teaching(self) -> None:
+        """Lets the float checkpoint teach the training, where it is to do so."""
+        start_teaching(self)
 
     def _calibrate(self) -> nn.Module:
         with preserved_random_state():
@@ -356,6 +382,8 @@ class QuantRunner(Runner):
             )
             return
         meta = {**(kwargs.get('meta') or {}), MODE: self.quantize_config.mode}
+        if self.known_teacher is not None:
+            meta[TEACHER] = self.known_teacher
         kwargs['meta'] = meta
         written = filename + PART if local else filename
         path = os.path.join(out_dir, filename)

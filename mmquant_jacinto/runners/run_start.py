@@ -116,7 +116,7 @@ def measure_start(runner: Any) -> None:
             is never finite.
     """
     config, model = runner.quantize_config, runner.model
-    learned, needed = config.learned_scale, config.learns_scales
+    learned, needed = config.learning, config.learns_scales
     given = config.calibration.dataloader
     if model.quantization.has_scales or not (needed or runner._has_loaded):
         return

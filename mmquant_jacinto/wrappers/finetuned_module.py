@@ -25,7 +25,7 @@ class FinetunedModule(QuantModule):
     def keep_float_weights(self) -> None:
         """Keeps the weights, if they are asked for, before anything changes them."""
         rounds = self.config.rounding.method != 'nearest'
-        is_asked = self.config.finetune is not None or rounds
+        is_asked = self.config.finetune or rounds
         if is_asked and self._float_weights is None:
             self._float_weights = {
                 name: parameter.detach().clone()
@@ -49,7 +49,7 @@ class FinetunedModule(QuantModule):
                 yet, if no output can be compared, or if the loss is not finite.
         """
         options = self.config.finetune
-        if options is None or self._float_weights is None or not len(batches):
+        if not options or self._float_weights is None or not len(batches):
             raise QuantizeError(
                 'finetune() trains a calibrated model with learned scales; set '
                 'finetune=True, calibrate on some batches before, and give it some'

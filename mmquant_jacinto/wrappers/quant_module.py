@@ -159,8 +159,8 @@ class QuantModule(nn.Module):
         )
 
     @property
-    def train_phase(self) -> str:
-        """str: What the model computes in training mode."""
+    def train_phase(self) -> phases.Phase:
+        """Phase: What the model computes in training mode."""
         return phases.TEST
 
     def predict_call(self, batch: Any) -> tuple[tuple, dict[str, Any]]:

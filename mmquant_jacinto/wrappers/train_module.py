@@ -1,7 +1,7 @@
 """The wrapper for quantization aware training."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -10,9 +10,10 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
-from ..config.sections import is_number
+from ..config.sections import Distill, is_number
 from ..errors import QuantizeError
 from ..execute import quantization as phases
+from ..methods.self_distillation import Taught, Teacher
 from .quant_module import QuantModule
 
 
@@ -61,6 +62,7 @@ class QuantTrainModule(QuantModule):
         self.total_epochs = total_epochs
         self.epoch = 0
         self.bn_frozen = self.ranges_frozen = False
+        self.teacher: Optional[Teacher] = None
         self._was_evaluated = False
         super().__init__(module, dummy_input, **quantize)
         # Hidden from the module tree: one level of unwrapping gives the
@@ -79,17 +81,47 @@ class QuantTrainModule(QuantModule):
         """Wraps the prepared model for training on several processes."""
         self._parallel = [MMDistributedDataParallel(self.module, **self.distributed)]
 
+    def teach(self, weights: Mapping[str, Tensor]) -> None:
+        """From now on, losses of a training step tell how far float outputs are.
+
+        A model that gives a dict of losses gets one more, ``loss_teacher``. Unless
+        ``freeze.bn`` says otherwise, statistics of batch normalization are frozen:
+        the teacher's are known.
+
+        Args:
+            weights (Mapping[str, Tensor]): All parameters and buffers of the float
+                model, by the model's own names.
+        """
+        given = self.config.distill
+        options = given if isinstance(given, Distill) else Distill()
+        self.teacher = Teacher(
+            self.quantization, weights, options.weight, isinstance(given, Distill)
+        )
+        self._follow_mode()
+
     @property
-    def train_phase(self) -> str:
-        return phases.TRAIN
+    def train_phase(self) -> phases.Phase:
+        return phases.TRAIN if self.teacher is None else Taught
+
+    def _check_teacher(self) -> None:
+        if self.teacher is None and isinstance(self.config.distill, Distill):
+            raise QuantizeError(
+                'quantize.distill is on, and the training has no teacher; call teach() '
+                'with the float weights, or train by the runner of MMEngine'
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.check_ranges()
+        if self.training:
+            self._check_teacher()
+            if not self._has_start:
+                self._start_from(args, kwargs)
         if self._parallel and self.training:
             return self._parallel[0](*args, **kwargs)
         return self.module(*args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self._check_teacher()
         model: Any = self._parallel[0] if self._parallel else self.module
         return model.train_step(*args, **kwargs)
 
@@ -117,7 +149,8 @@ class QuantTrainModule(QuantModule):
         """Freezes what the schedule freezes by the start of an epoch.
 
         Batch normalization's statistics freeze from epoch total // 2 - 1 on,
-        activation ranges from total // 2 + 1 on, as in the Jacinto devkit.
+        activation ranges from total // 2 + 1 on, as in the Jacinto devkit; those of
+        a model that a teacher has, from the start on.
 
         Args:
             epoch (int): From 0; may be an iteration, see ``unit``.
@@ -132,6 +165,8 @@ class QuantTrainModule(QuantModule):
         freeze = self.config.freeze
         unit = unit or 1
         starts = dict(bn=total // 2 - unit, ranges=total // 2 + unit)
+        if self.teacher is not None:
+            starts['bn'] = 0
         changed = []
         for name, start in starts.items():
             given = getattr(freeze, name)
@@ -142,6 +177,22 @@ class QuantTrainModule(QuantModule):
                 changed.append(name)
             setattr(self, attribute, frozen)
         return changed
+
+    @property
+    def _has_start(self) -> bool:
+        """bool: Whether learned scales have, or find by themselves, a first range."""
+        activations = self.quantization.activations
+        return activations.has_ranges or not (
+            self.config.learning and activations.observer.searches
+        )
+
+    @torch.no_grad()
+    def _start_from(self, args: tuple, kwargs: dict) -> None:
+        """Measures a first range on what the model is called with."""
+        self.module.eval()
+        self.quantization.set_phase(phases.OBSERVE)
+        self.module(*args, **kwargs)
+        self.train()
 
     @torch.no_grad()
     def measure_start(self, batches: Iterable[Any]) -> None:
