@@ -327,7 +327,7 @@ class Quantization(nn.Module):
         self.set_phase(self.phase)
 
     def _keep_children(self, state_dict: dict, prefix: str) -> None:
-        """Makes a checkpoint that has no state of the children one that keeps theirs."""
+        """Gives a checkpoint without state of the children theirs, which so stays."""
         for name, child in self.named_children():
             for key, value in child.state_dict(prefix=f'{prefix}{name}.').items():
                 state_dict.setdefault(key, value)

@@ -132,12 +132,20 @@ class Teacher:
         if self._student is None or kwargs.get('mode', 'loss') != 'loss':
             return
         # The first pass is a whole one, which may leave traces in the losses' modules.
-        is_first = self._length is None
+        is_first, weights = self._length is None, self.weights
+        if is_first:
+            weights = {name: value.clone() for name, value in weights.items()}
         with untouched(module) if is_first else preserved_random_state():
-            self._reference = self._teach(module, args, kwargs)
+            self._reference = self._teach(module, weights, args, kwargs)
 
     @torch.no_grad()
-    def _teach(self, module: nn.Module, args: tuple, kwargs: dict) -> Kept:
+    def _teach(
+        self,
+        module: nn.Module,
+        weights: dict[str, Tensor],
+        args: tuple,
+        kwargs: dict,
+    ) -> Kept:
         """What the float model gives for the batch that the student is going to see."""
         executor = self.quantization.executor
         student, lesson = executor.behaviour, _Lesson(self.quantization, self._length)
@@ -151,7 +159,7 @@ class Teacher:
         for part in training:
             part.training = False
         try:
-            functional_call(module, self.weights, args, kwargs)
+            functional_call(module, weights, args, kwargs)
         except _Enough:
             pass
         finally:

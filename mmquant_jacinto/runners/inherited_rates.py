@@ -6,13 +6,13 @@ the files that it inherits from: the nearest that does not quantize is the float
 """
 
 import ast
-import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from mmengine.config import Config
+from mmengine.utils import get_installed_path
 
 from ..config.quantize_config import QuantizeConfig
 from ..config.sections import is_number
@@ -100,22 +100,21 @@ def bases(filename: str) -> Iterator[str]:
         imports = [item for body in blocks for item in body]
     for item in imports:
         if isinstance(item, ast.ImportFrom):
-            yield from _file_of(item, filename)
+            yield _file_of(item, filename)
     if not imports:
         # As MMEngine reads them; there is no public way.
         for base in Config._get_base_files(filename):
             yield Config._get_cfg_path(base, filename)[0]
 
 
-def _file_of(item: ast.ImportFrom, filename: str) -> Iterator[str]:
-    """Where the module of an import lies; nothing where it is not found."""
+def _file_of(item: ast.ImportFrom, filename: str) -> str:
+    """Where MMEngine looks for the module of an import in ``read_base()``."""
+    package, *inner = (item.module or '').split('.')
     if item.level:
-        folder = Path(filename).resolve().parents[item.level - 1]
-        yield str(folder.joinpath(*(item.module or '').split('.'))) + '.py'
-        return
-    spec = importlib.util.find_spec(item.module or '')
-    if spec is not None and spec.origin is not None:
-        yield spec.origin
+        return (
+            str(Path(filename).parents[item.level - 1] / package / Path(*inner)) + '.py'
+        )
+    return os.path.join(get_installed_path(package), *inner) + '.py'
 
 
 def _rates(optim_wrapper: Any) -> Iterator[dict[str, Any]]:
