@@ -23,9 +23,9 @@ PLAIN = dict(CALIBRATION, epochs=0)  # ranges only
 # learning rate that is enough for 8, but with the statistics of batch normalization as
 # they are: with those of batches of 4 images W4A4 ends a point of mAP lower.
 LEARNED = dict(lr=1e-4, epochs=8)
-FROZEN_BN = dict(freeze=dict(bn=0))
+FROZEN_BN = dict(freeze=dict(bn=0), distill=False)
 # The default would freeze it at once in so few epochs, and 8 bits need no such help.
-LIVE_BN = dict(freeze=dict(bn=False))
+LIVE_BN = dict(freeze=dict(bn=False), distill=False)
 TAUGHT = dict(options=dict(model=dict(teacher_ckpt='{float}')))
 # Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
 # arXiv 1902.08153, and AdaRound, 2004.10568).
@@ -135,7 +135,7 @@ def _sixteen(**more: Any) -> dict[str, Any]:
 
 ROWS = (
     Row('float', 'float', 'test'),
-    Row('float_longer', 'float, trained as long as QAT', 'train'),
+    Row('float_longer', 'float, trained as long as QAT', 'train', lr=1.5e-5),
     Row(
         *('int16_jacinto_ptq', '16 bits jacinto, calibrated', 'ptq'),
         _sixteen(calibration=CALIBRATION),
@@ -200,10 +200,10 @@ ROWS = (
         lr=5e-5,
         bound=(0.2, 0.5),
     ),
-    # As the next, but without a teacher. So few epochs are frozen from the start.
+    # As the next, but without a teacher.
     Row(
         *('w4a8_lsq', 'W4A8, QAT, frozen normalization', 'qat'),
-        _low(8, observer='mse', learned_scale=True),
+        _low(8, observer='mse', learned_scale=True, **FROZEN_BN),
         lr=1.5e-4,
         bound=(0.2, 0.5),
     ),
@@ -251,7 +251,7 @@ ROWS = (
         'w4a4_finetune_distill',
         'W4A4, QAT after the fine-tuned calibration, frozen normalization, distilled',
         'distill',
-        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
+        _low(4, observer='mse', learned_scale=True, freeze=dict(bn=0)),
         lr=LEARNED['lr'],
         after='w4a4_finetune',
         **TAUGHT,
@@ -265,9 +265,29 @@ ROWS = (
     ),
     Row(
         *('w4a4_distill', 'W4A4, QAT from float, distilled', 'distill'),
-        _low(4, observer='mse', learned_scale=True, **FROZEN_BN),
+        _low(4, observer='mse', learned_scale=True, freeze=dict(bn=0)),
         **LEARNED,
         **TAUGHT,
+        bound=(0.5, 1.0),
+    ),
+    # Nothing but the widths: what a user gets who names no more.
+    Row(
+        *('int8_jacinto_default', '8 bits jacinto, QAT by default', 'qat'),
+        dict(target='jacinto', bits=8),
+        bound=(0.1, 0.2),
+    ),
+    Row(
+        *('int8_onnxruntime_default', '8 bits onnxruntime, QAT by default', 'qat'),
+        dict(target='onnxruntime', bits=8),
+    ),
+    Row(
+        *('w4a8_default', 'W4A8, QAT by default', 'qat'),
+        dict(target='onnxruntime', bits=dict(weight=4, activation=8)),
+        bound=(0.2, 0.5),
+    ),
+    Row(
+        *('w4a4_default', 'W4A4, QAT by default', 'qat'),
+        dict(target='onnxruntime', bits=4),
         bound=(0.5, 1.0),
     ),
     # Both of the same size: no layer is exempt.

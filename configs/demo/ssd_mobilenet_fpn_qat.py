@@ -5,5 +5,4 @@ load_from = 'work_dirs/demo/float/epoch_18.pth'
 work_dir = 'work_dirs/demo/qat'
 max_epochs = {{'$DEMO_QAT_EPOCHS:4'}}
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(optimizer=dict(lr=_base_.optim_wrapper.optimizer.lr / 100))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs)]

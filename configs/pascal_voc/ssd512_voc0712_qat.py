@@ -6,5 +6,4 @@ work_dir = f'{_base_.work_dir}_qat'
 # an epoch is one pass over the data, not the ten of the float schedule
 train_dataloader = dict(dataset=dict(times=1))
 train_cfg = dict(max_epochs=12, val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=_base_.optim_wrapper.optimizer.lr / 100))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=12)]
