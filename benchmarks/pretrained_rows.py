@@ -66,6 +66,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     'one_scale': ('`scale_channels=False`', dict(scale_channels=False)),
     'fewer_scales': ('`scale_channels=8`', dict(scale_channels=8)),
     'equalized': ('`equalize=True`', dict(equalize=True)),
+    'minmax': ("`observer='minmax'`", dict(observer='minmax')),
     'percentile': ("`observer='percentile'`", dict(observer='percentile')),
     'moving_average': ("`observer='moving_average'`", dict(observer='moving_average')),
     'mse': ("`observer='mse'`", dict(observer='mse')),
@@ -88,8 +89,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Switches that are what a target does by itself.
 DEFAULTS = {
-    'jacinto': ('weight_mse',),
-    'onnxruntime': ('weight_minmax', 'per_channel'),
+    'jacinto': ('weight_mse', 'percentile'),
+    'onnxruntime': ('weight_minmax', 'per_channel', 'minmax'),
 }
 
 

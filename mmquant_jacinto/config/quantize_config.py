@@ -7,7 +7,7 @@ from typing import Any, Literal, Optional, Union, cast
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, WEIGHT_OBSERVERS, look_up
 from ..targets.formats import DEPTHWISE, check_bits
-from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
+from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, FINE_BITS, Preset
 from ..targets.target import get_preset
 from .build import build
 from .fake_quant import FakeQuant, check_fake_quants
@@ -74,7 +74,7 @@ class QuantizeConfig:
             minimum and maximum: averaged over steps; ``'minmax'``: the extremes of
             all steps; or, for calibration, the range that is best for all images
             together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
-            Defaults to the preset's.
+            Defaults to the preset's, which may have another for fine grids.
         percentile (float): Share of a tensor's elements, in percent, that
             the percentile observer cuts off at each end. Defaults to 0.01.
         weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
@@ -350,13 +350,25 @@ class QuantizeConfig:
 
     @property
     def observer_name(self) -> str:
+        """str: ``observer``; what activations have by default where it is not given."""
+        return self.observer_of(self.bits_of('activation'))
+
+    def observer_of(self, bits: int) -> str:
+        """How ranges of tensors of a width are found, a name in the registry.
+
+        Args:
+            bits (int): Of their grids, which may be wider than those of most
+                activations.
+        """
         if self.observer is not None:
             return self.observer
         preset = self.preset
         found = preset.calibration_observer if self.calibrates else None
-        if found is not None and self.bits_of('activation') <= FEW_BITS:
+        if found is None:
+            return preset.observer
+        if self.bits_of('activation') <= FEW_BITS:
             return FEW_BITS_OBSERVER
-        return found or preset.observer
+        return (bits > FINE_BITS and preset.calibration_fine_observer) or found
 
     @property
     def weight_observer_name(self) -> str:

@@ -146,6 +146,7 @@ class Quantization(nn.Module):
             plan.config['observer'],
             plan.config['percentile'],
             plan.is_learned,
+            plan.config.get('fine_observer'),
         ).to(device)
         self.learned = (
             LearnedWeightScales(plan.weights).to(device) if plan.is_learned else None

@@ -15,21 +15,19 @@ from ..errors import QuantizeError
 from ..plan.plan import ActivationSpec
 from ..plan.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
+from ..targets.preset import FINE_BITS
 from .activation_grids import GridFormats
 from .histograms import Histograms
 from .kernels.fake_quantize import fake_quantize
 from .learned_scales import LearnedActivationScales, learned_quantize
-from .observers import (
+from .extremes import (
     Extremes,
     Observation,
-    Observer,
     gather_extremes,
-    is_distributed,
     largest_sample,
-    make_observer,
     ranked,
-    row_extremes,
 )
+from .observers import Observer, is_distributed, make_observer, row_extremes
 from .range_search import HistogramObserver
 
 # Of the exponential average: a range keeps following, slowly, for ever.
@@ -58,6 +56,11 @@ class ActivationQuantizers(nn.Module):
         percentile (float): Of the percentile observer, in percent.
         learned (bool): Whether the steps are parameters of the training, see
             :mod:`learned_scales`. A range is then the first that was measured.
+        fine_observer (str, optional): Name of the observer of grids of more than
+            ``FINE_BITS``. None: ``observer``.
+
+    Raises:
+        QuantizeError: If one of two observers searches ranges.
     """
 
     low: Tensor
@@ -67,6 +70,7 @@ class ActivationQuantizers(nn.Module):
     rejected: Tensor
     _positive: Tensor
     _headroom: Tensor
+    _is_fine: Tensor
 
     def __init__(
         self,
@@ -74,12 +78,24 @@ class ActivationQuantizers(nn.Module):
         observer: str,
         percentile: float,
         learned: bool = False,
+        fine_observer: Optional[str] = None,
     ) -> None:
         super().__init__()
         self.learned = LearnedActivationScales(specs) if learned else None
         self.specs = tuple(specs)
         self.index = {spec.name: i for i, spec in enumerate(specs)}
         self.observer: Observer = make_observer(observer, percentile)
+        fine = [spec.format.bits > FINE_BITS for spec in specs]
+        self.fine_observer = self.observer
+        if fine_observer is not None:
+            self.fine_observer = make_observer(fine_observer, percentile)
+            if self.observer.searches or self.fine_observer.searches:
+                raise QuantizeError(
+                    f"a target's calibration_fine_observer={fine_observer!r} beside "
+                    f'{observer!r}: one that searches ranges is for all tensors; use '
+                    "'percentile', 'moving_average' or 'minmax' for both"
+                )
+        self._observers = [self.fine_observer if f else self.observer for f in fine]
         # Floating point all of them: EMA and buffer averaging over
         # processes would break integers.
         for name in ('low', 'high', 'count'):
@@ -92,8 +108,9 @@ class ActivationQuantizers(nn.Module):
             torch.tensor([float(spec.positive) for spec in specs]) > 0,
             persistent=False,
         )
-        room = [self.observer.headroom(spec.format.bits) for spec in specs]
+        room = [o.headroom(s.format.bits) for o, s in zip(self._observers, specs)]
         self.register_buffer('_headroom', torch.tensor(room), persistent=False)
+        self.register_buffer('_is_fine', torch.tensor(fine) > 0, persistent=False)
         # Constants; copied once to where they are used.
         self._formats = GridFormats.of([spec.format for spec in specs])
         self._formats_on: dict[torch.device, GridFormats] = {}
@@ -224,7 +241,7 @@ class ActivationQuantizers(nn.Module):
             # Only what no step has reached so far.
             return len(self._ranged) < len(self.specs) and not self.observer.searches
         return (
-            not self.observer.averages
+            not (self.observer.averages and self.fine_observer.averages)
             or self._steps < STEPS_OBSERVED
             or self._steps % OBSERVED_EVERY == 0
         )
@@ -250,7 +267,8 @@ class ActivationQuantizers(nn.Module):
             factor, ends = self.factors.get(name), self.specs[self.index[name]].ends
             if factor is not None:
                 x = (x if ends is None else x.clamp(*ends)) / factor
-            sample, extremes, weight = self.observer.sample(x), None, 1
+            index = self.index[name]
+            sample, extremes, weight = self._observers[index].sample(x), None, 1
             if self.observer.searches and len(sample) < x.numel():
                 # A search would cut off what no sample has.
                 extremes = row_extremes(x)
@@ -259,7 +277,6 @@ class ActivationQuantizers(nn.Module):
                 for part in (sample, extremes):
                     if part is not None:
                         part.clamp_(*ends)
-            index = self.index[name]
             self._pending.append(Observation(index, sample, clip, extremes, weight))
 
     @torch.no_grad()
@@ -318,7 +335,7 @@ class ActivationQuantizers(nn.Module):
     def _follow(self, pending: list[Observation], new_only: bool) -> None:
         """Moves the ranges towards those of a step."""
         highs, lows, sizes = self._measure(pending)
-        rank = self.observer.rank(sizes)
+        rank = self._by_width(*(o.rank(sizes) for o in self._both))
         high, low = ranked(highs, rank), -ranked(lows, rank)
         low = torch.where(self._positive, torch.zeros_like(low), low)
         seen = sizes > 0
@@ -328,23 +345,53 @@ class ActivationQuantizers(nn.Module):
         seen &= finite
         if new_only:
             seen &= self.count == 0
-        if not self.observer.averages:
-            high, low = high * self._headroom, low * self._headroom
-            known = self.count > 0
-            high = torch.where(known, torch.maximum(self.high, high), high)
-            low = torch.where(known, torch.minimum(self.low, low), low)
-            self.high.copy_(torch.where(seen, high, self.high))
-            self.low.copy_(torch.where(seen, low, self.low))
-            self.count += seen
-            return
+        new = self._by_width(
+            *(
+                self._averaged(high, low, seen)
+                if observer.averages
+                else self._widened(high, low, seen)
+                for observer in self._both
+            )
+        )
+        self.high.copy_(new[0])
+        self.low.copy_(new[1])
         self.count += seen
-        factor = torch.clamp(1 / self.count.clamp(min=1), min=MIN_AVERAGE_FACTOR) * seen
+
+    @property
+    def _both(self) -> tuple[Observer, ...]:
+        """Tuple[Observer]: Of narrow grids and of fine ones; one, if it is the same."""
+        if self.fine_observer is self.observer:
+            return (self.observer,)
+        return self.observer, self.fine_observer
+
+    def _by_width(self, narrow: Tensor, fine: Optional[Tensor] = None) -> Tensor:
+        """What each quantizer takes of what two observers make: (..., Q)."""
+        return narrow if fine is None else torch.where(self._is_fine, fine, narrow)
+
+    def _widened(self, high: Tensor, low: Tensor, seen: Tensor) -> Tensor:
+        """Ranges that hold those of a step too: upper and lower ends, (2, Q)."""
+        high, low = high * self._headroom, low * self._headroom
+        known = self.count > 0
+        high = torch.where(known, torch.maximum(self.high, high), high)
+        low = torch.where(known, torch.minimum(self.low, low), low)
+        return torch.stack(
+            [torch.where(seen, high, self.high), torch.where(seen, low, self.low)]
+        )
+
+    def _averaged(self, high: Tensor, low: Tensor, seen: Tensor) -> Tensor:
+        """Ranges moved towards those of a step: upper and lower ends, (2, Q)."""
+        count = (self.count + seen).clamp(min=1)
+        factor = torch.clamp(1 / count, min=MIN_AVERAGE_FACTOR) * seen
         # A quantizer that was not seen may hold infinities: keep them out.
         high, low = (
             torch.where(seen, end, torch.zeros_like(end)) for end in (high, low)
         )
-        self.high += factor * (high - self.high)
-        self.low += factor * (low - self.low)
+        return torch.stack(
+            [
+                self.high + factor * (high - self.high),
+                self.low + factor * (low - self.low),
+            ]
+        )
 
     def _measure(self, pending: list[Observation]) -> tuple[Tensor, Tensor, Tensor]:
         """Extremes of a step, of all processes: see :class:`Extremes`."""
@@ -352,7 +399,10 @@ class ActivationQuantizers(nn.Module):
             positive = [spec.positive for spec in self.specs]
             self._extremes = Extremes(positive)
         device = self.low.device
-        depth = self.observer.depth(largest_sample(pending, self.observer, device))
+        # Where only the two ends count, samples are no larger.
+        cuts = any(observer.fraction for observer in self._both)
+        largest = largest_sample(pending, device) if cuts else 1
+        depth = max(observer.depth(largest) for observer in self._both)
         if pending:
             extremes = self._extremes(pending, depth, device)
         else:
