@@ -35,7 +35,9 @@ def build(
             )
         is_switch = item is None or isinstance(item, bool)
         if name in SWITCHES and is_switch:
-            item = sections[name]() if item else None
+            # One that is off says so where not saying it may switch it on.
+            off = False if name == 'finetune' and item is False else None
+            item = sections[name]() if item else off
         elif name == 'rounding' and isinstance(item, str):
             item = Rounding(item)
         elif name == 'mixed_precision' and (

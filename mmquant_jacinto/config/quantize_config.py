@@ -7,9 +7,9 @@ from typing import Any, Literal, Optional, Union, cast
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, WEIGHT_OBSERVERS, look_up
 from ..targets.formats import DEPTHWISE, check_bits
-from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, FINE_BITS, Preset
 from ..targets.target import get_preset
 from .build import build
+from .defaults import Defaults
 from .fake_quant import FakeQuant, check_fake_quants
 from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
 from .mixed_precision import MixedPrecision
@@ -50,7 +50,7 @@ SECTIONS = dict(
 
 
 @dataclass(frozen=True)
-class QuantizeConfig:
+class QuantizeConfig(Defaults):
     """Everything that ``quantize = dict(...)`` can say.
 
     Args:
@@ -86,7 +86,9 @@ class QuantizeConfig:
             parameters of the training (LSQ), see :class:`LearnedScale`.
         finetune (bool | dict, optional): For ``mode='ptq'``: whether weights, biases
             and scales are trained for the float model's outputs once all else is
-            calibrated, see :class:`Finetune`.
+            calibrated, see :class:`Finetune`. None: where weights or activations have
+            fewer than 8 bits and the calibrated outputs are far from float, see
+            :mod:`~mmquant_jacinto.methods.automatic_finetune`.
         per_channel (str | bool | None): One scale of the weights for each output
             channel, none above 256 times as fine as the coarsest; or
             ``'depthwise'``: where a channel reads one channel alone. None takes the
@@ -133,7 +135,7 @@ class QuantizeConfig:
     weight_observer: Optional[str] = None
     rounding: Rounding = field(default_factory=Rounding)
     learned_scale: Optional[LearnedScale] = None
-    finetune: Optional[Finetune] = None
+    finetune: Union[Finetune, Literal[False], None] = None
     per_channel: Union[str, bool, None] = None
     weight: Optional[FakeQuant] = None
     activation: Optional[FakeQuant] = None
@@ -161,7 +163,7 @@ class QuantizeConfig:
         look_up(WEIGHT_OBSERVERS, 'quantize.weight_observer', self.weight_observer_name)
         for key, given, mode, what in (
             ('learned_scale', self.learned_scale is not None, 'qat', 'trains'),
-            ('finetune', self.finetune is not None, 'ptq', 'calibrates'),
+            ('finetune', bool(self.finetune), 'ptq', 'calibrates'),
             ('rounding', self.rounding.method != 'nearest', 'ptq', 'calibrates'),
         ):
             if given and self.mode != mode:
@@ -342,86 +344,14 @@ class QuantizeConfig:
     @property
     def learns_own_scales(self) -> bool:
         """bool: Whether our scales are parameters, in QAT or in fine-tuning."""
-        return self.learned_scale is not None or self.finetune is not None
+        return self.learned_scale is not None or bool(self.finetune)
 
     @property
-    def preset(self) -> Preset:
-        return get_preset(self.target)
+    def may_finetune(self) -> bool:
+        """bool: Whether a calibration decides by itself to fine-tune, or not to.
 
-    @property
-    def observer_name(self) -> str:
-        """str: ``observer``; what activations have by default where it is not given."""
-        return self.observer_of(self.bits_of('activation'))
-
-    def observer_of(self, bits: int) -> str:
-        """How ranges of tensors of a width are found, a name in the registry.
-
-        Args:
-            bits (int): Of their grids, which may be wider than those of most
-                activations.
+        What was chosen for a score, or rounded by a method, stays as it is.
         """
-        if self.observer is not None:
-            return self.observer
-        preset = self.preset
-        found = preset.calibration_observer if self.calibrates else None
-        if found is None:
-            return preset.observer
-        if self.bits_of('activation') <= FEW_BITS:
-            return FEW_BITS_OBSERVER
-        return (bits > FINE_BITS and preset.calibration_fine_observer) or found
-
-    @property
-    def weight_observer_name(self) -> str:
-        """str: ``weight_observer``, the preset's where it is not given."""
-        if self.weight_observer is not None:
-            return self.weight_observer
-        # What is to be trained must not be cut off.
-        searches = self.calibrates and self.finetune is None
-        return self.preset.calibration_weight_observer if searches else 'minmax'
-
-    @property
-    def calibrates(self) -> bool:
-        """bool: Whether it is for a calibration."""
-        return self.mode == 'ptq'
-
-    @property
-    def observer_class(self) -> Any:
-        """type: The entry of ``registry.OBSERVERS``."""
-        return look_up(OBSERVERS, 'quantize.observer', self.observer_name)
-
-    @property
-    def channel_scales(self) -> Union[str, bool]:
-        """str | bool: ``per_channel``, the preset's where it is not given."""
-        if self.per_channel is not None:
-            return self.per_channel
-        if self.preset.depthwise_per_channel:
-            return DEPTHWISE
-        return self.preset.weight.per_channel
-
-    @property
-    def bias_constraint(self) -> Optional[str]:
-        if self.constrain_bias is None:
-            return self.preset.constrain_bias
-        return self.constrain_bias or None
-
-    @property
-    def weight_constraint(self) -> bool:
-        if self.constrain_weights is None:
-            return self.preset.constrain_weights
-        return self.constrain_weights
-
-    @property
-    def scales_channels(self) -> bool:
-        """bool: Whether channels may be divided by factors of their own."""
-        unfit = self.rounding.method != 'nearest' or self.fake_quants
-        return self.scale_channels is not False and not unfit
-
-    @property
-    def factors_worth(self) -> Optional[float]:
-        """float, optional: Decibels that ``scale_channels`` names."""
-        given = self.scale_channels
-        return None if given is None or isinstance(given, bool) else float(given)
-
-    @property
-    def equalization(self) -> bool:
-        return self.preset.equalize if self.equalize is None else self.equalize
+        is_open = self.calibrates and self.finetune is None
+        has_way = self.max_drop is not None or self.rounding.method != 'nearest'
+        return is_open and not has_way

@@ -41,6 +41,10 @@ TIMED = 5
 VIEWS = 2**16
 
 
+class Untrainable(QuantizeError):
+    """A model, or images, that nothing can be learned from; it is as it was before."""
+
+
 class View(NamedTuple):
     """What an iteration trains on.
 
@@ -71,6 +75,13 @@ def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:
                 yield View(batch, None)
             else:
                 yield View(image_view(batch, index * VIEWS + visit % VIEWS), None)
+
+
+@torch.no_grad()
+def put_back(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Gives parameters the values that they had."""
+    for parameter, value in zip(parameters, values):
+        parameter.copy_(value)
 
 
 class Finetuning:
@@ -107,13 +118,17 @@ class Finetuning:
             which the float model gave NaN or infinity are left out.
 
         Raises:
-            QuantizeError: If the loss is not finite, or no output can be compared.
+            Untrainable: If the loss is not finite, or no output can be compared.
         """
         judged = list(enumerate(itertools.islice(batches, judges(len(batches)))))
         before = self.error.mean(judged) if judged else None
         with self._leaves() as (optimizer, parameters):
             known = [parameter.detach().clone() for parameter in parameters]
-            history = self._train(batches, optimizer, parameters)
+            try:
+                history = self._train(batches, optimizer, parameters)
+            except Untrainable:
+                put_back(parameters, known)
+                raise
             self._place_biases()
             after = self.error.mean(judged) if judged else None
             if before is not None and not (after is not None and after < before):
@@ -123,9 +138,7 @@ class Finetuning:
                     'current',
                     logging.WARNING,
                 )
-                with torch.no_grad():
-                    for parameter, value in zip(parameters, known):
-                        parameter.copy_(value)
+                put_back(parameters, known)
             elif before is not None:
                 print_log(
                     'Fine-tuning: on images that it was not trained on the error went '
@@ -165,7 +178,7 @@ class Finetuning:
                     'current',
                 )
         if not history:
-            raise QuantizeError(
+            raise Untrainable(
                 'quantize.finetune: the float model gives NaN or infinity on every '
                 'calibration image; check the checkpoint (load_from) and the '
                 'normalization of the images'
@@ -208,7 +221,7 @@ class Finetuning:
             dist.all_reduce(flat)
         compared, count, loss_sum = flat[:3].tolist()
         if not compared:
-            raise QuantizeError(
+            raise Untrainable(
                 'quantize.finetune has nothing to compare: no output of the network '
                 'has a gradient, and the same shape in float and quantized; leave it '
                 'away'
@@ -216,7 +229,7 @@ class Finetuning:
         if not count:
             return None
         if not math.isfinite(loss_sum):
-            raise QuantizeError(
+            raise Untrainable(
                 'the loss of quantize.finetune is NaN or infinite; use a lower '
                 f'quantize.finetune.lr than {self.options.lr:g}, and check that the '
                 'float model gives finite outputs'

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Set
 
 from ..record import ops
 from ..record.graph import Site
-from ..targets.preset import FINE_BITS
 from .flat_ends import PRODUCTS
 from .fusion import Chain, Dataflow
 from .plan import ScaledChannels

@@ -17,9 +17,6 @@ from ..plan.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
 from ..targets.preset import FINE_BITS
 from .activation_grids import GridFormats
-from .histograms import Histograms
-from .kernels.fake_quantize import fake_quantize
-from .learned_scales import LearnedActivationScales, learned_quantize
 from .extremes import (
     Extremes,
     Observation,
@@ -27,6 +24,9 @@ from .extremes import (
     largest_sample,
     ranked,
 )
+from .histograms import Histograms
+from .kernels.fake_quantize import fake_quantize
+from .learned_scales import LearnedActivationScales, learned_quantize
 from .observers import Observer, is_distributed, make_observer, row_extremes
 from .range_search import HistogramObserver
 
@@ -129,6 +129,12 @@ class ActivationQuantizers(nn.Module):
         # Known on the host, so that no step waits for the device to ask.
         self._ranged: set[int] = set()
         self._extremes: Optional[Extremes] = None
+
+    def learn_scales(self) -> None:
+        """Makes the steps parameters of a training; the grids stay as they are."""
+        self.settle()
+        self.learned = LearnedActivationScales(self.specs).to(self.low.device)
+        self._forget_grids()
 
     def has_range(self, name: str) -> bool:
         """Whether a quantizer has seen anything."""
