@@ -25,7 +25,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..config.sections import Finetune
-from ..errors import QuantizeError
+from ..errors import UntrainableError
 from ..execute.behaviour import Behaviour
 from ..execute.state import State
 from ..quantizers.layers import channel_rows
@@ -39,10 +39,6 @@ REPORTS = 10  # lines in the log
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
 VIEWS = 2**16
-
-
-class Untrainable(QuantizeError):
-    """A model, or images, that nothing can be learned from; it is as it was before."""
 
 
 class View(NamedTuple):
@@ -118,7 +114,7 @@ class Finetuning:
             which the float model gave NaN or infinity are left out.
 
         Raises:
-            Untrainable: If the loss is not finite, or no output can be compared.
+            UntrainableError: If the loss is not finite, or no output can be compared.
         """
         judged = list(enumerate(itertools.islice(batches, judges(len(batches)))))
         before = self.error.mean(judged) if judged else None
@@ -126,7 +122,7 @@ class Finetuning:
             known = [parameter.detach().clone() for parameter in parameters]
             try:
                 history = self._train(batches, optimizer, parameters)
-            except Untrainable:
+            except UntrainableError:
                 put_back(parameters, known)
                 raise
             self._place_biases()
@@ -178,7 +174,7 @@ class Finetuning:
                     'current',
                 )
         if not history:
-            raise Untrainable(
+            raise UntrainableError(
                 'quantize.finetune: the float model gives NaN or infinity on every '
                 'calibration image; check the checkpoint (load_from) and the '
                 'normalization of the images'
@@ -221,7 +217,7 @@ class Finetuning:
             dist.all_reduce(flat)
         compared, count, loss_sum = flat[:3].tolist()
         if not compared:
-            raise Untrainable(
+            raise UntrainableError(
                 'quantize.finetune has nothing to compare: no output of the network '
                 'has a gradient, and the same shape in float and quantized; leave it '
                 'away'
@@ -229,7 +225,7 @@ class Finetuning:
         if not count:
             return None
         if not math.isfinite(loss_sum):
-            raise Untrainable(
+            raise UntrainableError(
                 'the loss of quantize.finetune is NaN or infinite; use a lower '
                 f'quantize.finetune.lr than {self.options.lr:g}, and check that the '
                 'float model gives finite outputs'

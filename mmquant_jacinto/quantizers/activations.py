@@ -11,7 +11,7 @@ from typing import Any, Optional, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import QuantizeError
+from ..errors import QuantizeError, UntrainableError
 from ..plan.plan import ActivationSpec
 from ..plan.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
@@ -478,7 +478,7 @@ class ActivationQuantizers(nn.Module):
         known = torch.tensor(sorted(self._ranged), dtype=torch.long)
         broken = known[~scale[known].isfinite()]
         if len(broken):
-            raise QuantizeError(
+            raise UntrainableError(
                 f'the scale of {self.specs[broken[0]].name} is not a number: the '
                 'training that it comes from has diverged; use a lower '
                 'optim_wrapper.optimizer.lr or quantize.learned_scale.lr_mult, in a '

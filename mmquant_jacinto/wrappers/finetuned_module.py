@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..config.sections import Finetune
-from ..errors import QuantizeError
+from ..errors import QuantizeError, UntrainableError
 from ..execute.behaviour import Behaviour
 from ..methods.automatic_finetune import decide, has_few_bits
-from ..methods.finetune import Finetuning, Untrainable
+from ..methods.finetune import Finetuning
 from ..methods.judged_corrections import Judgement, keep_if_nearer
 from ..methods.network_outputs import FloatOutputs
 from ..methods.output_error import OutputError
@@ -99,7 +99,7 @@ class FinetunedModule(QuantModule):
             return
         try:
             self.finetune(batches)
-        except Untrainable as reason:
+        except UntrainableError as reason:
             print_log(
                 f'Fine-tuning: {reason}. The network is left as it is calibrated.',
                 'current',
