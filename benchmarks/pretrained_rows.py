@@ -113,12 +113,16 @@ def _switches(target: str) -> list[PretrainedRow]:
 
 
 def _low(bits: Any, name: str, title: str, bound: Mapping[str, float]) -> list:
-    """Few bits: as they are, and fine-tuned without labels."""
+    """Few bits: calibrated alone, and fine-tuned without labels, as by default."""
     rows = []
     for target in ('onnxruntime', 'jacinto'):
         keys = dict(target=target, bits=bits)
         rows += [
-            PretrainedRow(f'{name}_{target}', f'{title} `{target}`', keys),
+            PretrainedRow(
+                f'{name}_{target}',
+                f'{title} `{target}`, `finetune=False`',
+                dict(keys, finetune=False),
+            ),
             PretrainedRow(
                 f'{name}_{target}_finetune',
                 f'{title} `{target}`, `finetune=True`',
