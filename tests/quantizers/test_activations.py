@@ -7,8 +7,9 @@ from toy_models import calibrated, make_plan
 from mmquant_jacinto import PRESETS, QuantizeError, quantize_model
 from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activation_grids import power_of_two_above
-from mmquant_jacinto.quantizers.activations import STEPS_OBSERVED, ActivationQuantizers
+from mmquant_jacinto.quantizers.activations import ActivationQuantizers
 from mmquant_jacinto.quantizers.extremes import _largest
+from mmquant_jacinto.quantizers.ranges import STEPS_OBSERVED
 
 OBSERVERS = ['percentile', 'moving_average', 'minmax']
 
