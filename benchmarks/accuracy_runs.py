@@ -125,9 +125,11 @@ class Run:
         row = self.row
         options: dict[str, Any] = dict(randomness=dict(seed=self.seed))
         if row.mode is not None:
+            # A row says itself what is fine-tuned.
+            own = dict(finetune=False) if row.mode == 'ptq' else {}
             # an int may not become a dict where dicts are merged
             options['quantize'] = dict(
-                _delete_=True, mode=row.mode, report=False, **row.quantize
+                dict(own, _delete_=True, mode=row.mode, report=False), **row.quantize
             )
         elif row.kind == 'train':
             options['quantize'] = False

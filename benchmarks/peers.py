@@ -140,7 +140,7 @@ def calibration_images(cfg: Config, detector: nn.Module) -> Tensor:
 def quantize_ours(cfg: Config, checkpoint: Path, keys: dict[str, Any]) -> nn.Module:
     """The detector, calibrated by our runner."""
     cfg = copy.deepcopy(cfg)
-    cfg.quantize.update(keys)
+    cfg.quantize.update(dict(dict(finetune=False), **keys))
     cfg.load_from = str(checkpoint)
     return QuantRunner.from_cfg(cfg).train().eval().module
 

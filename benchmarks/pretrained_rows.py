@@ -66,6 +66,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     'one_scale': ('`scale_channels=False`', dict(scale_channels=False)),
     'fewer_scales': ('`scale_channels=8`', dict(scale_channels=8)),
     'equalized': ('`equalize=True`', dict(equalize=True)),
+    'minmax': ("`observer='minmax'`", dict(observer='minmax')),
     'percentile': ("`observer='percentile'`", dict(observer='percentile')),
     'moving_average': ("`observer='moving_average'`", dict(observer='moving_average')),
     'mse': ("`observer='mse'`", dict(observer='mse')),
@@ -88,8 +89,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Switches that are what a target does by itself.
 DEFAULTS = {
-    'jacinto': ('weight_mse',),
-    'onnxruntime': ('weight_minmax', 'per_channel'),
+    'jacinto': ('weight_mse', 'percentile'),
+    'onnxruntime': ('weight_minmax', 'per_channel', 'minmax'),
 }
 
 
@@ -112,12 +113,16 @@ def _switches(target: str) -> list[PretrainedRow]:
 
 
 def _low(bits: Any, name: str, title: str, bound: Mapping[str, float]) -> list:
-    """Few bits: as they are, and fine-tuned without labels."""
+    """Few bits: calibrated alone, and fine-tuned without labels, as by default."""
     rows = []
     for target in ('onnxruntime', 'jacinto'):
         keys = dict(target=target, bits=bits)
         rows += [
-            PretrainedRow(f'{name}_{target}', f'{title} `{target}`', keys),
+            PretrainedRow(
+                f'{name}_{target}',
+                f'{title} `{target}`, `finetune=False`',
+                dict(keys, finetune=False),
+            ),
             PretrainedRow(
                 f'{name}_{target}_finetune',
                 f'{title} `{target}`, `finetune=True`',

@@ -12,6 +12,10 @@ class QuantizeError(ValueError):
     """
 
 
+class UntrainableError(QuantizeError):
+    """What is trained has diverged, or has nothing to learn from."""
+
+
 def nearest(value: object, valid: Iterable[str]) -> str:
     """Says what is valid, the nearest first, for the end of an error message.
 

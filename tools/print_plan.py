@@ -20,7 +20,7 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmquant_jacinto import QuantizeConfig, QuantizeError
-from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.execute.stored_plan import find_plan
 from mmquant_jacinto.plan.plan import Plan
 from mmquant_jacinto.plan.summary import describe
 from mmquant_jacinto.runners.checkpoint_files import read_checkpoint

@@ -7,9 +7,9 @@ from typing import Any, Literal, Optional, Union, cast
 from ..errors import QuantizeError, nearest
 from ..registry import OBSERVERS, WEIGHT_OBSERVERS, look_up
 from ..targets.formats import DEPTHWISE, check_bits
-from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, Preset
 from ..targets.target import get_preset
 from .build import build
+from .defaults import Defaults
 from .fake_quant import FakeQuant, check_fake_quants
 from .max_drop import MaxDrop, Raised, check_max_drop, parse_max_drop
 from .mixed_precision import MixedPrecision
@@ -53,7 +53,7 @@ SECTIONS = dict(
 
 
 @dataclass(frozen=True)
-class QuantizeConfig:
+class QuantizeConfig(Defaults):
     """Everything that ``quantize = dict(...)`` can say.
 
     Args:
@@ -77,7 +77,7 @@ class QuantizeConfig:
             minimum and maximum: averaged over steps; ``'minmax'``: the extremes of
             all steps; or, for calibration, the range that is best for all images
             together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
-            Defaults to the preset's.
+            Defaults to the preset's, which may have another for fine grids.
         percentile (float): Share of a tensor's elements, in percent, that
             the percentile observer cuts off at each end. Defaults to 0.01.
         weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
@@ -98,7 +98,9 @@ class QuantizeConfig:
             0.1 where weights or activations have fewer than 8 bits. Else 1.
         finetune (bool | dict, optional): For ``mode='ptq'``: whether weights, biases
             and scales are trained for the float model's outputs once all else is
-            calibrated, see :class:`Finetune`.
+            calibrated, see :class:`Finetune`. None: where weights or activations have
+            fewer than 8 bits and the calibrated outputs are far from float, see
+            :mod:`~mmquant_jacinto.methods.automatic_finetune`.
         per_channel (str | bool | None): One scale of the weights for each output
             channel, none above 256 times as fine as the coarsest; or
             ``'depthwise'``: where a channel reads one channel alone. None takes the
@@ -364,86 +366,11 @@ class QuantizeConfig:
         return self.learning is not None or bool(self.finetune)
 
     @property
-    def learning(self) -> Optional[LearnedScale]:
-        """LearnedScale, optional: How a training learns scales; None: it does not."""
-        if self.learned_scale is None:
-            learns = self.mode == 'qat' and self.has_few_bits and not self.fake_quants
-            return LearnedScale() if learns else None
-        return self.learned_scale or None
+    def may_finetune(self) -> bool:
+        """bool: Whether a calibration decides by itself to fine-tune, or not to.
 
-    @property
-    def has_few_bits(self) -> bool:
-        """bool: Whether weights or activations have fewer bits than come for free."""
-        return min(self.bits_of('weight'), self.bits_of('activation')) < 8
-
-    @property
-    def preset(self) -> Preset:
-        return get_preset(self.target)
-
-    @property
-    def observer_name(self) -> str:
-        if self.observer is not None:
-            return self.observer
-        preset = self.preset
-        # What learned scales start from is measured as in a calibration.
-        measured = self.calibrates or self.learning is not None
-        found = preset.calibration_observer if measured else None
-        if found is not None and self.bits_of('activation') <= FEW_BITS:
-            return FEW_BITS_OBSERVER
-        return found or preset.observer
-
-    @property
-    def weight_observer_name(self) -> str:
-        """str: ``weight_observer``, the preset's where it is not given."""
-        if self.weight_observer is not None:
-            return self.weight_observer
-        # What is to be trained must not be cut off.
-        searches = self.calibrates and not self.finetune
-        return self.preset.calibration_weight_observer if searches else 'minmax'
-
-    @property
-    def calibrates(self) -> bool:
-        """bool: Whether it is for a calibration."""
-        return self.mode == 'ptq'
-
-    @property
-    def observer_class(self) -> Any:
-        """type: The entry of ``registry.OBSERVERS``."""
-        return look_up(OBSERVERS, 'quantize.observer', self.observer_name)
-
-    @property
-    def channel_scales(self) -> Union[str, bool]:
-        """str | bool: ``per_channel``, the preset's where it is not given."""
-        if self.per_channel is not None:
-            return self.per_channel
-        if self.preset.depthwise_per_channel:
-            return DEPTHWISE
-        return self.preset.weight.per_channel
-
-    @property
-    def bias_constraint(self) -> Optional[str]:
-        if self.constrain_bias is None:
-            return self.preset.constrain_bias
-        return self.constrain_bias or None
-
-    @property
-    def weight_constraint(self) -> bool:
-        if self.constrain_weights is None:
-            return self.preset.constrain_weights
-        return self.constrain_weights
-
-    @property
-    def scales_channels(self) -> bool:
-        """bool: Whether channels may be divided by factors of their own."""
-        unfit = self.rounding.method != 'nearest' or self.fake_quants
-        return self.scale_channels is not False and not unfit
-
-    @property
-    def factors_worth(self) -> Optional[float]:
-        """float, optional: Decibels that ``scale_channels`` names."""
-        given = self.scale_channels
-        return None if given is None or isinstance(given, bool) else float(given)
-
-    @property
-    def equalization(self) -> bool:
-        return self.preset.equalize if self.equalize is None else self.equalize
+        What was chosen for a score, or rounded by a method, stays as it is.
+        """
+        is_open = self.calibrates and self.finetune is None
+        has_way = self.max_drop is not None or self.rounding.method != 'nearest'
+        return is_open and not has_way

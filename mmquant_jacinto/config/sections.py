@@ -226,12 +226,12 @@ class Distill:
     See :mod:`~mmquant_jacinto.methods.self_distillation`.
 
     Args:
-        weight (float): Of the teacher's loss, beside the model's own. Defaults to 10.
+        weight (float): Of the teacher's loss, beside the model's own. Defaults to 100.
         checkpoint (str, optional): The float checkpoint that teaches. Defaults to
             ``load_from``.
     """
 
-    weight: float = 10.0
+    weight: float = 100.0
     checkpoint: Optional[str] = None
 
     def __post_init__(self) -> None:

@@ -20,19 +20,20 @@ from ..quantizers.activations import ActivationQuantizers
 from ..quantizers.layers import Layer
 from ..quantizers.learned_scales import LearnedWeightScales
 from ..quantizers.mmrazor.fake_quants import FakeQuants
+from ..quantizers.weight_grids import WeightGrids
 from .behaviour import Behaviour
 from .calibrate import Correct, Observe
-from .conditioning import condition_once
+from .conditioning import compute_grids, condition_once
 from .corrections.channel_factors import ChannelReach
 from .executor import Executor
 from .fake_quantize import Simulate
 from .integer.integer import Integer
 from .state import State
+from .stored_plan import NAME, encode_plan, read_plan
 from .uneven_ranges import UnevenRanges
 
 Phase = Union[str, Callable[[State], Behaviour]]
 
-NAME = 'quantization'
 FLOAT, TRAIN, TEST = 'float', 'train', 'test'
 OBSERVE, CORRECT, REACH = 'observe', 'correct', 'reach'
 _BEHAVIOURS: Mapping[str, Callable[[State], Behaviour]] = {
@@ -57,6 +58,7 @@ class Quantization(nn.Module):
             state (weights load as usual), or ``'refuse'``.
         trains (bool): Whether fake quantizers of others, where the plan has some, are
             built: in training they take the place of our own.
+        may_learn (bool): Whether a calibration may end with :meth:`learn_scales`.
         engine (str, optional): Target whose arithmetic a test computes with, from
             the next :meth:`set_phase` on. None: the plan's own.
         calibration (Calibration): What calibration measures and corrects.
@@ -83,7 +85,7 @@ class Quantization(nn.Module):
         self.plan: Optional[Plan] = None
         self.executor: Optional[Executor] = None
         self.on_other_plan = 'adopt'
-        self.trains = False
+        self.trains = self.may_learn = False
         self.fake_quants: Optional[FakeQuants] = None
         self.phase: Phase = FLOAT
         self.engine: Optional[str] = None
@@ -138,7 +140,7 @@ class Quantization(nn.Module):
             ) from None
         device = next(root.parameters()).device
         self.plan = plan
-        self._plan_tensor = _encode(plan)
+        self._plan_tensor = encode_plan(plan)
         self.executor = executor
         self.layers = layers
         self.activations = ActivationQuantizers(
@@ -146,6 +148,7 @@ class Quantization(nn.Module):
             plan.config['observer'],
             plan.config['percentile'],
             plan.is_learned,
+            plan.config.get('fine_observer'),
         ).to(device)
         self.learned = (
             LearnedWeightScales(plan.weights).to(device) if plan.is_learned else None
@@ -173,7 +176,7 @@ class Quantization(nn.Module):
         # Of grids of other widths; found again below.
         self.weight_scale.zero_()
         self.plan = self.executor.plan = plan
-        self._plan_tensor = _encode(plan)
+        self._plan_tensor = encode_plan(plan)
         self.layers = {
             name: layer.with_spec(plan.weights[name])
             for name, layer in self.layers.items()
@@ -181,6 +184,25 @@ class Quantization(nn.Module):
         self.set_phase(self.phase)
         with torch.no_grad():
             condition_once(self)
+
+    @torch.no_grad()
+    def learn_scales(self) -> None:
+        """Gives all grids learned scales, which start as the grids are, bit for bit.
+
+        Ranges must be known.
+        """
+        plan = self.plan.with_learned_scales()
+        grids = WeightGrids(plan, self.layers, self.activations)
+        # What a bias needs is asked of learned steps too, with each that they take.
+        grids.widens = False
+        compute_grids(grids, self)
+        self.weight_scale.copy_(grids.all_steps)
+        self.activations.learn_scales()
+        learned = LearnedWeightScales(plan.weights)
+        self.learned = learned.to(self.weight_scale.device)
+        self.plan = self.executor.plan = plan
+        self._plan_tensor = encode_plan(plan)
+        self.set_phase(self.phase)
 
     def detach(self) -> None:
         """Takes all hooks off the model; it runs in float again."""
@@ -341,12 +363,7 @@ class Quantization(nn.Module):
         if self.plan is not None and plan.to_json() == self.plan.to_json():
             return True
         policy = self.on_other_plan
-        if self.plan is None or policy == 'refuse' and plan.decides(self.plan):
-            policy = 'adopt'
-        elif policy == 'refuse' and plan == replace(self.plan, scaled=()):
-            # Of a version that did not rescale channels.
-            policy = 'adopt'
-        elif policy == 'refuse' and plan.keeps_budget_of(self.plan):
+        if self.plan is None or policy == 'refuse' and self._may_end_in(plan):
             policy = 'adopt'
         if policy == 'refuse':
             raise QuantizeError(
@@ -367,32 +384,18 @@ class Quantization(nn.Module):
         )
         return False
 
-
-def _encode(plan: Plan) -> Tensor:
-    """A plan as bytes (uint8), as a checkpoint stores it."""
-    text = bytearray(plan.to_json().encode())
-    return torch.frombuffer(text, dtype=torch.uint8).clone()
-
-
-def read_plan(tensor: Tensor) -> Plan:
-    """Decodes the plan that a checkpoint stores as bytes (uint8)."""
-    try:
-        return Plan.from_json(bytes(tensor.cpu().tolist()).decode())
-    except QuantizeError:
-        raise
-    except (ValueError, TypeError, LookupError) as error:
-        raise QuantizeError(
-            'the plan in the checkpoint is no JSON of this package '
-            f'({type(error).__name__}: {error}); give a checkpoint as it was saved'
-        ) from error
-
-
-def find_plan(state_dict: Mapping[str, Tensor]) -> Optional[Plan]:
-    """The plan in a state dict; None in a float one."""
-    for key, value in state_dict.items():
-        if key == f'{NAME}.plan' or key.endswith(f'.{NAME}.plan'):
-            return read_plan(value)
-    return None
+    def _may_end_in(self, plan: Plan) -> bool:
+        """Whether the run of the present plan may have left a checkpoint of another."""
+        own = self.plan
+        if self.may_learn and plan.is_learned:
+            own = own.with_learned_scales()
+        return (
+            plan.to_json() == own.to_json()
+            or plan.decides(own)
+            # Of a version that did not rescale channels.
+            or plan == replace(own, scaled=())
+            or plan.keeps_budget_of(own)
+        )
 
 
 def _settings(plan: Plan) -> str:

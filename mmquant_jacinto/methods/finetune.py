@@ -25,7 +25,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..config.sections import Finetune
-from ..errors import QuantizeError
+from ..errors import UntrainableError
 from ..execute.behaviour import Behaviour
 from ..execute.state import State
 from ..quantizers.layers import channel_rows
@@ -73,6 +73,13 @@ def views(batches: Sequence[Any], augment: bool) -> Iterator[View]:
                 yield View(image_view(batch, index * VIEWS + visit % VIEWS), None)
 
 
+@torch.no_grad()
+def put_back(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Gives parameters the values that they had."""
+    for parameter, value in zip(parameters, values):
+        parameter.copy_(value)
+
+
 class Finetuning:
     """Trains what a calibrated model has, for the outputs of the float one.
 
@@ -107,13 +114,17 @@ class Finetuning:
             which the float model gave NaN or infinity are left out.
 
         Raises:
-            QuantizeError: If the loss is not finite, or no output can be compared.
+            UntrainableError: If the loss is not finite, or no output can be compared.
         """
         judged = list(enumerate(itertools.islice(batches, judges(len(batches)))))
         before = self.error.mean(judged) if judged else None
         with self._leaves() as (optimizer, parameters):
             known = [parameter.detach().clone() for parameter in parameters]
-            history = self._train(batches, optimizer, parameters)
+            try:
+                history = self._train(batches, optimizer, parameters)
+            except UntrainableError:
+                put_back(parameters, known)
+                raise
             self._place_biases()
             after = self.error.mean(judged) if judged else None
             if before is not None and not (after is not None and after < before):
@@ -123,9 +134,7 @@ class Finetuning:
                     'current',
                     logging.WARNING,
                 )
-                with torch.no_grad():
-                    for parameter, value in zip(parameters, known):
-                        parameter.copy_(value)
+                put_back(parameters, known)
             elif before is not None:
                 print_log(
                     'Fine-tuning: on images that it was not trained on the error went '
@@ -165,7 +174,7 @@ class Finetuning:
                     'current',
                 )
         if not history:
-            raise QuantizeError(
+            raise UntrainableError(
                 'quantize.finetune: the float model gives NaN or infinity on every '
                 'calibration image; check the checkpoint (load_from) and the '
                 'normalization of the images'
@@ -208,7 +217,7 @@ class Finetuning:
             dist.all_reduce(flat)
         compared, count, loss_sum = flat[:3].tolist()
         if not compared:
-            raise QuantizeError(
+            raise UntrainableError(
                 'quantize.finetune has nothing to compare: no output of the network '
                 'has a gradient, and the same shape in float and quantized; leave it '
                 'away'
@@ -216,7 +225,7 @@ class Finetuning:
         if not count:
             return None
         if not math.isfinite(loss_sum):
-            raise QuantizeError(
+            raise UntrainableError(
                 'the loss of quantize.finetune is NaN or infinite; use a lower '
                 f'quantize.finetune.lr than {self.options.lr:g}, and check that the '
                 'float model gives finite outputs'

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -27,10 +27,23 @@ def judges(count: int) -> int:
     return min(count // JUDGED, MOST_JUDGES)
 
 
+class Judgement(NamedTuple):
+    """What images that took no part say of the corrections.
+
+    Args:
+        is_kept (bool): Whether there are any now.
+        error (float, optional): Of the outputs as the model is now; None where nothing
+            can be compared.
+    """
+
+    is_kept: bool
+    error: float | None
+
+
 @torch.no_grad()
 def keep_if_nearer(
     state: State, run: Callable[[Behaviour, Any], None], batches: Sequence[Any]
-) -> bool:
+) -> Judgement:
     """Keeps the corrections of biases and weights, or takes all of them back.
 
     Args:
@@ -41,7 +54,7 @@ def keep_if_nearer(
             process, which all decide alike.
 
     Returns:
-        bool: Whether they are kept. They are, where no output can be compared.
+        Judgement: Kept they are, too, where no output can be compared.
     """
     corrections = state.bias_correction, state.weight_correction
     known = [correction.clone() for correction in corrections]
@@ -68,4 +81,4 @@ def keep_if_nearer(
         print_log(f'Corrections: {said}.', 'current')
     else:
         print_log(f'Corrections: {said}: there are none.', 'current', logging.WARNING)
-    return is_nearer
+    return Judgement(is_nearer, corrected if is_nearer else plain)

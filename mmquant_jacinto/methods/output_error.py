@@ -170,8 +170,7 @@ class OutputError:
             if loss is not None and finite:
                 totals += torch.stack([loss.cpu(), torch.ones(())])
         if is_distributed():
-            device = next(iter(self._squares.values()))[0].device
-            totals = totals.to(device)
+            totals = totals.to(self._state.bias_correction.device)
             dist.all_reduce(totals)
         total, count = totals.tolist()
         return total / count if count else None

@@ -125,8 +125,9 @@ class Teacher:
         """Taught, optional: What the model computes, if that is a training step."""
         executor = None if self.quantization is None else self.quantization.executor
         behaviour = None if executor is None else executor.behaviour
-        learns = isinstance(behaviour, Taught) and torch.is_grad_enabled()
-        return behaviour if learns else None
+        if isinstance(behaviour, Taught) and torch.is_grad_enabled():
+            return behaviour
+        return None
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._student is None or kwargs.get('mode', 'loss') != 'loss':

@@ -269,6 +269,10 @@ class Plan:
         """bool: Whether scales are parameters of the training."""
         return bool(self.config.get('learned_scale'))
 
+    def with_learned_scales(self) -> 'Plan':
+        """This plan with scales that are parameters of a training."""
+        return replace(self, config=dict(self.config, learned_scale=True))
+
     def takes_state_of(self, other: 'Plan') -> bool:
         """Whether the quantizer state of another plan means the same here.
 

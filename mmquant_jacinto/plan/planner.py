@@ -4,7 +4,7 @@ A pure function of a recorded graph and the numeric settings. It decides and doe
 nothing; what it decides is a :class:`~mmquant_jacinto.plan.plan.Plan`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -15,6 +15,7 @@ from ..errors import QuantizeError
 from ..record import ops
 from ..record.graph import Graph, Site
 from ..targets.formats import DEPTHWISE, TensorFormat
+from ..targets.preset import FINE_BITS
 from ..targets.target import get_target
 from .activation_specs import ActivationSpecs, input_name
 from .channel_pairs import find_pairs
@@ -23,9 +24,18 @@ from .fusion import Chain, Dataflow
 from .network import network_of
 from .open_results import open_results, overwriting_sums, real_results
 from .overrides import Overrides
-from .plan import OPERANDS, OVERRIDES, Plan, Repeat, ScaledChannels, Step, WeightSpec
+from .plan import (
+    OPERANDS,
+    OVERRIDES,
+    ActivationSpec,
+    Plan,
+    Repeat,
+    ScaledChannels,
+    Step,
+    WeightSpec,
+)
 from .planned_widths import check_widths, edge_widths, levels_above
-from .scaled_channels import FINE_BITS, find_scaled_channels
+from .scaled_channels import find_scaled_channels
 
 
 class Planner:
@@ -86,7 +96,7 @@ class Planner:
             )
             self.in_float.setdefault(name, reason)
         return Plan(
-            config=self._settings(),
+            config=self._settings(quantizers.unique()),
             regions=tuple(self.graph.regions),
             activations=quantizers.unique(),
             weights=weight_specs,
@@ -183,13 +193,13 @@ class Planner:
             and not (item.is_bounded and item.quantizer in fine)
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, quantizers: Sequence[ActivationSpec]) -> dict[str, Any]:
         config = self.config
         bits = config.bits
         settings = dict(
             target=config.target,
             bits=dict(bits) if isinstance(bits, Mapping) else bits,
-            observer=config.observer_name,
+            **self._observers(quantizers),
             percentile=config.percentile,
             per_channel=config.channel_scales,
             constrain_bias=config.bias_constraint,
@@ -207,6 +217,15 @@ class Planner:
             if isinstance(asked, (MixedPrecision, MaxDrop)):
                 settings[key] = asked.to_dict()
         return settings
+
+    def _observers(self, quantizers: Sequence[ActivationSpec]) -> dict[str, str]:
+        """How ranges are found, of narrow tensors and, where another way, of fine."""
+        widths = [spec.format.bits for spec in quantizers]
+        if not widths:
+            return dict(observer=self.config.observer_name)
+        narrow, fine = map(self.config.observer_of, (min(widths), max(widths)))
+        both = dict(observer=narrow, fine_observer=fine)
+        return dict(observer=narrow) if narrow == fine else both
 
     def _fake_quant(self) -> dict[str, Any]:
         given = self.config.fake_quants

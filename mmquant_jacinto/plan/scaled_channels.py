@@ -23,8 +23,6 @@ from .flat_ends import PRODUCTS
 from .fusion import Chain, Dataflow
 from .plan import ScaledChannels
 
-# A grid of more bits has steps to spare.
-FINE_BITS = 8
 # What keeps each channel by itself, and zero where it is.
 MOVES = frozenset(('pad', 'interpolate', 'upsample', 'contiguous', 'clone')) | {
     f'{name}{d}d' for name in ('max_pool', 'adaptive_max_pool') for d in (1, 2, 3)

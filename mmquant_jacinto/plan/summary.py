@@ -1,5 +1,6 @@
 """What is quantized, for people: a short summary, and the whole plan."""
 
+from ..targets.preset import FINE_BITS
 from .plan import Plan
 
 
@@ -28,6 +29,7 @@ def summarize(plan: Plan) -> str:
         f'  regions      {", ".join(name or "(model)" for name in plan.regions)}',
         f'  weights      {weights}, {folded} batch normalizations folded',
         f'  activations  {activations}',
+        f'  ranges       {_observers(plan)}',
         f'  call sites   {len(plan.steps)}',
     ]
     if plan.pairs:
@@ -38,6 +40,15 @@ def summarize(plan: Plan) -> str:
     else:
         lines.append('  in float     no layer')
     return '\n'.join(lines)
+
+
+def _observers(plan: Plan) -> str:
+    """How ranges are found: what ``quantize`` says, or what its default is here."""
+    config = plan.config
+    found = config['observer']
+    if 'fine_observer' in config:
+        found += f', above {FINE_BITS} bits {config["fine_observer"]}'
+    return f'{found}; weights: {config.get("weight_observer", "minmax")}'
 
 
 def describe(plan: Plan) -> str:

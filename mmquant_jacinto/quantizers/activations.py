@@ -1,56 +1,23 @@
-"""All activation quantizers of a model, as one module of flat tensors.
-
-One tensor for the lower ends of all ranges and one for the upper ones: a
-step updates every quantizer with a handful of operations and, over several
-processes, one collective, whatever number of layers the model has.
-"""
+"""All activation quantizers of a model, as one module of flat tensors: their grids."""
 
 from collections.abc import Sequence
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import QuantizeError
+from ..errors import UntrainableError
 from ..plan.plan import ActivationSpec
 from ..plan.scalar_names import scalar_names
 from ..targets.grid import Bounds, Grid
 from .activation_grids import GridFormats
-from .histograms import Histograms
 from .kernels.fake_quantize import fake_quantize
 from .learned_scales import LearnedActivationScales, learned_quantize
-from .observers import (
-    Extremes,
-    Observation,
-    Observer,
-    gather_extremes,
-    is_distributed,
-    largest_sample,
-    make_observer,
-    ranked,
-    row_extremes,
-)
-from .range_search import HistogramObserver
-
-# Of the exponential average: a range keeps following, slowly, for ever.
-MIN_AVERAGE_FACTOR = 0.001
-# Steps of a training that all observe; of the later ones each fourth does: the
-# average hardly moves by then, and an observation is a twentieth of a step.
-STEPS_OBSERVED = 128
-OBSERVED_EVERY = 4
+from .ranges import Ranges
 
 
-class ActivationQuantizers(nn.Module):
-    """Ranges of all activations, their running average, and their grids.
-
-    The range is that of the Jacinto devkit's PACT2: per batch the 0.01 % and
-    99.99 % percentiles, averaged exponentially with factor max(1/n, 0.001).
-    ``'moving_average'`` averages the minima and maxima so, ``'minmax'`` keeps the
-    extremes of all steps, and the observers of :mod:`range_search` count a histogram
-    over all steps.
-    Unlike the original, the statistics of a step are merged when the step's
-    forward pass ends, and act from the next step on: one collective instead
-    of one per layer, and ranks whose heads are idle cannot deadlock.
+class ActivationQuantizers(Ranges):
+    """Ranges of all activations, and their grids.
 
     Args:
         specs (Sequence[ActivationSpec]): The quantizers, from the plan.
@@ -58,15 +25,12 @@ class ActivationQuantizers(nn.Module):
         percentile (float): Of the percentile observer, in percent.
         learned (bool): Whether the steps are parameters of the training, see
             :mod:`learned_scales`. A range is then the first that was measured.
-    """
+        fine_observer (str, optional): Name of the observer of grids of more than
+            ``FINE_BITS``. None: ``observer``.
 
-    low: Tensor
-    high: Tensor
-    count: Tensor
-    steps: Tensor
-    rejected: Tensor
-    _positive: Tensor
-    _headroom: Tensor
+    Raises:
+        QuantizeError: If one of two observers searches ranges.
+    """
 
     def __init__(
         self,
@@ -74,53 +38,23 @@ class ActivationQuantizers(nn.Module):
         observer: str,
         percentile: float,
         learned: bool = False,
+        fine_observer: Optional[str] = None,
     ) -> None:
-        super().__init__()
-        self.learned = LearnedActivationScales(specs) if learned else None
-        self.specs = tuple(specs)
-        self.index = {spec.name: i for i, spec in enumerate(specs)}
-        self.observer: Observer = make_observer(observer, percentile)
-        # Floating point all of them: EMA and buffer averaging over
-        # processes would break integers.
-        for name in ('low', 'high', 'count'):
-            self.register_buffer(name, torch.zeros(len(specs)))
-        self.register_buffer('steps', torch.zeros(()))
-        self._steps = 0  # the same, on the host
-        self.register_buffer('rejected', torch.zeros(len(specs)), persistent=False)
-        self.register_buffer(
-            '_positive',
-            torch.tensor([float(spec.positive) for spec in specs]) > 0,
-            persistent=False,
-        )
-        room = [self.observer.headroom(spec.format.bits) for spec in specs]
-        self.register_buffer('_headroom', torch.tensor(room), persistent=False)
+        super().__init__(specs, observer, percentile, fine_observer)
+        if learned:
+            self.learned = LearnedActivationScales(specs)
         # Constants; copied once to where they are used.
-        self._formats = GridFormats.of([spec.format for spec in specs])
         self._formats_on: dict[torch.device, GridFormats] = {}
-        # Not in checkpoints: a calibration that is killed starts again.
-        self._histograms: Optional[Histograms] = None
-        self._is_settled = True
-        # Of quantizers, by name: what the channels are divided by before, shaped to
-        # divide the tensor.
-        self.factors: dict[str, Tensor] = {}
-        self.observing = True
-        self._pending: list[Observation] = []
         self._grids: Optional[list[Grid]] = None
         self._host_grids: Optional[list[Grid]] = None
         self._scales: Optional[Tensor] = None
         self._is_on_host = True
-        # Known on the host, so that no step waits for the device to ask.
-        self._ranged: set[int] = set()
-        self._extremes: Optional[Extremes] = None
 
-    def has_range(self, name: str) -> bool:
-        """Whether a quantizer has seen anything."""
-        return self.index[name] in self._ranged
-
-    @property
-    def has_ranges(self) -> bool:
-        """bool: Whether any quantizer has seen anything."""
-        return bool(self._ranged)
+    def learn_scales(self) -> None:
+        """Makes the steps parameters of a training; the grids stay as they are."""
+        self.settle()
+        self.learned = LearnedActivationScales(self.specs).to(self.low.device)
+        self._forget_grids()
 
     def grid(self, name: str) -> Optional[Grid]:
         """The grid for training; None while the quantizer has no range.
@@ -211,163 +145,6 @@ class ActivationQuantizers(nn.Module):
         self._is_on_host = not self.low.is_cuda
         self._grids = self._host_grids = self._scales = None
 
-    @property
-    def is_due(self) -> bool:
-        """bool: Whether the present step of a training observes.
-
-        Ranges that were searched for in histograms stay as calibrated; extremes of
-        all steps have to see them all.
-        """
-        if not self.observing:
-            return False
-        if self.observer.searches or self.learned is not None:
-            # Only what no step has reached so far.
-            return len(self._ranged) < len(self.specs) and not self.observer.searches
-        return (
-            not self.observer.averages
-            or self._steps < STEPS_OBSERVED
-            or self._steps % OBSERVED_EVERY == 0
-        )
-
-    def end_step(self) -> None:
-        """Ends a step of a training; every process must call it equally often."""
-        if self.is_due:
-            # Learned steps start from a range; they do not follow one.
-            self.commit(new_only=self.learned is not None)
-        if self.observing:
-            self.steps += 1
-            self._steps += 1
-
-    def observe(self, name: str, x: Tensor, clip: Optional[tuple] = None) -> None:
-        """Measures a tensor; :meth:`commit` merges it into the range.
-
-        Args:
-            name (str): The quantizer.
-            x (Tensor): What it is about to quantize, before any clipping.
-            clip (tuple, optional): Real bounds of the fused activation.
-        """
-        if x.numel():
-            factor, ends = self.factors.get(name), self.specs[self.index[name]].ends
-            if factor is not None:
-                x = (x if ends is None else x.clamp(*ends)) / factor
-            sample, extremes, weight = self.observer.sample(x), None, 1
-            if self.observer.searches and len(sample) < x.numel():
-                # A search would cut off what no sample has.
-                extremes = row_extremes(x)
-                weight = round(x.numel() / len(sample))
-            if factor is None and ends is not None:
-                for part in (sample, extremes):
-                    if part is not None:
-                        part.clamp_(*ends)
-            index = self.index[name]
-            self._pending.append(Observation(index, sample, clip, extremes, weight))
-
-    @torch.no_grad()
-    def commit(self, new_only: bool = False) -> None:
-        """Merges what was observed, over processes too, into the ranges.
-
-        Every process of the group must call it equally often.
-
-        Args:
-            new_only (bool): Leave ranges that are known as they are.
-        """
-        pending, self._pending = self._pending, []
-        if not self.observing or not (pending or is_distributed()):
-            return
-        if self.observer.searches:
-            self._count(pending)
-        else:
-            self._follow(pending, new_only)
-        # Asked only when something may be seen for the first time: it may wait for
-        # the device. Another process may have seen it; all have to know.
-        seen = self._ranged.issuperset(item.quantizer for item in pending)
-        if not seen or (is_distributed() and len(self._ranged) < len(self.specs)):
-            self._ranged = set(self.count.nonzero().flatten().tolist())
-        self._forget_grids()
-
-    def _count(self, pending: list[Observation]) -> None:
-        """Adds a step to the histograms, in which :meth:`settle` finds the ranges."""
-        if self._histograms is None:
-            self._histograms = Histograms([spec.positive for spec in self.specs])
-        seen, counted = self._histograms.add(pending, self.low.device)
-        self.count += counted
-        self.rejected += seen & ~counted
-        self._is_settled = False
-
-    def settle(self) -> None:
-        """Finds the ranges in what the histograms have counted, if it is new."""
-        if self._is_settled:
-            return
-        observer = cast(HistogramObserver, self.observer)
-        low, high = observer.search(self._histograms, self._formats)
-        ends = self._histograms.ends.clamp(min=0)
-        room, is_wide = self._headroom, self._headroom > 1
-        low = torch.where(is_wide, -ends[:, 0] * room, low)
-        high = torch.where(is_wide, ends[:, 1] * room, high)
-        seen = self.count > 0
-        self.low.copy_(torch.where(seen, low, self.low))
-        self.high.copy_(torch.where(seen, high, self.high))
-        self._is_settled = True
-        self._forget_grids()
-
-    def forget_histograms(self) -> None:
-        """Drops what was counted: the ranges come from a checkpoint."""
-        self._histograms = None
-        self._is_settled = True
-
-    def _follow(self, pending: list[Observation], new_only: bool) -> None:
-        """Moves the ranges towards those of a step."""
-        highs, lows, sizes = self._measure(pending)
-        rank = self.observer.rank(sizes)
-        high, low = ranked(highs, rank), -ranked(lows, rank)
-        low = torch.where(self._positive, torch.zeros_like(low), low)
-        seen = sizes > 0
-        # The extremes themselves, which a percentile would cut off.
-        finite = highs[:, 0].isfinite() & (lows[:, 0].isfinite() | self._positive)
-        self.rejected += seen & ~finite
-        seen &= finite
-        if new_only:
-            seen &= self.count == 0
-        if not self.observer.averages:
-            high, low = high * self._headroom, low * self._headroom
-            known = self.count > 0
-            high = torch.where(known, torch.maximum(self.high, high), high)
-            low = torch.where(known, torch.minimum(self.low, low), low)
-            self.high.copy_(torch.where(seen, high, self.high))
-            self.low.copy_(torch.where(seen, low, self.low))
-            self.count += seen
-            return
-        self.count += seen
-        factor = torch.clamp(1 / self.count.clamp(min=1), min=MIN_AVERAGE_FACTOR) * seen
-        # A quantizer that was not seen may hold infinities: keep them out.
-        high, low = (
-            torch.where(seen, end, torch.zeros_like(end)) for end in (high, low)
-        )
-        self.high += factor * (high - self.high)
-        self.low += factor * (low - self.low)
-
-    def _measure(self, pending: list[Observation]) -> tuple[Tensor, Tensor, Tensor]:
-        """Extremes of a step, of all processes: see :class:`Extremes`."""
-        if self._extremes is None:
-            positive = [spec.positive for spec in self.specs]
-            self._extremes = Extremes(positive)
-        device = self.low.device
-        depth = self.observer.depth(largest_sample(pending, self.observer, device))
-        if pending:
-            extremes = self._extremes(pending, depth, device)
-        else:
-            nothing = torch.full((len(self.specs), depth), -torch.inf, device=device)
-            extremes = nothing, nothing, torch.zeros_like(self.low)
-        return gather_extremes(*extremes) if is_distributed() else extremes
-
-    def missing(self) -> list[str]:
-        """Names of the quantizers that have no range yet."""
-        return [
-            spec.name
-            for spec, count in zip(self.specs, self.count.tolist())
-            if count == 0
-        ]
-
     def scalars(self) -> dict[str, float]:
         """The ranges, for a visualizer: ``range/<name>/low`` and high."""
         self.settle()
@@ -386,19 +163,6 @@ class ActivationQuantizers(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Leaves it to the parent, which knows the checkpoint's plan."""
-
-    def take_rejected(self) -> list[str]:
-        """Names of the quantizers that met NaN or infinity since last asked.
-
-        Such a batch is left out of the range.
-        """
-        names = [
-            spec.name
-            for spec, count in zip(self.specs, self.rejected.tolist())
-            if count
-        ]
-        self.rejected.zero_()
-        return names
 
     def _make_grids(self, on_host: bool) -> list[Grid]:
         scale, low, high = self._grid_columns('cpu' if on_host else self.low.device)
@@ -422,7 +186,7 @@ class ActivationQuantizers(nn.Module):
         known = torch.tensor(sorted(self._ranged), dtype=torch.long)
         broken = known[~scale[known].isfinite()]
         if len(broken):
-            raise QuantizeError(
+            raise UntrainableError(
                 f'the scale of {self.specs[broken[0]].name} is not a number: the '
                 'training that it comes from has diverged; use a lower '
                 'optim_wrapper.optimizer.lr or quantize.learned_scale.lr_mult, in a '

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..config.mixed_precision import FILE
 from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
-from ..methods.judged_corrections import judges
+from ..methods.automatic_finetune import MEASURED
+from ..methods.judged_corrections import Judgement, judges
 from ..methods.mixed_precision import BitSearch
 from ..quantizers.activations import ActivationQuantizers
 from .budget import BudgetKeeper, LatencyKeeper
@@ -93,7 +94,8 @@ class CalibrationLoop(BaseLoop):
     ``quantize.mixed_precision`` chooses the weights' widths (with a backward pass on
     each of some images), and leaves them in ``mixed_precision.json``; then
     ``quantize.rounding`` how they are rounded. Last, ``quantize.finetune`` trains what
-    there is, without labels.
+    there is, without labels; with few bits by itself, where the outputs are far from
+    float.
     All of it is done again for each network that ``quantize.max_drop`` tries, and with
     what ``mixed_precision`` raises within a latency.
     Afterwards the loop saves ``epoch_1.pth`` and validates. ``QuantRunner`` uses it
@@ -121,6 +123,7 @@ class CalibrationLoop(BaseLoop):
         self.first_batch: Any = None  # what a report measures on: it is loaded
         # How many times as far each range reaches at the end as half-way.
         self.growth: Optional[Tensor] = None
+        self.judgement: Optional[Judgement] = None  # of corrections
         self.kept_budget: Optional[dict[str, Any]] = None  # what its JSON has
         self.stop_training = False
         self.val_begin = self.val_interval = 1
@@ -182,11 +185,14 @@ class CalibrationLoop(BaseLoop):
         if runner.quantize_config.keeps_budget:
             self.kept_budget = BudgetKeeper(self).keep()
             model.train()
-        elif runner.quantize_config.keeps_latency:
-            self.kept_budget = LatencyKeeper(self).keep()
-            model.train()
         else:
-            self.calibrate_with(self.config)
+            if runner.quantize_config.keeps_latency:
+                self.kept_budget = LatencyKeeper(self).keep()
+                model.train()
+            else:
+                self.calibrate_with(self.config)
+            # Never within a search: what that compares is calibrated alone.
+            self._finetune_if_far()
         self._epoch = 1
         runner.visualizer.add_scalars(
             model.quantization.activations.scalars(), step=self._iter
@@ -216,8 +222,10 @@ class CalibrationLoop(BaseLoop):
             self._pass(f'{what}, pass {epoch + 1}', references, lr)
         model.correct_analytically()
         held_out = self._held_out
+        self.judgement = None
         if held_out:
-            model.judge_corrections(Batches(self.dataloader, held_out))
+            batches = Batches(self.dataloader, held_out)
+            self.judgement = model.judge_corrections(batches)
         if runner.quantize_config.finetune:
             self._finetune(runner.quantize_config.finetune)
 
@@ -274,6 +282,12 @@ class CalibrationLoop(BaseLoop):
             f'batches of {self.dataloader.batch_size or 1} images'
         )
         self.runner.model.round_weights(Batches(self.dataloader, batches))
+
+    def _finetune_if_far(self) -> None:
+        """Fine-tunes where bits are few and that is worth it, unless told."""
+        measured = judges(self.batches) or min(self.batches, MEASURED)
+        batches = Batches(self.dataloader, self.batches)
+        self.runner.model.finetune_if_far(batches, measured, self.judgement)
 
     def _finetune(self, options: Finetune) -> None:
         """Trains all that there is for the float model's outputs."""

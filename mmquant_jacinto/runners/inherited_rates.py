@@ -117,7 +117,7 @@ def _file_of(item: ast.ImportFrom, filename: str) -> str:
     return os.path.join(get_installed_path(package), *inner) + '.py'
 
 
-def _rates(optim_wrapper: Any) -> Iterator[dict[str, Any]]:
+def _rates(optim_wrapper: Any) -> Iterator[Any]:
     """The optimizers' dicts that have a learning rate, of one wrapper or of several."""
     if not isinstance(optim_wrapper, Mapping):
         return
@@ -130,7 +130,7 @@ def _rates(optim_wrapper: Any) -> Iterator[dict[str, Any]]:
         yield from _rates(part)
 
 
-def _schedules(schedules: Any) -> Iterator[dict[str, Any]]:
+def _schedules(schedules: Any) -> Iterator[Any]:
     """The dicts of schedules of learning rates, one, several, or by optimizer."""
     if isinstance(schedules, Mapping) and 'type' in schedules:
         # Of momentum there are some, too.

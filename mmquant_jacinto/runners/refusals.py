@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..config.max_drop import KEY, MaxDrop
 from ..config.quantize_config import QuantizeConfig
 from ..errors import QuantizeError, nearest
-from ..execute.quantization import NAME, find_plan
+from ..execute.stored_plan import NAME, find_plan
 from ..plan.plan import Plan
 from ..quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
 from ..report.build import numbers_of

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..config.sections import Distill
 from ..errors import QuantizeError
-from ..execute.quantization import NAME, find_plan
+from ..execute.quantization import NAME
+from ..execute.stored_plan import find_plan
 from ..wrappers.distillation import is_algorithm
 from .checkpoint_files import read_checkpoint
 

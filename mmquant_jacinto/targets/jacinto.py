@@ -24,7 +24,9 @@ class Jacinto(Target):
         depthwise_per_channel=True,
         bias_bits=None,
         observer='percentile',
-        calibration_observer='minmax',
+        # Powers of two double a grid for one element that reaches further.
+        calibration_observer='percentile',
+        calibration_fine_observer='minmax',
         calibration_weight_observer='mse',
     )
     arithmetic = FixedPoint

@@ -13,6 +13,8 @@ AFFINE = TensorFormat(symmetric=False)
 # Widths of activations with so few steps that nothing is left for what is small when a
 # grid holds all that was seen, and how ranges are found for them in a calibration.
 FEW_BITS, FEW_BITS_OBSERVER = 6, 'mse'
+# A grid of more bits has steps to spare: what it cuts off is most of its noise.
+FINE_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Preset:
             ``registry.OBSERVERS``; which one, by ``benchmarks/default_observers.py``.
         calibration_observer (str, optional): How they are measured in a calibration,
             for more than :data:`FEW_BITS`; None: by ``observer``.
+        calibration_fine_observer (str, optional): The same for tensors of more than
+            :data:`FINE_BITS`, whatever the others have; it searches no ranges. None:
+            as the others.
         calibration_weight_observer (str): How the grids of weights are found in a
             calibration, a name in ``registry.WEIGHT_OBSERVERS``; likewise.
     """
@@ -52,4 +57,5 @@ class Preset:
     equalize: bool = False
     observer: str = 'moving_average'
     calibration_observer: str | None = None
+    calibration_fine_observer: str | None = None
     calibration_weight_observer: str = 'minmax'

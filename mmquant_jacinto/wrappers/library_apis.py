@@ -16,7 +16,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
-from ..execute.quantization import NAME, TEST, Quantization, find_plan
+from ..execute.quantization import TEST, Quantization
+from ..execute.stored_plan import NAME, find_plan
 from .distillation import fit_names
 
 # Threads may share a model from its first pass on.

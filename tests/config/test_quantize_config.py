@@ -27,11 +27,11 @@ def test_defaults_are_those_of_the_jacinto_flow():
 
 def test_calibration_for_jacinto_looks_for_the_least_error_of_weights():
     config = QuantizeConfig(mode='ptq')
-    assert (config.observer_name, config.weight_observer_name) == ('minmax', 'mse')
+    assert (config.observer_name, config.weight_observer_name) == ('percentile', 'mse')
     tuned = QuantizeConfig.parse(dict(mode='ptq', finetune=True))
     assert tuned.weight_observer_name == 'minmax'
-    told = QuantizeConfig(mode='ptq', observer='percentile', weight_observer='minmax')
-    assert (told.observer_name, told.weight_observer_name) == ('percentile', 'minmax')
+    told = QuantizeConfig(mode='ptq', observer='minmax', weight_observer='minmax')
+    assert (told.observer_name, told.weight_observer_name) == ('minmax', 'minmax')
 
 
 @pytest.mark.parametrize('target', ['tidl', 'onnxruntime', 'openvino', 'tensorrt'])
@@ -46,19 +46,30 @@ def test_other_presets_average_extremes_unless_told(target, mode):
 
 @pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
 @pytest.mark.parametrize(
-    'bits, observer',
+    'bits, width',
     [
-        (8, 'minmax'),
-        (4, 'mse'),
-        (dict(weight=4, activation=8), 'minmax'),
-        (dict(weight=8, activation=6), 'mse'),
+        (8, 'narrow'),
+        (4, 'few'),
+        (dict(weight=4, activation=8), 'narrow'),
+        (dict(weight=8, activation=6), 'few'),
+        (9, 'fine'),
+        (16, 'fine'),
+        (dict(weight=8, activation=16), 'fine'),
     ],
 )
-def test_few_bits_hold_less_than_all_that_was_seen(bits, observer, target):
+def test_observer_follows_the_width_of_activations(bits, width, target):
     config = QuantizeConfig(target=target, mode='ptq', bits=bits)
+    narrow = dict(jacinto='percentile', onnxruntime='minmax')[target]
+    observer = dict(few='mse', narrow=narrow, fine='minmax')[width]
     assert config.observer_name == observer
+    # Tensors of other widths in the same network.
+    fine = 'mse' if width == 'few' else 'minmax'
+    assert (config.observer_of(8), config.observer_of(16)) == (
+        'mse' if width == 'few' else narrow,
+        fine,
+    )
     told = QuantizeConfig(target=target, mode='ptq', bits=bits, observer='entropy')
-    assert told.observer_name == 'entropy'
+    assert {told.observer_of(bits) for bits in (4, 8, 16)} == {'entropy'}
 
 
 def test_full_form_reaches_every_level():

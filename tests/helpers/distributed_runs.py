@@ -111,7 +111,8 @@ def run_all(folder, float_checkpoint, launcher):
 
 def calibrate_all(runs, load_from):
     budget = dict(average_bits=6.0, num_images=20)
-    narrow = dict(PTQ, bits=4)
+    few = dict(PTQ, bits=4)
+    narrow = dict(few, finetune=False)
     for name, ptq in dict(
         ptq=PTQ,
         ptq_onnxruntime=dict(PTQ, target='onnxruntime'),
@@ -124,8 +125,9 @@ def calibrate_all(runs, load_from):
         ptq_weights=dict(
             narrow, calibration=dict(weights=True, bias_correction='iterative')
         ),
+        ptq_automatic=dict(few, target='onnxruntime'),
         ptq_finetune=dict(narrow, target='onnxruntime', finetune=dict(iterations=8)),
-        ptq_mixed=dict(PTQ, mixed_precision=budget),
+        ptq_mixed=dict(PTQ, mixed_precision=budget, finetune=False),
         ptq_budget=dict(
             PTQ,
             bits=dict(weight=2, activation=4, sum=4, output=4),
@@ -137,6 +139,7 @@ def calibrate_all(runs, load_from):
             bits=dict(weight=2, activation=4, sum=4, output=4),
             edge_bits=2,
             mixed_precision=dict(latency=2.0, num_images=8),
+            finetune=False,
         ),
     ).items():
         runs.train(name, ptq, load_from=load_from)

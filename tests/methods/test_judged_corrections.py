@@ -43,7 +43,7 @@ def test_good_ones_stay_to_the_bit(said):
     model = calibrated(others)
     biases = model.quantization.bias_correction.clone()
     assert biases.any()
-    assert model.judge_corrections([first])
+    assert model.judge_corrections([first]).is_kept
     assert 'without.' in said[0]
     assert torch.equal(model.quantization.bias_correction, biases)
 
@@ -56,7 +56,7 @@ def test_bad_ones_are_taken_back_whole(weights, said):
     state = model.quantization
     with torch.no_grad():
         state.bias_correction.add_(3.0)
-    assert not model.judge_corrections([first])
+    assert not model.judge_corrections([first]).is_kept
     assert 'there are none' in said[0]
     assert not state.bias_correction.any() and (state.weight_correction == 1).all()
     assert torch.equal(model.eval()(first), plain(first))
@@ -87,7 +87,7 @@ def test_without_outputs_to_compare_they_stay(said):
     model = calibrated(batches)
     biases = model.quantization.bias_correction.clone()
     nothing = [torch.full_like(batches[0], torch.nan)]
-    assert model.judge_corrections(nothing)
+    assert model.judge_corrections(nothing) == (True, None)
     assert 'can be compared' in said[0]
     assert torch.equal(model.quantization.bias_correction, biases)
 

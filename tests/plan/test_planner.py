@@ -7,8 +7,9 @@ from torch import nn
 from toy_models import Forward, ToyHead, calibrated, make_plan
 from toy_plans import activations, chains, conv
 
-from mmquant_jacinto import QuantizeError
+from mmquant_jacinto import QuantizeError, quantize_model
 from mmquant_jacinto.plan.plan import Plan
+from mmquant_jacinto.plan.summary import summarize
 
 
 def test_plan_of_the_toy_net(toy_net, images):
@@ -225,3 +226,31 @@ def test_per_channel_reaches_computed_weights(image):
     steps = make_plan(net, image, per_channel=True).steps
     (fmt,) = {step.weight_format for step in steps.values() if step.weight_format}
     assert fmt.per_channel and fmt.power_of_two
+
+
+@pytest.mark.parametrize(
+    'quantize, observers',
+    [
+        (dict(), ['percentile']),
+        (dict(bits=16), ['minmax']),
+        (dict(bits=16, overrides={'fc': 8}), ['percentile', 'minmax']),
+        (dict(overrides={'fc': 16}), ['percentile', 'minmax']),
+        (dict(bits=dict(weight=16, activation=8)), ['percentile']),
+        (dict(bits=4, overrides={'fc': 16}), ['mse']),
+        (dict(overrides={'fc': 16}, observer='percentile'), ['percentile']),
+        (dict(overrides={'fc': 16}, target='onnxruntime'), ['minmax']),
+        (dict(overrides={'fc': 16}, mode='qat'), ['percentile']),
+    ],
+)
+def test_fine_grids_have_an_observer_of_their_own(toy_net, images, quantize, observers):
+    plan = make_plan(toy_net, images, **dict(dict(mode='ptq'), **quantize))
+    keys = ('observer', 'fine_observer')
+    assert [plan.config[key] for key in keys if key in plan.config] == observers
+    said = next(line for line in summarize(plan).splitlines() if 'ranges' in line)
+    assert all(name in said for name in observers)
+    assert ('above 8 bits minmax' in said) == (len(observers) == 2)
+    activations = quantize_model(toy_net, plan).activations
+    is_wide = torch.tensor([spec.format.bits == 16 for spec in plan.activations])
+    has_room = observers[-1] in ('minmax', 'mse')
+    expected = torch.where(is_wide & has_room, 2.0, 1.0)
+    assert torch.equal(activations._headroom, expected)

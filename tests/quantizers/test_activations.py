@@ -4,11 +4,12 @@ import torch
 from reference import power_of_two
 from toy_models import calibrated, make_plan
 
-from mmquant_jacinto import PRESETS, quantize_model
+from mmquant_jacinto import PRESETS, QuantizeError, quantize_model
 from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activation_grids import power_of_two_above
-from mmquant_jacinto.quantizers.activations import STEPS_OBSERVED, ActivationQuantizers
-from mmquant_jacinto.quantizers.observers import _largest
+from mmquant_jacinto.quantizers.activations import ActivationQuantizers
+from mmquant_jacinto.quantizers.extremes import _largest
+from mmquant_jacinto.quantizers.ranges import STEPS_OBSERVED
 
 OBSERVERS = ['percentile', 'moving_average', 'minmax']
 
@@ -251,6 +252,48 @@ def test_halves_of_a_batch_give_the_range_of_the_whole(observer, elements, posit
     halves.commit()
     assert range_of(halves) == range_of(whole)
     assert halves.count.tolist() == [1]
+
+
+def two_widths(*batches, other='minmax', halves=1):
+    """Quantizers of 8 and of 16 bits that have seen the same steps."""
+    fmt = PRESETS['jacinto'].activation
+    specs = [
+        ActivationSpec(name, 'activation', fmt.with_bits(bits))
+        for name, bits in (('narrow', 8), ('fine', 16))
+    ]
+    found = ActivationQuantizers(specs, 'percentile', 1.0, fine_observer=other)
+    for batch in batches:
+        for half in batch.chunk(halves):
+            for spec in specs:
+                found.observe(spec.name, half)
+        found.commit()
+    return found
+
+
+@pytest.mark.parametrize('halves', [1, 2])
+def test_each_width_may_have_an_observer_of_its_own(halves):
+    batches = [torch.randn(4, 5000) for _ in range(3)]
+    found = two_widths(*batches, halves=halves)
+    for index, (observer, bits) in enumerate([('percentile', 8), ('minmax', 16)]):
+        alone = measured(*batches, observer=observer, bits=bits, percentile=1.0)
+        ends = found.low[index].item(), found.high[index].item()
+        assert ends == range_of(alone)
+    # Room, and what the others cut off.
+    assert found.high[1] > 2 * found.high[0]
+
+
+def test_extremes_of_fine_grids_take_part_in_every_step():
+    found = two_widths(torch.randn(4, 500))
+    found._steps = STEPS_OBSERVED + 1
+    assert found.is_due
+    averaged = two_widths(torch.randn(4, 500), other='moving_average')
+    averaged._steps = STEPS_OBSERVED + 1
+    assert not averaged.is_due
+
+
+def test_observer_that_searches_has_no_other_beside_it():
+    with pytest.raises(QuantizeError, match="calibration_fine_observer='mse'"):
+        two_widths(other='mse')
 
 
 @pytest.mark.parametrize('observer', OBSERVERS)

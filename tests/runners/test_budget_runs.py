@@ -20,7 +20,7 @@ from toy_runner import (
 )
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError
-from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.execute.stored_plan import find_plan
 from mmquant_jacinto.runners.budget import BudgetKeeper
 from mmquant_jacinto.runners.quant_runner import QuantRunner
 

@@ -15,7 +15,7 @@ from upstream_detectors import (  # noqa: E402
     Workspace,
 )
 
-from mmquant_jacinto.execute.quantization import find_plan  # noqa: E402
+from mmquant_jacinto.execute.stored_plan import find_plan  # noqa: E402
 
 NEW_STYLE = """
 from mmengine.config import read_base

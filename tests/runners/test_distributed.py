@@ -33,6 +33,7 @@ RUNS = [
     'ptq_sequential',
     'ptq_adaround',
     'ptq_coordinate_descent',
+    'ptq_automatic',
     'ptq_finetune',
     'qat_learned',
     'ptq_moving_average',
@@ -59,7 +60,7 @@ RUNS = [
 ROUNDED = ['ptq_adaround', 'ptq_coordinate_descent']
 BY_LAYER = [*ROUNDED, 'ptq_sequential']
 # Gradients of losses that are relative to the outputs of each half.
-BY_GRADIENTS = ['ptq_finetune']
+BY_GRADIENTS = ['ptq_automatic', 'ptq_finetune']
 
 
 class Results:
@@ -210,6 +211,14 @@ def test_fine_tuning_on_two_processes_is_nearly_that_of_one(one, two):
     for name in ('backbone.stem.weight', 'backbone.conv.weight', 'head.weight'):
         moved = (alone[name] - plain[name]).norm()
         assert 0 < (alone[name] - together[name]).norm() < 0.5 * moved
+
+
+def test_all_processes_decide_alike_to_fine_tune(one, two):
+    for results in (one, two):
+        log = log_of(results.folder / 'ptq_automatic')
+        assert 'less than 15 dB' in log and 'iteration 300 of 300' in log
+        for state in results.of('ptq_automatic'):
+            assert state['quantization.learned.log2_scale'].any()
 
 
 def test_mixed_precision_chooses_as_one_process(one, two):

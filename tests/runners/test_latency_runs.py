@@ -9,7 +9,7 @@ from ptq_runs import CHECKPOINT, NARROW, ptq_config
 from toy_runner import differences, log_of, make_config, state_of, train, val_scores
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError
-from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.execute.stored_plan import find_plan
 
 FILE = 'mixed_precision.json'
 LATENCY = dict(latency=3.0, num_images=8)

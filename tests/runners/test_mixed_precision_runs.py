@@ -15,7 +15,7 @@ from toy_runner import (
 )
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.execute.stored_plan import find_plan
 
 FILE = 'mixed_precision.json'
 CHECKPOINT = 'epoch_1.pth'

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from sklearn.datasets import load_digits
 from toy_runner import load, log_of, scalars, state_of
 
-from mmquant_jacinto.execute.quantization import find_plan
+from mmquant_jacinto.execute.stored_plan import find_plan
 
 TWO_LINES = """
 _base_ = {base!r}

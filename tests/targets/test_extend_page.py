@@ -51,7 +51,7 @@ def test_detector_calibrates_for_a_target_of_somebody_else(run):
 
 
 def test_its_plan_has_the_formats_of_the_page(run):
-    from mmquant_jacinto.execute.quantization import find_plan
+    from mmquant_jacinto.execute.stored_plan import find_plan
 
     checkpoint = torch.load(run[0].root / CHECKPOINT, weights_only=False)
     plan = find_plan(checkpoint['state_dict'])

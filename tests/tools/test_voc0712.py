@@ -14,7 +14,7 @@ from mini_voc import compose  # noqa: E402
 from paths import CONFIGS, TOOLS  # noqa: E402
 from run_tools import run_lines  # noqa: E402
 
-from mmquant_jacinto.execute.quantization import find_plan  # noqa: E402
+from mmquant_jacinto.execute.stored_plan import find_plan  # noqa: E402
 
 # Two iterations of a small batch in place of days, and nothing downloaded.
 SHORT = {

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...plan.plan import ScaledChannels, Step
-from ...plan.scaled_channels import FINE_BITS
 from ...quantizers.activation_grids import power_of_two_above
 from ...quantizers.layers import Layer, channel_rows
 from ...quantizers.observers import is_distributed
@@ -25,6 +24,7 @@ from ...quantizers.weights import bias_limits
 from ...record import ops
 from ...record.ops import Op
 from ...targets.formats import integer_bounds
+from ...targets.preset import FINE_BITS
 from ..behaviour import Behaviour
 from ..conditioning import change_once
 from ..state import State

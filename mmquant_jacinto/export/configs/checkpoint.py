@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 from ...config.quantize_config import QuantizeConfig
 from ...errors import QuantizeError
-from ...execute.quantization import find_plan
+from ...execute.stored_plan import find_plan
 from ...runners.checkpoint_files import read_checkpoint
 from ...runners.refusals import check_fits
 from ...wrappers.mmdet_modules import wrapper_class
