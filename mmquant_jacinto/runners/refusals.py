@@ -137,7 +137,13 @@ def check_fits(
         if isinstance(value, Tensor)
     }
     shapes = fit_names(shapes, root)
-    own = {name: p.shape for name, p in root.named_parameters()}
+    # Of quantizers its plan tells.
+    quantizers = f'{NAME}.'
+    own = {
+        name: p.shape
+        for name, p in root.named_parameters()
+        if not name.startswith(quantizers)
+    }
     others = [name for name in own if shapes.get(name) != own[name]]
     if others and (complete or len(others) == len(own)):
         there, here = shapes.get(others[0]), tuple(own[others[0]])
