@@ -226,12 +226,13 @@ class Distill:
     See :mod:`~mmquant_jacinto.methods.self_distillation`.
 
     Args:
-        weight (float): Of the teacher's loss, beside the model's own. Defaults to 100.
+        weight (float): How strongly the teacher pulls at the outputs, in units of how
+            the labels do. Defaults to 1.
         checkpoint (str, optional): The float checkpoint that teaches. Defaults to
             ``load_from``.
     """
 
-    weight: float = 100.0
+    weight: float = 1.0
     checkpoint: Optional[str] = None
 
     def __post_init__(self) -> None:

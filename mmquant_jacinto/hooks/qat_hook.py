@@ -1,8 +1,9 @@
 """When statistics freeze during quantization aware training."""
 
 from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
+import torch
 from mmengine.dist import all_reduce_params, is_distributed
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import HOOKS
@@ -47,8 +48,10 @@ class QATHook(Hook):
         fake_quants = runner.model.quantization.fake_quants
         if fake_quants is not None and _averaged(runner):
             fake_quants.check_averaged()
-        runner.measure_start()
         runner.start_teaching()
+        runner.measure_start()
+        for optimizer in optimizers_of(runner.optim_wrapper):
+            optimizer.register_step_pre_hook(lambda *_: runner.model.limit_gradients())
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""
@@ -137,6 +140,13 @@ class QATHook(Hook):
                 'Quantization: NaN or infinity was left out of the ranges of '
                 + ', '.join(rejected)
             )
+
+
+def optimizers_of(optim_wrapper: Any) -> list[torch.optim.Optimizer]:
+    """Torch's optimizers of a wrapper, or of several by name."""
+    wrappers = getattr(optim_wrapper, 'optim_wrappers', None)
+    parts = [optim_wrapper] if wrappers is None else list(wrappers.values())
+    return [part.optimizer for part in parts]
 
 
 def _averaged(runner: Runner) -> list[nn.Module]:

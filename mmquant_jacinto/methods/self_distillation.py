@@ -23,13 +23,16 @@ from ..execute.quantization import Quantization
 from ..execute.state import State
 from ..plan.plan import Step
 from ..record.side_effects import preserved_random_state, untouched
-from .network_outputs import FloatOutputs, Outputs
+from .network_outputs import FloatOutputs, Outputs, output_quantizers
 from .output_error import Kept, paired
 
 LOSS = 'loss_teacher'
+ERROR = 'teacher_error'  # what the loss is a multiple of; it is logged, not added
 # The variance that an output counts as having at least: one that is the same
 # everywhere would outweigh all others.
 LEAST_VARIANCE = 1e-6
+# Gradients of losses that are means over many elements vanish in half precision.
+RAISED = 1024.0
 
 
 class _Enough(Exception):
@@ -86,7 +89,8 @@ class Teacher:
         quantization (Quantization): Of the model, which in training behaves as
             :class:`Taught`.
         weights (Mapping[str, Tensor]): All parameters and buffers in float, by name.
-        weight (float): What the loss is multiplied by.
+        weight (float): How strongly the teacher pulls at the outputs, in units of how
+            the labels do: see :func:`balance`.
         is_asked (bool): Whether it is an error that nothing can be compared.
     """
 
@@ -108,6 +112,7 @@ class Teacher:
             if not any(True for _ in module.children())
             or isinstance(module, nn.MultiheadAttention)
         ]
+        self._last_weights = last_weights(quantization)
         self._length: int | None = None
         self._reference: Kept | None = None
         # First of all: behind it the student's pass begins.
@@ -186,8 +191,12 @@ class Teacher:
             self._begin(reference, pairs)
         if not pairs:
             return None
-        losses = [relative_error(x, expected) for x, expected in pairs]
-        return {**output, LOSS: self.weight * torch.stack(losses).mean()}
+        errors = [relative_error(x, expected) for x, expected in pairs]
+        error = torch.stack(errors).mean()
+        scale = self.weight * balance(total(output), error, self._last_weights)
+        if __import__('os').environ.get('SCALE'):
+            print('SCALE', scale.item(), error.item(), total(output).item(), flush=True)
+        return {**output, LOSS: scale * error, ERROR: error.detach()}
 
     def _begin(self, reference: Kept, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Notes how far the teacher has to run.
@@ -234,6 +243,57 @@ def relative_error(x: Tensor, expected: Tensor) -> Tensor:
     expected = torch.where(expected.isfinite(), expected, x.detach())
     size = expected.var(unbiased=False).clamp(min=LEAST_VARIANCE)
     return (x - expected).square().mean() / size
+
+
+def total(losses: Mapping[str, Any]) -> Tensor | None:
+    """The sum of what a model calls losses, as MMEngine adds it up; None for none."""
+    found = []
+    for name, value in losses.items():
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if 'loss' in name:
+            found += [part.mean() for part in parts if part.requires_grad]
+    return sum(found[1:], found[0]) if found else None
+
+
+def last_weights(state: State) -> list[Tensor]:
+    """Weights of the layers that give what leaves the network."""
+    names = output_quantizers(state.plan)
+    chains = {step.chain for step in state.plan.steps.values() if step.output in names}
+    found = {
+        step.weight: state.layers[step.weight].parameter
+        for step in state.plan.steps.values()
+        if step.weight is not None and step.chain in chains
+    }
+    return list(found.values())
+
+
+def balance(labels: Tensor | None, error: Tensor, outputs: list[Tensor]) -> Tensor:
+    """What makes an error pull at the outputs as strongly as the labels do.
+
+    The ratio of the norms of both gradients at the outputs. So the step of an
+    optimizer that follows the size of gradients fits both, whatever the losses' units.
+
+    Args:
+        labels (Tensor, optional): The model's own loss, zero-dimensional.
+        error (Tensor): Zero-dimensional.
+        outputs (List[Tensor]): That both follow from.
+
+    Returns:
+        Tensor: Zero-dimensional, float32, without a graph; 1 where the labels' loss
+        does not follow from any of them.
+    """
+    norms = []
+    for loss in (labels, error):
+        if loss is None:
+            return error.new_ones(())
+        grads = torch.autograd.grad(
+            loss * RAISED, outputs, retain_graph=True, allow_unused=True
+        )
+        squares = [grad.float().square().sum() for grad in grads if grad is not None]
+        if not squares:
+            return error.new_ones(())
+        norms.append(torch.stack(squares).sum().sqrt())
+    return norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:

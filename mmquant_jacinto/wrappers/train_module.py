@@ -149,8 +149,8 @@ class QuantTrainModule(QuantModule):
         """Freezes what the schedule freezes by the start of an epoch.
 
         Batch normalization's statistics freeze from epoch total // 2 - 1 on,
-        activation ranges from total // 2 + 1 on, as in the Jacinto devkit; those of
-        a model that a teacher has, from the start on.
+        activation ranges from total // 2 + 1 on, as in the Jacinto devkit; of a model
+        that has a teacher both from the start on: it stays near what was calibrated.
 
         Args:
             epoch (int): From 0; may be an iteration, see ``unit``.
@@ -167,6 +167,8 @@ class QuantTrainModule(QuantModule):
         starts = dict(bn=total // 2 - unit, ranges=total // 2 + unit)
         if self.teacher is not None:
             starts['bn'] = 0
+            if not self.quantization.activations.missing():
+                starts['ranges'] = 0
         changed = []
         for name, start in starts.items():
             given = getattr(freeze, name)
@@ -195,11 +197,45 @@ class QuantTrainModule(QuantModule):
         self.train()
 
     @torch.no_grad()
+    def limit_gradients(self) -> None:
+        """Clips the gradients of weights whose normalization is frozen.
+
+        Normalization makes the size of a weight, and what it adds to the mean, of no
+        account; frozen, it does so no more, and a rate that was found with it may be
+        a thousand times too large for one layer (a first one that reads images of 0
+        to 255). So the gradient of a channel counts as no larger than its weights, as
+        in adaptive gradient clipping for networks without normalization (Brock et al.,
+        arXiv 2102.06171). To be called before each step of an optimizer.
+        """
+        if not self.bn_frozen:
+            return
+        found = {
+            id(parameter): parameter
+            for layer in self.quantization.layers.values()
+            if layer.norm is not None
+            for parameter in layer.parameters
+            if parameter is not None and parameter.grad is not None
+        }
+        grads = [parameter.grad for parameter in found.values()]
+        if not grads:
+            return
+        shares = [
+            (row_norms(parameter) / row_norms(grad))
+            for parameter, grad in zip(found.values(), grads)
+        ]
+        # All at once: on an accelerator each call costs more than its work.
+        limits = torch.cat([share.flatten() for share in shares])
+        limits = limits.nan_to_num(1.0).clamp(max=1.0)
+        parts = limits.split([share.numel() for share in shares])
+        torch._foreach_mul_(grads, [p.view_as(s) for p, s in zip(parts, shares)])
+
+    @torch.no_grad()
     def measure_start(self, batches: Iterable[Any]) -> None:
         """Finds what channels are divided by, and ranges, before the training.
 
         Both are measured in float; fake quantizers of others see what they will see
-        in training.
+        in training. Where normalization is frozen from the start, biases are
+        corrected too: the training starts where a calibration ends.
 
         Args:
             batches (Iterable): As a dataloader yields them, the same each time it is
@@ -208,6 +244,7 @@ class QuantTrainModule(QuantModule):
         training = self.training
         self.module.eval()
         quantization = self.quantization
+        quantization.calibration = self.config.calibration
         if quantization.fake_quants is not None:
             quantization.set_phase(phases.TRAIN)
             quantization.activations.observing = False
@@ -217,10 +254,35 @@ class QuantTrainModule(QuantModule):
                     functools.partial(self.run_on, batch) for batch in batches
                 )
             quantization.set_phase(phases.OBSERVE)
+        references = []
         for batch in batches:
             self.run_on(batch)
+            if self._corrects_start:
+                references.append(quantization.executor.behaviour.outputs.take())
+        if references:
+            self._correct_start(batches, references)
         nn.Module.train(self, training)
         self._follow_mode()
+
+    @property
+    def _corrects_start(self) -> bool:
+        is_frozen = self.teacher is not None and self.config.freeze.bn in (None, 0)
+        calibration = self.config.calibration
+        corrects = calibration.passes and calibration.corrects_biases
+        return bool(is_frozen and corrects and self.quantization.fake_quants is None)
+
+    def _correct_start(
+        self, batches: Iterable[Any], references: list[dict[str, Tensor]]
+    ) -> None:
+        """Moves biases to the float means, as a pass of a calibration does."""
+        calibration, quantization = self.config.calibration, self.quantization
+        quantization.set_phase(phases.CORRECT)
+        behaviour = quantization.executor.behaviour
+        way = calibration.way_to_correct
+        for count, (batch, reference) in enumerate(zip(batches, references), 1):
+            behaviour.reference = reference if way.in_order else None
+            self.run_on(batch)
+            behaviour.update(reference, way.step(calibration.lr, count))
 
     def _norms(self) -> Iterator[nn.Module]:
         return (
@@ -228,3 +290,10 @@ class QuantTrainModule(QuantModule):
             for layer in self.quantization.layers.values()
             if layer.norm is not None
         )
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Norms of rows along the first dimension, (C, 1, ...); of a whole vector, (1,)."""
+    if x.dim() < 2:
+        return x.norm().view(-1)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
