@@ -226,7 +226,7 @@ class Distill:
     See :mod:`~mmquant_jacinto.methods.self_distillation`.
 
     Args:
-        weight (float): How strongly the teacher pulls at the outputs, in units of how
+        weight (float): How strongly the teacher pulls at the weights, in units of how
             the labels do. Defaults to 1.
         checkpoint (str, optional): The float checkpoint that teaches. Defaults to
             ``load_from``.

@@ -89,7 +89,7 @@ class Teacher:
         quantization (Quantization): Of the model, which in training behaves as
             :class:`Taught`.
         weights (Mapping[str, Tensor]): All parameters and buffers in float, by name.
-        weight (float): How strongly the teacher pulls at the outputs, in units of how
+        weight (float): How strongly the teacher pulls at the weights, in units of how
             the labels do: see :func:`balance`.
         is_asked (bool): Whether it is an error that nothing can be compared.
     """
@@ -194,8 +194,6 @@ class Teacher:
         errors = [relative_error(x, expected) for x, expected in pairs]
         error = torch.stack(errors).mean()
         scale = self.weight * balance(total(output), error, self._last_weights)
-        if __import__('os').environ.get('SCALE'):
-            print('SCALE', scale.item(), error.item(), total(output).item(), flush=True)
         return {**output, LOSS: scale * error, ERROR: error.detach()}
 
     def _begin(self, reference: Kept, pairs: list[tuple[Tensor, Tensor]]) -> None:
@@ -267,27 +265,28 @@ def last_weights(state: State) -> list[Tensor]:
     return list(found.values())
 
 
-def balance(labels: Tensor | None, error: Tensor, outputs: list[Tensor]) -> Tensor:
-    """What makes an error pull at the outputs as strongly as the labels do.
+def balance(labels: Tensor | None, error: Tensor, weights: list[Tensor]) -> Tensor:
+    """What makes an error pull at weights as strongly as the labels do.
 
-    The ratio of the norms of both gradients at the outputs. So the step of an
-    optimizer that follows the size of gradients fits both, whatever the losses' units.
+    The ratio of the norms of both gradients, as in GradNorm (Chen et al., arXiv
+    1711.02257). So one step of an optimizer fits both, whatever the losses' units.
 
     Args:
         labels (Tensor, optional): The model's own loss, zero-dimensional.
         error (Tensor): Zero-dimensional.
-        outputs (List[Tensor]): That both follow from.
+        weights (List[Tensor]): That both follow from; of the last layers, gradients
+            are cheap.
 
     Returns:
-        Tensor: Zero-dimensional, float32, without a graph; 1 where the labels' loss
-        does not follow from any of them.
+        Tensor: Zero-dimensional, float32, without a graph; 1 where one of both does
+        not follow from any of them.
     """
     norms = []
     for loss in (labels, error):
-        if loss is None:
+        if loss is None or not weights:
             return error.new_ones(())
         grads = torch.autograd.grad(
-            loss * RAISED, outputs, retain_graph=True, allow_unused=True
+            loss * RAISED, weights, retain_graph=True, allow_unused=True
         )
         squares = [grad.float().square().sum() for grad in grads if grad is not None]
         if not squares:
