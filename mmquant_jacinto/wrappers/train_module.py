@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from mmengine.model import MMDistributedDataParallel
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config.sections import Distill, is_number
 from ..errors import QuantizeError
 from ..execute import quantization as phases
+from ..execute.calibrate import Correct, Observe
 from ..methods.self_distillation import Taught, Teacher
 from .quant_module import QuantModule
 
@@ -258,7 +259,8 @@ class QuantTrainModule(QuantModule):
         for batch in batches:
             self.run_on(batch)
             if self._corrects_start:
-                references.append(quantization.executor.behaviour.outputs.take())
+                behaviour = cast(Observe, quantization.executor.behaviour)
+                references.append(behaviour.outputs.take())
         if references:
             self._correct_start(batches, references)
         nn.Module.train(self, training)
@@ -277,7 +279,7 @@ class QuantTrainModule(QuantModule):
         """Moves biases to the float means, as a pass of a calibration does."""
         calibration, quantization = self.config.calibration, self.quantization
         quantization.set_phase(phases.CORRECT)
-        behaviour = quantization.executor.behaviour
+        behaviour = cast(Correct, quantization.executor.behaviour)
         way = calibration.way_to_correct
         for count, (batch, reference) in enumerate(zip(batches, references), 1):
             behaviour.reference = reference if way.in_order else None
