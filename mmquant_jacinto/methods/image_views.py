@@ -2,7 +2,8 @@
 
 A network is taught what it gives in float itself, so whatever is shown needs no label:
 parts of an image, mirrored, lighter or darker, as in random resized crops (Szegedy et
-al., arXiv 1409.4842), and mosaics of such parts of several. Without them thirteen images are learned by heart.
+al., arXiv 1409.4842), and mosaics of such parts of several. Without them thirteen
+images are learned by heart.
 """
 
 from __future__ import annotations
