@@ -163,7 +163,7 @@ class Finetuning:
         start = time.monotonic()
         for done, (batch, key) in enumerate(steps, 1):
             # In the end outputs are all that counts.
-            self.error.features = FEATURES * (1 - done / total)
+            self.error.features = FEATURES * (1 - (done / total) ** 2)
             reference = self.error.reference(batch, key)
             loss = self._descend(batch, reference, parameters)
             if loss is not None:
