@@ -89,7 +89,7 @@ def test_outputs_are_paired_by_quantizer_and_order():
 
 @pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
 def test_outputs_come_nearer_and_the_checkpoint_tests_the_same(target):
-    batches, float_net = images(7), toy()
+    batches, float_net = images(7), toy(1)
     states = []
     for _ in range(2):
         net = copy.deepcopy(float_net)
