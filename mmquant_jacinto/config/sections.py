@@ -291,7 +291,7 @@ class Finetune:
         lr_mult (float): That of the logarithms of scales, in units of ``lr``. Defaults
             to 1.
         augment (bool): Whether images that come again are seen differently: parts of
-            them, mirrored, lighter or darker. Defaults to True.
+            them, mirrored, lighter or darker, and mosaics of these. Defaults to True.
     """
 
     iterations: int = 300

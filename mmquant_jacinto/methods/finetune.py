@@ -4,7 +4,9 @@ As in QFT (Finkelstein et al., arXiv 2212.02634), which trains all degrees of fr
 a quantized network end to end, on a few unlabelled images: the student is the
 fake-quantized model with learned scales, its batch normalization folded; the teacher is
 the same model in float, with the weights that it had before anything was calibrated.
-What is brought together is what leaves the network; what decodes it takes no part.
+What is brought together is what leaves the network; what decodes it takes no part. At
+first what layers read on the way is, too, as blocks are in BRECQ (Li et al., arXiv
+2102.05426): from few images outputs alone are learned by heart.
 Images that come again are seen differently, and some are kept to judge by: where those
 have come no nearer to float, all is put back.
 """
@@ -35,6 +37,9 @@ from .judged_corrections import judges
 from .output_error import Kept, OutputError
 
 REPORTS = 10  # lines in the log
+# What the error of what layers read counts at first, beside that of the outputs; less
+# with each iteration.
+FEATURES = 1.0
 # Iterations after which the log says how long the others take.
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
@@ -95,7 +100,7 @@ class Finetuning:
     ) -> None:
         self.state = state
         self.options = options
-        self.error = OutputError(state, run)
+        self.error = OutputError(state, run, FEATURES)
         self.student = self.error.student
         with torch.no_grad():
             self.student.begin()
@@ -157,6 +162,8 @@ class Finetuning:
         steps = itertools.islice(views(batches, self.options.augment), total)
         start = time.monotonic()
         for done, (batch, key) in enumerate(steps, 1):
+            # In the end outputs are all that counts.
+            self.error.features = FEATURES * (1 - (done / total) ** 2)
             reference = self.error.reference(batch, key)
             loss = self._descend(batch, reference, parameters)
             if loss is not None:

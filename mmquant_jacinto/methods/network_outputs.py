@@ -35,16 +35,28 @@ def _last(plan: Plan) -> set[str]:
     return {spec.name for spec in plan.activations if spec.kind == OUTPUT}
 
 
+def feature_quantizers(plan: Plan) -> set[str]:
+    """Quantizers of what layers make and read: what is computed on the way."""
+    steps = plan.steps.values()
+    made = {step.output for step in steps if step.output and step.last}
+    read = {step.inputs[0] for step in steps if step.weight is not None and step.inputs}
+    return (made & {wide_name(name) for name in read if name}) - output_quantizers(plan)
+
+
 class Outputs:
     """What leaves the network, in the order in which it does.
 
     Args:
         plan (Plan): Of the network.
+        features (bool): Whether what layers read on the way is kept as well. Defaults
+            to False.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.names = output_quantizers(plan)
-        self._ends = _last(plan) or self.names
+    def __init__(self, plan: Plan, features: bool = False) -> None:
+        outputs = output_quantizers(plan)
+        self.features = feature_quantizers(plan) if features else set()
+        self.names = outputs | self.features
+        self._ends = _last(plan) or outputs
         self.kept: list[tuple[str, Tensor]] = []
 
     def add(self, step: Step, x: Any) -> Any:
@@ -75,10 +87,11 @@ class FloatOutputs(Behaviour):
 
     Args:
         state (State): Of the quantized model.
+        features (bool): See :class:`Outputs`.
     """
 
-    def __init__(self, state: State) -> None:
-        self.outputs = Outputs(state.plan)
+    def __init__(self, state: State, features: bool = False) -> None:
+        self.outputs = Outputs(state.plan, features)
 
     def begin(self) -> None:
         self.outputs.take()

@@ -23,6 +23,8 @@ from .network_outputs import FloatOutputs, Outputs
 LEAST_ENERGY = 0.1
 # Elements of the reference's outputs that are held, to be seen again.
 MAX_HELD = 2**26
+# Features count no more than so many times as much as the outputs do.
+MOST_FEATURES, TINY = 3.0, 1e-12
 # What a pass gave: each output's quantizer, and the tensor.
 Kept = list[tuple[str, Tensor]]
 
@@ -32,13 +34,14 @@ class Student(Simulate):
 
     Args:
         state (State): Of the quantized model.
+        features (bool): See :class:`~.network_outputs.Outputs`.
     """
 
     observes = False  # ranges are where the scales started
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, features: bool = False) -> None:
         super().__init__(state)
-        self.outputs = Outputs(state.plan)
+        self.outputs = Outputs(state.plan, features)
 
     def begin(self) -> None:
         super().begin()
@@ -98,15 +101,24 @@ class OutputError:
         state (State): Of the quantized model, with ranges.
         run (Callable): Runs the model with a behaviour on a batch; with the float
             weights, where the behaviour is the teacher.
+        features (float): What the error of features counts beside that of outputs, in
+            the gradients of :meth:`loss`. Defaults to 0.
     """
 
-    def __init__(self, state: State, run: Callable[[Behaviour, Any], None]) -> None:
+    def __init__(
+        self,
+        state: State,
+        run: Callable[[Behaviour, Any], None],
+        features: float = 0.0,
+    ) -> None:
         self.run = run
+        self.features = features
         self._state = state
         self._held: dict[Any, Kept] = {}
         # Of the teacher's outputs: sums of their mean squares, and how many.
         self._squares: dict[str, tuple[Tensor, Tensor]] = {}
-        self.teacher, self.student = FloatOutputs(state), Student(state)
+        self.teacher = FloatOutputs(state, bool(features))
+        self.student = Student(state, bool(features))
         activations = state.activations
         # Nothing below a step of their grid can be told apart.
         self._least_squares = {
@@ -118,21 +130,25 @@ class OutputError:
 
     def renew_student(self) -> None:
         """Makes a student of the present state: it keeps what it has folded."""
-        self.student = Student(self._state)
+        self.student = Student(self._state, bool(self.features))
 
     @torch.no_grad()
-    def reference(self, batch: Any, key: Any = None) -> Kept:
+    def reference(self, batch: Any, key: Any = None, features: bool = True) -> Kept:
         """What the teacher gives for a batch.
 
         Args:
             batch (Any): As a dataloader yields it.
             key (Any): Of the batch, if it comes again: its outputs are held where
                 there is room for them.
+            features (bool): Whether features are needed too, where there are any.
         """
         if key is not None and key in self._held:
             return self._held[key]
         self.run(self.teacher, batch)
         outputs = self.teacher.outputs.take()
+        if not features:
+            unused = self.teacher.outputs.features
+            outputs = [item for item in outputs if item[0] not in unused]
         for name, x in outputs:
             total, count = self._squares.get(name, (0.0, 0.0))
             square = x.float().square().mean()
@@ -146,13 +162,34 @@ class OutputError:
         return outputs
 
     def loss(self, batch: Any, reference: Kept) -> Tensor | None:
-        """Of the student on a batch: see :func:`output_loss`."""
+        """Of the student on a batch: see :func:`output_loss`; features have a part.
+
+        They have it in its gradients, not in its value.
+        """
+        found, error = self._compared(batch, reference)
+        names = self.student.outputs.features
+        if error is None or not names:
+            return error
+        inner = [item for item in found if item[0] in names]
+        on_the_way = output_loss(inner, reference, self._least())
+        if on_the_way is None:
+            return error
+        # Where outputs are means of many features, these have far more noise.
+        most = MOST_FEATURES * error / on_the_way.clamp(min=TINY)
+        share = self.features * most.clamp(max=1.0).detach()
+        return error + share * (on_the_way - on_the_way.detach())
+
+    def _compared(self, batch: Any, reference: Kept) -> tuple[Kept, Tensor | None]:
+        """What the student gives for a batch, and the error of its outputs."""
         self.run(self.student, batch)
-        return output_loss(self.student.outputs.take(), reference, self._least())
+        found = self.student.outputs.take()
+        names = self.student.outputs.features
+        outputs = [item for item in found if item[0] not in names]
+        return found, output_loss(outputs, reference, self._least())
 
     @torch.no_grad()
     def mean(self, batches: Iterable[tuple[Any, Any]]) -> float | None:
-        """Mean loss over batches in which the float outputs are finite.
+        """Mean error of the outputs over batches in which the float outputs are finite.
 
         Args:
             batches (Iterable): Keys and batches; equally many in each process.
@@ -162,10 +199,10 @@ class OutputError:
         """
         batches = list(batches)
         # First all references: what is small is judged by all images.
-        references = [self.reference(batch, key) for key, batch in batches]
+        references = [self.reference(batch, key, False) for key, batch in batches]
         totals = torch.zeros(2)
         for (_, batch), reference in zip(batches, references):
-            loss = self.loss(batch, reference)
+            _, loss = self._compared(batch, reference)
             finite = all(x.isfinite().all() for _, x in reference)
             if loss is not None and finite:
                 totals += torch.stack([loss.cpu(), torch.ones(())])

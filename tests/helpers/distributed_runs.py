@@ -125,7 +125,7 @@ def calibrate_all(runs, load_from):
         ptq_weights=dict(
             narrow, calibration=dict(weights=True, bias_correction='iterative')
         ),
-        ptq_automatic=dict(few, target='onnxruntime'),
+        ptq_automatic=dict(few, bits=2, edge_bits=2, target='onnxruntime'),
         ptq_finetune=dict(narrow, target='onnxruntime', finetune=dict(iterations=8)),
         ptq_mixed=dict(PTQ, mixed_precision=budget, finetune=False),
         ptq_budget=dict(

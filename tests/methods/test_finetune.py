@@ -89,7 +89,7 @@ def test_outputs_are_paired_by_quantizer_and_order():
 
 @pytest.mark.parametrize('target', ['jacinto', 'onnxruntime'])
 def test_outputs_come_nearer_and_the_checkpoint_tests_the_same(target):
-    batches, float_net = images(7), toy()
+    batches, float_net = images(7), toy(1)
     states = []
     for _ in range(2):
         net = copy.deepcopy(float_net)
@@ -153,15 +153,16 @@ def test_the_teacher_has_the_weights_from_before_the_calibration(monkeypatch):
     references = []
 
     def note(outputs, reference, least):
-        references.append(reference)
+        references.append(dict(reference)['fc/linear'])
         return output_loss(outputs, reference, least)
 
     monkeypatch.setattr(output_error, 'output_loss', note)
     model.finetune(batches)
-    assert len(references) == 5
+    # Of outputs and of features, each time.
+    assert len(references) == 10
     with torch.no_grad():
-        for index, [(_, reference)] in enumerate(references):
-            assert torch.equal(reference, float_net(batches[index % 3]))
+        for index, reference in enumerate(references):
+            assert torch.equal(reference, float_net(batches[index // 2 % 3]))
 
 
 @pytest.mark.parametrize('held', [0, 2**26])
@@ -176,6 +177,44 @@ def test_outputs_of_the_teacher_are_held_where_there_is_room(held, monkeypatch):
     options = dict(iterations=6, augment=False)
     calibrate(toy(), batches, options).finetune(batches)
     assert len(runs) == (2 if held else 6)
+
+
+def test_what_layers_read_is_taught_too_and_counts_less_and_less(monkeypatch):
+    counted = []
+    loss = output_error.OutputError.loss
+
+    def note(self, batch, reference):
+        names = self.student.outputs.features
+        outputs = {name for name, _ in reference} - names
+        counted.append((self.features, outputs, names & {n for n, _ in reference}))
+        return loss(self, batch, reference)
+
+    monkeypatch.setattr(output_error.OutputError, 'loss', note)
+    batches = images(2)
+    model = calibrate(toy(), batches, dict(iterations=4, augment=False))
+    model.finetune(batches)
+    shares, outputs, features = zip(*counted)
+    assert shares == pytest.approx([0.9375, 0.75, 0.4375, 0.0])
+    assert set.union(*outputs) == {'fc/linear'}
+    assert all({'stem/conv2d', 'conv/conv2d'} <= names for names in features)
+    assert not any('/input' in names for names in features)
+
+
+def test_features_are_in_the_gradients_of_the_loss_alone():
+    batches = images(2)
+    found = []
+    for share in (0.0, 1.0):
+        model = calibrate(toy(), batches)
+        error = output_error.OutputError(
+            model.quantization, model._run_with, features=1.0
+        )
+        error.features = share
+        net = model.module
+        loss = error.loss(batches[0], error.reference(batches[0]))
+        (grad,) = torch.autograd.grad(loss, [net.stem.weight])
+        found.append((loss.item(), grad))
+    assert found[0][0] == found[1][0]
+    assert not torch.allclose(found[0][1], found[1][1])
 
 
 class Decoding(BaseModel):

@@ -33,6 +33,31 @@ def test_a_view_shows_a_part_of_the_image_alone():
     assert min(shares) < 0.3 and max(shares) > 0.7
 
 
+@pytest.mark.parametrize('as_list', [False, True])
+def test_some_views_are_mosaics_of_several_images(as_list):
+    x = torch.stack([torch.full((1, 16, 16), 50.0 * (1 + i)) for i in range(4)])
+    # Contrast and brightness stay within an image's own reach: one colour is kept.
+    batch = dict(inputs=list(x)) if as_list else x
+    found = [image_view(batch, seed) for seed in range(12)]
+    images = [view for seen in found for view in (seen['inputs'] if as_list else seen)]
+    colours = [len(view.unique()) for view in images]
+    assert all(view.shape == (1, 16, 16) for view in images)
+    assert max(colours) == 4 and min(colours) == 1
+    assert 0.25 < sum(count > 1 for count in colours) / len(colours) < 0.75
+    # The parts lie in a row or a column of their own, as large as a quarter at least.
+    mosaic = next(view[0] for view in images if len(view.unique()) == 4)
+    row = (mosaic[1:, 0] != mosaic[:-1, 0]).nonzero().item() + 1
+    assert 4 <= row <= 12 and len(mosaic[:row, 0].unique()) == 1
+
+
+def test_parts_of_a_mosaic_have_its_channels_whatever_their_size():
+    images = [torch.ones(3, 20, 30), torch.ones(1, 18, 22), torch.ones(3, 9, 40)]
+    for seed in range(20):
+        seen = image_view(dict(inputs=images), seed)['inputs']
+        assert [x.shape for x in seen] == [x.shape for x in images]
+        assert all((x == 1).all() for x in seen)
+
+
 def test_a_batch_keeps_all_but_its_images():
     images = [picture(3, 20, 30), picture(3, 18, 22)]
     batch = dict(inputs=images, data_samples=['a', 'b'])

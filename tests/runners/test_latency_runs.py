@@ -77,7 +77,10 @@ def test_another_calibration_takes_the_file(kept_dir, float_checkpoint, tmp_path
 
 
 def test_training_takes_the_file_and_the_calibrated_ranges(kept_dir, tmp_path):
+    # So few bits were fine-tuned, with scales that were learned.
+    assert find_plan(state_of(kept_dir / CHECKPOINT)).is_learned
     quantize = dict(NARROW, mode='qat', mixed_precision=str(kept_dir / FILE))
+    quantize['learned_scale'] = True
     start = str(kept_dir / CHECKPOINT)
     train(make_config(tmp_path, quantize, load_from=start))
     assert specs_of(tmp_path, 'epoch_6.pth') == specs_of(kept_dir)
