@@ -292,7 +292,9 @@ def balance(labels: Tensor | None, error: Tensor, weights: list[Tensor]) -> Tens
         if not squares:
             return error.new_ones(())
         norms.append(torch.stack(squares).sum().sqrt())
-    return norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny)
+    ratio = norms[0] / norms[1]
+    # One that overflowed, or of no error at all, must not spoil a step.
+    return torch.where(ratio.isfinite(), ratio, torch.ones_like(ratio))
 
 
 def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:

@@ -7,14 +7,18 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
-from toy_models import Forward, ToyBackbone, ToyHead, randomize_norms
+from toy_models import Forward, ToyBackbone, ToyHead, ToyNet, randomize_norms
 
-from mmquant_jacinto import QuantizeError, QuantTrainModule
+from mmquant_jacinto import QuantCalibrateModule, QuantizeError, QuantTrainModule
 from mmquant_jacinto.methods.self_distillation import (
+    ERROR,
     LOSS,
+    balance,
     count_images,
     is_of_images,
+    last_weights,
     relative_error,
+    total,
 )
 
 OPTIONS = dict(target='onnxruntime', distill=dict(weight=3.0))
@@ -130,9 +134,43 @@ def test_the_loss_is_that_of_the_head_outputs_and_the_rest_is_as_before():
         ((a.detach() - b) ** 2).double().mean() / b.double().var(unbiased=False)
         for a, b in zip(outputs, expected)
     ]
-    np.testing.assert_allclose(losses[LOSS].item(), 3 * np.mean(errors), rtol=1e-4)
+    np.testing.assert_allclose(losses[ERROR].item(), np.mean(errors), rtol=1e-4)
+    assert not losses[ERROR].requires_grad
     own = sum(a.square().mean() for a in outputs)
     np.testing.assert_allclose(losses['loss_head'].item(), own.item(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('unit', [1.0, 1e-3])
+def test_it_pulls_at_the_last_weights_as_the_labels_do(unit):
+    model, _ = taught()
+    weights = last_weights(model.quantization)
+    assert [id(weight) for weight in weights] == [id(model.module.head.cls.weight)]
+    model.module.criterion.register_forward_hook(lambda *call: unit * call[2])
+    losses = losses_of(model, images(2))
+    norms = [
+        torch.autograd.grad(losses[name], weights, retain_graph=True)[0].norm()
+        for name in (LOSS, 'loss_head')
+    ]
+    np.testing.assert_allclose(norms[0].item(), 3 * norms[1].item(), rtol=1e-4)
+
+
+def test_labels_that_pull_at_nothing_leave_the_error_as_it_is():
+    weight = torch.ones(2, requires_grad=True)
+    error = weight.square().sum()
+    assert balance(None, error, [weight]) == 1
+    assert balance(torch.ones((), requires_grad=True), error, [weight]) == 1
+    assert balance(weight.sum(), error, []) == 1
+    # Of a sum the gradient is 1 at each of two, of the squares 2.
+    assert balance(weight.sum(), error, [weight]) == 0.5
+    assert balance(weight.sum(), 0 * error, [weight]) == 1
+    assert balance(weight.sum() * torch.inf, error, [weight]) == 1
+
+
+def test_what_counts_as_a_loss():
+    x = torch.ones(2, requires_grad=True)
+    losses = dict(loss_a=x, loss_b=[2 * x, 3 * x], accuracy=x, loss_c=torch.ones(()))
+    assert total(losses) == 6
+    assert total(dict(accuracy=x)) is None
 
 
 def test_its_gradient_alone_brings_the_outputs_nearer():
@@ -193,6 +231,56 @@ def test_dropout_is_the_students_and_draws_the_same_numbers():
         found.append([losses_of(model, images(i))['loss_head'] for i in range(3)])
     assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
     assert len(set(torch.stack(found[0]).tolist())) == 3
+
+
+def test_a_training_starts_where_a_calibration_ends():
+    net = randomize_norms(Detector())
+    x, weights = images(), float_state(net)
+    quantize = dict(target='onnxruntime', bits=8, observer='moving_average')
+    twin = copy.deepcopy(net)
+    calibrated = QuantCalibrateModule(twin, x, **quantize).train()
+    calibrated(x)
+    for corrected in ('sequential', False):
+        twin = copy.deepcopy(net)
+        calibration = dict(bias_correction=corrected)
+        model = QuantTrainModule(twin, x, calibration=calibration, **quantize)
+        model.teach(weights)
+        model.measure_start([dict(inputs=x)])
+        model.set_epoch(0, 4)
+        assert model.ranges_frozen and model.bn_frozen
+        start, end = model.quantization, calibrated.quantization
+        for name in ('low', 'high'):
+            found, expected = (getattr(q.activations, name) for q in (start, end))
+            assert torch.equal(found, expected)
+        corrections = end.bias_correction if corrected else torch.zeros(18)
+        assert corrections.any() or not corrected
+        torch.testing.assert_close(start.bias_correction, corrections)
+
+
+def test_no_gradient_outweighs_its_channel_once_normalization_is_frozen():
+    torch.manual_seed(0)
+    net = randomize_norms(ToyNet())
+    model = QuantTrainModule(net, images(), target='onnxruntime', total_epochs=4)
+    model.train()
+    model.set_epoch(0, 4)
+    model(images()).square().sum().mul(1e6).backward()
+    before = {name: p.grad.clone() for name, p in net.named_parameters()}
+    model.limit_gradients()
+    live = {name: p.grad for name, p in net.named_parameters()}
+    assert all(torch.equal(live[name], before[name]) for name in before)
+    model.bn_frozen = True
+    model.limit_gradients()
+    for name, parameter in net.named_parameters():
+        given, found = before[name], parameter.grad
+        if name in ('stem.weight', 'conv.weight'):
+            limit = parameter.detach().flatten(1).norm(dim=1)
+            np.testing.assert_allclose(found.flatten(1).norm(dim=1), limit, rtol=1e-4)
+            cosine = torch.cosine_similarity(found.flatten(1), given.flatten(1))
+            assert (cosine > 0.999).all()
+        elif 'norm' in name:
+            assert found.norm() <= parameter.norm() * 1.001
+        else:
+            assert torch.equal(found, given), name
 
 
 def test_neither_a_copy_nor_an_evaluation_is_taught():
