@@ -186,7 +186,7 @@ class Freeze:
             of batch normalization. None: half of the epochs, less one; with a
             teacher (``distill``) the first.
         ranges (int | bool | None): The same for activation ranges. None: half
-            of the epochs, plus one.
+            of the epochs, plus one; with a teacher the first.
     """
 
     bn: Union[int, bool, None] = None

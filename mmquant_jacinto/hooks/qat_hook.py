@@ -21,8 +21,8 @@ class QATHook(Hook):
     """Freezes batch normalization and ranges, and logs the ranges.
 
     ``quantize.freeze`` says when; by default the statistics of batch
-    normalization freeze one epoch before the middle of the training (at its start,
-    where the float model teaches), and activation ranges one epoch after it. In an
+    normalization freeze one epoch before the middle of the training, and activation
+    ranges one epoch after it; where the float model teaches, both at its start. In an
     iteration-based training a twelfth of it counts as an epoch. On several
     processes, statistics of batch normalization are averaged before they are frozen,
     validated or saved, because weights are quantized as folded with them.
