@@ -11,6 +11,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .gradients import clip_gradients
+
 DATA_BATCH = Optional[Union[dict, tuple, list]]
 # The schedule of the original is in epochs, and its trainings have twelve.
 EPOCHS_OF_ITERATIONS = 12
@@ -50,8 +52,14 @@ class QATHook(Hook):
             fake_quants.check_averaged()
         runner.start_teaching()
         runner.measure_start()
+        model = runner.model
+
+        def clip(*step: Any) -> None:
+            if model.bn_frozen:
+                clip_gradients(list(model.quantization.layers.values()))
+
         for optimizer in optimizers_of(runner.optim_wrapper):
-            optimizer.register_step_pre_hook(lambda *_: runner.model.limit_gradients())
+            optimizer.register_step_pre_hook(clip)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Freezes by epochs."""

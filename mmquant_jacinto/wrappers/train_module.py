@@ -198,39 +198,6 @@ class QuantTrainModule(QuantModule):
         self.train()
 
     @torch.no_grad()
-    def limit_gradients(self) -> None:
-        """Clips the gradients of weights whose normalization is frozen.
-
-        Normalization makes the size of a weight, and what it adds to the mean, of no
-        account; frozen, it does so no more, and a rate that was found with it may be
-        a thousand times too large for one layer (a first one that reads images of 0
-        to 255). So the gradient of a channel counts as no larger than its weights, as
-        in adaptive gradient clipping for networks without normalization (Brock et al.,
-        arXiv 2102.06171). To be called before each step of an optimizer.
-        """
-        if not self.bn_frozen:
-            return
-        found = {
-            id(parameter): parameter
-            for layer in self.quantization.layers.values()
-            if layer.norm is not None
-            for parameter in layer.parameters
-            if parameter is not None and parameter.grad is not None
-        }
-        grads = [parameter.grad for parameter in found.values()]
-        if not grads:
-            return
-        shares = [
-            (row_norms(parameter) / row_norms(grad))
-            for parameter, grad in zip(found.values(), grads)
-        ]
-        # All at once: on an accelerator each call costs more than its work.
-        limits = torch.cat([share.flatten() for share in shares])
-        limits = limits.nan_to_num(1.0).clamp(max=1.0)
-        parts = limits.split([share.numel() for share in shares])
-        torch._foreach_mul_(grads, [p.view_as(s) for p, s in zip(parts, shares)])
-
-    @torch.no_grad()
     def measure_start(self, batches: Iterable[Any]) -> None:
         """Finds what channels are divided by, and ranges, before the training.
 
@@ -292,10 +259,3 @@ class QuantTrainModule(QuantModule):
             for layer in self.quantization.layers.values()
             if layer.norm is not None
         )
-
-
-def row_norms(x: Tensor) -> Tensor:
-    """Norms of rows along the first dimension, (C, 1, ...); of a whole vector, (1,)."""
-    if x.dim() < 2:
-        return x.norm().view(-1)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
