@@ -28,7 +28,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from timed_networks import DETECTORS, NETWORKS, build, random_batch
 
 from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule, native
-from mmquant_jacinto.quantizers.ranges import OBSERVED_EVERY, STEPS_OBSERVED
+from mmquant_jacinto.quantizers.statistics.ranges import OBSERVED_EVERY, STEPS_OBSERVED
 
 
 def parse_args() -> argparse.Namespace:

@@ -100,7 +100,7 @@ class QuantizeConfig(Defaults):
             and scales are trained for the float model's outputs once all else is
             calibrated, see :class:`Finetune`. None: where weights or activations have
             fewer than 8 bits and the calibrated outputs are far from float, see
-            :mod:`~mmquant_jacinto.methods.automatic_finetune`.
+            :mod:`~mmquant_jacinto.methods.finetune`.
         per_channel (str | bool | None): One scale of the weights for each output
             channel, none above 256 times as fine as the coarsest; or
             ``'depthwise'``: where a channel reads one channel alone. None takes the

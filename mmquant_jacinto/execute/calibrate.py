@@ -23,8 +23,8 @@ from ..quantizers.observers import is_distributed
 from ..record import ops
 from ..record.ops import Op
 from .behaviour import Behaviour
-from .conditioning import condition_once
 from .corrections.analytic_correction import mean_inputs
+from .corrections.conditioning import condition_once
 from .fake_quantize import Simulate
 from .state import State
 

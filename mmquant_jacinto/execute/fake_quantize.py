@@ -30,7 +30,7 @@ from ..record import ops
 from ..record.ops import Op
 from ..targets.grid import Grid
 from .behaviour import Behaviour
-from .conditioning import compute_grids, condition_once
+from .corrections.conditioning import compute_grids, condition_once
 from .state import State
 
 # Like layers, they give a tensor of their own, which their backward pass does not need.

@@ -23,8 +23,8 @@ from ..quantizers.mmrazor.fake_quants import FakeQuants
 from ..quantizers.weight_grids import WeightGrids
 from .behaviour import Behaviour
 from .calibrate import Correct, Observe
-from .conditioning import compute_grids, condition_once
 from .corrections.channel_factors import ChannelReach
+from .corrections.conditioning import compute_grids, condition_once
 from .executor import Executor
 from .fake_quantize import Simulate
 from .integer.integer import Integer

@@ -9,6 +9,10 @@ first what layers read on the way is, too, as blocks are in BRECQ (Li et al., ar
 2102.05426): from few images outputs alone are learned by heart.
 Images that come again are seen differently, and some are kept to judge by: where those
 have come no nearer to float, all is put back.
+
+The float model is the reference, so a calibration knows how far its outputs are from
+where they were. With fewer than 8 bits it goes on with this by itself where that is
+far; with more that is for the user to act on.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from ..config.sections import Finetune
 from ..errors import UntrainableError
 from ..execute.behaviour import Behaviour
 from ..execute.state import State
+from ..plan.plan import Plan
 from ..quantizers.layers import channel_rows
 from ..quantizers.observers import is_distributed
 from .image_views import has_views, image_view
@@ -44,6 +49,13 @@ FEATURES = 1.0
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
 VIEWS = 2**16
+# Widths from here on do not fine-tune unless they are told to: hundreds of iterations
+# take fifty times as long as the calibration, for what is often nothing.
+ENOUGH_BITS = 8
+# Squared error of the outputs over their square, mean over outputs: 15 dB.
+BOUND = 10**-1.5
+# Batches that it is measured on, where none are held out.
+MEASURED = 8
 
 
 class View(NamedTuple):
@@ -299,3 +311,61 @@ class Finetuning:
                 step = step * layer.output_factor
             parts.append(step * count**0.5)
         return torch.cat(parts)
+
+
+def has_few_bits(plan: Plan) -> bool:
+    """Whether any grid has, or may yet get, fewer than :data:`ENOUGH_BITS`."""
+    narrow = any(spec.format.bits < ENOUGH_BITS for spec in plan.specs)
+    return narrow or bool(plan.undecided)
+
+
+def decibels(error: float) -> float:
+    """A relative squared error as signal over noise."""
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def decide(plan: Plan, error: float | None, batches: int) -> bool:
+    """Whether a calibrated model is to be fine-tuned, and says why in the log.
+
+    Args:
+        plan (Plan): Of the model.
+        error (float, optional): Of its outputs, see
+            :class:`~mmquant_jacinto.methods.output_error.OutputError`, the same in all
+            processes. None: no output can be compared.
+        batches (int): That it was measured on.
+
+    Returns:
+        bool: The same in all processes.
+    """
+    if error is None or not math.isfinite(error):
+        told = 'can be compared' if error is None else 'is finite'
+        print_log(
+            f'Fine-tuning: no output of the network {told}, quantized and in float; '
+            'it is left as it is calibrated.',
+            'current',
+        )
+        return False
+    found = (
+        f'Fine-tuning: on {batches} batches the outputs are {decibels(error):.1f} dB '
+        f'from float (error {error:.5f})'
+    )
+    bound = f'{decibels(BOUND):g} dB'
+    if error <= BOUND:
+        print_log(f'{found}, no less than {bound}: none.', 'current')
+        return False
+    if not has_few_bits(plan):
+        print_log(
+            f'{found}, less than {bound}. quantize.finetune=True trains weights, '
+            'biases and scales for them, without labels; with '
+            f'{ENOUGH_BITS} bits and more only where it is asked for.',
+            'current',
+            logging.WARNING,
+        )
+        return False
+    print_log(
+        f'{found}, less than {bound}, and there are fewer than {ENOUGH_BITS} bits: '
+        'weights, biases and scales are trained for them, without labels. '
+        'quantize.finetune=False leaves the network as it is now.',
+        'current',
+    )
+    return True

@@ -20,7 +20,7 @@ from mmengine.fileio import get_text
 
 from ..config.mixed_precision import FILE, MixedPrecision
 from ..errors import QuantizeError
-from ..execute.conditioning import condition_once
+from ..execute.corrections.conditioning import condition_once
 from ..execute.quantization import Quantization
 from ..plan.plan import Plan
 from ..targets.formats import check_bits

@@ -13,7 +13,7 @@ from ..targets.grid import Bounds, Grid
 from .activation_grids import GridFormats
 from .kernels.fake_quantize import fake_quantize
 from .learned_scales import LearnedActivationScales, learned_quantize
-from .ranges import Ranges
+from .statistics.ranges import Ranges
 
 
 class ActivationQuantizers(Ranges):

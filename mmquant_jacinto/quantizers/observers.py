@@ -2,7 +2,7 @@
 
 An observer takes a sample of each tensor; when a step ends, the few largest
 and smallest elements of all samples are found together, see
-:mod:`~mmquant_jacinto.quantizers.extremes`.
+:mod:`~mmquant_jacinto.quantizers.statistics.extremes`.
 """
 
 import math

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..registry import OBSERVERS
 from .activation_grids import GridFormats
-from .histograms import Histograms
 from .observers import Observer, sample_rows
+from .statistics.histograms import Histograms
 
 # Twelve to the octave, down to a 128th of what was seen.
 FRACTIONS = tuple(2.0 ** (-k / 12) for k in range(85))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config.mixed_precision import FILE
 from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
-from ..methods.automatic_finetune import MEASURED
+from ..methods.finetune import MEASURED
 from ..methods.judged_corrections import Judgement, judges
 from ..methods.mixed_precision import BitSearch
 from ..quantizers.activations import ActivationQuantizers

@@ -15,8 +15,7 @@ from torch.func import functional_call
 from ..config.sections import Finetune
 from ..errors import QuantizeError, UntrainableError
 from ..execute.behaviour import Behaviour
-from ..methods.automatic_finetune import decide, has_few_bits
-from ..methods.finetune import Finetuning
+from ..methods.finetune import Finetuning, decide, has_few_bits
 from ..methods.judged_corrections import Judgement, keep_if_nearer
 from ..methods.network_outputs import FloatOutputs
 from ..methods.output_error import OutputError

@@ -11,9 +11,9 @@ from toy_runner import log_of, make_config, train
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeConfig, QuantTestModule
 from mmquant_jacinto.config.sections import Finetune
-from mmquant_jacinto.execute.conditioning import compute_grids
-from mmquant_jacinto.methods import automatic_finetune, network_outputs
-from mmquant_jacinto.methods.automatic_finetune import BOUND, decibels, decide
+from mmquant_jacinto.execute.corrections.conditioning import compute_grids
+from mmquant_jacinto.methods import finetune, network_outputs
+from mmquant_jacinto.methods.finetune import BOUND, decibels, decide
 from mmquant_jacinto.methods.judged_corrections import Judgement
 from mmquant_jacinto.quantizers.weight_grids import WeightGrids
 from mmquant_jacinto.wrappers import finetuned_module
@@ -88,9 +88,9 @@ def test_learned_scales_start_from_the_very_grids(target, options):
 
 def test_what_starts_by_itself_is_what_would_be_asked_for(short):
     batches, found = images(), []
-    for finetune in (None, dict(iterations=20, lr=0.05, augment=False)):
-        model = calibrated(batches, finetune=finetune, **FEW)
-        if finetune is None:
+    for options in (None, dict(iterations=20, lr=0.05, augment=False)):
+        model = calibrated(batches, finetune=options, **FEW)
+        if options is None:
             assert not model.plan.is_learned
             model.finetune_if_far(batches, 4, Judgement(True, 1.0))
         else:
@@ -137,9 +137,7 @@ def test_few_bits_and_a_large_error_start_it(options, fires, error, short, monke
 )
 def test_log_says_why(bits, error, said, monkeypatch):
     lines = []
-    monkeypatch.setattr(
-        automatic_finetune, 'print_log', lambda line, *_: lines.append(line)
-    )
+    monkeypatch.setattr(finetune, 'print_log', lambda line, *_: lines.append(line))
     plan = make_plan(ToyNet(), torch.randn(1, 3, 8, 8), mode='ptq', bits=bits)
     assert decide(plan, error, 2) == (bits == 4 and error == 0.5)
     assert len(lines) == 1 and all(part in lines[0] for part in said), lines

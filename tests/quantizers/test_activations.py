@@ -8,8 +8,8 @@ from mmquant_jacinto import PRESETS, QuantizeError, quantize_model
 from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activation_grids import power_of_two_above
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
-from mmquant_jacinto.quantizers.extremes import _largest
-from mmquant_jacinto.quantizers.ranges import STEPS_OBSERVED
+from mmquant_jacinto.quantizers.statistics.extremes import _largest
+from mmquant_jacinto.quantizers.statistics.ranges import STEPS_OBSERVED
 
 OBSERVERS = ['percentile', 'moving_average', 'minmax']
 

@@ -10,10 +10,10 @@ from mmquant_jacinto import PRESETS, QuantCalibrateModule, QuantTrainModule
 from mmquant_jacinto.plan.plan import ActivationSpec
 from mmquant_jacinto.quantizers.activation_grids import GridFormats
 from mmquant_jacinto.quantizers.activations import ActivationQuantizers
-from mmquant_jacinto.quantizers.extremes import Observation
-from mmquant_jacinto.quantizers.histograms import BINS, Histograms
 from mmquant_jacinto.quantizers.observers import SAMPLES_PER_ROW, make_observer
 from mmquant_jacinto.quantizers.range_search import FRACTIONS, divergence, search_ranges
+from mmquant_jacinto.quantizers.statistics.extremes import Observation
+from mmquant_jacinto.quantizers.statistics.histograms import BINS, Histograms
 
 SAMPLES = {
     'gauss': lambda: torch.randn(30, 1000),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmquant_jacinto import QuantTrainModule
 from mmquant_jacinto.quantizers.kernels import triton_kernels
-from mmquant_jacinto.quantizers.ranges import STEPS_OBSERVED
+from mmquant_jacinto.quantizers.statistics.ranges import STEPS_OBSERVED
 
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 # Batch, side of the images, and rounds.

@@ -17,8 +17,8 @@ from ...quantizers.observers import is_distributed
 from ...quantizers.weight_grids import WeightGrids
 from ...quantizers.weights import to_integers
 from ...record import ops
-from ..conditioning import compute_grids
 from ..state import State
+from .conditioning import compute_grids
 
 
 def mean_inputs(

@@ -26,9 +26,9 @@ from ...record.ops import Op
 from ...targets.formats import integer_bounds
 from ...targets.preset import FINE_BITS
 from ..behaviour import Behaviour
-from ..conditioning import change_once
 from ..state import State
 from .channel_noise import TINY, ChannelUse, Maker, Reader, alive
+from .conditioning import change_once
 
 # No channel is enlarged by more than this.
 MAX_FACTOR = 2.0**8

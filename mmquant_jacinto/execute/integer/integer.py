@@ -25,7 +25,7 @@ from ...record import ops
 from ...record.ops import Op
 from ...targets.fixed_point import MEAN, POOL, RESIZE
 from ...targets.grid import Bounds, Grid, divisor
-from ..conditioning import compute_grids
+from ..corrections.conditioning import compute_grids
 from ..in_place_calls import is_in_place
 from ..state import State
 from . import exact_functions, stable_topk

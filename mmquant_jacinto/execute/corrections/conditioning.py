@@ -1,10 +1,10 @@
 """Conditioning: what is done to the weights once, before anything is quantized."""
 
-from ..quantizers.equalize import equalize
-from ..quantizers.weight_grids import WeightGrids
-from ..quantizers.weights import constrain_weights
-from ..registry import WEIGHT_OBSERVERS, look_up
-from .state import State
+from ...quantizers.equalize import equalize
+from ...quantizers.weight_grids import WeightGrids
+from ...quantizers.weights import constrain_weights
+from ...registry import WEIGHT_OBSERVERS, look_up
+from ..state import State
 
 
 def compute_grids(grids: WeightGrids, state: State) -> None:

@@ -11,10 +11,13 @@ from typing import Optional, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import QuantizeError
-from ..plan.plan import ActivationSpec
-from ..targets.preset import FINE_BITS
-from .activation_grids import GridFormats
+from ...errors import QuantizeError
+from ...plan.plan import ActivationSpec
+from ...targets.preset import FINE_BITS
+from ..activation_grids import GridFormats
+from ..learned_scales import LearnedActivationScales
+from ..observers import Observer, is_distributed, make_observer, row_extremes
+from ..range_search import HistogramObserver
 from .extremes import (
     Extremes,
     Observation,
@@ -23,9 +26,6 @@ from .extremes import (
     ranked,
 )
 from .histograms import Histograms
-from .learned_scales import LearnedActivationScales
-from .observers import Observer, is_distributed, make_observer, row_extremes
-from .range_search import HistogramObserver
 
 # Of the exponential average: a range keeps following, slowly, for ever.
 MIN_AVERAGE_FACTOR = 0.001

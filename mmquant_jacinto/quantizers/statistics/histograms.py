@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..observers import is_distributed
 from .extremes import Observation
-from .observers import is_distributed
 
 # At least half of them are in use, on one side of zero at least a quarter: four for
 # each step of an 8-bit grid, and more for each that a search then discards.

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .observers import is_distributed
+from ..observers import is_distributed
 
 # Elements whose largest is found first, where several are looked for.
 BLOCK = 64

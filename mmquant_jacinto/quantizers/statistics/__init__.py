@@ -1,0 +1,1 @@
+"""Statistics: what steps and calibrations have seen of activations, merged."""
