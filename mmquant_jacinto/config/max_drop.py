@@ -29,7 +29,7 @@ ERRORS = frozenset(
 class MaxDrop:
     """``quantize.max_drop``: points that the calibrated network may lose against float.
 
-    See :mod:`~mmquant_jacinto.methods.accuracy_budget`.
+    See :mod:`~mmquant_jacinto.methods.budgets.accuracy_budget`.
 
     Args:
         points (float): Hundredths of the metric; where an evaluator gives percent,

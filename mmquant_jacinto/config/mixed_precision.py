@@ -21,8 +21,8 @@ class MixedPrecision:
 
     Of bits: a width for each weight, see
     :mod:`~mmquant_jacinto.methods.mixed_precision`. Of time: calls are raised above
-    ``bits``, see :mod:`~mmquant_jacinto.methods.latency_budget`. What ``overrides``
-    give a width keeps it, and counts.
+    ``bits``, see :mod:`~mmquant_jacinto.methods.budgets.latency_budget`. What
+    ``overrides`` give a width keeps it, and counts.
 
     Args:
         average_bits (float, optional): Budget as the mean width of all

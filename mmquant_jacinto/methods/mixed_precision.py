@@ -24,7 +24,7 @@ from ..execute.corrections.conditioning import condition_once
 from ..execute.quantization import Quantization
 from ..plan.plan import Plan
 from ..targets.formats import check_bits
-from .bit_budget import spend
+from .budgets.bit_budget import spend
 from .sensitivity import Probe, Sensitivity
 
 BITS_PER_MEGABYTE = 8e6

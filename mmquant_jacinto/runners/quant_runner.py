@@ -38,7 +38,6 @@ from .checkpoint_files import (
 )
 from .cpu_distributed import distributed_arguments, init_cpu_process_group
 from .environment import described
-from .inherited_rates import scale_rates
 from .refusals import (
     MODE,
     check_metric,
@@ -48,8 +47,9 @@ from .refusals import (
     refuse_conflicts,
     refuse_synchronized_norms,
 )
-from .run_start import find_start, load_from_in_file, measure_start
-from .teaching import TEACHER, refuse_second_teacher, start_teaching
+from .starting.inherited_rates import scale_rates
+from .starting.run_start import find_start, load_from_in_file, measure_start
+from .starting.teaching import TEACHER, refuse_second_teacher, start_teaching
 from .train_batches import equalize_epochs, with_new_workers
 
 # Part of the name of each learned scale; longer than a key that a user would write

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from mmquant_jacinto.methods.accuracy_budget import (
+from mmquant_jacinto.methods.budgets.accuracy_budget import (
     AccuracyBudget,
     Candidate,
     Choice,

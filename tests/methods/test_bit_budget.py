@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mmquant_jacinto.methods import bit_budget
-from mmquant_jacinto.methods.bit_budget import spend
+from mmquant_jacinto.methods.budgets import bit_budget
+from mmquant_jacinto.methods.budgets.bit_budget import spend
 
 WIDTHS = (2, 4, 8, 16)
 

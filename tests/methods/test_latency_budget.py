@@ -18,7 +18,7 @@ from mmquant_jacinto import (
 )
 from mmquant_jacinto.config.max_drop import Raised
 from mmquant_jacinto.config.mixed_precision import MixedPrecision
-from mmquant_jacinto.methods.latency_budget import latency_of, raise_within
+from mmquant_jacinto.methods.budgets.latency_budget import latency_of, raise_within
 from mmquant_jacinto.methods.operations import Cost, CountOperations
 
 LATENCY = MixedPrecision(latency=1.5)

@@ -5,7 +5,7 @@ import textwrap
 import pytest
 from mmengine.config import Config
 
-from mmquant_jacinto.runners.inherited_rates import bases, scale_rates
+from mmquant_jacinto.runners.starting.inherited_rates import bases, scale_rates
 
 FLOAT = """
 lr = 0.02

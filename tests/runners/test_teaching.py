@@ -19,7 +19,7 @@ from toy_runner import (
 )
 
 from mmquant_jacinto import QuantizeError
-from mmquant_jacinto.runners import teaching
+from mmquant_jacinto.runners.starting import teaching
 
 LAST = f'epoch_{EPOCHS}.pth'
 DROPOUT = {'model.dropout': 0.3}

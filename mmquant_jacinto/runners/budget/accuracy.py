@@ -20,7 +20,12 @@ from ...config.max_drop import FILE, KEY, MaxDrop, Raised
 from ...config.quantize_config import QuantizeConfig
 from ...errors import QuantizeError
 from ...execute import quantization as phases
-from ...methods.accuracy_budget import AccuracyBudget, Candidate, Choice, raised_value
+from ...methods.budgets.accuracy_budget import (
+    AccuracyBudget,
+    Candidate,
+    Choice,
+    raised_value,
+)
 from ...plan.planned_widths import levels_above
 from ...registry import BIAS_CORRECTIONS, registered
 from ...targets.rules.table import Weights

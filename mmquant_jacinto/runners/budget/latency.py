@@ -12,7 +12,7 @@ from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from ...config.max_drop import Raised
 from ...config.mixed_precision import FILE, MixedPrecision
 from ...config.quantize_config import QuantizeConfig
-from ...methods.latency_budget import latency_of, raise_within
+from ...methods.budgets.latency_budget import latency_of, raise_within
 from ...methods.operations import CountOperations
 from ...plan.planned_widths import levels_above
 from ...report.build import Subject

@@ -9,12 +9,12 @@ from typing import Any, Optional
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..config.sections import Calibration
-from ..errors import QuantizeError
-from ..record.side_effects import preserved_random_state
-from .calibration_batches import Batches, calibration_dataloader, count_batches
-from .calibration_loop import check_measured
-from .checkpoint_files import latest_checkpoint, read_start
+from ...config.sections import Calibration
+from ...errors import QuantizeError
+from ...record.side_effects import preserved_random_state
+from ..calibration_batches import Batches, calibration_dataloader, count_batches
+from ..calibration_loop import check_measured
+from ..checkpoint_files import latest_checkpoint, read_start
 
 # Images that say what a training from a float checkpoint starts from.
 START_IMAGES = 64

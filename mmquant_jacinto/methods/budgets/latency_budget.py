@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..plan.plan import Plan
-from .operations import Cost, weight_key
+from ...plan.plan import Plan
+from ..operations import Cost, weight_key
 
 WEIGHT = 'weight'
 # By width: call site, or quantizer of an input, to the noise to signal in the outputs

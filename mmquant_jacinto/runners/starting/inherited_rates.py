@@ -14,8 +14,8 @@ from typing import Any, Optional
 from mmengine.config import Config
 from mmengine.utils import get_installed_path
 
-from ..config.quantize_config import QuantizeConfig
-from ..config.sections import is_number
+from ...config.quantize_config import QuantizeConfig
+from ...config.sections import is_number
 
 # What schedules name in units of the rate itself, and not as a share of it.
 ENDS = ('eta_min', 'eta_max', 'min_value')

@@ -8,12 +8,12 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from ..config.sections import Distill
-from ..errors import QuantizeError
-from ..execute.quantization import NAME
-from ..execute.stored_plan import find_plan
-from ..wrappers.distillation import is_algorithm
-from .checkpoint_files import read_checkpoint
+from ...config.sections import Distill
+from ...errors import QuantizeError
+from ...execute.quantization import NAME
+from ...execute.stored_plan import find_plan
+from ...wrappers.distillation import is_algorithm
+from ..checkpoint_files import read_checkpoint
 
 TEACHER = 'quantize_teacher'  # in a checkpoint's meta: path and digest
 # More labels than these teach as well as the float model does.

@@ -1,0 +1,1 @@
+"""Starting: what a run begins with: checkpoint, first ranges, teacher, rates."""
