@@ -185,7 +185,8 @@ class Teacher:
         pairs = [
             (x, expected)
             for _, x, expected in paired(student.outputs.take(), reference)
-            if is_of_images(x, images)
+            # Inside activation checkpointing that begins anew there is no graph.
+            if x.requires_grad and is_of_images(x, images)
         ]
         if self._length is None:
             self._begin(reference, pairs)
@@ -212,8 +213,8 @@ class Teacher:
             )
             return
         text = (
-            'no output of the network has the same shape in float and quantized, for '
-            'each image'
+            'no output of the network has a gradient, and the same shape in float and '
+            'quantized, for each image (activation checkpointing of heads has none)'
         )
         if self.is_asked:
             raise QuantizeError(

@@ -169,13 +169,20 @@ def train_all(runs, load_from):
     # Goes on from what the first run left after its second epoch.
     second = str(runs.folder / 'qat' / 'epoch_2.pth')
     runs.train('qat_resumed', QAT, load_from=second, resume=True)
-    parts = ['backbone.conv', 'backbone.norm', 'head']
+    parts, untaught = ['backbone.conv', 'backbone.norm'], dict(QAT, distill=False)
     runs.train(
         'qat_checkpointed', QAT, load_from=load_from, activation_checkpointing=parts
     )
+    runs.train('qat_untaught', untaught, load_from=load_from)
+    runs.train(
+        'qat_checkpointed_head',
+        untaught,
+        load_from=load_from,
+        activation_checkpointing=[*parts, 'head'],
+    )
     equalized = dict(QAT, equalize=True)
     runs.train('qat_equalized', equalized, **{'model.hidden': 16})
-    runs.train('qat_frozen', dict(QAT, freeze=dict(bn=0)), load_from=load_from)
+    runs.train('qat_frozen', dict(untaught, freeze=dict(bn=0)), load_from=load_from)
     runs.train('qat_synchronized', QAT, custom_hooks=[dict(type='SyncBuffersHook')])
     runs.train('qat_averaged', QAT, custom_hooks=[dict(type='EMAHook')])
     runs.train('qat_accumulated', QAT, **{'optim_wrapper.accumulative_counts': 2})

@@ -158,9 +158,16 @@ def test_all_processes_end_with_the_same_model(name, two):
     assert not differences(first, second)
 
 
-@pytest.mark.parametrize('name', ['qat_resumed', 'qat_checkpointed'])
-def test_training_ends_as_the_plain_one(name, two):
-    for ours, plain in zip(two.of(name), two.of('qat')):
+@pytest.mark.parametrize(
+    'name, other',
+    [
+        ('qat_resumed', 'qat'),
+        ('qat_checkpointed', 'qat'),
+        ('qat_checkpointed_head', 'qat_untaught'),
+    ],
+)
+def test_training_ends_as_the_plain_one(name, other, two):
+    for ours, plain in zip(two.of(name), two.of(other)):
         assert not differences(ours, plain)
 
 
