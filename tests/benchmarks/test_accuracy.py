@@ -93,6 +93,8 @@ def test_config_says_what_the_row_says(setup, name):
     pytest.importorskip('mmdet')
     from mmengine.config import Config
 
+    from mmquant_jacinto.runners.starting.inherited_rates import scale_rates
+
     run = Run(setup, 'mobilenet', row(name), 5)
     cfg = Config.fromfile(run.write_config())
     assert cfg.randomness.seed == 5
