@@ -255,15 +255,16 @@ def total(losses: Mapping[str, Any]) -> Tensor | None:
 
 
 def last_weights(state: State) -> list[Tensor]:
-    """Weights of the layers that give what leaves the network."""
+    """Weights, of those that are trained, of layers that give what leaves a network."""
     names = output_quantizers(state.plan)
     chains = {step.chain for step in state.plan.steps.values() if step.output in names}
-    found = {
-        step.weight: state.layers[step.weight].parameter
+    keys = {
+        state.layers[step.weight].spec.weight: None
         for step in state.plan.steps.values()
         if step.weight is not None and step.chain in chains
     }
-    return list(found.values())
+    found = [state.root.get_parameter(key) for key in keys]
+    return [weight for weight in found if weight.requires_grad]
 
 
 def balance(labels: Tensor | None, error: Tensor, weights: list[Tensor]) -> Tensor:
