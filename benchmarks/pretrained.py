@@ -119,12 +119,14 @@ class RowRun:
     def key(self) -> dict[str, Any]:
         """What its result depends on, beside the weights and the images."""
         quantize = self.row.quantize
-        key = dict(
+        key: dict[str, Any] = dict(
             quantize=None if quantize is None else dict(quantize),
             config=hashlib.sha1(self.network.config.read_bytes()).hexdigest()[:12],
             measuring=digest_of(HERE / f'{name}.py' for name in MEASURING),
             engine=self.engine,
         )
+        if self.row.epochs is not None:
+            key['epochs'] = self.row.epochs
         # as it is once it was written and read
         return json.loads(json.dumps(key))
 
@@ -144,7 +146,10 @@ class RowRun:
         """Write its config and return where."""
         options: dict[str, Any] = dict(work_dir=relative(self.folder))
         if self.row.quantize is not None:
-            options['quantize'] = dict(mode='ptq', report=False, **self.row.quantize)
+            mode = 'ptq' if self.row.epochs is None else 'qat'
+            options['quantize'] = dict(mode=mode, report=False, **self.row.quantize)
+        if self.row.epochs is not None:
+            options['train_cfg'] = dict(max_epochs=self.row.epochs)
         # It is tested once, when it is calibrated.
         options.update(val_dataloader=None, val_evaluator=None, val_cfg=None)
         predictions = relative(self.folder / 'predictions.pkl')

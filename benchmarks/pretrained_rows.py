@@ -9,6 +9,8 @@ from typing import Any
 from accuracy_configs import merged
 
 W4A8 = dict(weight=4, activation=8)
+# Of two steps each, on 13 images.
+QAT_EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class PretrainedRow:
         switch: The row that it differs from by one key; such rows have a table of
             their own.
         bound: The points of mAP that each network may lose.
+        epochs: Of a training, on the images of the calibration; None: it is calibrated.
     """
 
     name: str
@@ -29,11 +32,12 @@ class PretrainedRow:
     quantize: Mapping[str, Any] | None
     switch: str | None = None
     bound: Mapping[str, float] = field(default_factory=dict)
+    epochs: int | None = None
 
     @property
     def is_finetuned(self) -> bool:
         """Whether it asks for training, which takes minutes."""
-        return bool((self.quantize or {}).get('finetune'))
+        return bool((self.quantize or {}).get('finetune')) or self.epochs is not None
 
 
 def _bound(yolox: float, ssd: float) -> dict[str, float]:
@@ -156,6 +160,15 @@ ROWS = (
             f'16 bits `{name}`',
             dict(target=name, bits=16),
             bound=_bound(0.2, 0.2),
+        )
+        for name in FORMATS
+    ),
+    *(
+        PretrainedRow(
+            f'int8_{name}_qat',
+            f'8 bits `{name}`, QAT of {QAT_EPOCHS} epochs',
+            _eight(name),
+            epochs=QAT_EPOCHS,
         )
         for name in FORMATS
     ),

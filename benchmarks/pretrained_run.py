@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def calibrate(cfg: Config) -> dict[str, Any]:
-    """Calibrate by the runner; let the config test what came out.
+    """Calibrate, or train, by the runner; let the config test what came out.
 
     Returns:
         dict: Its ``seconds``.
@@ -59,7 +59,8 @@ def calibrate(cfg: Config) -> dict[str, Any]:
     start = time.monotonic()
     Runner.from_cfg(copy.deepcopy(cfg)).train()
     seconds = time.monotonic() - start
-    cfg.load_from = str(Path(cfg.work_dir) / 'epoch_1.pth')
+    # The checkpoint that the run ended with.
+    cfg.load_from = Path(cfg.work_dir, 'last_checkpoint').read_text()
     return dict(seconds=round(seconds, 1))
 
 
