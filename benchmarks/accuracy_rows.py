@@ -395,7 +395,7 @@ ROWS_BY_NAME = {row.name: row for row in ROWS}
 FROM_IMAGENET = {
     f'int8_{target}_{mode}': (0.7, None)
     for target in ('jacinto', 'onnxruntime')
-    for mode in ('ptq', 'qat')
+    for mode in ('ptq', 'qat', 'default')
 }
 
 
