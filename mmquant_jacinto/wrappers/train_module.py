@@ -192,10 +192,14 @@ class QuantTrainModule(QuantModule):
     @torch.no_grad()
     def _start_from(self, args: tuple, kwargs: dict) -> None:
         """Measures a first range on what the model is called with."""
+        # Some may be in evaluation on purpose.
+        training = [module for module in self.module.modules() if module.training]
         self.module.eval()
         self.quantization.set_phase(phases.OBSERVE)
         self.module(*args, **kwargs)
-        self.train()
+        for module in training:
+            module.training = True
+        self._follow_mode()
 
     @torch.no_grad()
     def measure_start(self, batches: Iterable[Any]) -> None:

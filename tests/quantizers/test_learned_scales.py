@@ -152,9 +152,10 @@ def train(model, target='onnxruntime', steps=30, **quantize):
 def test_scales_learn_and_the_checkpoint_tests_the_same(target):
     torch.manual_seed(0)
     wrapped, x, losses = train(randomize_norms(ToyNet()), target)
-    # The first step runs in float: there are no ranges yet.
-    assert losses[0] < 1e-3 < losses[1]
-    assert losses[-1] < losses[1] / 2
+    # The first batch has given the first ranges before it is quantized.
+    assert losses[0] > 1e-5
+    # What the first steps upset, at a rate so large, is learned again.
+    assert losses[-1] < max(losses) / 2
     learned = wrapped.quantization.activations.learned
     assert (learned.log2_scale != 0).all()
     assert wrapped.quantization.learned.log2_scale.abs().max() > 0
@@ -225,6 +226,7 @@ def test_weights_of_least_squared_error_beat_those_of_the_range():
             target='tidl',
             bits=4,
             edge_bits=4,
+            learned_scale=False,
             weight_observer=observer,
         ).train()
         model(x)

@@ -57,7 +57,7 @@ def test_first_batch_is_float_and_the_second_quantized(images):
     net = fresh_net().eval()
     expected = net(images)
     model = QuantTrainModule(
-        net, dummy_input=images, bits=4, constrain_weights=False
+        net, images, bits=4, constrain_weights=False, learned_scale=False
     ).train()
     net.eval()  # the same statistics as in `expected`
     # The weights are quantized from the start, the activations are not yet.
@@ -403,3 +403,14 @@ def test_gradients_are_those_of_float_where_quantization_is_fine(images, live, t
             atol=1e-2 * gradient.abs().max().item(),
             msg=name,
         )
+
+
+def test_learned_scales_start_from_the_first_batch_and_leave_modules_as_they_are(
+    images,
+):
+    model = QuantTrainModule(fresh_net(), images, bits=4, target='onnxruntime').train()
+    model.module.norm.eval()
+    first = model(images)
+    assert model.quantization.activations.missing() == []
+    assert torch.equal(first, model(images))  # quantized from the start
+    assert not model.module.norm.training and model.module.stem_norm.training
