@@ -251,4 +251,4 @@ def test_moving_average_is_validated_and_saved(update_buffers, ema_type, tmp_pat
     scores = val_scores(tmp_path)
     assert score_of(name, tmp_path / 'test') == scores[-1]
     assert score_of(name, tmp_path / 'ema', custom_hooks=[hook]) == scores[-1]
-    assert scores[-1]['accuracy'] > 0.7
+    assert scores[-1]['accuracy'] > 0.6

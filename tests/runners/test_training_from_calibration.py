@@ -89,7 +89,8 @@ def test_what_is_calibrated_is_not_calibrated_again(ptq_dir, tmp_path):
 
 
 def test_calibration_of_a_trained_checkpoint_starts_anew(float_checkpoint, tmp_path):
-    train(ptq_config(tmp_path / 'qat', float_checkpoint, QAT, iters=2))
+    untaught = dict(QAT, distill=False)
+    train(ptq_config(tmp_path / 'qat', float_checkpoint, untaught, iters=2))
     trained = tmp_path / 'qat' / 'iter_2.pth'
     stored = state_of(trained)
     weights = {k: v for k, v in stored.items() if not k.startswith('quantization.')}
@@ -100,6 +101,13 @@ def test_calibration_of_a_trained_checkpoint_starts_anew(float_checkpoint, tmp_p
         train(ptq_config(work_dir, start))
         states.append(state_of(work_dir / CHECKPOINT))
     assert not differences(*states)
+
+
+def test_a_taught_checkpoint_is_calibrated_already(float_checkpoint, tmp_path):
+    train(ptq_config(tmp_path / 'qat', float_checkpoint, QAT, iters=2))
+    cfg = ptq_config(tmp_path / 'ptq', tmp_path / 'qat' / 'iter_2.pth')
+    with pytest.raises(QuantizeError, match='is calibrated already; calibrate the fl'):
+        train(cfg)
 
 
 def test_live_statistics_take_the_place_of_corrections(ptq_dir, tmp_path):
