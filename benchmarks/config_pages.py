@@ -142,7 +142,7 @@ def trained_by_others(folder: Folder) -> Iterator[Entry]:
                     path.name,
                     str(quantize['bits']),
                     quantize['target'],
-                    'calibrated',
+                    WAYS['qat' if 'epochs' in row['key'] else 'ptq'],
                     row['scores'],
                 )
 
