@@ -170,6 +170,7 @@ def model(folder: Folder, row: Entry) -> dict[str, Any]:
     name = f'{folder.name}_{Path(row.config).stem}'
     if folder.name == 'pretrained' and row.target:
         name += f'_{row.target}_int{row.bits}'
+        name += '_qat' if row.way == WAYS['qat'] else ''
     result: dict[str, Any] = {
         'Name': name,
         'In Collection': folder.collection,
