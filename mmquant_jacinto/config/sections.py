@@ -227,12 +227,12 @@ class Distill:
 
     Args:
         weight (float): How strongly the teacher pulls at the weights, in units of how
-            the labels do. Defaults to 1.
+            the labels do. Defaults to 2.5.
         checkpoint (str, optional): The float checkpoint that teaches. Defaults to
             ``load_from``.
     """
 
-    weight: float = 1.0
+    weight: float = 2.5
     checkpoint: Optional[str] = None
 
     def __post_init__(self) -> None:
