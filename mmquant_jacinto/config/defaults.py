@@ -7,7 +7,7 @@ from ..targets.formats import DEPTHWISE
 from ..targets.preset import FEW_BITS, FEW_BITS_OBSERVER, FINE_BITS, Preset
 from ..targets.target import get_preset
 from .sections import Finetune, LearnedScale, Rounding
-from .widths import Bits
+from .widths import ENOUGH_BITS, Bits
 
 
 class Defaults:
@@ -70,7 +70,7 @@ class Defaults:
     @property
     def has_few_bits(self) -> bool:
         """bool: Whether weights or activations have fewer bits than come for free."""
-        return min(self.bits_of('weight'), self.bits_of('activation')) < 8
+        return min(self.bits_of('weight'), self.bits_of('activation')) < ENOUGH_BITS
 
     @property
     def learning(self) -> Optional[LearnedScale]:

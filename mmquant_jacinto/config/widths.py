@@ -12,6 +12,10 @@ Bits = Union[int, Mapping[str, int]]
 
 # What sums, outputs, the first and the last layers have at least, unless told.
 LEAST_AT_EDGES = 8
+# Widths from here on neither fine-tune nor learn their scales unless they are told to:
+# hundreds of iterations take fifty times as long as a calibration, for what is often
+# nothing.
+ENOUGH_BITS = 8
 
 
 def with_wide_sums(bits: Bits) -> Bits:

@@ -37,15 +37,12 @@ def clip_gradients(layers: Sequence[Layer]) -> None:
             continue
         grads: Any = [parameter.grad for parameter in parameters]
         # All at once: on an accelerator each call costs more than its work.
-        share = norms(parameters) / norms(grads)
-        share = share.nan_to_num(1.0).clamp(max=1.0)
-        if norms is _norms:
-            torch._foreach_mul_(grads, list(share.unbind()))
-            continue
-        parts = share.split([len(grad) for grad in grads])
+        shares = norms(parameters) / norms(grads)
+        shares = shares.nan_to_num(1.0).clamp(max=1.0)
+        sizes = [len(grad) if grad.dim() > 1 else 1 for grad in grads]
+        parts = zip(shares.split(sizes), grads)
         torch._foreach_mul_(
-            grads,
-            [p.view(-1, *(1,) * (g.dim() - 1)) for p, g in zip(parts, grads)],
+            grads, [p.view(-1, *(1,) * (g.dim() - 1)) for p, g in parts]
         )
 
 

@@ -31,6 +31,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..config.sections import Finetune
+from ..config.widths import ENOUGH_BITS
 from ..errors import UntrainableError
 from ..execute.behaviour import Behaviour
 from ..execute.state import State
@@ -49,9 +50,6 @@ FEATURES = 1.0
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
 VIEWS = 2**16
-# Widths from here on do not fine-tune unless they are told to: hundreds of iterations
-# take fifty times as long as the calibration, for what is often nothing.
-ENOUGH_BITS = 8
 # Squared error of the outputs over their square, mean over outputs: 15 dB.
 BOUND = 10**-1.5
 # Batches that it is measured on, where none are held out.
