@@ -116,6 +116,14 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return loaded
 
 
+def plain_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict by the model's own names, whatever wrapper it was saved in."""
+    return {
+        key[len('module.') :] if key.startswith('module.') else key: value
+        for key, value in stored.items()
+    }
+
+
 def latest_checkpoint(work_dir: str) -> Optional[str]:
     """The last complete checkpoint of a training in a folder.
 

@@ -15,6 +15,7 @@ from ..plan.plan import Plan
 from ..quantizers.mmrazor.importing import mmrazor_types, require_mmrazor
 from ..report.build import numbers_of
 from ..wrappers.distillation import fit_names
+from .checkpoint_files import plain_names
 
 MODE = 'quantize_mode'  # of the run that saved a checkpoint, in its meta
 
@@ -132,8 +133,8 @@ def check_fits(
         QuantizeError: If they are not; it names the first.
     """
     shapes: Mapping[str, Any] = {
-        key[len('module.') :] if key.startswith('module.') else key: value.shape
-        for key, value in stored.items()
+        key: value.shape
+        for key, value in plain_names(stored).items()
         if isinstance(value, Tensor)
     }
     shapes = fit_names(shapes, root)

@@ -13,7 +13,7 @@ from ...errors import QuantizeError
 from ...execute.quantization import NAME
 from ...execute.stored_plan import find_plan
 from ...wrappers.distillation import is_algorithm
-from ..checkpoint_files import read_checkpoint
+from ..checkpoint_files import plain_names, read_checkpoint
 
 TEACHER = 'quantize_teacher'  # in a checkpoint's meta: path and digest
 # More labels than these teach as well as the float model does.
@@ -111,10 +111,7 @@ def float_weights(path: str, root: nn.Module) -> Union[dict[str, Tensor], str]:
         QuantizeError: If the checkpoint cannot be read.
     """
     checkpoint = read_checkpoint(path)
-    stored = {
-        key[len('module.') :] if key.startswith('module.') else key: value
-        for key, value in checkpoint.get('state_dict', checkpoint).items()
-    }
+    stored = plain_names(checkpoint.get('state_dict', checkpoint))
     if find_plan(stored) is not None:
         return 'it is quantized'
     # Modules may load what earlier versions called differently.
