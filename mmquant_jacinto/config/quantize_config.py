@@ -23,6 +23,7 @@ from .sections import (
     check_choice,
     check_positive,
     check_scale_channels,
+    check_share,
     check_switch,
     is_number,
 )
@@ -66,6 +67,9 @@ class QuantizeConfig(Defaults):
             all of ours; ``sum`` and ``output`` to ``activation``, at least 8.
         edge_bits (int, optional): Least width of the first and the last layers, and
             of what these read, where ``overrides`` says nothing. None: 8.
+        light_share (float): Part of all weights, from 0 to 1: layers of few weights
+            keep ``edge_bits`` for these, the lightest first, as long as they have no
+            more than this together, where ``overrides`` says nothing. Defaults to 0.05.
         target (str): Numeric formats and arithmetic, a name in
             :data:`~mmquant_jacinto.registry.QUANT_TARGETS`. Defaults to
             ``'jacinto'``.
@@ -138,6 +142,7 @@ class QuantizeConfig(Defaults):
     mode: str = 'qat'
     bits: Optional[Bits] = None
     edge_bits: Optional[int] = None
+    light_share: float = 0.05
     target: str = 'jacinto'
     overrides: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
@@ -170,6 +175,7 @@ class QuantizeConfig(Defaults):
         check_widths('quantize.bits', self.bits)
         if self.edge_bits is not None:
             check_bits('quantize.edge_bits', self.edge_bits)
+        check_share('light_share', self.light_share)
         for pattern, value in self.overrides.items():
             check_pattern(pattern, value)
         if self.observer is not None:

@@ -30,6 +30,15 @@ def check_positive(key: str, value: Any) -> None:
         )
 
 
+def check_share(key: str, value: Any) -> None:
+    """Raises where a value is no part of a whole."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise QuantizeError(
+            f'quantize.{key}={value!r} is not a share; use a number from 0 to 1, such '
+            'as 0.05'
+        )
+
+
 def check_switch(key: str, value: object, *others: object) -> None:
     """Raises where a value is neither True nor False, nor one of ``others``.
 

@@ -21,6 +21,8 @@ class Overrides:
     Attributes:
         edges (Mapping[str, Mapping[str, int]]): Widths of calls, of which, and of kinds
             of which, neither says anything.
+        light (Mapping[str, Mapping[str, int]]): The same of weights alone, where
+            no edge has any.
         splines (Collection[str]): Names of sites that stay in float where no pattern
             says anything; see :class:`~.fusion.Dataflow`.
     """
@@ -31,6 +33,7 @@ class Overrides:
         self.patterns = patterns
         self.calls = calls or {}
         self.edges: Mapping[str, Mapping[str, int]] = {}
+        self.light: Mapping[str, Mapping[str, int]] = {}
         self.splines: Collection[str] = ()
         self._unused: set[str] = set(patterns)
 
@@ -56,12 +59,17 @@ class Overrides:
             return found
         if site.name in self.splines:
             return False
-        raised, edge = self.calls.get(site.name), self.edges.get(site.name)
+        raised, edge = self.calls.get(site.name), self._kept(site)
         if not isinstance(raised, Mapping) or edge is None:
             return edge if raised is None else raised
         # Sums and outputs are what was raised as an activation.
         kept = ('weight',) if 'activation' in raised else edge
         return {**{kind: edge[kind] for kind in kept if kind in edge}, **raised}
+
+    def _kept(self, site: Site) -> Optional[Mapping[str, int]]:
+        """Widths that a site keeps though ``quantize.bits`` asks for fewer."""
+        edge, light = self.edges.get(site.name), self.light.get(site.name)
+        return edge if light is None else {**light, **(edge or {})}
 
     def asked(self, site: Site) -> Any:
         """What is said of what a site reads: not what a search raised of its result."""

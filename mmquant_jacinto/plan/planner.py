@@ -34,15 +34,26 @@ from .plan import (
     Step,
     WeightSpec,
 )
-from .planned_widths import check_widths, edge_widths, levels_above
+from .planned_widths import (
+    check_widths,
+    edge_widths,
+    levels_above,
+    light_widths,
+)
 from .scaled_channels import find_scaled_channels
 
 
 class Planner:
     """Builds a :class:`Plan`; see :func:`make_plan`."""
 
-    def __init__(self, graph: Graph, config: QuantizeConfig) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        config: QuantizeConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self.config = config
+        self.shapes = shapes
         self.preset = config.preset
         self.overrides = Overrides(config.overrides, config.raised_layers)
         self.graph, self.in_float = network_of(graph, self.overrides)
@@ -52,6 +63,9 @@ class Planner:
         self.active, self.chains = flow.active, flow.chains
         self.rules = get_target(config.target).rules
         quantized = [c for c in flow.chains.values() if not self._is_float(c)]
+        self.overrides.light = light_widths(
+            quantized, shapes, config, self.overrides.edges
+        )
         self.open = open_results(flow, quantized, self.rules)
         flow.raw |= real_results(flow, self._is_float, config.target)
         flow.raw |= self.open.keys()
@@ -63,11 +77,11 @@ class Planner:
     def _is_float(self, chain: Chain) -> bool:
         return self.overrides.is_off(chain.head)
 
-    def make(self, weights: Mapping[str, tuple[int, ...]]) -> Plan:
+    def make(self) -> Plan:
         quantizers = ActivationSpecs(
             self.flow, self.config, self.overrides, self.rules, self.open
         )
-        weight_specs = self._weights(weights)
+        weight_specs = self._weights()
         check_widths(self.rules, self.config, quantizers.unique(), weight_specs)
         steps: dict[str, Step] = {}
         for site in self.active:
@@ -103,7 +117,7 @@ class Planner:
             steps=steps,
             inputs=inputs,
             in_float=self.in_float,
-            pairs=self._pairs(weights, weight_specs),
+            pairs=self._pairs(weight_specs),
             undecided=self._undecided(weight_specs),
             repeats={run: Repeat(*known) for run, known in self.graph.repeats.items()},
             scaled=self._scaled(weight_specs, steps, quantizers),
@@ -136,9 +150,7 @@ class Planner:
         bits = self.overrides.find(site.module)
         return 'weight' in bits if isinstance(bits, Mapping) else bits is not None
 
-    def _pairs(
-        self, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, WeightSpec]
-    ) -> tuple[tuple[str, str], ...]:
+    def _pairs(self, specs: Mapping[str, WeightSpec]) -> tuple[tuple[str, str], ...]:
         """Weight quantizers between whose layers channels are rescaled."""
         if not self.config.equalization:
             return ()
@@ -147,7 +159,7 @@ class Planner:
                 self._weight_name(self.chains[first.name]),
                 self._weight_name(self.chains[second.name]),
             )
-            for first, second in find_pairs(self.flow, shapes)
+            for first, second in find_pairs(self.flow, self.shapes)
             if first.name in self.chains and second.name in self.chains
         ]
         pairs = tuple(pair for pair in found if specs.keys() >= set(pair))
@@ -237,7 +249,7 @@ class Planner:
         }
         return dict(fake_quant=settings)
 
-    def _weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSpec]:
+    def _weights(self) -> dict[str, WeightSpec]:
         for chain in self.chains.values():
             if chain.head.weight is not None:
                 key = chain.head.weight, chain.head.rows
@@ -255,7 +267,7 @@ class Planner:
                 continue
             name = self._weight_name(chain)
             axis = 1 if site.kind == ops.CONV_TRANSPOSE else 0
-            shape = shapes[site.weight]
+            shape = self.shapes[site.weight]
             channels = site.shape[-1 if site.kind == ops.LINEAR else 1 - len(shape)]
             fmt = self._weight_format(site, shape)
             is_grouped = axis == 1 and channels != shape[1]
@@ -366,14 +378,14 @@ class Planner:
 
 
 def make_plan(
-    graph: Graph, config: QuantizeConfig, weights: Mapping[str, tuple[int, ...]]
+    graph: Graph, config: QuantizeConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> Plan:
     """Decides what is quantized, and which call sites become one operation.
 
     Args:
         graph (Graph): What was recorded.
         config (QuantizeConfig): Target, widths and overrides.
-        weights (Mapping[str, tuple]): Shape of each parameter, by name.
+        shapes (Mapping[str, tuple]): Of each parameter, by name.
 
     Returns:
         Plan: Plain data.
@@ -383,4 +395,4 @@ def make_plan(
             ``quantize.overrides`` matches no module, or if the target's engine has no
             integers of a width.
     """
-    return Planner(graph, config).make(weights)
+    return Planner(graph, config, shapes).make()

@@ -132,6 +132,117 @@ def test_layers_between_regions_are_no_edges():
     }
 
 
+def mobile_net():
+    """Weights of 216, 1152, 144 (depthwise), 2304, 2304 again and 1152 elements."""
+
+    def forward(net, x):
+        x = F.relu(net.depthwise(F.relu(net.expand(F.relu(net.stem(x))))))
+        x = F.relu(net.dense(F.relu(net.dense(x))))
+        return net.head(F.relu(net.project(x)))
+
+    return Forward(
+        forward,
+        stem=nn.Conv2d(3, 8, 3),
+        expand=nn.Conv2d(8, 16, 3),
+        depthwise=nn.Conv2d(16, 16, 3, groups=16),
+        dense=nn.Conv2d(16, 16, 3),
+        project=nn.Conv2d(16, 8, 3),
+        head=nn.Conv2d(8, 8, 1),
+    )
+
+
+def narrow(plan):
+    return sorted(name for name, bits in weights(plan).items() if bits == 4)
+
+
+W4A8 = dict(weight=4, activation=8)
+
+
+@pytest.mark.parametrize(
+    'share, expected',
+    [
+        (0, ['dense', 'depthwise', 'expand', 'project']),
+        (0.0286, ['dense', 'depthwise', 'expand', 'project']),
+        # 144 of 5032: the weight of two calls counts once, the edges take no part.
+        (0.0287, ['dense', 'expand', 'project']),
+        (0.27, ['dense', 'project']),  # of two as light the first call
+        (0.99, []),
+        (1, []),
+    ],
+)
+def test_the_lightest_layers_keep_8_bits_as_long_as_their_share_lasts(share, expected):
+    assert narrow(planned(mobile_net(), bits=W4A8, light_share=share)) == expected
+
+
+def test_a_depthwise_layer_keeps_8_bits_by_default_and_what_it_reads_does_not():
+    plan = planned(mobile_net(), bits=4)
+    assert narrow(plan) == ['dense', 'expand', 'project']
+    read = plan.steps['depthwise/conv2d'].inputs[0]
+    assert tensors(plan)[read] == 4
+    assert tensors(plan)['depthwise/conv2d'] == 4
+
+
+def test_the_last_but_one_layer_may_be_light_and_still_reads_4_bits():
+    # What the head reads has 8 bits, and with it this layer's result, not its input.
+    plan = planned(mobile_net(), bits=4, light_share=0.5)
+    assert narrow(plan) == ['dense']
+    read = plan.steps['project/conv2d'].inputs[0]
+    assert tensors(plan)[read] == 4
+    assert tensors(plan)['project/conv2d'] == 8
+
+
+def test_what_is_said_of_a_light_layer_stays():
+    overrides = {'depthwise': dict(weight=5)}
+    plan = planned(mobile_net(), bits=W4A8, overrides=overrides)
+    assert weights(plan)['depthwise'] == 5
+    off = planned(mobile_net(), bits=W4A8, overrides={'depthwise': False})
+    assert 'depthwise' not in weights(off)
+    raised = Raised(5.0, {'depthwise/conv2d': dict(activation=16)}, {})
+    plan = planned(mobile_net(), bits=W4A8, max_drop=raised)
+    assert weights(plan)['depthwise'] == 8
+    assert tensors(plan)['depthwise/conv2d'] == 16
+
+
+@pytest.mark.parametrize(
+    'quantize',
+    [dict(bits=8), dict(bits=4, edge_bits=4), dict(bits=dict(weight=8, activation=4))],
+)
+def test_no_layer_is_light_where_weights_have_what_edges_have(quantize):
+    plans = [
+        planned(mobile_net(), light_share=share, **quantize).to_json()
+        for share in (0, 1)
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_rows_of_packed_projections_count_by_themselves():
+    def forward(net, x):
+        x = net.stem(x)
+        return net.head(net.attention(x, x, x)[0])
+
+    net = Forward(
+        forward,
+        stem=nn.Linear(8, 8),
+        attention=nn.MultiheadAttention(8, 2),
+        head=nn.Linear(8, 8),
+    )
+    x = torch.randn(5, 1, 8)
+    # Each of the three has 64 of 384 elements: two of them fit, and no third.
+    plan = make_plan(net, x, target='onnxruntime', bits=W4A8, light_share=0.4)
+    first, second, third = (
+        f'attention.in_proj_weight[{i}:{i + 8}]' for i in (0, 8, 16)
+    )
+    found = weights(plan)
+    assert [found[name] for name in (first, second, third)] == [8, 8, 4]
+    assert found['attention.out_proj'] == 4
+
+
+@pytest.mark.parametrize('value', [-0.1, 1.5, True, '5%', None, float('nan')])
+def test_what_is_no_share_is_refused(value):
+    with pytest.raises(QuantizeError, match='quantize.light_share=.* is not a share'):
+        QuantizeConfig(bits=4, light_share=value)
+
+
 @pytest.mark.parametrize('value', [1, 17, True, '8', 8.0])
 def test_what_is_no_width_is_refused(value):
     with pytest.raises(QuantizeError, match='quantize.edge_bits=.* is not a bit width'):
