@@ -4,12 +4,16 @@ The corrections are those of the Jacinto devkit: per batch, each layer's
 mean output per channel in float and in quantized form are compared, and
 ``bias += lr * (float - quantized)``, with lr = 0.05 halved each epoch. Both
 passes see the same batch. So are the standard deviations, if weights are to be
-corrected too: ``weight *= (float / quantized) ** lr``. Both are state of the
-quantizers; the model's own biases and weights stay as they are.
+corrected too: ``weight *= (float / quantized) ** lr``. The quantized mean is then the
+one behind the weight that standard deviations ask for, which the devkit leaves to the
+next batch. Both are state of the quantizers; the model's own biases and weights stay as
+they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, Callable
 
 import torch
@@ -69,24 +73,42 @@ def channel_moments(
     Args:
         x (Tensor): The output.
         axis (int): Of its channels.
-        squares (bool): Whether the means of squares are wanted too.
-        robust (bool): Whether the means are to be robust; not with squares.
+        squares (bool): Whether what standard deviations follow from is wanted too.
+        robust (bool): Whether the means are to be robust.
 
     Returns:
-        Tensor: (1, C), the means, float32; or (2, C), float64.
+        Tensor: (1, C), the means, float32; or (3, C), float64: these, the plain means,
+        and those of the squares.
     """
     x, axis = x.detach().float(), axis % x.dim()
     dims = [d for d in range(x.dim()) if d != axis]
-    if not squares:
-        if not dims:
-            return x[None]
-        return (robust_mean(x, dims) if robust else x.mean(dims))[None]
     if not dims:
-        return torch.stack([x, x.square()]).double()
+        return torch.stack([x, x, x.square()]).double() if squares else x[None]
+    if not squares:
+        return (robust_mean(x, dims) if robust else x.mean(dims))[None]
     # Through the variance: of a large mean the squares alone would lose it.
     variance, mean = torch.var_mean(x, dims, correction=0)
-    variance, mean = variance.double(), mean.double()
-    return torch.stack([mean, variance + mean.square()])
+    center = robust_mean(x, dims) if robust else mean
+    center, variance, mean = center.double(), variance.double(), mean.double()
+    return torch.stack([center, mean, variance + mean.square()])
+
+
+def deviation_ratios(moments: Tensor) -> Tensor:
+    """Standard deviations in float over quantized ones.
+
+    Args:
+        moments (Tensor): In float and quantized, as of :func:`channel_moments`: (2, 3,
+            C).
+
+    Returns:
+        Tensor: (C,), float32; 1 where either does not vary, or is not finite.
+    """
+    _, means, squares = moments.unbind(1)
+    variances = squares - means.square()
+    varies = (variances > SMALLEST_VARIANCE * squares).all(0)
+    ratios = (variances[0] / variances[1]).sqrt_()
+    ratios = torch.where(varies & ratios.isfinite(), ratios, 1.0).float()
+    return ratios.clamp_(1 / MAX_RATIO, MAX_RATIO)
 
 
 def channel_axis(layer: Layer, step: Step) -> int:
@@ -187,9 +209,9 @@ class Correct(Simulate):
         state (State): Of the quantized model.
 
     Attributes:
-        reference (Dict[str, Tensor], optional): The means that the next pass should
+        reference (Dict[str, Tensor], optional): The moments that the next pass should
             give. Then each layer's output is moved to them as it is computed: what
-            follows sees its input as it will be once the bias is corrected.
+            follows sees its input as it will be once the layer is corrected.
     """
 
     observes = False  # ranges stay as measured
@@ -201,6 +223,7 @@ class Correct(Simulate):
         self._calls = count_calls(state.plan)
         self._folded_correction = state.bias_correction.clone()
         self._moved: dict[str, Tensor] = {}
+        self._biases: dict[str, Tensor] = {}
 
     def begin(self) -> None:
         # Weights that do not change are folded and quantized once; what the biases
@@ -217,7 +240,10 @@ class Correct(Simulate):
 
     def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         weight, bias = super()._folded(name, layer)
-        return weight, bias + self._moved[name]
+        bias = bias + self._moved[name]
+        if self.state.calibration.weights:
+            self._biases[name] = bias.detach()
+        return weight, bias
 
     def end(self) -> None:
         """Ranges stay as measured."""
@@ -230,10 +256,15 @@ class Correct(Simulate):
         self.outputs.add(name, moments)
         # A layer that runs several times has one bias for all of its runs.
         if self.reference is not None and self._calls[name] == 1:
-            move = self.reference.get(name, moments)[0] - moments[0]
-            move = move.nan_to_num_(0.0, 0.0, 0.0).to(x.dtype)
-            further = -1 - axis if axis < 0 else 0
-            x.add_(move.view(-1, *(1,) * further))
+            aim = self.reference.get(name, moments)
+            channels = (-1, *(1,) * (-1 - axis if axis < 0 else 0))
+            mean = moments[0]
+            if calibration.weights:
+                ratios = deviation_ratios(torch.stack([aim, moments]))
+                mean = ratios * mean
+                x.mul_(ratios.to(x.dtype).view(channels))
+            move = (aim[0] - mean).nan_to_num_(0.0, 0.0, 0.0).to(x.dtype)
+            x.add_(move.view(channels))
 
     @torch.no_grad()
     def update(self, reference: dict[str, Tensor], lr: float) -> None:
@@ -244,20 +275,34 @@ class Correct(Simulate):
             lr (float): Step.
         """
         moments = self.outputs.take()
-        if self.state.calibration.corrects_biases:
-            self._correct_biases(reference, moments, lr)
+        ratios = None
         if self.state.calibration.weights:
             ratios = self._deviation_ratios(reference, moments)
+        if self.state.calibration.corrects_biases:
+            self._correct_biases(reference, moments, ratios, lr)
+        if ratios is not None:
             self.state.weight_correction.mul_(ratios.pow_(lr))
             self.state.note_weight_correction()
 
     def _correct_biases(
-        self, reference: dict[str, Tensor], moments: dict[str, Tensor], lr: float
+        self,
+        reference: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        ratios: Tensor | None,
+        lr: float,
     ) -> None:
+        factors: Iterable[Tensor | None] = repeat(None)
+        if ratios is not None:
+            factors = ratios.split(self.grids.sizes)
         errors = []
-        for name, spec in self.state.plan.weights.items():
+        for (name, spec), factor in zip(self.state.plan.weights.items(), factors):
             if name in moments and name in reference:
-                errors.append((reference[name][0] - moments[name][0]).float())
+                mean = moments[name][0]
+                if factor is not None:
+                    # What the weight makes of its input grows with it, the bias not.
+                    bias = self._biases[name]
+                    mean = factor * (mean - bias) + bias
+                errors.append((reference[name][0] - mean).float())
             else:
                 errors.append(self.state.bias_correction.new_zeros(spec.channels))
         # A batch that is not finite somewhere corrects nothing there.
@@ -271,16 +316,11 @@ class Correct(Simulate):
     def _deviation_ratios(
         self, reference: dict[str, Tensor], moments: dict[str, Tensor]
     ) -> Tensor:
-        """Standard deviations in float over quantized ones, of all processes.
-
-        Returns:
-            Tensor: All layers' channels end to end, float32; 1 where either output
-            does not vary, or is not finite.
-        """
+        """Ratios of all layers' channels end to end, of all processes; float32."""
         rows = [
             torch.cat([reference[name], moments[name]])
             if name in moments and name in reference
-            else layer.weight.new_full((4, layer.spec.channels), torch.nan).double()
+            else layer.weight.new_full((6, layer.spec.channels), torch.nan).double()
             for name, layer in self.state.layers.items()
         ]
         flat = torch.cat(rows, 1)
@@ -288,9 +328,5 @@ class Correct(Simulate):
         flat = torch.cat([torch.where(there, flat, 0.0), there.double()])
         if is_distributed():
             dist.all_reduce(flat)
-        means, squares = (flat[:4] / flat[4].clamp(min=1)).view(2, 2, -1).unbind(1)
-        variances = squares - means.square()
-        varies = (variances > SMALLEST_VARIANCE * squares).all(0)
-        ratios = (variances[0] / variances[1]).sqrt_()
-        ratios = torch.where(varies, ratios, 1.0).float()
-        return ratios.clamp_(1 / MAX_RATIO, MAX_RATIO)
+        # Where no process has any, neither varies.
+        return deviation_ratios((flat[:6] / flat[6].clamp(min=1)).view(2, 3, -1))
