@@ -51,12 +51,14 @@ def wide(widths: Mapping[str, Mapping[str, int]]) -> str:
     """Say how many weights and activations have more bits than most, if any has."""
     parts = []
     for kind, counts in widths.items():
-        usual = max(counts, key=counts.get)
-        parts += [
-            f'{count} of {sum(counts.values())} {kind}s at {bits} bits'
-            for bits, count in counts.items()
-            if int(bits) > int(usual)
-        ]
+        total, usual = sum(counts.values()), max(counts, key=counts.get)
+        for bits, count in counts.items():
+            if int(bits) <= int(usual):
+                continue
+            told = f'{count} of {total} activations'
+            if kind == 'weight':
+                told = f'{100 * count / total:.0f} % of the weights'
+            parts.append(f'{told} at {bits} bits')
     return f' ({", ".join(parts)})' if parts else ''
 
 

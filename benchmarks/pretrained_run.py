@@ -87,16 +87,20 @@ def detector_of(model: nn.Module) -> nn.Module:
 
 
 def widths(model: nn.Module) -> dict[str, dict[int, int]]:
-    """How many weights and activations have how many bits; empty in float."""
+    """How many elements of weights, and how many activations, have how many bits.
+
+    Empty in float.
+    """
     if not hasattr(model, 'plan'):
         return {}
-    formats = dict(
-        weight=model.plan.weights.values(), activation=model.plan.activations
-    )
-    return {
-        kind: dict(Counter(spec.format.bits for spec in specs))
-        for kind, specs in formats.items()
-    }
+    parameters = dict(detector_of(model).named_parameters())
+    elements: Counter[int] = Counter()
+    for spec in model.plan.weights.values():
+        weight = parameters[spec.weight]
+        part = weight if spec.rows is None else weight[slice(*spec.rows)]
+        elements[spec.format.bits] += part.numel()
+    activations = Counter(spec.format.bits for spec in model.plan.activations)
+    return dict(weight=dict(elements), activation=dict(activations))
 
 
 def test(runner: Runner) -> tuple[dict[str, float], dict[str, Tensor]]:

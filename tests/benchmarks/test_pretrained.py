@@ -324,8 +324,9 @@ def test_the_newer_of_what_is_kept_and_what_runs_have_left_counts(
 
 
 def test_wide_layers_and_other_libraries_are_told():
-    widths = dict(weight={'8': 100, '16': 3}, activation={'8': 200})
-    assert pretrained_report.wide(widths) == ' (3 of 103 weights at 16 bits)'
+    widths = dict(weight={'4': 950, '8': 50}, activation={'8': 1, '4': 199})
+    told = ' (5 % of the weights at 8 bits, 1 of 200 activations at 8 bits)'
+    assert pretrained_report.wide(widths) == told
     assert pretrained_report.wide(dict(weight={'16': 100})) == ''
     assert pretrained_report.wide({}) == ''
     rows = {
