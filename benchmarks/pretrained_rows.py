@@ -67,6 +67,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
         'biases corrected in one pass',
         dict(calibration=dict(bias_correction='analytic')),
     ),
+    'weights': ('weights corrected too', dict(calibration=dict(weights=True))),
     'one_scale': ('`scale_channels=False`', dict(scale_channels=False)),
     'fewer_scales': ('`scale_channels=8`', dict(scale_channels=8)),
     'equalized': ('`equalize=True`', dict(equalize=True)),
@@ -137,6 +138,17 @@ def _low(bits: Any, name: str, title: str, bound: Mapping[str, float]) -> list:
     return rows
 
 
+def _light(share: float) -> PretrainedRow:
+    """A row of W4A8 with another share of weights in layers that keep 8 bits."""
+    keys = dict(bits=W4A8, finetune=False, light_share=share)
+    return PretrainedRow(
+        f'w4a8_onnxruntime_light{round(100 * share)}',
+        f'W4A8 `onnxruntime`, `finetune=False`, `light_share={share:g}`',
+        dict(target='onnxruntime', **keys),
+        switch='w4a8_onnxruntime',
+    )
+
+
 ROWS = (
     PretrainedRow('float', 'float', None),
     *(
@@ -174,6 +186,7 @@ ROWS = (
     ),
     *_low(W4A8, 'w4a8', 'W4A8', _bound(3.0, 2.0)),
     *_low(4, 'w4a4', 'W4A4', {}),
+    *map(_light, (0.0, 0.02, 0.1)),
     *_switches('onnxruntime'),
     *_switches('jacinto'),
 )
