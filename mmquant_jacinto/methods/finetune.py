@@ -40,7 +40,7 @@ from ..quantizers.layers import channel_rows
 from ..quantizers.observers import is_distributed
 from .image_views import has_views, image_view
 from .judged_corrections import judges
-from .output_error import Kept, OutputError
+from .output_error import OutputError, Reference
 
 REPORTS = 10  # lines in the log
 # What the error of what layers read counts at first, beside that of the outputs; less
@@ -199,7 +199,7 @@ class Finetuning:
         return history
 
     def _gradients(
-        self, batch: Any, reference: Kept, parameters: list[Tensor]
+        self, batch: Any, reference: Reference, parameters: list[Tensor]
     ) -> Tensor:
         """Whether outputs were compared, whether they count, loss and gradients.
 
@@ -220,13 +220,13 @@ class Finetuning:
             for p, grad in zip(parameters, found)
         ]
         one = torch.ones_like(flat[:1])
-        counts = torch.stack([x.isfinite().all() for _, x in reference]).all()
+        counts = torch.stack([x.isfinite().all() for _, x in reference.outputs]).all()
         return torch.cat(
             [one, torch.where(counts, torch.cat([one, loss[None], *grads]), flat[1:])]
         ).detach()
 
     def _descend(
-        self, batch: Any, reference: Kept, parameters: list[Tensor]
+        self, batch: Any, reference: Reference, parameters: list[Tensor]
     ) -> float | None:
         """Gives the parameters their gradients, means of all processes."""
         flat = self._gradients(batch, reference, parameters)

@@ -5,8 +5,8 @@ What is compared is what leaves the network; what decodes it takes no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Callable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from ..execute.state import State
 from ..plan.plan import Step
 from ..quantizers.observers import is_distributed
 from .network_outputs import FloatOutputs, Outputs
+from .selections import NotedSelections, imposed
 
 # The share of its mean over the images that an output's energy counts as at least.
 LEAST_ENERGY = 0.1
@@ -27,6 +28,19 @@ MAX_HELD = 2**26
 MOST_FEATURES, TINY = 3.0, 1e-12
 # What a pass gave: each output's quantizer, and the tensor.
 Kept = list[tuple[str, Tensor]]
+
+
+class Reference(NamedTuple):
+    """What a pass in float gave for a batch.
+
+    Attributes:
+        outputs (Kept): In their order.
+        selections (Sequence[Tensor]): What it selected on the way to them, see
+            :mod:`~mmquant_jacinto.methods.selections`.
+    """
+
+    outputs: Kept
+    selections: Sequence[Tensor]
 
 
 class Student(Simulate):
@@ -114,7 +128,7 @@ class OutputError:
         self.run = run
         self.features = features
         self._state = state
-        self._held: dict[Any, Kept] = {}
+        self._held: dict[Any, Reference] = {}
         # Of the teacher's outputs: sums of their mean squares, and how many.
         self._squares: dict[str, tuple[Tensor, Tensor]] = {}
         self.teacher = FloatOutputs(state, bool(features))
@@ -133,7 +147,9 @@ class OutputError:
         self.student = Student(self._state, bool(self.features))
 
     @torch.no_grad()
-    def reference(self, batch: Any, key: Any = None, features: bool = True) -> Kept:
+    def reference(
+        self, batch: Any, key: Any = None, features: bool = True
+    ) -> Reference:
         """What the teacher gives for a batch.
 
         Args:
@@ -144,8 +160,10 @@ class OutputError:
         """
         if key is not None and key in self._held:
             return self._held[key]
-        self.run(self.teacher, batch)
+        with NotedSelections(self.teacher.outputs) as noted:
+            self.run(self.teacher, batch)
         outputs = self.teacher.outputs.take()
+        selections = noted.before(len(outputs))
         if not features:
             unused = self.teacher.outputs.features
             outputs = [item for item in outputs if item[0] not in unused]
@@ -155,13 +173,14 @@ class OutputError:
             finite = square.isfinite()
             total = total + torch.where(finite, square, torch.zeros_like(square))
             self._squares[name] = total, count + finite.float()
-        known = (*self._held.values(), outputs)
-        fits = sum(x.numel() for part in known for _, x in part) <= MAX_HELD
+        reference = Reference(outputs, selections)
+        known = (*self._held.values(), reference)
+        fits = sum(x.numel() for part in known for _, x in part.outputs) <= MAX_HELD
         if key is not None and fits:
-            self._held[key] = outputs
-        return outputs
+            self._held[key] = reference
+        return reference
 
-    def loss(self, batch: Any, reference: Kept) -> Tensor | None:
+    def loss(self, batch: Any, reference: Reference) -> Tensor | None:
         """Of the student on a batch: see :func:`output_loss`; features have a part.
 
         They have it in its gradients, not in its value.
@@ -171,7 +190,7 @@ class OutputError:
         if error is None or not names:
             return error
         inner = [item for item in found if item[0] in names]
-        on_the_way = output_loss(inner, reference, self._least())
+        on_the_way = output_loss(inner, reference.outputs, self._least())
         if on_the_way is None:
             return error
         # Where outputs are means of many features, these have far more noise.
@@ -179,13 +198,14 @@ class OutputError:
         share = self.features * most.clamp(max=1.0).detach()
         return error + share * (on_the_way - on_the_way.detach())
 
-    def _compared(self, batch: Any, reference: Kept) -> tuple[Kept, Tensor | None]:
+    def _compared(self, batch: Any, reference: Reference) -> tuple[Kept, Tensor | None]:
         """What the student gives for a batch, and the error of its outputs."""
-        self.run(self.student, batch)
+        with imposed(reference.selections):
+            self.run(self.student, batch)
         found = self.student.outputs.take()
         names = self.student.outputs.features
         outputs = [item for item in found if item[0] not in names]
-        return found, output_loss(outputs, reference, self._least())
+        return found, output_loss(outputs, reference.outputs, self._least())
 
     @torch.no_grad()
     def mean(self, batches: Iterable[tuple[Any, Any]]) -> float | None:
@@ -203,7 +223,7 @@ class OutputError:
         totals = torch.zeros(2)
         for (_, batch), reference in zip(batches, references):
             _, loss = self._compared(batch, reference)
-            finite = all(x.isfinite().all() for _, x in reference)
+            finite = all(x.isfinite().all() for _, x in reference.outputs)
             if loss is not None and finite:
                 totals += torch.stack([loss.cpu(), torch.ones(())])
         if is_distributed():

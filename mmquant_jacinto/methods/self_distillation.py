@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from ..execute.state import State
 from ..plan.plan import Step
 from ..record.side_effects import preserved_random_state, untouched
 from .network_outputs import FloatOutputs, Outputs, output_quantizers
-from .output_error import Kept, paired
+from .output_error import Kept, Reference, paired
+from .selections import NotedSelections, imposed
 
 LOSS = 'loss_teacher'
 ERROR = 'teacher_error'  # what the loss is a multiple of; it is logged, not added
@@ -114,15 +116,20 @@ class Teacher:
         ]
         self._last_weights = last_weights(quantization)
         self._length: int | None = None
-        self._reference: Kept | None = None
+        # Where it selects nothing, watching it would cost each pass some time.
+        self._selects = True
+        self._reference: Reference | None = None
+        self._imposed = ExitStack()
         # First of all: behind it the student's pass begins.
         root.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
-        root.register_forward_hook(self._after, with_kwargs=True)
+        # Broken off or not, a pass leaves no context behind.
+        root.register_forward_hook(self._after, with_kwargs=True, always_call=True)
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         # A copy of a model (EMA) is not taught.
         idle = copy.copy(self)
         idle.quantization, idle.weights, idle._tested = None, {}, []
+        idle._imposed = ExitStack()
         return idle
 
     @property
@@ -143,6 +150,7 @@ class Teacher:
             weights = {name: value.clone() for name, value in weights.items()}
         with untouched(module) if is_first else preserved_random_state():
             self._reference = self._teach(module, weights, args, kwargs)
+        self._imposed.enter_context(imposed(self._reference.selections))
 
     @torch.no_grad()
     def _teach(
@@ -151,7 +159,7 @@ class Teacher:
         weights: dict[str, Tensor],
         args: tuple,
         kwargs: dict,
-    ) -> Kept:
+    ) -> Reference:
         """What the float model gives for the batch that the student is going to see."""
         executor = self.quantization.executor
         student, lesson = executor.behaviour, _Lesson(self.quantization, self._length)
@@ -161,22 +169,28 @@ class Teacher:
             for name, item in kwargs.items()
         }
         training = [part for part in self._tested if part.training]
+        noted = NotedSelections(lesson.outputs)
         executor.behaviour = lesson
         for part in training:
             part.training = False
         try:
-            functional_call(module, weights, args, kwargs)
+            with noted if self._selects else nullcontext():
+                functional_call(module, weights, args, kwargs)
         except _Enough:
             pass
         finally:
             executor.behaviour = student
             for part in training:
                 part.training = True
-        return lesson.outputs.take()
+        outputs = lesson.outputs.take()
+        selections = noted.before(len(outputs))
+        self._selects = bool(selections)
+        return Reference(outputs, selections)
 
     def _after(
         self, module: nn.Module, args: tuple, kwargs: dict, output: Any
     ) -> dict[str, Any] | None:
+        self._imposed.close()
         reference, self._reference = self._reference, None
         student = self._student
         if reference is None or student is None or not isinstance(output, Mapping):
@@ -184,12 +198,12 @@ class Teacher:
         images = count_images(args, kwargs)
         pairs = [
             (x, expected)
-            for _, x, expected in paired(student.outputs.take(), reference)
+            for _, x, expected in paired(student.outputs.take(), reference.outputs)
             # Inside activation checkpointing that begins anew there is no graph.
             if x.requires_grad and is_of_images(x, images)
         ]
         if self._length is None:
-            self._begin(reference, pairs)
+            self._begin(reference.outputs, pairs)
         if not pairs:
             return None
         errors = [relative_error(x, expected) for x, expected in pairs]

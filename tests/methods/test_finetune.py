@@ -185,8 +185,10 @@ def test_what_layers_read_is_taught_too_and_counts_less_and_less(monkeypatch):
 
     def note(self, batch, reference):
         names = self.student.outputs.features
-        outputs = {name for name, _ in reference} - names
-        counted.append((self.features, outputs, names & {n for n, _ in reference}))
+        outputs = {name for name, _ in reference.outputs} - names
+        counted.append(
+            (self.features, outputs, names & {n for n, _ in reference.outputs})
+        )
         return loss(self, batch, reference)
 
     monkeypatch.setattr(output_error.OutputError, 'loss', note)

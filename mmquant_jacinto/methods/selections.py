@@ -1,0 +1,94 @@
+"""Selections: which of its proposals a network goes on with.
+
+A DETR of two stages decodes the proposals that score best. Quantized it scores them a
+little differently, and what it gives for its k-th has nothing to do with what the float
+model gives for its own. Where both are compared, the quantized model goes on with the
+proposals that the float model has chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .network_outputs import Outputs
+
+_SELECT = frozenset({torch.topk, Tensor.topk})
+
+
+class NotedSelections(TorchFunctionMode):
+    """Context of a pass in float that notes what ``topk`` selects.
+
+    Args:
+        outputs (Outputs): Which keep what leaves the network meanwhile.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__()
+        self._outputs = outputs
+        self._found: list[tuple[int, Tensor]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _SELECT:
+            self._found.append((len(self._outputs.kept), result[1]))
+        return result
+
+    def before(self, count: int) -> list[Tensor]:
+        """Indices that were selected while fewer outputs than these had been given.
+
+        What is selected of the outputs themselves, by losses or to decode them, comes
+        later, and is no part of the network.
+        """
+        return [indices for kept, indices in self._found if kept < count]
+
+
+class _Imposed(TorchFunctionMode):
+    """Context in which ``topk`` gives what was selected in another pass."""
+
+    def __init__(self, selections: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._left = iter(selections)
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        indices = next(self._left, None) if func in _SELECT else None
+        if indices is None:
+            return func(*args, **(kwargs or {}))
+        return _select(indices, *args, **(kwargs or {}))
+
+
+def imposed(selections: Sequence[Tensor]) -> AbstractContextManager:
+    """Context of a quantized pass that selects what the one in float has.
+
+    Args:
+        selections (Sequence[Tensor]): Indices of each call of ``topk``, in their order;
+            beyond them, and where the shape is another, the pass selects by itself.
+    """
+    return _Imposed(selections) if selections else nullcontext()
+
+
+def _select(
+    indices: Tensor, input: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any
+) -> Any:
+    shape = list(input.shape)
+    shape[dim] = k
+    if 'out' in kwargs or list(indices.shape) != shape:
+        return torch.topk(input, k, dim, *args, **kwargs)
+    return torch.return_types.topk((input.gather(dim, indices), indices))
