@@ -293,7 +293,7 @@ ROWS = (
     # Both of the same size: no layer is exempt.
     Row(
         *('w3a8_ptq', 'W3A8 in all layers, calibrated', 'ptq'),
-        _low(8, 3, overrides={}, calibration=SEQUENTIAL),
+        _low(8, 3, overrides={}, edge_bits=3, calibration=SEQUENTIAL),
     ),
     Row(
         *('mixed3_ptq', '3 bits on average, A8, calibrated', 'ptq'),
