@@ -1,5 +1,6 @@
 """Defaults: what a key of ``quantize`` stands for where it is not given."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Optional, Union
 
 from ..registry import OBSERVERS, look_up
@@ -48,24 +49,46 @@ class Defaults:
         """str: ``observer``; what activations have by default where it is not given."""
         return self.observer_of(self.bits_of('activation'))
 
-    def observer_of(self, bits: int) -> str:
+    def observer_of(self, bits: int, stays: Optional[bool] = None) -> str:
         """How ranges of tensors of a width are found, a name in the registry.
 
         Args:
             bits (int): Of their grids, which may be wider than those of most
                 activations.
+            stays (bool, optional): Whether ranges are measured once, and follow no
+                training. None: of a calibration, and of what learned scales start
+                from.
         """
         if self.observer is not None:
             return self.observer
         preset = self.preset
-        # What learned scales start from is measured as in a calibration.
-        measured = self.calibrates or self.learning is not None
-        found = preset.calibration_observer if measured else None
+        if stays is None:
+            stays = self.calibrates or self.learning is not None
+        found = preset.calibration_observer if stays else None
         if found is None:
             return preset.observer
         if self.bits_of('activation') <= FEW_BITS:
             return FEW_BITS_OBSERVER
         return (bits > FINE_BITS and preset.calibration_fine_observer) or found
+
+    def observers_of(
+        self, widths: Sequence[int], stays: Optional[bool] = None
+    ) -> dict[str, str]:
+        """How ranges of tensors of these widths are found.
+
+        Args:
+            widths (Sequence[int]): Of all grids.
+            stays (bool, optional): See :meth:`observer_of`.
+
+        Returns:
+            Dict[str, str]: ``observer``, and where fine grids have another,
+            ``fine_observer``.
+        """
+        if not widths:
+            return dict(observer=self.observer_name)
+        narrow, fine = (self.observer_of(end(widths), stays) for end in (min, max))
+        both = dict(observer=narrow, fine_observer=fine)
+        return dict(observer=narrow) if narrow == fine else both
 
     @property
     def has_few_bits(self) -> bool:

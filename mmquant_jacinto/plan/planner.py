@@ -211,7 +211,7 @@ class Planner:
         settings = dict(
             target=config.target,
             bits=dict(bits) if isinstance(bits, Mapping) else bits,
-            **self._observers(quantizers),
+            **config.observers_of([spec.format.bits for spec in quantizers]),
             percentile=config.percentile,
             per_channel=config.channel_scales,
             constrain_bias=config.bias_constraint,
@@ -229,15 +229,6 @@ class Planner:
             if isinstance(asked, (MixedPrecision, MaxDrop)):
                 settings[key] = asked.to_dict()
         return settings
-
-    def _observers(self, quantizers: Sequence[ActivationSpec]) -> dict[str, str]:
-        """How ranges are found, of narrow tensors and, where another way, of fine."""
-        widths = [spec.format.bits for spec in quantizers]
-        if not widths:
-            return dict(observer=self.config.observer_name)
-        narrow, fine = map(self.config.observer_of, (min(widths), max(widths)))
-        both = dict(observer=narrow, fine_observer=fine)
-        return dict(observer=narrow) if narrow == fine else both
 
     def _fake_quant(self) -> dict[str, Any]:
         given = self.config.fake_quants

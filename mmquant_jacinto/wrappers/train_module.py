@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Optional, cast
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
@@ -227,19 +228,37 @@ class QuantTrainModule(QuantModule):
                 )
             quantization.set_phase(phases.OBSERVE)
         references = []
-        for batch in batches:
-            self.run_on(batch)
-            if self._corrects_start:
-                behaviour = cast(Observe, quantization.executor.behaviour)
-                references.append(behaviour.outputs.take())
+        with self._start_observers():
+            for batch in batches:
+                self.run_on(batch)
+                if self._corrects_start:
+                    behaviour = cast(Observe, quantization.executor.behaviour)
+                    references.append(behaviour.outputs.take())
         if references:
             self._correct_start(batches, references)
         nn.Module.train(self, training)
         self._follow_mode()
 
+    def _start_observers(self) -> AbstractContextManager:
+        """Context in which ranges that stay are found as a calibration finds them."""
+        config, activations = self.config, self.quantization.activations
+        stays = self._freezes_at_once(config.freeze.ranges)
+        # What learned scales start from is found so anyway.
+        if not stays or config.learning or self.quantization.fake_quants is not None:
+            return nullcontext()
+        widths = [spec.format.bits for spec in activations.specs]
+        observers = config.observers_of(widths, stays=True)
+        print_log(f'They stay: {" and ".join(observers.values())}.', 'current')
+        return activations.observed_by(percentile=config.percentile, **observers)
+
+    def _freezes_at_once(self, epoch: Any) -> bool:
+        """Whether what is to freeze from this epoch on does so from the start."""
+        # False, for never, equals 0.
+        return self.teacher is not None and epoch is not False and not epoch
+
     @property
     def _corrects_start(self) -> bool:
-        is_frozen = self.teacher is not None and self.config.freeze.bn in (None, 0)
+        is_frozen = self._freezes_at_once(self.config.freeze.bn)
         calibration = self.config.calibration
         corrects = calibration.passes and calibration.corrects_biases
         return bool(is_frozen and corrects and self.quantization.fake_quants is None)

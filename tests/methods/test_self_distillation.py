@@ -20,6 +20,7 @@ from mmquant_jacinto.methods.self_distillation import (
     relative_error,
     total,
 )
+from mmquant_jacinto.registry import OBSERVERS
 
 OPTIONS = dict(target='onnxruntime', distill=dict(weight=3.0))
 
@@ -233,13 +234,32 @@ def test_dropout_is_the_students_and_draws_the_same_numbers():
     assert len(set(torch.stack(found[0]).tolist())) == 3
 
 
-def test_a_training_starts_where_a_calibration_ends():
+FEW = dict(bits=dict(weight=4, activation=6), edge_bits=4, learned_scale=False)
+
+
+@pytest.mark.parametrize(
+    'quantize',
+    [
+        dict(target='onnxruntime', bits=8),
+        dict(target='onnxruntime', bits=dict(weight=8, activation=16)),
+        dict(target='onnxruntime', bits=8, observer='moving_average'),
+        dict(target='tensorrt', bits=8),
+        dict(target='jacinto', bits=8, weight_observer='minmax'),
+        dict(target='jacinto', bits=16, weight_observer='minmax'),
+        dict(target='jacinto', weight_observer='minmax', **FEW),
+    ],
+)
+def test_a_training_starts_where_a_calibration_ends(quantize):
     net = randomize_norms(Detector())
     x, weights = images(), float_state(net)
-    quantize = dict(target='onnxruntime', bits=8, observer='moving_average')
+    settings = dict(quantize)
+    # A training has a method for few bits that a calibration does not.
+    if settings.pop('learned_scale', None) is not None:
+        settings['finetune'] = False
     twin = copy.deepcopy(net)
-    calibrated = QuantCalibrateModule(twin, x, **quantize).train()
+    calibrated = QuantCalibrateModule(twin, x, **settings).train()
     calibrated(x)
+    calibrated.quantization.activations.settle()
     for corrected in ('sequential', False):
         twin = copy.deepcopy(net)
         calibration = dict(bias_correction=corrected)
@@ -252,9 +272,37 @@ def test_a_training_starts_where_a_calibration_ends():
         for name in ('low', 'high'):
             found, expected = (getattr(q.activations, name) for q in (start, end))
             assert torch.equal(found, expected)
+        # What follows the training is what always did.
+        own = model.plan.config['observer']
+        assert type(start.activations.observer) is OBSERVERS.get(own)
         corrections = end.bias_correction if corrected else torch.zeros(18)
         assert corrections.any() or not corrected
         torch.testing.assert_close(start.bias_correction, corrections)
+
+
+@pytest.mark.parametrize('ranges', [False, 1])
+def test_ranges_that_will_follow_the_training_start_as_they_go_on(ranges):
+    x = torch.cat([images(), 3 * images()])
+    found = []
+    for freeze in (dict(ranges=ranges), dict(ranges=ranges, bn=False)):
+        net = randomize_norms(Detector())
+        weights = float_state(net)
+        model = QuantTrainModule(net, x, target='onnxruntime', freeze=freeze)
+        model.teach(weights)
+        model.measure_start([dict(inputs=part) for part in x.chunk(2)])
+        model.set_epoch(0, 4)
+        assert not model.ranges_frozen
+        found.append(model.quantization.activations.high.clone())
+        corrected = bool(model.quantization.bias_correction.any())
+        # Statistics that move have no use for a correction.
+        assert corrected == ('bn' not in freeze)
+    # Averages of both batches, not the extremes.
+    kept = randomize_norms(Detector())
+    weights = float_state(kept)
+    model = QuantTrainModule(kept, x, target='onnxruntime')
+    model.teach(weights)
+    model.measure_start([dict(inputs=part) for part in x.chunk(2)])
+    assert (model.quantization.activations.high > found[0]).any()
 
 
 def test_neither_a_copy_nor_an_evaluation_is_taught():

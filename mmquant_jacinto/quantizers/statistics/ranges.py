@@ -5,7 +5,8 @@ step updates every quantizer with a handful of operations and, over several
 processes, one collective, whatever number of layers the model has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Optional, cast
 
 import torch
@@ -78,18 +79,8 @@ class Ranges(nn.Module):
         self.learned: Optional[LearnedActivationScales] = None
         self.specs = tuple(specs)
         self.index = {spec.name: i for i, spec in enumerate(specs)}
-        self.observer: Observer = make_observer(observer, percentile)
-        fine = [spec.format.bits > FINE_BITS for spec in specs]
-        self.fine_observer = self.observer
-        if fine_observer is not None:
-            self.fine_observer = make_observer(fine_observer, percentile)
-            if self.observer.searches or self.fine_observer.searches:
-                raise QuantizeError(
-                    f"a target's calibration_fine_observer={fine_observer!r} beside "
-                    f'{observer!r}: one that searches ranges is for all tensors; use '
-                    "'percentile', 'moving_average' or 'minmax' for both"
-                )
-        self._observers = [self.fine_observer if f else self.observer for f in fine]
+        self._take_observers(observer, percentile, fine_observer)
+        fine = [self._is_of_fine(spec) for spec in specs]
         # Floating point all of them: EMA and buffer averaging over
         # processes would break integers.
         for name in ('low', 'high', 'count'):
@@ -102,8 +93,7 @@ class Ranges(nn.Module):
             torch.tensor([float(spec.positive) for spec in specs]) > 0,
             persistent=False,
         )
-        room = [o.headroom(s.format.bits) for o, s in zip(self._observers, specs)]
-        self.register_buffer('_headroom', torch.tensor(room), persistent=False)
+        self.register_buffer('_headroom', self._room(), persistent=False)
         self.register_buffer('_is_fine', torch.tensor(fine) > 0, persistent=False)
         self._formats = GridFormats.of([spec.format for spec in specs])
         # Not in checkpoints: a calibration that is killed starts again.
@@ -117,6 +107,56 @@ class Ranges(nn.Module):
         # Known on the host, so that no step waits for the device to ask.
         self._ranged: set[int] = set()
         self._extremes: Optional[Extremes] = None
+
+    @staticmethod
+    def _is_of_fine(spec: ActivationSpec) -> bool:
+        return spec.format.bits > FINE_BITS
+
+    def _take_observers(
+        self, observer: str, percentile: float, fine_observer: Optional[str]
+    ) -> None:
+        self.observer: Observer = make_observer(observer, percentile)
+        self.fine_observer = self.observer
+        if fine_observer is not None:
+            self.fine_observer = make_observer(fine_observer, percentile)
+            if self.observer.searches or self.fine_observer.searches:
+                raise QuantizeError(
+                    f"a target's calibration_fine_observer={fine_observer!r} beside "
+                    f'{observer!r}: one that searches ranges is for all tensors; use '
+                    "'percentile', 'moving_average' or 'minmax' for both"
+                )
+        self._observers = [
+            self.fine_observer if self._is_of_fine(spec) else self.observer
+            for spec in self.specs
+        ]
+
+    def _room(self) -> Tensor:
+        """How far each range reaches over what is seen: (Q,)."""
+        pairs = zip(self._observers, self.specs)
+        return torch.tensor([o.headroom(spec.format.bits) for o, spec in pairs])
+
+    @contextmanager
+    def observed_by(
+        self, observer: str, percentile: float, fine_observer: Optional[str] = None
+    ) -> Iterator[None]:
+        """Context in which other observers find the ranges, which then are known.
+
+        Args:
+            observer (str): Name of the observer.
+            percentile (float): Of the percentile observer, in percent.
+            fine_observer (str, optional): Of grids of more than ``FINE_BITS``. None:
+                ``observer``.
+        """
+        own = self.observer, self.fine_observer, self._observers
+        self._take_observers(observer, percentile, fine_observer)
+        self._headroom.copy_(self._room())
+        try:
+            yield
+            self.settle()
+        finally:
+            self.forget_histograms()
+            self.observer, self.fine_observer, self._observers = own
+            self._headroom.copy_(self._room())
 
     def has_range(self, name: str) -> bool:
         """Whether a quantizer has seen anything."""
