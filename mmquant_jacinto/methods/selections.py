@@ -25,10 +25,10 @@ class NotedSelections(TorchFunctionMode):
     """Context of a pass in float that notes what ``topk`` selects.
 
     Args:
-        outputs (Outputs): Which keep what leaves the network meanwhile.
+        outputs (Outputs, optional): Which keep what leaves the network meanwhile.
     """
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs | None = None) -> None:
         super().__init__()
         self._outputs = outputs
         self._found: list[tuple[int, Tensor]] = []
@@ -42,8 +42,14 @@ class NotedSelections(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _SELECT:
-            self._found.append((len(self._outputs.kept), result[1]))
+            kept = 0 if self._outputs is None else len(self._outputs.kept)
+            self._found.append((kept, result[1]))
         return result
+
+    @property
+    def all(self) -> list[Tensor]:
+        """List[Tensor]: Indices of each call, in their order."""
+        return [indices for _, indices in self._found]
 
     def before(self, count: int) -> list[Tensor]:
         """Indices that were selected while fewer outputs than these had been given.

@@ -6,14 +6,16 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
-from toy_models import randomize_norms
+from toy_models import calibrated, randomize_norms
 
 from mmquant_jacinto import QuantTrainModule
 from mmquant_jacinto.methods.network_outputs import Outputs
 from mmquant_jacinto.methods.output_error import OutputError
 from mmquant_jacinto.methods.selections import NotedSelections, imposed
+from mmquant_jacinto.report.measuring.measurement import Measurement, describe
 
 PROPOSALS = 6
+COARSE = dict(target='onnxruntime', bits=dict(weight=3, activation=4), edge_bits=3)
 
 
 class TwoStages(BaseModel):
@@ -57,8 +59,7 @@ def train_module(**quantize):
     torch.manual_seed(0)
     net = randomize_norms(TwoStages())
     before = copy.deepcopy(net)
-    options = dict(target='onnxruntime', bits=dict(weight=3, activation=4), edge_bits=3)
-    model = QuantTrainModule(net, images(), **dict(options, **quantize))
+    model = QuantTrainModule(net, images(), **dict(COARSE, **quantize))
     return model, before
 
 
@@ -155,3 +156,23 @@ def test_outputs_of_a_calibrated_network_are_those_of_the_same_proposals():
     assert torch.equal(reference.selections[0], net.selected[0])
     error.loss(images(), reference)
     assert torch.equal(net.selected[1], net.selected[0])
+
+
+def test_a_report_measures_the_same_proposals():
+    torch.manual_seed(0)
+    net = randomize_norms(TwoStages()).eval()
+    quantization = calibrated(net, images(), **COARSE)
+
+    def run(behaviour, batch):
+        quantization.executor.behaviour = behaviour
+        return net(batch)
+
+    net.selected = found = []
+    Measurement(quantization, run).fill(
+        describe(quantization, 'two stages', 'report'), [images()]
+    )
+    # In float, quantized, for gradients, weighed, and trials of what may help.
+    assert len(found) > 4
+    assert all(torch.equal(found[0], indices) for indices in found)
+    net(images())
+    assert not torch.equal(found[-1], found[0])

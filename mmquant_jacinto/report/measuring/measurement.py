@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...execute.behaviour import Behaviour
 from ...execute.quantization import Quantization
 from ...methods.network_outputs import output_quantizers
+from ...methods.selections import NotedSelections, imposed
 from ...plan.plan import Plan, module_of
 from ...targets.formats import TensorFormat
 from ..causes import find_causes, find_drift
@@ -135,6 +137,7 @@ class Measurement:
         references: list[dict[Key, Tensor]] = []
         means: list[dict[Key, Tensor]] = []
         used: list[Any] = []
+        selections: list[list[Tensor]] = []
         each = 0.0
         for batch in batches:
             if references and not self.watch.allows(each, IMAGES_SHARE):
@@ -143,12 +146,7 @@ class Measurement:
                 )
                 break
             start = self.watch.seconds
-            with torch.no_grad():
-                self.run(signals, batch)
-                for key, x in signals.own.items():
-                    own.add(key[0], signals.reference[key], x)
-                quantized.reference = signals.reference
-                self.run(quantized, batch)
+            selections.append(self._compare(signals, quantized, own, batch))
             references.append(
                 {key: x for key, x in signals.reference.items() if key[0] in ends}
             )
@@ -164,7 +162,8 @@ class Measurement:
             for layer in report.layers
             if layer.is_output and layer.snr_total is not None
         }
-        trials = Trials(signals, self.run, used, references, means, ends)
+        images = list(zip(used, selections))
+        trials = Trials(signals, self._run_on, images, references, means, ends)
         afford = self._afford(each)
         if report.outputs:
             report.trials, left = trials.run(report.layers, afford)
@@ -173,6 +172,29 @@ class Measurement:
         if report.trials:
             report.findings += find_drift(report, trials.before)
             trials.try_findings(report.layers, report.findings, afford)
+
+    @torch.no_grad()
+    def _compare(
+        self,
+        signals: FloatSignals,
+        quantized: QuantizedSignals,
+        own: Differences,
+        batch: Any,
+    ) -> list[Tensor]:
+        """A pass in float, and a quantized one; what the former has selected."""
+        with NotedSelections() as noted:
+            self.run(signals, batch)
+        for key, x in signals.own.items():
+            own.add(key[0], signals.reference[key], x)
+        quantized.reference = signals.reference
+        self._run_on(quantized, (batch, noted.all))
+        return noted.all
+
+    def _run_on(self, behaviour: Behaviour, image: tuple[Any, list[Tensor]]) -> None:
+        """A pass on a batch that selects what the one in float has."""
+        batch, selections = image
+        with imposed(selections):
+            self.run(behaviour, batch)
 
     def _afford(self, each: float) -> Callable[[int], bool]:
         return lambda passes: self.watch.allows(TRIAL_COST * each * passes)

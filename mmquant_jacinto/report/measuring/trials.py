@@ -50,8 +50,8 @@ class Trials:
 
     Args:
         signals (FloatSignals): Of the model; it has its weights on their grids.
-        run (Callable): Runs the model, given a behaviour and a batch.
-        batches (Sequence): The measured images.
+        run (Callable): Runs the model, given a behaviour and one of ``images``.
+        images (Sequence): The measured images, as ``run`` takes them.
         references (Sequence[Mapping]): Of the network's outputs in float, by image.
         means (Sequence[Mapping]): Of layers' outputs in float, by image.
         ends (Collection[str]): Steps that give the outputs.
@@ -61,16 +61,16 @@ class Trials:
         self,
         signals: FloatSignals,
         run: Callable,
-        batches: Sequence[Any],
+        images: Sequence[Any],
         references: Sequence[Mapping[Key, Tensor]],
         means: Sequence[Mapping[Key, Tensor]],
         ends: Collection[str],
     ) -> None:
         self.signals, self.state = signals, signals.state
         self._run = run
-        self.batches = batches
+        self.images = images
         self.references = references
-        self.means = means if signals.corrects else [{} for _ in batches]
+        self.means = means if signals.corrects else [{} for _ in images]
         self.ends = ends
         self._before: float | None = None
 
@@ -89,7 +89,7 @@ class Trials:
         trials, left = [], []
         for line, why, kwargs in self._candidates(layers):
             # The first of them takes a pass with the present settings too.
-            if not allows(len(self.batches) * (1 + (self._before is None))):
+            if not allows(len(self.images) * (1 + (self._before is None))):
                 wide = line.startswith('overrides')
                 left.append(f'a trial of {f"16 bits for {why}" if wide else line}')
                 continue
@@ -113,7 +113,7 @@ class Trials:
     ) -> None:
         """Tries the overrides of the first findings, each by itself."""
         for finding in findings[:FINDINGS_TRIED]:
-            if finding.tried is None and finding.widths and allows(len(self.batches)):
+            if finding.tried is None and finding.widths and allows(len(self.images)):
                 after = self._measure(raised=members(layers, finding.widths))
                 if self.before is not None and after is not None:
                     finding.tried = after - self.before
@@ -156,10 +156,9 @@ class Trials:
         # One for all images: it keeps the weights that it has put on their grids.
         behaviour = QuantizedSignals(self.state, {}, found, raised, self.ends, changed)
         behaviour.take_weights(self.signals)
-        images = zip(self.batches, self.references, self.means)
-        for batch, reference, means in images:
+        for image, reference, means in zip(self.images, self.references, self.means):
             behaviour.reference, behaviour.means = reference, means
-            self._run(behaviour, batch)
+            self._run(behaviour, image)
         ratios = [decibels(*pair) for pair in found.ratios().values()]
         known = [ratio for ratio in ratios if ratio is not None]
         return statistics.median(known) if known else None
