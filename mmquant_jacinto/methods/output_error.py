@@ -108,6 +108,30 @@ def output_loss(
     return torch.stack(losses).mean() if losses else None
 
 
+def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
+    """How many images a model is called with; None where that is not to be seen."""
+    for item in (*args, *kwargs.values()):
+        if isinstance(item, Tensor) and item.dim() > 2:
+            return item.shape[0]
+        if isinstance(item, (list, tuple)):
+            return len(item)
+    return None
+
+
+def is_of_images(x: Tensor, images: int | None) -> bool:
+    """Whether a tensor is one of images, and not of boxes that a model proposes.
+
+    Which boxes these are, and in which order, differs between student and teacher.
+
+    Args:
+        x (Tensor): (N, ...), or (L, N, ...) of several layers or queries.
+        images (int, optional): N; None: not known.
+    """
+    if images is None:
+        return True
+    return images in (x.shape[:2] if x.dim() > 2 else x.shape[:1])
+
+
 class OutputError:
     """Compares what a model gives quantized with what it gives in float.
 
@@ -164,6 +188,7 @@ class OutputError:
             self.run(self.teacher, batch)
         outputs = self.teacher.outputs.take()
         selections = noted.before(len(outputs))
+        outputs = self._without_boxes(outputs, batch)
         if not features:
             unused = self.teacher.outputs.features
             outputs = [item for item in outputs if item[0] not in unused]
@@ -179,6 +204,17 @@ class OutputError:
         if key is not None and fits:
             self._held[key] = reference
         return reference
+
+    def _without_boxes(self, kept: Kept, batch: Any) -> Kept:
+        """What is of the images, where outputs are: the rest is of proposed boxes.
+
+        Which these are, and in which order, NMS decides, for teacher and student.
+        """
+        named = batch if isinstance(batch, Mapping) else {}
+        images = count_images(() if named else (batch,), named)
+        found = [item for item in kept if is_of_images(item[1], images)]
+        inner = self.teacher.outputs.features
+        return found if any(name not in inner for name, _ in found) else kept
 
     def loss(self, batch: Any, reference: Reference) -> Tensor | None:
         """Of the student on a batch: see :func:`output_loss`; features have a part.

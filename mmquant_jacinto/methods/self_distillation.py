@@ -25,7 +25,7 @@ from ..execute.state import State
 from ..plan.plan import Step
 from ..record.side_effects import preserved_random_state, untouched
 from .network_outputs import FloatOutputs, Outputs, output_quantizers
-from .output_error import Kept, Reference, paired
+from .output_error import Kept, Reference, count_images, is_of_images, paired
 from .selections import NotedSelections, imposed
 
 LOSS = 'loss_teacher'
@@ -311,27 +311,3 @@ def balance(labels: Tensor | None, error: Tensor, weights: list[Tensor]) -> Tens
     ratio = norms[0] / norms[1]
     # One that overflowed, or of no error at all, must not spoil a step.
     return torch.where(ratio.isfinite(), ratio, torch.ones_like(ratio))
-
-
-def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
-    """How many images a model is called with; None where that is not to be seen."""
-    for item in (*args, *kwargs.values()):
-        if isinstance(item, Tensor) and item.dim() > 2:
-            return item.shape[0]
-        if isinstance(item, (list, tuple)):
-            return len(item)
-    return None
-
-
-def is_of_images(x: Tensor, images: int | None) -> bool:
-    """Whether a tensor is one of images, and not of boxes that a model proposes.
-
-    Which boxes these are, and in which order, differs between student and teacher.
-
-    Args:
-        x (Tensor): (N, ...), or (L, N, ...) of several layers or queries.
-        images (int, optional): N; None: not known.
-    """
-    if images is None:
-        return True
-    return images in (x.shape[:2] if x.dim() > 2 else x.shape[:1])

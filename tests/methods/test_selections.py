@@ -158,6 +158,47 @@ def test_outputs_of_a_calibrated_network_are_those_of_the_same_proposals():
     assert torch.equal(net.selected[1], net.selected[0])
 
 
+class Boxes(TwoStages):
+    """Its second stage reads boxes of all images in one row, like an R-CNN's."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = torch.relu(self.norm(self.stem(inputs))).flatten(2).transpose(1, 2)
+        order = self.scores(x).squeeze(2).sort(dim=1, descending=True).indices
+        best = order[:, :PROPOSALS, None].expand(-1, -1, x.shape[2])
+        return self.decode(x.gather(1, best).flatten(0, 1))
+
+
+class BoxesAlone(BaseModel):
+    """All that it gives is of boxes."""
+
+    def __init__(self):
+        super().__init__()
+        self.decode = nn.Linear(3, 4)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.decode(inputs.flatten(2).transpose(1, 2).flatten(0, 1))
+
+
+@pytest.mark.parametrize('kind', [Boxes, BoxesAlone])
+def test_proposed_boxes_are_compared_only_where_there_is_nothing_else(kind):
+    torch.manual_seed(0)
+    net = randomize_norms(kind()).eval()
+    quantization = calibrated(net, images(), **COARSE)
+
+    def run(behaviour, batch):
+        quantization.executor.behaviour = behaviour
+        with torch.no_grad():
+            net(batch['inputs'])
+
+    error = OutputError(quantization, run, features=1.0)
+    batch = dict(inputs=images())
+    reference = error.reference(batch)
+    names = {name for name, _ in reference.outputs}
+    assert ('decode/linear' in names) == (kind is BoxesAlone)
+    assert ('scores/linear' in names) == (kind is Boxes)
+    assert error.loss(batch, reference).isfinite()
+
+
 def test_a_report_measures_the_same_proposals():
     torch.manual_seed(0)
     net = randomize_norms(TwoStages()).eval()

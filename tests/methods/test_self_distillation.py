@@ -10,12 +10,11 @@ from torch import nn
 from toy_models import Forward, ToyBackbone, ToyHead, randomize_norms
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError, QuantTrainModule
+from mmquant_jacinto.methods.output_error import count_images, is_of_images
 from mmquant_jacinto.methods.self_distillation import (
     ERROR,
     LOSS,
     balance,
-    count_images,
-    is_of_images,
     last_weights,
     relative_error,
     total,
