@@ -81,7 +81,8 @@ class QuantizeConfig(Defaults):
             minimum and maximum: averaged over steps; ``'minmax'``: the extremes of
             all steps; or, for calibration, the range that is best for all images
             together: ``'mse'`` of squared error, ``'entropy'`` of divergence.
-            Defaults to the preset's, which may have another for fine grids.
+            Defaults to the preset's, which may have another for fine grids, and for
+            ranges that follow a training.
         percentile (float): Share of a tensor's elements, in percent, that
             the percentile observer cuts off at each end. Defaults to 0.01.
         weight_observer (str): ``'minmax'``: grids hold the largest weight, and follow
