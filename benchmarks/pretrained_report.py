@@ -48,10 +48,16 @@ def is_met(row: PretrainedRow, network: str, value: float) -> bool | None:
 
 
 def wide(widths: Mapping[str, Mapping[str, int]]) -> str:
-    """Say how many weights and activations have more bits than most, if any has."""
+    """Say how many weights and activations have more bits than asked for, if any has.
+
+    A head may have most of the weights; of activations few have other widths.
+    """
     parts = []
     for kind, counts in widths.items():
-        total, usual = sum(counts.values()), max(counts, key=counts.get)
+        usual = (
+            min(counts, key=int) if kind == 'weight' else max(counts, key=counts.get)
+        )
+        total = sum(counts.values())
         for bits, count in counts.items():
             if int(bits) <= int(usual):
                 continue

@@ -327,6 +327,8 @@ def test_wide_layers_and_other_libraries_are_told():
     widths = dict(weight={'4': 950, '8': 50}, activation={'8': 1, '4': 199})
     told = ' (5 % of the weights at 8 bits, 1 of 200 activations at 8 bits)'
     assert pretrained_report.wide(widths) == told
+    told = ' (70 % of the weights at 8 bits)'
+    assert pretrained_report.wide(dict(weight={'4': 30, '8': 70})) == told
     assert pretrained_report.wide(dict(weight={'16': 100})) == ''
     assert pretrained_report.wide({}) == ''
     rows = {
