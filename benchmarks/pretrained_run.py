@@ -93,12 +93,9 @@ def widths(model: nn.Module) -> dict[str, dict[int, int]]:
     """
     if not hasattr(model, 'plan'):
         return {}
-    parameters = dict(detector_of(model).named_parameters())
     elements: Counter[int] = Counter()
-    for spec in model.plan.weights.values():
-        weight = parameters[spec.weight]
-        part = weight if spec.rows is None else weight[slice(*spec.rows)]
-        elements[spec.format.bits] += part.numel()
+    for layer in model.quantization.layers.values():
+        elements[layer.spec.format.bits] += layer.weight.numel()
     activations = Counter(spec.format.bits for spec in model.plan.activations)
     return dict(weight=dict(elements), activation=dict(activations))
 

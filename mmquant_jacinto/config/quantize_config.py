@@ -21,11 +21,11 @@ from .sections import (
     LearnedScale,
     Rounding,
     check_choice,
+    check_percentile,
     check_positive,
     check_scale_channels,
     check_share,
     check_switch,
-    is_number,
 )
 from .widths import (
     LEAST_AT_EDGES,
@@ -208,11 +208,7 @@ class QuantizeConfig(Defaults):
                 "moves ranges with each step; use observer='percentile', "
                 "'moving_average' or 'minmax', or calibrate with mode='ptq'"
             )
-        if not is_number(self.percentile) or not 0 <= self.percentile < 50:
-            raise QuantizeError(
-                f'quantize.percentile={self.percentile!r} is not a share; use '
-                'a number of percent from 0 to below 50, such as 0.01'
-            )
+        check_percentile(self.percentile)
         check_switch('per_channel', self.per_channel, None, DEPTHWISE)
         if self.constrain_bias is not None and self.constrain_bias is not False:
             check_choice('constrain_bias', self.constrain_bias, BIAS_CONSTRAINTS)

@@ -30,6 +30,15 @@ def check_positive(key: str, value: Any) -> None:
         )
 
 
+def check_percentile(value: Any) -> None:
+    """Raises where a value is not what may be cut off at both ends, in percent."""
+    if not is_number(value) or not 0 <= value < 50:
+        raise QuantizeError(
+            f'quantize.percentile={value!r} is not a share; use a number of percent '
+            'from 0 to below 50, such as 0.01'
+        )
+
+
 def check_share(key: str, value: Any) -> None:
     """Raises where a value is no part of a whole."""
     if not is_number(value) or not 0 <= value <= 1:

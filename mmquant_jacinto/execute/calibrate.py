@@ -12,8 +12,6 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import repeat
 from typing import Any, Callable
 
 import torch
@@ -278,31 +276,28 @@ class Correct(Simulate):
         ratios = None
         if self.state.calibration.weights:
             ratios = self._deviation_ratios(reference, moments)
+            self._follow_weights(moments, ratios)
         if self.state.calibration.corrects_biases:
-            self._correct_biases(reference, moments, ratios, lr)
+            self._correct_biases(reference, moments, lr)
         if ratios is not None:
             self.state.weight_correction.mul_(ratios.pow_(lr))
             self.state.note_weight_correction()
 
+    def _follow_weights(self, moments: dict[str, Tensor], ratios: Tensor) -> None:
+        """Gives quantized means the place that weights so corrected will give them."""
+        for name, ratio in zip(self.grids.layers, ratios.split(self.grids.sizes)):
+            if name in moments:
+                # What the weight makes of its input grows with it, the bias not.
+                mean, bias = moments[name][0], self._biases[name]
+                moments[name][0] = ratio * (mean - bias) + bias
+
     def _correct_biases(
-        self,
-        reference: dict[str, Tensor],
-        moments: dict[str, Tensor],
-        ratios: Tensor | None,
-        lr: float,
+        self, reference: dict[str, Tensor], moments: dict[str, Tensor], lr: float
     ) -> None:
-        factors: Iterable[Tensor | None] = repeat(None)
-        if ratios is not None:
-            factors = ratios.split(self.grids.sizes)
         errors = []
-        for (name, spec), factor in zip(self.state.plan.weights.items(), factors):
+        for name, spec in self.state.plan.weights.items():
             if name in moments and name in reference:
-                mean = moments[name][0]
-                if factor is not None:
-                    # What the weight makes of its input grows with it, the bias not.
-                    bias = self._biases[name]
-                    mean = factor * (mean - bias) + bias
-                errors.append((reference[name][0] - mean).float())
+                errors.append((reference[name][0] - moments[name][0]).float())
             else:
                 errors.append(self.state.bias_correction.new_zeros(spec.channels))
         # A batch that is not finite somewhere corrects nothing there.

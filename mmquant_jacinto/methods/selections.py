@@ -21,7 +21,25 @@ from .network_outputs import Outputs
 _SELECT = frozenset({torch.topk, Tensor.topk})
 
 
-class NotedSelections(TorchFunctionMode):
+class _Selecting(TorchFunctionMode):
+    """Context in which subclasses answer calls of ``topk``."""
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        call = self.select if func in _SELECT else func
+        return call(*args, **(kwargs or {}))
+
+    def select(self, *args: Any, **kwargs: Any) -> Any:
+        """What a call of ``topk`` with these arguments gives."""
+        raise NotImplementedError
+
+
+class NotedSelections(_Selecting):
     """Context of a pass in float that notes what ``topk`` selects.
 
     Args:
@@ -33,17 +51,10 @@ class NotedSelections(TorchFunctionMode):
         self._outputs = outputs
         self._found: list[tuple[int, Tensor]] = []
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Iterable,
-        args: tuple = (),
-        kwargs: dict | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _SELECT:
-            kept = 0 if self._outputs is None else len(self._outputs.kept)
-            self._found.append((kept, result[1]))
+    def select(self, *args: Any, **kwargs: Any) -> Any:
+        result = torch.topk(*args, **kwargs)
+        kept = 0 if self._outputs is None else len(self._outputs.kept)
+        self._found.append((kept, result[1]))
         return result
 
     @property
@@ -60,24 +71,21 @@ class NotedSelections(TorchFunctionMode):
         return [indices for kept, indices in self._found if kept < count]
 
 
-class _Imposed(TorchFunctionMode):
+class _Imposed(_Selecting):
     """Context in which ``topk`` gives what was selected in another pass."""
 
     def __init__(self, selections: Sequence[Tensor]) -> None:
         super().__init__()
         self._left = iter(selections)
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Iterable,
-        args: tuple = (),
-        kwargs: dict | None = None,
+    def select(
+        self, input: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any
     ) -> Any:
-        indices = next(self._left, None) if func in _SELECT else None
-        if indices is None:
-            return func(*args, **(kwargs or {}))
-        return _select(indices, *args, **(kwargs or {}))
+        indices, shape = next(self._left, None), list(input.shape)
+        shape[dim] = k
+        if indices is None or 'out' in kwargs or list(indices.shape) != shape:
+            return torch.topk(input, k, dim, *args, **kwargs)
+        return torch.return_types.topk((input.gather(dim, indices), indices))
 
 
 def imposed(selections: Sequence[Tensor]) -> AbstractContextManager:
@@ -88,13 +96,3 @@ def imposed(selections: Sequence[Tensor]) -> AbstractContextManager:
             beyond them, and where the shape is another, the pass selects by itself.
     """
     return _Imposed(selections) if selections else nullcontext()
-
-
-def _select(
-    indices: Tensor, input: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any
-) -> Any:
-    shape = list(input.shape)
-    shape[dim] = k
-    if 'out' in kwargs or list(indices.shape) != shape:
-        return torch.topk(input, k, dim, *args, **kwargs)
-    return torch.return_types.topk((input.gather(dim, indices), indices))

@@ -145,3 +145,14 @@ def calibrated(model, inputs, phase='test', **quantize):
     quantization.activations.observing = False
     quantization.set_phase(phase)
     return quantization
+
+
+def float_state(net):
+    """All parameters and buffers of a model, as a teacher takes them."""
+    tensors = (*net.named_parameters(), *net.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def losses_of(model, x):
+    """A training step's losses."""
+    return model(x, [], mode='loss')

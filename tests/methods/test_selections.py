@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
-from toy_models import calibrated, randomize_norms
+from toy_models import calibrated, float_state, losses_of, randomize_norms
 
 from mmquant_jacinto import QuantTrainModule
 from mmquant_jacinto.methods.network_outputs import Outputs
@@ -39,15 +39,6 @@ class TwoStages(BaseModel):
         # As assigners do: selected of the outputs, when all have been given.
         hardest = boxes.abs().sum(2).topk(2, dim=1).values
         return dict(loss_boxes=hardest.mean(), loss_scores=scores.square().mean())
-
-
-def float_state(net):
-    tensors = (*net.named_parameters(), *net.named_buffers())
-    return {name: tensor.detach().clone() for name, tensor in tensors}
-
-
-def losses_of(model, x):
-    return model(x, [], mode='loss')
 
 
 def images(count=2):

@@ -7,7 +7,14 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
-from toy_models import Forward, ToyBackbone, ToyHead, randomize_norms
+from toy_models import (
+    Forward,
+    ToyBackbone,
+    ToyHead,
+    float_state,
+    losses_of,
+    randomize_norms,
+)
 
 from mmquant_jacinto import QuantCalibrateModule, QuantizeError, QuantTrainModule
 from mmquant_jacinto.methods.output_error import count_images, is_of_images
@@ -63,11 +70,6 @@ def images(seed=1, count=4):
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def float_state(net):
-    tensors = (*net.named_parameters(), *net.named_buffers())
-    return {name: tensor.detach().clone() for name, tensor in tensors}
-
-
 def taught(net=None, x=None, **quantize):
     """A model in training, its ranges measured, and the float model it was."""
     torch.manual_seed(0)
@@ -87,10 +89,6 @@ def net_without_quantizers(net):
     twin.quantization.detach()
     del twin.quantization
     return twin
-
-
-def losses_of(model, x):
-    return model(x, [], mode='loss')
 
 
 def test_relative_error_is_the_mean_square_in_units_of_the_variance():

@@ -136,8 +136,7 @@ class Measurement:
         quantized.take_weights(signals)
         references: list[dict[Key, Tensor]] = []
         means: list[dict[Key, Tensor]] = []
-        used: list[Any] = []
-        selections: list[list[Tensor]] = []
+        images: list[tuple[Any, list[Tensor]]] = []
         each = 0.0
         for batch in batches:
             if references and not self.watch.allows(each, IMAGES_SHARE):
@@ -146,15 +145,14 @@ class Measurement:
                 )
                 break
             start = self.watch.seconds
-            selections.append(self._compare(signals, quantized, own, batch))
+            images.append((batch, self._compare(signals, quantized, own, batch)))
             references.append(
                 {key: x for key, x in signals.reference.items() if key[0] in ends}
             )
             means.append(signals.means)
-            used.append(batch)
             each = self.watch.seconds - start
-        report.images = len(used)
-        self._weigh(signals, used, each)
+        report.images = len(images)
+        self._weigh(signals, [batch for batch, _ in images], each)
         weights = weight_reports(self.state, signals.grids)
         report.layers = self._layers(signals, own, total, weights, ends)
         report.outputs = {
@@ -162,7 +160,6 @@ class Measurement:
             for layer in report.layers
             if layer.is_output and layer.snr_total is not None
         }
-        images = list(zip(used, selections))
         trials = Trials(signals, self._run_on, images, references, means, ends)
         afford = self._afford(each)
         if report.outputs:
