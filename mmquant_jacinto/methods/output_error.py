@@ -210,8 +210,10 @@ class OutputError:
 
         Which these are, and in which order, NMS decides, for teacher and student.
         """
+        # As MMEngine calls a model with it.
         named = batch if isinstance(batch, Mapping) else {}
-        images = count_images(() if named else (batch,), named)
+        args = batch if isinstance(batch, (list, tuple)) else (batch,)
+        images = count_images(() if named else tuple(args), named)
         found = [item for item in kept if is_of_images(item[1], images)]
         inner = self.teacher.outputs.features
         return found if any(name not in inner for name, _ in found) else kept

@@ -170,8 +170,9 @@ class BoxesAlone(BaseModel):
         return self.decode(inputs.flatten(2).transpose(1, 2).flatten(0, 1))
 
 
+@pytest.mark.parametrize('named', [True, False])
 @pytest.mark.parametrize('kind', [Boxes, BoxesAlone])
-def test_proposed_boxes_are_compared_only_where_there_is_nothing_else(kind):
+def test_proposed_boxes_are_compared_only_where_there_is_nothing_else(kind, named):
     torch.manual_seed(0)
     net = randomize_norms(kind()).eval()
     quantization = calibrated(net, images(), **COARSE)
@@ -179,10 +180,13 @@ def test_proposed_boxes_are_compared_only_where_there_is_nothing_else(kind):
     def run(behaviour, batch):
         quantization.executor.behaviour = behaviour
         with torch.no_grad():
-            net(batch['inputs'])
+            net(batch['inputs'] if named else batch[0])
 
     error = OutputError(quantization, run, features=1.0)
     batch = dict(inputs=images())
+    if not named:
+        # Four images in a batch of two parts, the second of which are labels.
+        batch = (batch['inputs'].repeat(2, 1, 1, 1), torch.zeros(4))
     reference = error.reference(batch)
     names = {name for name, _ in reference.outputs}
     assert ('decode/linear' in names) == (kind is BoxesAlone)
