@@ -23,7 +23,8 @@ from typing import Any
 
 from accuracy_configs import ROOT, relative, write_whole
 from accuracy_report import write_report
-from accuracy_rows import ROWS, Row
+from accuracy_row import Row
+from accuracy_rows import ROWS
 from accuracy_runs import (
     ARCHS,
     TITLES,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from accuracy_rows import ROWS, Row
+from accuracy_row import Row
+from accuracy_rows import ROWS
 from accuracy_runs import METRICS, TITLES, Run, Setup, is_saved, read_log
 
 matplotlib.use('Agg')

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_configs import write_whole
-from accuracy_rows import ROWS, Row, bound_of
+from accuracy_row import Row
+from accuracy_rows import ROWS, bound_of
 from accuracy_runs import METRICS, TITLES
 
 # Scores are rounded to less than a bound tells apart.

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-# What a run of each kind is: the ending of the config it starts from.
-KINDS = {
-    'test': '',  # the float checkpoint, tested
-    'train': '_qat',  # the float checkpoint, trained on as in QAT
-    'ptq': '_ptq',
-    'qat': '_qat',
-    'distill': '_qat_distill',  # QAT, taught by the float checkpoint
-}
+from accuracy_row import Row
+
 # The images and the pass that calibration takes; which images, the seed decides.
 CALIBRATION = dict(num_images=128)
 SEQUENTIAL = dict(CALIBRATION, bias_correction='sequential')
@@ -30,67 +23,10 @@ TAUGHT = dict(options=dict(model=dict(teacher_ckpt='{float}')))
 # Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
 # arXiv 1902.08153, and AdaRound, 2004.10568).
 EDGES_AT_8 = {'backbone.conv1': 8, 'bbox_head.*': 8}
+W4A8 = dict(target='onnxruntime', bits=dict(weight=4, activation=8))
+W4A4 = dict(target='onnxruntime', bits=4)
 # What the last layers read, too.
 HEAD_INPUTS_AT_8 = {'neck.fpn_convs.*': dict(activation=8)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the results table.
-
-    Args:
-        name: Its folder, and what ``--rows`` selects.
-        title: What the table calls it.
-        kind: One of :data:`KINDS`.
-        quantize: The ``quantize`` of the config, without ``mode``.
-        epochs: Epochs of a training; None for those of the whole table.
-        lr: Its learning rate; None for that of the config.
-        options: More keys of the config, merged into it. In a string ``{float}``
-            becomes the path of the float checkpoint, ``{config}`` that of its
-            config: a teacher's, for example.
-        after: The row whose checkpoint, of the same seed, it starts from.
-        twin: Starts from the hostile twin of the float checkpoint.
-        ablation: Is not in the table but below it: what one switch changes.
-        bound: The points of mAP50 and of mAP that may be lost against float.
-    """
-
-    name: str
-    title: str
-    kind: str
-    quantize: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-    lr: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    after: str | None = None
-    twin: bool = False
-    ablation: bool = False
-    bound: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f'{self.name}: kind={self.kind!r} is none of {KINDS}')
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether it has epochs, which an interrupted run goes on with."""
-        return self.kind == 'train' or self.mode == 'qat'
-
-    @property
-    def mode(self) -> str | None:
-        """The ``quantize.mode`` of its config; None in float."""
-        if self.kind in ('test', 'train'):
-            return None
-        return 'ptq' if self.kind == 'ptq' else 'qat'
-
-    @property
-    def bits(self) -> dict[str, int]:
-        """Widths of weights and activations; empty in float."""
-        if self.mode is None:
-            return {}
-        bits = self.quantize.get('bits', 8)
-        if isinstance(bits, Mapping):
-            return {kind: bits.get(kind, 8) for kind in ('weight', 'activation')}
-        return dict(weight=bits, activation=bits)
 
 
 def _low(activation: int, weight: int = 4, **more: Any) -> dict[str, Any]:
@@ -272,6 +208,16 @@ ROWS = (
     ),
     # Nothing but the widths: what a user gets who names no more.
     Row(
+        *('w4a8_default_ptq', 'W4A8, calibrated by default', 'ptq'),
+        dict(W4A8, calibration=CALIBRATION),
+        bound=(0.5, 1.0),
+    ),
+    Row(
+        *('w4a4_default_ptq', 'W4A4, calibrated by default', 'ptq'),
+        dict(W4A4, calibration=CALIBRATION),
+        bound=(1.5, 2.5),
+    ),
+    Row(
         *('int8_jacinto_default', '8 bits jacinto, QAT by default', 'qat'),
         dict(target='jacinto', bits=8),
         bound=(0.1, 0.2),
@@ -282,12 +228,12 @@ ROWS = (
     ),
     Row(
         *('w4a8_default', 'W4A8, QAT by default', 'qat'),
-        dict(target='onnxruntime', bits=dict(weight=4, activation=8)),
+        W4A8,
         bound=(0.2, 0.5),
     ),
     Row(
         *('w4a4_default', 'W4A4, QAT by default', 'qat'),
-        dict(target='onnxruntime', bits=4),
+        W4A4,
         bound=(0.5, 1.0),
     ),
     # Both of the same size: no layer is exempt.

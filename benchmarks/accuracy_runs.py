@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_configs import ROOT, fill, merged, relative, write_config, write_whole
-from accuracy_rows import KINDS, ROWS_BY_NAME, Row
+from accuracy_row import KINDS, Row
+from accuracy_rows import ROWS_BY_NAME
 
 TITLES = dict(
     mobilenet='MobileNetV2',

@@ -9,7 +9,8 @@ from pathlib import Path
 import accuracy
 import accuracy_runs
 import pytest
-from accuracy_rows import ROWS, Row
+from accuracy_row import Row
+from accuracy_rows import ROWS
 from accuracy_runs import ROOT, Run, RunError, Setup
 from run_tools import python_path
 
