@@ -38,6 +38,7 @@ from pretrained_networks import (
 from pretrained_report import lost, table
 from pretrained_rows import ROWS, ROWS_BY_NAME, PretrainedRow
 from pretrained_scores import CONFIDENT
+from pretrained_views import VIEWS_OF_EACH
 
 sys.path.insert(0, str(ROOT / 'demo'))
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -47,7 +48,12 @@ from zoo.report import digest_of, package_sources
 
 HERE = Path(__file__).resolve().parent
 PEERS = ROOT / 'benchmarks' / 'results' / 'peers.json'
-MEASURING = ('accuracy_intervals', 'pretrained_run', 'pretrained_scores')
+MEASURING = (
+    'accuracy_intervals',
+    'pretrained_run',
+    'pretrained_scores',
+    'pretrained_views',
+)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -139,7 +145,7 @@ class RowRun:
         if 'error' in found:
             lacks = retry
         else:
-            lacks = not self.quick and 'agreement' not in found
+            lacks = not self.quick and 'views' not in found
         return None if lacks or found['key'] != self.key() else found
 
     def write_config(self) -> Path:
@@ -301,6 +307,7 @@ def facts(args: argparse.Namespace) -> dict[str, Any]:
     return dict(
         train=train,
         test=test,
+        views=VIEWS_OF_EACH,
         looked=len(found),
         packages=', '.join(name for name in PHOTOGRAPHS if name in packages),
         confident=CONFIDENT,

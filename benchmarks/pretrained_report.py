@@ -15,30 +15,40 @@ COMMAND = (
 )
 OURS = 'mmquant_jacinto'
 HEAD = (
-    '| row | lost mAP | lost mAP50 | dB: least, median | agreement mAP50 · mAP | '
-    'score error | seconds | bound | met |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+    '| row | lost mAP | lost mAP50 | lost mAP, views | dB: least, median | '
+    'agreement mAP50 · mAP | score error | seconds | bound | met, on views |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
 )
 INTRODUCTION = """# Networks that others trained
 
 Written by `{command}`; do not edit.
 
-Calibrated on {train} photographs of COCO, tested on {test} others: the points of
-mAP 0.50:0.95 and of mAP50 that are lost against float on the same images, in brackets
-their paired bootstrap 95 % interval. *dB*: the signal to noise of the head's raw
-outputs over the test images, that of the worst output and the median. *Agreement*: the
-scores against the float detector's own detections above {confident} as ground truth, on
-the {looked} photographs that come with {packages}. *Score error*: by how many points of
-a hundred the scores of confident detections differ from those of float, on all these
-images; twenty images move mAP by two points, this hardly. *Seconds*: of the
-calibration, from float weights to the checkpoint, on {threads} shared cores. Each row
-has the defaults of its target and bits, but for the keys that it names.
+Calibrated on {train} photographs of COCO, tested on {test} others: the points of mAP
+0.50:0.95 and of mAP50 that are lost against float on the same images, in brackets
+their paired bootstrap 95 % interval. *Views*: the same on {views} views of each of
+these images: as it is and mirrored, each of them lighter, smaller, and smaller and
+darker too. Float has a score of its own there, and noise is other noise in each view,
+so that what is lost is known better (intervals are of draws of photographs, each with
+all its views). *dB*: the signal to noise of the head's raw outputs over the test
+images, that of the worst output and the median. *Agreement*: the scores against the
+float detector's own detections above {confident} as ground truth, on the {looked}
+photographs that come with {packages}. *Score error*: by how many points of a hundred
+the scores of confident detections differ from those of float, on all these images.
+*Seconds*: of the calibration, from float weights to the checkpoint, on {threads}
+shared cores. *Met*: the bound, on the photographs and on their views. Each row has
+the defaults of its target and bits, but for the keys that it names.
 """
 
 
 def lost(row: Mapping[str, Any], start: Mapping[str, Any], metric: str) -> float:
     """Points that a row lost against float."""
     return start['scores'][metric] - row['scores'][metric]
+
+
+def told_loss(row: Mapping[str, Any], start: Mapping[str, Any], metric: str) -> str:
+    """Points that a row lost against float, with their interval."""
+    low, high = row['intervals'][metric]
+    return f'{lost(row, start, metric):.1f} [{low:.1f}, {high:.1f}]'
 
 
 def is_met(row: PretrainedRow, network: str, value: float) -> bool | None:
@@ -82,22 +92,23 @@ def table_row(
     bound = row.bound.get(network)
     told = '' if bound is None else f'{bound:g}'
     if 'error' in found:
-        failed = '' if bound is None else 'no'
-        return (
-            f'| {row.title} | failed: {found["error"]} | | | | | | {told} | {failed} |'
-        )
+        cells = [row.title, f'failed: {found["error"]}', *[''] * 6, told]
+        return f'| {" | ".join(cells)} | {"" if bound is None else "no"} |'
     cells = [row.title + wide(found.get('widths', {}))]
-    for metric in ('mAP', 'mAP50'):
-        low, high = found['intervals'][metric]
-        cells.append(f'{lost(found, start, metric):.1f} [{low:.1f}, {high:.1f}]')
+    cells += [told_loss(found, start, metric) for metric in ('mAP', 'mAP50')]
+    has_views = 'views' in found and 'views' in start
+    seen = (found['views'], start['views']) if has_views else None
+    cells.append(told_loss(*seen, 'mAP') if seen else '')
     noise, agreed = found['noise'], found.get('agreement')
     cells.append(f'{noise["least"]:.1f}, {noise["median"]:.1f}')
     cells.append(f'{agreed["mAP50"]:.1f} · {agreed["mAP"]:.1f}' if agreed else '')
     error = (agreed or {}).get('score_error')
     cells.append('' if error is None else f'{error:.1f}')
     cells.append(f'{found["seconds"]:.0f}')
-    met = {True: 'yes', False: '**no**', None: ''}
-    cells += [told, met[is_met(row, network, lost(found, start, 'mAP'))]]
+    compared = ((found, start), seen) if seen else ((found, start),)
+    met = (is_met(row, network, lost(*pair, 'mAP')) for pair in compared)
+    words = {True: 'yes', False: '**no**'}
+    cells += [told, '' if bound is None else ' · '.join(words[item] for item in met)]
     return f'| {" | ".join(cells)} |'
 
 
@@ -129,7 +140,10 @@ def network_lines(
     yield f'## {NETWORKS[network].title}'
     yield ''
     scores = start['scores']
-    yield f'Float: mAP {scores["mAP"]:.1f}, mAP50 {scores["mAP50"]:.1f}.'
+    told = f'Float: mAP {scores["mAP"]:.1f}, mAP50 {scores["mAP50"]:.1f}'
+    if 'views' in start:
+        told += f'; on views mAP {start["views"]["scores"]["mAP"]:.1f}'
+    yield f'{told}.'
     quantized = [row for row in ROWS if row.name in found and row.quantize is not None]
     for is_switch in (False, True):
         rows = [row for row in quantized if (row.switch is not None) == is_switch]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,10 +34,13 @@ from pretrained_scores import (
     score,
     score_error,
 )
+from pretrained_views import VIEWS_OF_EACH, write_views
 from torch import Tensor, nn
 
 PREDICTIONS = 'predictions.pkl'  # on the test images
 LOOKED_AT = 'photographs.pkl'  # on those of the packages
+VIEWS = 'views'
+SEEN_VIEWS = 'views.pkl'
 OUTPUTS = 'outputs.pth'
 MEASURED = 'measured.json'
 
@@ -113,25 +117,18 @@ def test(runner: Runner) -> tuple[dict[str, float], dict[str, Tensor]]:
     return metrics, {name: torch.cat(parts) for name, parts in kept.items()}
 
 
-def look(runner: Runner, folder: Path) -> list[dict[str, Any]]:
-    """Return the detections on the photographs of packages, as of a test.
+def detect(
+    runner: Runner, listed: Path, images: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the detections on other images, as of a test.
 
     Args:
         runner: Has tested.
-        folder: Where their list goes.
+        listed: The images in a file as COCO's.
+        images: The dataset's keys that say where they are.
     """
-    dataset = runner.test_dataloader.dataset
-    found = photographs()
-    images = [
-        dict(id=number, file_name=str(path), width=0, height=0)
-        for number, path in enumerate(found.values(), 1)
-    ]
-    categories = json.loads(Path(dataset.ann_file).read_text())['categories']
-    listed = folder / 'photographs.json'
-    content = dict(images=images, annotations=[], categories=categories)
-    listed.write_text(json.dumps(content))
     loader = copy.deepcopy(runner.cfg.test_dataloader)
-    loader.dataset.update(data_root='', ann_file=str(listed), data_prefix=dict(img=''))
+    loader.dataset.update(ann_file=str(listed.resolve()), **images)
     # Where images keep their proportions, a batch would pad them to each other's.
     loader.batch_size = 1
     samples = []
@@ -148,6 +145,26 @@ def look(runner: Runner, folder: Path) -> list[dict[str, Any]]:
                 )
             )
     return samples
+
+
+def look(runner: Runner, folder: Path) -> list[dict[str, Any]]:
+    """Return the detections on the photographs of packages, as of a test.
+
+    Args:
+        runner: Has tested.
+        folder: Where their list goes.
+    """
+    found = photographs()
+    images = [
+        dict(id=number, file_name=str(path), width=0, height=0)
+        for number, path in enumerate(found.values(), 1)
+    ]
+    truths = Path(runner.test_dataloader.dataset.ann_file)
+    categories = json.loads(truths.read_text())['categories']
+    listed = folder / 'photographs.json'
+    content = dict(images=images, annotations=[], categories=categories)
+    listed.write_text(json.dumps(content))
+    return detect(runner, listed, dict(data_root='', data_prefix=dict(img='')))
 
 
 def compare(
@@ -194,6 +211,32 @@ def agreement(runner: Runner, start: Path, folder: Path) -> dict[str, Any]:
     )
 
 
+def viewed(runner: Runner, start: Path, folder: Path) -> dict[str, Any]:
+    """Return scores on views of the test images, and what is lost against float there.
+
+    Intervals are of draws of photographs, each with all its views.
+    """
+    dataset = runner.test_dataloader.dataset
+    place = start / VIEWS
+    if folder == start:
+        shutil.rmtree(place, ignore_errors=True)
+        write_views(Path(dataset.ann_file), Path(dataset.data_prefix['img']), place)
+    listed = place / 'annotations.json'
+    keys = dict(data_root=str(place.resolve()), data_prefix=dict(img='images/'))
+    samples = detect(runner, listed, keys)
+    dump(samples, str(folder / SEEN_VIEWS))
+    truths = json.loads(listed.read_text())
+    before, matches = (
+        coco_matches(truths, load(str(path / SEEN_VIEWS)), dataset.cat_ids)
+        for path in (start, folder)
+    )
+    return dict(
+        scores=score(matches),
+        intervals=lost_intervals(before, matches, VIEWS_OF_EACH),
+        images=len(samples),
+    )
+
+
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
@@ -210,6 +253,7 @@ def main() -> None:
         result.update(compare(runner, outputs, args.float_folder, args.folder))
         if not args.quick:
             result['agreement'] = agreement(runner, args.float_folder, args.folder)
+            result['views'] = viewed(runner, args.float_folder, args.folder)
     write_whole(args.folder / MEASURED, json.dumps(result, indent=1) + '\n')
 
 

@@ -170,15 +170,17 @@ def score(matches: Sequence[Matches]) -> dict[str, float]:
 
 
 def lost_intervals(
-    start: Sequence[Matches], matches: Sequence[Matches]
+    start: Sequence[Matches], matches: Sequence[Matches], together: int = 1
 ) -> dict[str, tuple[float, float]]:
     """Return the intervals of what is lost against float, by metric, in points.
 
     Args:
         start: Of float.
         matches: Of the row, on the same images.
+        together: So many images after each other are drawn as one: views of a
+            photograph, which are no images of their own.
     """
-    draws = draw(len(start[0].truths))
+    draws = draw(len(start[0].truths) // together).repeat(together, axis=1)
     first, second = points(start, draws), points(matches, draws)
     return {key: lost_interval(first[key], [second[key]]) for key in first}
 

@@ -16,8 +16,10 @@ import pretrained  # noqa: E402
 import pretrained_networks  # noqa: E402
 import pretrained_report  # noqa: E402
 import pretrained_scores as scores  # noqa: E402
+import pretrained_views as views  # noqa: E402
 from accuracy_intervals import lost_interval  # noqa: E402
 from accuracy_runs import RunError  # noqa: E402
+from PIL import Image  # noqa: E402
 from pretrained_rows import ROWS, ROWS_BY_NAME  # noqa: E402
 from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
@@ -139,6 +141,66 @@ def test_interval_is_paired(photographs):
     assert lost['mAP'] == pytest.approx(expected)
 
 
+def test_views_of_a_photograph_are_drawn_together(photographs):
+    truths, samples = photographs
+    nothing = [
+        dict(
+            sample,
+            pred_instances={k: x[:0] for k, x in sample['pred_instances'].items()},
+        )
+        if sample['img_id'] % 2
+        else sample
+        for sample in samples
+    ]
+    both = (
+        scores.coco_matches(truths, found, CATEGORIES) for found in (samples, nothing)
+    )
+    before, after = both
+    apart = scores.lost_intervals(before, after)['mAP']
+    together = scores.lost_intervals(before, after, 2)['mAP']
+    # One of each two images has lost all: drawn together, each draw loses as much.
+    assert together[1] - together[0] < apart[1] - apart[0]
+
+
+def test_views_show_objects_where_their_file_says(tmp_path):
+    box = [6, 4, 10, 7]
+    images = tmp_path / 'images'
+    images.mkdir()
+    for number in (3, 5):
+        photograph = Image.new('RGB', (48, 32), (20, 20, 20))
+        photograph.paste((250, 250, 250), (6, 4, 16, 11))
+        photograph.save(images / f'{number}.png')
+    truths = dict(
+        images=[dict(id=n, file_name=f'{n}.png', width=48, height=32) for n in (3, 5)],
+        annotations=[
+            dict(id=1, image_id=5, category_id=1, bbox=box, area=70, iscrowd=0)
+        ],
+        categories=[dict(id=1)],
+    )
+    listed = tmp_path / 'truths.json'
+    listed.write_text(json.dumps(truths))
+    path = views.write_views(listed, images, tmp_path / 'views')
+    content = json.loads(path.read_text())
+    numbers = [image['id'] for image in content['images']]
+    assert numbers == list(range(1, 2 * views.VIEWS_OF_EACH + 1))
+    # Only the second photograph has an object, and each of its views has it.
+    seen = [item['image_id'] for item in content['annotations']]
+    assert seen == numbers[views.VIEWS_OF_EACH :]
+    found = set()
+    for image, item in zip(
+        content['images'][views.VIEWS_OF_EACH :], content['annotations']
+    ):
+        file = tmp_path / 'views' / 'images' / image['file_name']
+        pixels = np.asarray(Image.open(file).convert('L'))
+        assert pixels.shape == (image['height'], image['width'])
+        rows, columns = np.nonzero(pixels > 200)
+        x, y, w, h = item['bbox']
+        assert (columns.min(), columns.max() + 1) == (x, x + w)
+        assert (rows.min(), rows.max() + 1) == (y, y + h)
+        found.add((x, image['width'], int(pixels.min())))
+    assert len(found) == views.VIEWS_OF_EACH
+
+
 def test_float_agrees_with_its_own_confident_detections(photographs):
     _, samples = photographs
     truths = scores.own_truths(samples, CATEGORIES)
@@ -239,11 +301,12 @@ def called(monkeypatch, tmp_path):
         if folder.name == 'int8_tidl':
             raise RunError('ended with exit code 1')
         if folder.name == 'float':
-            result = measured(0.0, agreement=agreed(100.0))
+            views = measured(9.0)
+            result = measured(0.0, agreement=agreed(100.0), views=views)
         else:
             result = measured(2.0, seconds=3.0)
             if not more:
-                result['agreement'] = agreed(90.0)
+                result.update(agreement=agreed(90.0), views=measured(14.0))
         (folder / 'epoch_1.pth').touch()
         (folder / 'measured.json').write_text(json.dumps(result))
 
@@ -269,7 +332,7 @@ def test_rows_are_kept_and_failures_too(tmp_path, called, monkeypatch):
     called.clear()
     assert run(tmp_path, *rows, '--quick')[1] == failures
     assert called == []
-    run(tmp_path, *rows)  # the agreement is missing
+    run(tmp_path, *rows)  # agreement and views are missing
     assert called == [('int8_jacinto',)]
     called.clear()
     run(tmp_path, *rows, '--retry')
@@ -286,16 +349,24 @@ def test_table_says_what_is_met(tmp_path, called, monkeypatch):
         pretrained,
         'facts',
         lambda args: dict(
-            train=13, test=20, looked=22, packages='a', confident=0.3, threads=2
+            train=13,
+            test=20,
+            views=8,
+            looked=22,
+            packages='a',
+            confident=0.3,
+            threads=2,
         ),
     )
     content = pretrained.collect(args)
     text = pretrained_report.table(json.loads(json.dumps(content)))
     assert (
-        '| 8 bits `jacinto` | 2.0 [1.0, 3.0] | 2.0 [0.0, 4.0] | 20.0, 25.0 | '
-        '90.0 · 90.0 | 10.0 | 3 | 4 | yes |'
+        '| 8 bits `jacinto` | 2.0 [1.0, 3.0] | 2.0 [0.0, 4.0] | 5.0 [13.0, 15.0] | '
+        '20.0, 25.0 | 90.0 · 90.0 | 10.0 | 3 | 4 | yes · **no** |'
     ) in text
-    assert '| failed: ended with exit code 1 | | | | | | 1 | no |' in text
+    assert '| failed: ended with exit code 1 |  |  |  |  |  |  | 1 | no |' in text
+    widths = {line.count('|') for line in text.splitlines() if line.startswith('|')}
+    assert len(widths) == 1
     before, _, after = text.partition('One switch at a time')
     assert 'entropy' in after and 'entropy' not in before
     # What is kept as JSON is there where the runs are not.
