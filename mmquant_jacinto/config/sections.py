@@ -113,9 +113,10 @@ class Calibration:
             make of the mean input is subtracted, without a further pass (see
             :mod:`~mmquant_jacinto.execute.corrections.analytic_correction`; not for
             deformable convolutions); False: none. Defaults to ``'sequential'``.
-        weights (bool): Whether the same passes also correct the weights of each
-            channel by the ratio of its output's standard deviations in float and
-            quantized. Defaults to False.
+        weights (bool, optional): Whether the same passes also correct the weights of
+            each channel by the ratio of its output's standard deviations in float and
+            quantized. None: where a channel has a scale of its own that is no power of
+            two, but for what leaves the network, and with ``'sequential'`` biases.
         epochs (int): Passes of correction over those images, after the pass that
             measures the ranges. 0 switches them off, as ``bias_correction=False``
             does. Defaults to 1.
@@ -128,7 +129,7 @@ class Calibration:
     num_images: int = 1000
     iterations: Optional[int] = None
     bias_correction: Union[str, bool] = 'sequential'
-    weights: bool = False
+    weights: Optional[bool] = None
     epochs: int = 1
     lr: float = 0.05
     dataloader: Optional[Mapping[str, Any]] = None
@@ -145,7 +146,7 @@ class Calibration:
             )
         if self.bias_correction is not False:
             look_up(BIAS_CORRECTIONS, _BIAS_CORRECTION, self.bias_correction)
-        check_switch('calibration.weights', self.weights)
+        check_switch('calibration.weights', self.weights, None)
         given = self.dataloader
         is_loader = isinstance(given, Mapping) and 'dataset' in given
         if given is not None and not is_loader:

@@ -27,6 +27,7 @@ from ..record.ops import Op
 from .behaviour import Behaviour
 from .corrections.analytic_correction import mean_inputs
 from .corrections.conditioning import condition_once
+from .corrections.weight_correction import corrected_weights
 from .fake_quantize import Simulate
 from .state import State
 
@@ -148,9 +149,11 @@ class Observe(Behaviour):
         self.state = state
         self.outputs = LayerMeans()
         self.inputs = LayerMeans()
+        self._corrected: frozenset[str] = frozenset()
 
     def begin(self) -> None:
         condition_once(self.state)
+        self._corrected = corrected_weights(self.state)
 
     def end(self) -> None:
         self.state.activations.commit()
@@ -191,7 +194,7 @@ class Observe(Behaviour):
         calibration = self.state.calibration
         if calibration.passes:
             moments = channel_moments(
-                x, axis, calibration.weights, calibration.is_robust
+                x, axis, name in self._corrected, calibration.is_robust
             )
             self.outputs.add(name, moments)
 
@@ -222,11 +225,13 @@ class Correct(Simulate):
         self._folded_correction = state.bias_correction.clone()
         self._moved: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor] = {}
+        self._corrected: frozenset[str] = frozenset()
 
     def begin(self) -> None:
+        self._corrected = corrected_weights(self.state)
         # Weights that do not change are folded and quantized once; what the biases
         # move by is added to the folded ones.
-        if self.state.calibration.weights or not self.grids.is_computed:
+        if self._corrected or not self.grids.is_computed:
             super().begin()
             self._kept.clear()
             self._folded_correction = self.state.bias_correction.clone()
@@ -239,7 +244,7 @@ class Correct(Simulate):
     def _folded(self, name: str, layer: Layer) -> tuple[Tensor, Tensor]:
         weight, bias = super()._folded(name, layer)
         bias = bias + self._moved[name]
-        if self.state.calibration.weights:
+        if name in self._corrected:
             self._biases[name] = bias.detach()
         return weight, bias
 
@@ -249,15 +254,17 @@ class Correct(Simulate):
     def after_layer(self, step: Step, x: Tensor) -> None:
         name = step.weight
         axis = channel_axis(self.state.layers[name], step)
-        calibration = self.state.calibration
-        moments = channel_moments(x, axis, calibration.weights, calibration.is_robust)
+        is_corrected = name in self._corrected
+        moments = channel_moments(
+            x, axis, is_corrected, self.state.calibration.is_robust
+        )
         self.outputs.add(name, moments)
         # A layer that runs several times has one bias for all of its runs.
         if self.reference is not None and self._calls[name] == 1:
             aim = self.reference.get(name, moments)
             channels = (-1, *(1,) * (-1 - axis if axis < 0 else 0))
             mean = moments[0]
-            if calibration.weights:
+            if is_corrected:
                 ratios = deviation_ratios(torch.stack([aim, moments]))
                 mean = ratios * mean
                 x.mul_(ratios.to(x.dtype).view(channels))
@@ -274,7 +281,7 @@ class Correct(Simulate):
         """
         moments = self.outputs.take()
         ratios = None
-        if self.state.calibration.weights:
+        if self._corrected:
             ratios = self._deviation_ratios(reference, moments)
             self._follow_weights(moments, ratios)
         if self.state.calibration.corrects_biases:
@@ -286,7 +293,7 @@ class Correct(Simulate):
     def _follow_weights(self, moments: dict[str, Tensor], ratios: Tensor) -> None:
         """Gives quantized means the place that weights so corrected will give them."""
         for name, ratio in zip(self.grids.layers, ratios.split(self.grids.sizes)):
-            if name in moments:
+            if name in moments and name in self._corrected:
                 # What the weight makes of its input grows with it, the bias not.
                 mean, bias = moments[name][0], self._biases[name]
                 moments[name][0] = ratio * (mean - bias) + bias
@@ -314,7 +321,7 @@ class Correct(Simulate):
         """Ratios of all layers' channels end to end, of all processes; float32."""
         rows = [
             torch.cat([reference[name], moments[name]])
-            if name in moments and name in reference
+            if name in self._corrected and name in moments and name in reference
             else layer.weight.new_full((6, layer.spec.channels), torch.nan).double()
             for name, layer in self.state.layers.items()
         ]

@@ -8,39 +8,10 @@ from torch import Tensor
 
 from ..execute.behaviour import Behaviour
 from ..execute.state import State
-from ..plan.plan import OUTPUT, OVERRIDES, Plan, Step, wide_name
+from ..plan.network import feature_quantizers, last_quantizers, output_quantizers
+from ..plan.plan import Plan, Step
 from ..record import ops
 from ..record.ops import Op
-
-
-def output_quantizers(plan: Plan) -> set[str]:
-    """Quantizers of what leaves the network: of what no quantized call reads.
-
-    Heads that end in a call that is not quantized (``sigmoid``) have no output
-    quantizer; what is read by nothing else stands for it. So does what layers read
-    that ``quantize.overrides`` leaves in float.
-    """
-    found = _last(plan)
-    if found and OVERRIDES not in plan.in_float.values():
-        return found
-    # One that is in float has its inputs there all the same.
-    steps = [step for name, step in plan.steps.items() if name not in plan.in_float]
-    read = {name for step in steps for name in step.inputs if name != step.output}
-    # A wide sum is read by the name of a narrower grid.
-    read |= {wide_name(name) for name in read if name}
-    return found | {step.output for step in steps if step.output} - read
-
-
-def _last(plan: Plan) -> set[str]:
-    return {spec.name for spec in plan.activations if spec.kind == OUTPUT}
-
-
-def feature_quantizers(plan: Plan) -> set[str]:
-    """Quantizers of what layers make and read: what is computed on the way."""
-    steps = plan.steps.values()
-    made = {step.output for step in steps if step.output and step.last}
-    read = {step.inputs[0] for step in steps if step.weight is not None and step.inputs}
-    return (made & {wide_name(name) for name in read if name}) - output_quantizers(plan)
 
 
 class Outputs:
@@ -56,7 +27,7 @@ class Outputs:
         outputs = output_quantizers(plan)
         self.features = feature_quantizers(plan) if features else set()
         self.names = outputs | self.features
-        self._ends = _last(plan) or outputs
+        self._ends = last_quantizers(plan) or outputs
         self.kept: list[tuple[str, Tensor]] = []
 
     def add(self, step: Step, x: Any) -> Any:

@@ -22,9 +22,10 @@ from ..errors import QuantizeError
 from ..execute.fake_quantize import Simulate
 from ..execute.quantization import Quantization
 from ..execute.state import State
+from ..plan.network import output_quantizers
 from ..plan.plan import Step
 from ..record.side_effects import preserved_random_state, untouched
-from .network_outputs import FloatOutputs, Outputs, output_quantizers
+from .network_outputs import FloatOutputs, Outputs
 from .output_error import Kept, Reference, count_images, is_of_images, paired
 from .selections import NotedSelections, imposed
 

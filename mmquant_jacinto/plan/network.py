@@ -1,4 +1,4 @@
-"""Network: what of a recorded graph is quantized, less what the loss alone calls."""
+"""Network: what of a recorded graph is quantized, and what of a plan leaves it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..record.graph import Graph
 from .overrides import Overrides
+from .plan import OUTPUT, OVERRIDES, Plan, wide_name
 
 
 def network_of(graph: Graph, overrides: Overrides) -> tuple[Graph, dict[str, str]]:
@@ -57,3 +58,34 @@ def network_of(graph: Graph, overrides: Overrides) -> tuple[Graph, dict[str, str
         if not any(other.startswith(f'{name}.') for other in regions)
     }
     return replace(graph, regions=regions, sites=sites, region_inputs=inputs), reasons
+
+
+def output_quantizers(plan: Plan) -> set[str]:
+    """Quantizers of what leaves the network: of what no quantized call reads.
+
+    Heads that end in a call that is not quantized (``sigmoid``) have no output
+    quantizer; what is read by nothing else stands for it. So does what layers read
+    that ``quantize.overrides`` leaves in float.
+    """
+    found = last_quantizers(plan)
+    if found and OVERRIDES not in plan.in_float.values():
+        return found
+    # One that is in float has its inputs there all the same.
+    steps = [step for name, step in plan.steps.items() if name not in plan.in_float]
+    read = {name for step in steps for name in step.inputs if name != step.output}
+    # A wide sum is read by the name of a narrower grid.
+    read |= {wide_name(name) for name in read if name}
+    return found | {step.output for step in steps if step.output} - read
+
+
+def last_quantizers(plan: Plan) -> set[str]:
+    """Quantizers of the kind ``'output'``."""
+    return {spec.name for spec in plan.activations if spec.kind == OUTPUT}
+
+
+def feature_quantizers(plan: Plan) -> set[str]:
+    """Quantizers of what layers make and read: what is computed on the way."""
+    steps = plan.steps.values()
+    made = {step.output for step in steps if step.output and step.last}
+    read = {step.inputs[0] for step in steps if step.weight is not None and step.inputs}
+    return (made & {wide_name(name) for name in read if name}) - output_quantizers(plan)

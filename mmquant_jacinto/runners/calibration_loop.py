@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..config.mixed_precision import FILE
 from ..config.sections import Calibration, Finetune, Rounding
 from ..errors import QuantizeError
+from ..execute.corrections.weight_correction import corrected_weights
 from ..methods.finetune import MEASURED
 from ..methods.judged_corrections import Judgement, judges
 from ..methods.mixed_precision import BitSearch
@@ -215,7 +216,8 @@ class CalibrationLoop(BaseLoop):
         rounding = runner.quantize_config.rounding
         if rounding.method != 'nearest':
             self._round(rounding)
-        kinds = dict(biases=self.config.corrects_biases, weights=self.config.weights)
+        weights = bool(corrected_weights(model.quantization))
+        kinds = dict(biases=self.config.corrects_biases, weights=weights)
         what = ' and '.join(name for name, corrected in kinds.items() if corrected)
         for epoch in range(self.config.passes):
             lr = self.config.lr * 0.5**epoch

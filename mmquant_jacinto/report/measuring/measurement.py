@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...execute.behaviour import Behaviour
 from ...execute.quantization import Quantization
-from ...methods.network_outputs import output_quantizers
 from ...methods.selections import NotedSelections, imposed
+from ...plan.network import output_quantizers
 from ...plan.plan import Plan, module_of
 from ...targets.formats import TensorFormat
 from ..causes import find_causes, find_drift

@@ -1,0 +1,37 @@
+"""Weight correction: which layers' channels get the deviation that they have in float.
+
+Rounded weights make some channels of a layer larger and others smaller. A calibration
+multiplies each by the ratio of its standard deviations in float and quantized, as the
+Jacinto devkit does.
+"""
+
+from ...plan.network import output_quantizers
+from ..state import State
+
+
+def corrected_weights(state: State) -> frozenset[str]:
+    """Layers whose weights a calibration corrects, by weight quantizer.
+
+    Noise of the activations is deviation, too, and is answered by shrinking. Where a
+    scale is a channel's own and takes any value, that is little, and a layer is nearer
+    to float with it; where channels share one, or it is a power of two, it is not
+    (docs/pretrained.md). What leaves the network stays: scores are compared with those
+    of other channels, which would shrink by another ratio.
+
+    Args:
+        state (State): Of the quantized model; ``calibration.weights`` True: all
+            layers, None: by that rule, where biases are corrected in order.
+    """
+    plan, asked = state.plan, state.calibration.weights
+    if asked is not None:
+        return frozenset(plan.weights if asked else ())
+    way = state.calibration.way_to_correct
+    if way is None or not way.in_order:
+        return frozenset()
+    ends = output_quantizers(plan)
+    last = {step.weight for step in plan.steps.values() if step.output in ends}
+    return frozenset(
+        name
+        for name, spec in plan.weights.items()
+        if name not in last and spec.format.per_channel and not spec.format.power_of_two
+    )
