@@ -67,7 +67,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
         'biases corrected in one pass',
         dict(calibration=dict(bias_correction='analytic')),
     ),
-    'weights': ('weights corrected too', dict(calibration=dict(weights=True))),
+    'weights': ('all weights corrected', dict(calibration=dict(weights=True))),
+    'plain_weights': ('weights not corrected', dict(calibration=dict(weights=False))),
     'one_scale': ('`scale_channels=False`', dict(scale_channels=False)),
     'fewer_scales': ('`scale_channels=8`', dict(scale_channels=8)),
     'equalized': ('`equalize=True`', dict(equalize=True)),
@@ -94,7 +95,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Switches that are what a target does by itself.
 DEFAULTS = {
-    'jacinto': ('weight_mse', 'percentile'),
+    'jacinto': ('weight_mse', 'percentile', 'plain_weights'),
     'onnxruntime': ('weight_minmax', 'per_channel', 'minmax'),
 }
 

@@ -115,8 +115,9 @@ class Calibration:
             deformable convolutions); False: none. Defaults to ``'sequential'``.
         weights (bool, optional): Whether the same passes also correct the weights of
             each channel by the ratio of its output's standard deviations in float and
-            quantized. None: where a channel has a scale of its own that is no power of
-            two, but for what leaves the network, and with ``'sequential'`` biases.
+            quantized. None: where activations have 8 bits or more and a channel a scale
+            of its own that is no power of two, but for what leaves the network; with
+            ``'sequential'`` biases, and no scales that a training learns.
         epochs (int): Passes of correction over those images, after the pass that
             measures the ranges. 0 switches them off, as ``bias_correction=False``
             does. Defaults to 1.

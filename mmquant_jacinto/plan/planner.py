@@ -218,7 +218,8 @@ class Planner:
             bias_bits=config.preset.bias_bits or OPERANDS,
             constrain_weights=config.weight_constraint,
             weight_observer=config.weight_observer_name,
-            learned_scale=config.learns_own_scales,
+            # A calibration that is fine-tuned learns them at its end.
+            learned_scale=config.learning is not None,
             **self._fake_quant(),
         )
         if config.factors_worth is not None:

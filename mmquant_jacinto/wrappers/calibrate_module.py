@@ -61,7 +61,8 @@ class QuantCalibrateModule(FinetunedModule):
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(module, *args, **kwargs)
         self.quantization.calibration = self.config.calibration
-        self.quantization.may_learn = self.config.may_finetune
+        asked = bool(self.config.finetune)
+        self.quantization.may_learn = asked or self.config.may_finetune
         self._inputs = MeanInputs()
 
     @property

@@ -122,12 +122,14 @@ def test_what_does_not_help_images_that_it_did_not_see_is_taken_back(lr, kept):
     batches, net = images(8), toy()
     options = dict(iterations=20, lr=lr, augment=False)
     model = calibrate(net, batches, options, target='onnxruntime')
-    before = copy.deepcopy(net.state_dict())
+    state = model.quantization
+    trained = [*net.parameters(), state.bias_correction]
+    before = copy.deepcopy(trained)
     error = noise_to_signal(model, toy(), batches[:1])
     assert len(model.finetune(batches)) == 20
-    after = net.state_dict()
-    same = [torch.equal(value, after[name]) for name, value in before.items()]
-    assert all(same) != kept
+    trained = [net.get_parameter(name) for name, _ in toy().named_parameters()]
+    trained.append(state.bias_correction)
+    assert all(map(torch.equal, before, trained)) != kept
     found = noise_to_signal(model, toy(), batches[:1])
     assert found < error if kept else found == error
 
@@ -352,11 +354,13 @@ def test_nothing_to_compare_or_to_train_on_is_an_error(monkeypatch):
         plain.finetune(batches)
 
 
-def test_scales_are_learned_only_where_it_is_asked_for():
-    x = torch.randn(2, 3, 8, 8)
-    for options in (False, None, True, dict(iterations=5)):
-        plan = make_plan(ToyNet(), x, mode='ptq', finetune=options)
-        assert plan.is_learned == bool(options)
+def test_scales_are_learned_at_the_end_of_a_calibration():
+    batches = images(2)
+    # Until then grids follow the weights, which are corrected.
+    model = calibrate(toy(), batches, dict(iterations=1))
+    assert not model.plan.is_learned
+    model.finetune(batches)
+    assert model.plan.is_learned
 
 
 def test_runner_fine_tunes_and_says_so(tmp_path):

@@ -5,6 +5,7 @@ multiplies each by the ratio of its standard deviations in float and quantized, 
 Jacinto devkit does.
 """
 
+from ...config.widths import ENOUGH_BITS
 from ...plan.network import output_quantizers
 from ..state import State
 
@@ -12,11 +13,12 @@ from ..state import State
 def corrected_weights(state: State) -> frozenset[str]:
     """Layers whose weights a calibration corrects, by weight quantizer.
 
-    Noise of the activations is deviation, too, and is answered by shrinking. Where a
-    scale is a channel's own and takes any value, that is little, and a layer is nearer
-    to float with it; where channels share one, or it is a power of two, it is not
-    (docs/pretrained.md). What leaves the network stays: scores are compared with those
-    of other channels, which would shrink by another ratio.
+    Noise of the activations is deviation, too, and is answered by shrinking. Where they
+    have 8 bits and weights a scale for each channel, of any value, that is little, and
+    a layer is nearer to float with it; with fewer bits, a scale for all channels or a
+    power of two it is not (docs/pretrained.md). What leaves the network stays: scores
+    are compared with those of other channels, which would shrink by another ratio. So
+    do learned steps, which do not follow the weights.
 
     Args:
         state (State): Of the quantized model; ``calibration.weights`` True: all
@@ -26,7 +28,8 @@ def corrected_weights(state: State) -> frozenset[str]:
     if asked is not None:
         return frozenset(plan.weights if asked else ())
     way = state.calibration.way_to_correct
-    if way is None or not way.in_order:
+    is_noisy = any(spec.format.bits < ENOUGH_BITS for spec in plan.activations)
+    if way is None or not way.in_order or is_noisy or plan.is_learned:
         return frozenset()
     ends = output_quantizers(plan)
     last = {step.weight for step in plan.steps.values() if step.output in ends}
