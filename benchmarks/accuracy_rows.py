@@ -209,12 +209,12 @@ ROWS = (
     # Nothing but the widths: what a user gets who names no more.
     Row(
         *('w4a8_default_ptq', 'W4A8, calibrated by default', 'ptq'),
-        dict(W4A8, calibration=CALIBRATION),
+        dict(W4A8, calibration=CALIBRATION, finetune=None),
         bound=(0.5, 1.0),
     ),
     Row(
         *('w4a4_default_ptq', 'W4A4, calibrated by default', 'ptq'),
-        dict(W4A4, calibration=CALIBRATION),
+        dict(W4A4, calibration=CALIBRATION, finetune=None),
         bound=(1.5, 2.5),
     ),
     Row(

@@ -50,8 +50,9 @@ FEATURES = 1.0
 TIMED = 5
 # Seeds of views of an image, which differ by how often it was seen.
 VIEWS = 2**16
-# Squared error of the outputs over their square, mean over outputs: 15 dB.
-BOUND = 10**-1.5
+# Squared error of the outputs over their square, mean over outputs: 20 dB. Detectors
+# with 4-bit activations lose two points of mAP at 17 (docs/results.md).
+BOUND = 10**-2
 # Batches that it is measured on, where none are held out.
 MEASURED = 8
 
