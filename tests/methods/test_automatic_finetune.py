@@ -127,10 +127,10 @@ def test_few_bits_and_a_large_error_start_it(options, fires, error, short, monke
 @pytest.mark.parametrize(
     'bits, error, said',
     [
-        (4, 0.5, ['3.0 dB', 'less than 15 dB', 'finetune=False leaves']),
-        (4, 0.01, ['on 2 batches', '20.0 dB', 'no less than 15 dB: none']),
+        (4, 0.5, ['3.0 dB', 'less than 20 dB', 'finetune=False leaves']),
+        (4, 0.001, ['on 2 batches', '30.0 dB', 'no less than 20 dB: none']),
         (8, 0.5, ['3.0 dB', 'finetune=True trains', 'asked for']),
-        (8, 0.01, ['20.0 dB', 'none']),
+        (8, 0.001, ['30.0 dB', 'none']),
         (4, None, ['no output of the network can be compared']),
         (4, math.inf, ['no output of the network is finite']),
     ],
@@ -227,7 +227,7 @@ def test_runner_decides_and_its_checkpoint_is_what_was_trained(
     cfg = make_config(tmp_path, quantize, load_from=str(float_checkpoint))
     runner = train(cfg)
     log = log_of(tmp_path)
-    assert ('less than 15 dB' in log) == ('iteration 20 of 20' in log) == learned
+    assert ('less than 20 dB' in log) == ('iteration 20 of 20' in log) == learned
     stored = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
     assert ('quantization.learned.log2_scale' in stored) == learned
     test = QuantTestModule(type(runner.model.module)()).eval()
