@@ -86,9 +86,12 @@ def channel_moments(
     if not squares:
         return (robust_mean(x, dims) if robust else x.mean(dims))[None]
     # Through the variance: of a large mean the squares alone would lose it.
-    variance, mean = torch.var_mean(x, dims, correction=0)
-    center = robust_mean(x, dims) if robust else mean
-    center, variance, mean = center.double(), variance.double(), mean.double()
+    if robust and native.takes(x):
+        center, mean, variance = native.robust_mean(x, axis, squares=True).double()
+    else:
+        variance, mean = torch.var_mean(x, dims, correction=0)
+        center = robust_mean(x, dims) if robust else mean
+        center, variance, mean = center.double(), variance.double(), mean.double()
     return torch.stack([center, mean, variance + mean.square()])
 
 

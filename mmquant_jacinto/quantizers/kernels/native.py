@@ -43,7 +43,7 @@ _SIGNATURES = dict(
     mmquant_add_stored=[_POINTER] * 3 + [_INT64] + [ctypes.c_double] * 5 + [_FLOAT],
     mmquant_multiply=[_POINTER] * 3 + [_INT64, _FLOAT, _FLOAT, ctypes.c_int],
     mmquant_interpolate=[_POINTER] * 4 + [_INT64] * 5,
-    mmquant_robust_mean=[_POINTER] + [_INT64] * 3 + [_POINTER],
+    mmquant_robust_moments=[_POINTER] + [_INT64] * 3 + [_POINTER] * 3,
     mmquant_look_up=[_POINTER] * 3 + [_INT64, _POINTER, _INT64, _FLOAT, _FLOAT],
 )
 
@@ -245,25 +245,25 @@ def fold_gradient(
     return to_norm
 
 
-def robust_mean(x: Tensor, axis: int) -> Tensor:
+def robust_mean(x: Tensor, axis: int, squares: bool = False) -> Tensor:
     """Mean of each channel by two steps of Huber's estimator.
 
     Args:
         x (Tensor): See :func:`takes`.
         axis (int): Of its channels.
+        squares (bool): Whether the plain mean and the variance are wanted too.
 
     Returns:
-        Tensor: (C,). Torch's operations add in another order.
+        Tensor: (C,), or (3, C) with these. Torch's operations add in another order.
     """
     rows = x if x.is_contiguous() else x.movedim(axis, -1).contiguous()
     axis = axis if rows is x else x.dim() - 1
     channels, inner = rows.shape[axis], rows.shape[axis + 1 :].numel()
     outer = rows.shape[:axis].numel()
-    means = torch.empty(channels, device='cpu')
-    _library.mmquant_robust_mean(
-        rows.data_ptr(), outer, channels, inner, means.data_ptr()
-    )
-    return means
+    found = torch.empty((3, channels) if squares else channels, device='cpu')
+    places = [row.data_ptr() for row in found] if squares else [found.data_ptr(), 0, 0]
+    _library.mmquant_robust_moments(rows.data_ptr(), outer, channels, inner, *places)
+    return found
 
 
 class Reach:

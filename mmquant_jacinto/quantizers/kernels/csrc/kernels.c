@@ -7,6 +7,7 @@
  */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -462,9 +463,11 @@ void mmquant_interpolate(
     }
 #define ITSELF(v, a, b) (v)
 #define DISTANCE(v, a, b) fabsf((v) - (a))
+#define SQUARED(v, a, b) (((v) - (a)) * ((v) - (a)))
 #define NEAR(v, a, b) clamp(v, a, b)
 ROW_SUM(sum_of, ITSELF)
 ROW_SUM(sum_of_distances, DISTANCE)
+ROW_SUM(sum_of_squares, SQUARED)
 ROW_SUM(sum_of_near, NEAR)
 
 typedef double (*row_sum)(const float *, int64_t, float, float);
@@ -498,49 +501,62 @@ static float channel_mean(
     }
 COLUMN_SUMS(sums_of, ITSELF)
 COLUMN_SUMS(sums_of_distances, DISTANCE)
+COLUMN_SUMS(sums_of_squares, SQUARED)
 COLUMN_SUMS(sums_of_near, NEAR)
 
 static void robust_means_of_columns(
-    const float *x, int64_t rows, int64_t stride, int64_t n, float *means) {
+    const float *x, int64_t rows, int64_t stride, int64_t n, float *robust,
+    float *means, float *variances) {
     double totals[BLOCK];
     float low[BLOCK] = {0.0f}, high[BLOCK] = {0.0f};
     sums_of(x, rows, stride, n, low, high, totals);
-    for (int64_t i = 0; i < n; ++i) means[i] = (float)(totals[i] / rows);
+    for (int64_t i = 0; i < n; ++i) robust[i] = (float)(totals[i] / rows);
+    if (variances) {
+        memcpy(means, robust, n * sizeof(float));
+        sums_of_squares(x, rows, stride, n, means, high, totals);
+        for (int64_t i = 0; i < n; ++i) variances[i] = (float)(totals[i] / rows);
+    }
     for (int step = 0; step < 2; ++step) {
-        sums_of_distances(x, rows, stride, n, means, high, totals);
+        sums_of_distances(x, rows, stride, n, robust, high, totals);
         for (int64_t i = 0; i < n; ++i) {
             float reach = (float)(totals[i] / rows);
-            low[i] = means[i] - reach;
-            high[i] = means[i] + reach;
+            low[i] = robust[i] - reach;
+            high[i] = robust[i] + reach;
         }
         sums_of_near(x, rows, stride, n, low, high, totals);
-        for (int64_t i = 0; i < n; ++i) means[i] = (float)(totals[i] / rows);
+        for (int64_t i = 0; i < n; ++i) robust[i] = (float)(totals[i] / rows);
     }
 }
 
 /* Two steps of Huber's estimator of each channel's mean: x is (outer, channels, inner).
- */
-void mmquant_robust_mean(
-    const float *x, int64_t outer, int64_t channels, int64_t inner, float *means) {
+ * With the plain mean and the variance, where there is room for them. */
+void mmquant_robust_moments(
+    const float *x, int64_t outer, int64_t channels, int64_t inner, float *robust,
+    float *means, float *variances) {
     int64_t stride = channels * inner;
     if (inner == 1) {
 #pragma omp parallel for schedule(static) if (outer * stride > GRAIN)
         for (int64_t c = 0; c < channels; c += BLOCK)
             robust_means_of_columns(
                 x + c, outer, stride, channels - c < BLOCK ? channels - c : BLOCK,
-                means + c);
+                robust + c, variances ? means + c : 0, variances ? variances + c : 0);
         return;
     }
 #pragma omp parallel for schedule(static) if (outer * stride > GRAIN)
     for (int64_t c = 0; c < channels; ++c) {
         const float *own = x + c * inner;
         float mean = channel_mean(sum_of, own, outer, stride, inner, 0.0f, 0.0f);
+        if (variances) {
+            means[c] = mean;
+            variances[c] =
+                channel_mean(sum_of_squares, own, outer, stride, inner, mean, 0.0f);
+        }
         for (int step = 0; step < 2; ++step) {
             float reach =
                 channel_mean(sum_of_distances, own, outer, stride, inner, mean, 0.0f);
             mean = channel_mean(
                 sum_of_near, own, outer, stride, inner, mean - reach, mean + reach);
         }
-        means[c] = mean;
+        robust[c] = mean;
     }
 }
