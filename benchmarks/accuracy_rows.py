@@ -286,6 +286,11 @@ ROWS = (
         for target in ('tidl', 'openvino', 'tensorrt')
     ),
     _switch(
+        'int8_jacinto_iterative',
+        '8 bits jacinto, iterative correction',
+        _eight('jacinto', calibration=dict(CALIBRATION, bias_correction='iterative')),
+    ),
+    _switch(
         'int8_jacinto_depthwise',
         '8 bits jacinto, scales of each channel in depthwise layers',
         _eight('jacinto', per_channel='depthwise'),
