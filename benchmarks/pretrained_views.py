@@ -5,7 +5,7 @@ comes or goes is a large part. A mirrored, darker or smaller photograph has the 
 objects and other numbers everywhere in the network, so other noise. Float has a score
 of its own on the views; what is lost against it is that of quantization.
 
-    python benchmarks/pretrained_views.py FOLDER
+    python benchmarks/pretrained_views.py ANNOTATIONS IMAGES FOLDER
 """
 
 from __future__ import annotations

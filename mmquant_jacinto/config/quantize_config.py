@@ -200,7 +200,7 @@ class QuantizeConfig(Defaults):
         )
         if self.lr_mult is not None:
             check_positive('lr_mult', self.lr_mult)
-        searches = self.observer_class.searches and not self.learns_own_scales
+        searches = self.observer_class.searches and self.learning is None
         if searches and self.mode != 'ptq':
             raise QuantizeError(
                 f'quantize.observer={self.observer_name!r} searches a range for all '
@@ -361,12 +361,7 @@ class QuantizeConfig(Defaults):
     @property
     def learns_scales(self) -> bool:
         """bool: Whether scales, ours or those of others, are trained."""
-        return self.learns_own_scales or bool(self.fake_quants)
-
-    @property
-    def learns_own_scales(self) -> bool:
-        """bool: Whether our scales are parameters, in QAT or in fine-tuning."""
-        return self.learning is not None or bool(self.finetune)
+        return self.learning is not None or bool(self.fake_quants)
 
     @property
     def may_finetune(self) -> bool:

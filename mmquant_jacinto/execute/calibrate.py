@@ -152,11 +152,12 @@ class Observe(Behaviour):
         self.state = state
         self.outputs = LayerMeans()
         self.inputs = LayerMeans()
-        self._corrected: frozenset[str] = frozenset()
+        self._corrected: frozenset[str] | None = None
 
     def begin(self) -> None:
         condition_once(self.state)
-        self._corrected = corrected_weights(self.state)
+        if self._corrected is None:
+            self._corrected = corrected_weights(self.state)
 
     def end(self) -> None:
         self.state.activations.commit()
@@ -197,7 +198,7 @@ class Observe(Behaviour):
         calibration = self.state.calibration
         if calibration.passes:
             moments = channel_moments(
-                x, axis, name in self._corrected, calibration.is_robust
+                x, axis, name in (self._corrected or ()), calibration.is_robust
             )
             self.outputs.add(name, moments)
 
@@ -228,10 +229,9 @@ class Correct(Simulate):
         self._folded_correction = state.bias_correction.clone()
         self._moved: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor] = {}
-        self._corrected: frozenset[str] = frozenset()
+        self._corrected = corrected_weights(state)
 
     def begin(self) -> None:
-        self._corrected = corrected_weights(self.state)
         # Weights that do not change are folded and quantized once; what the biases
         # move by is added to the folded ones.
         if self._corrected or not self.grids.is_computed:

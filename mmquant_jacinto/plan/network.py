@@ -83,6 +83,39 @@ def last_quantizers(plan: Plan) -> set[str]:
     return {spec.name for spec in plan.activations if spec.kind == OUTPUT}
 
 
+def last_layers(plan: Plan) -> set[str]:
+    """Layers whose results leave the network, by weight quantizer.
+
+    Also through what has no weights: a sigmoid, an addition, an average.
+    """
+    chain_of = {name: step.chain for name, step in plan.steps.items()}
+    outputs: dict[str | None, set[str]] = {}
+    for step in plan.steps.values():
+        outputs.setdefault(step.output, set()).add(step.chain)
+    makers: dict[str, set[str]] = {}  # chains by what reads them
+    weights: dict[str, str] = {}
+    for step in plan.steps.values():
+        if step.weight is not None:
+            weights[step.chain] = step.weight
+        if step.joins is not None:
+            makers.setdefault(chain_of[step.joins], set()).add(step.chain)
+        for name in filter(None, step.inputs):
+            made = outputs.get(wide_name(name), set())
+            makers.setdefault(step.chain, set()).update(made)
+    ends = output_quantizers(plan)
+    waiting = [step.chain for step in plan.steps.values() if step.output in ends]
+    found, seen = set(), set(waiting)
+    while waiting:
+        chain = waiting.pop()
+        if chain in weights:
+            found.add(weights[chain])
+            continue
+        more = makers.get(chain, set()) - seen
+        seen |= more
+        waiting += more
+    return found
+
+
 def feature_quantizers(plan: Plan) -> set[str]:
     """Quantizers of what layers make and read: what is computed on the way."""
     steps = plan.steps.values()

@@ -170,6 +170,7 @@ class CalibrationLoop(BaseLoop):
         runner = self.runner
         runner.call_hook('before_train')
         if self._epoch >= self.max_epochs:
+            self._check_finetuned()
             runner.logger.info('This checkpoint is calibrated already.')
         else:
             start = time.monotonic()
@@ -284,6 +285,16 @@ class CalibrationLoop(BaseLoop):
             f'batches of {self.dataloader.batch_size or 1} images'
         )
         self.runner.model.round_weights(Batches(self.dataloader, batches))
+
+    def _check_finetuned(self) -> None:
+        """Raises where a calibration that is over was to be fine-tuned, and was not."""
+        config = self.runner.quantize_config
+        if config.finetune and not self.runner.model.plan.is_learned:
+            raise QuantizeError(
+                f'quantize.finetune={config.finetune!r}: the calibration that is '
+                'resumed is over, and was not fine-tuned; calibrate anew from the '
+                'float checkpoint (load_from, without resume), or leave finetune away'
+            )
 
     def _finetune_if_far(self) -> None:
         """Fine-tunes where bits are few and that is worth it, unless told."""

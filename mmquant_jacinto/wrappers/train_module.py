@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Optional, cast
 
 import torch
@@ -217,7 +218,9 @@ class QuantTrainModule(QuantModule):
         training = self.training
         self.module.eval()
         quantization = self.quantization
-        quantization.calibration = self.config.calibration
+        given = self.config.calibration
+        # A training moves weights itself; only biases may be in front of what it keeps.
+        quantization.calibration = replace(given, weights=bool(given.weights))
         if quantization.fake_quants is not None:
             quantization.set_phase(phases.TRAIN)
             quantization.activations.observing = False

@@ -23,7 +23,7 @@ from toy_runner import (
     val_scores,
 )
 
-from mmquant_jacinto import CalibrationLoop, QuantCalibrateModule
+from mmquant_jacinto import CalibrationLoop, QuantCalibrateModule, QuantizeError
 
 CHECKPOINT = 'epoch_1.pth'
 
@@ -116,6 +116,20 @@ def test_resumed_finished_calibration_only_validates(
     assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == written
     assert val_scores(tmp_path) == 2 * val_scores(ptq_dir)
     assert 'calibrated already' in log_of(tmp_path)
+
+
+def test_finished_calibration_is_not_fine_tuned_by_resuming_it(
+    float_checkpoint, tmp_path
+):
+    cfg = ptq_config(tmp_path, float_checkpoint)
+    # What else would tell the plans apart.
+    cfg.quantize.update(weight_observer='minmax')
+    train(cfg)
+    cfg = ptq_config(tmp_path, float_checkpoint, resume=True)
+    cfg.load_from = None
+    cfg.quantize.update(weight_observer='minmax', finetune=True)
+    with pytest.raises(QuantizeError, match='finetune=.*over, and was not fine-tuned'):
+        train(cfg)
 
 
 def test_calibration_killed_and_run_again_ends_the_same(

@@ -6,19 +6,19 @@ Jacinto devkit does.
 """
 
 from ...config.widths import ENOUGH_BITS
-from ...plan.network import output_quantizers
+from ...plan.network import last_layers
 from ..state import State
 
 
 def corrected_weights(state: State) -> frozenset[str]:
     """Layers whose weights a calibration corrects, by weight quantizer.
 
-    Noise of the activations is deviation, too, and is answered by shrinking. Where they
-    have 8 bits and weights a scale for each channel, of any value, that is little, and
-    a layer is nearer to float with it; with fewer bits, a scale for all channels or a
-    power of two it is not (docs/pretrained.md). What leaves the network stays: scores
-    are compared with those of other channels, which would shrink by another ratio. So
-    do learned steps, which do not follow the weights.
+    Noise of the activations is deviation, too, and is answered by shrinking. Where all
+    of them have 8 bits or more and weights a scale for each channel, of any value, that
+    is little, and a layer is nearer to float with it. Of a layer whose result leaves
+    the network, also through what has no weights, nothing is corrected: scores are
+    compared with those of other channels, which would shrink by another ratio. Nor is
+    it where steps do not follow the weights: a small factor moves no integer then.
 
     Args:
         state (State): Of the quantized model; ``calibration.weights`` True: all
@@ -31,8 +31,9 @@ def corrected_weights(state: State) -> frozenset[str]:
     is_noisy = any(spec.format.bits < ENOUGH_BITS for spec in plan.activations)
     if way is None or not way.in_order or is_noisy or plan.is_learned:
         return frozenset()
-    ends = output_quantizers(plan)
-    last = {step.weight for step in plan.steps.values() if step.output in ends}
+    if state.weight_scale.any():
+        return frozenset()
+    last = last_layers(plan)
     return frozenset(
         name
         for name, spec in plan.weights.items()

@@ -102,6 +102,60 @@ def test_outputs_are_nearer_to_float_with_it(model, images):
     assert found[None] > found[False] + 0.5
 
 
+class Ends(nn.Module):
+    """Scores behind a function, boxes behind a factor; a layer that both read."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.end = end
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.scores, self.boxes = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.factor = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.end(self.scores(x)), self.boxes(x) * self.factor
+
+
+@pytest.mark.parametrize('target', ['onnxruntime', 'openvino', 'tensorrt', 'tidl'])
+@pytest.mark.parametrize(
+    'end',
+    [
+        torch.sigmoid,
+        lambda x: x.softmax(1),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.exp(),
+        lambda x: nn.functional.interpolate(x, scale_factor=2.0),
+        lambda x: x + x.mean((2, 3), keepdim=True),
+        lambda x: torch.cat([x, x.relu()], 1),
+        lambda x: nn.functional.silu(x),
+    ],
+)
+def test_layer_behind_which_a_function_ends_the_network_is_a_last_one(
+    images, target, end
+):
+    torch.manual_seed(0)
+    calib = calibrated(Ends(end).eval(), images, target=target)
+    assert corrected_weights(calib.quantization) == {'first'}
+
+
+def test_weights_on_steps_of_their_own_stay(model, images):
+    """A factor moves no integer there, and biases would follow what did not happen."""
+    options = dict(target='onnxruntime', bits=dict(weight=4, activation=8))
+    found = calibrated(model, images, weight_observer='mse', **options)
+    assert (found.quantization.weight_correction == 1).all()
+    rounded = QuantCalibrateModule(
+        copy.deepcopy(model),
+        dummy_input=images[:1],
+        rounding='coordinate_descent',
+        **options,
+    ).train()
+    rounded.observe(images)
+    assert corrected_weights(rounded.quantization)
+    rounded.round_weights([images])
+    assert not corrected_weights(rounded.quantization)
+
+
 def test_layer_that_runs_twice_and_ends_the_network_stays(images):
     class Shared(nn.Module):
         def __init__(self):

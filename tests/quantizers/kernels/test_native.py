@@ -270,3 +270,18 @@ def test_robust_means_are_those_of_the_chain(shape, axis, layout, without_kernel
     theirs = without_kernels(robust_mean, x.double(), dims).float()
     assert ours.shape == theirs.shape == (shape[axis],)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'shape, axis',
+    [((2, 70, 33, 31), 1), ((2, 70, 1, 1), 1), ((700, 130), 1), ((2, 9, 130), 2)],
+)
+@pytest.mark.parametrize('offset', [0.0, 1000.0])
+def test_means_and_variances_beside_the_robust_ones(shape, axis, offset):
+    x = torch.randn(shape) * 3 + offset
+    dims = [d for d in range(x.dim()) if d != axis]
+    robust, mean, variance = native.robust_mean(x, axis, squares=True)
+    assert torch.equal(robust, native.robust_mean(x, axis))
+    expected, center = torch.var_mean(x.double(), dims, correction=0)
+    torch.testing.assert_close(mean.double(), center, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(variance.double(), expected, rtol=1e-5, atol=1e-6)
