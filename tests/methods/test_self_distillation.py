@@ -254,7 +254,10 @@ def test_a_training_starts_where_a_calibration_ends(quantize):
     if settings.pop('learned_scale', None) is not None:
         settings['finetune'] = False
     twin = copy.deepcopy(net)
-    calibrated = QuantCalibrateModule(twin, x, **settings).train()
+    # Nor do weights that a training moves need a correction.
+    calibration = dict(weights=False)
+    calibrated = QuantCalibrateModule(twin, x, calibration=calibration, **settings)
+    calibrated.train()
     calibrated(x)
     calibrated.quantization.activations.settle()
     for corrected in ('sequential', False):
@@ -275,6 +278,7 @@ def test_a_training_starts_where_a_calibration_ends(quantize):
         corrections = end.bias_correction if corrected else torch.zeros(18)
         assert corrections.any() or not corrected
         torch.testing.assert_close(start.bias_correction, corrections)
+        assert (start.weight_correction == 1).all()
 
 
 @pytest.mark.parametrize('ranges', [False, 1])
