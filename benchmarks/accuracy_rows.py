@@ -23,10 +23,11 @@ TAUGHT = dict(options=dict(model=dict(teacher_ckpt='{float}')))
 # Below 8 bits the field leaves the first and the last layers at 8 (as in LSQ,
 # arXiv 1902.08153, and AdaRound, 2004.10568).
 EDGES_AT_8 = {'backbone.conv1': 8, 'bbox_head.*': 8}
-W4A8 = dict(target='onnxruntime', bits=dict(weight=4, activation=8))
-W4A4 = dict(target='onnxruntime', bits=4)
 # What the last layers read, too.
 HEAD_INPUTS_AT_8 = {'neck.fpn_convs.*': dict(activation=8)}
+# By one line.
+W4A8 = dict(target='onnxruntime', bits=dict(weight=4, activation=8))
+W4A4 = dict(target='onnxruntime', bits=4)
 
 
 def _low(activation: int, weight: int = 4, **more: Any) -> dict[str, Any]:

@@ -10,15 +10,14 @@ round. Random weights; ranges are those of the images that are timed.
 import argparse
 import copy
 import json
-import platform
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 from interleaved import interleave, ratios
-from timed_networks import LABELS, NETWORKS, build, random_batch
+from timed_networks import LABELS, NETWORKS, begin_timing, build, random_batch
 
-from mmquant_jacinto import MMDetQuantCalibrateModule, native
+from mmquant_jacinto import MMDetQuantCalibrateModule
 
 TARGETS = ('jacinto', 'onnxruntime')
 BATCHES = (1, 8)
@@ -73,14 +72,8 @@ def measure(name: str, target: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    # Random weights make denormal numbers, which take a processor many times as long;
-    # on grids there are none.
-    torch.set_flush_denormal(True)
     report: dict[str, Any] = dict(
-        torch=torch.__version__,
-        processor=platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(),
-        kernels='C' if native.is_built() else 'torch',
+        **begin_timing(),
         size=args.size,
         rounds=args.rounds,
         models={},

@@ -11,7 +11,9 @@ of its own on the views; what is lost against it is that of quantization.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def view(image: Image.Image, canvas: float, gamma: float, mirrored: bool) -> Any:
+def view(
+    image: Image.Image, canvas: float, gamma: float, mirrored: bool
+) -> tuple[Image.Image, tuple[int, int]]:
     """Return a view of a photograph, and where its left upper corner is.
 
     Args:
@@ -52,6 +56,26 @@ def view(image: Image.Image, canvas: float, gamma: float, mirrored: bool) -> Any
     whole = Image.new('RGB', (width, height), GREY)
     whole.paste(seen, corner)
     return whole, corner
+
+
+def views_of(
+    image: Image.Image, boxes: Sequence[Sequence[float]]
+) -> Iterator[tuple[Image.Image, list[list[float]]]]:
+    """Yield the views of a photograph, and where boxes are in them.
+
+    Args:
+        image: In RGB.
+        boxes: Left, top, width and height, in pixels.
+    """
+    for (canvas, gamma), mirrored in itertools.product(SEEN, (False, True)):
+        seen, (left, top) = view(image, canvas, gamma, mirrored)
+        yield (
+            seen,
+            [
+                [(image.width - x - w if mirrored else x) + left, y + top, w, h]
+                for x, y, w, h in boxes
+            ],
+        )
 
 
 def write_views(annotations: Path, images: Path, folder: Path) -> Path:
@@ -71,31 +95,21 @@ def write_views(annotations: Path, images: Path, folder: Path) -> Path:
     objects: dict[int, list[dict[str, Any]]] = {}
     for item in content['annotations']:
         objects.setdefault(item['image_id'], []).append(item)
-    listed, found = [], []
+    listed: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for photograph in content['images']:
+        own = objects.get(photograph['id'], [])
         with Image.open(images / photograph['file_name']) as file:
             image = file.convert('RGB')
-        for canvas, gamma in SEEN:
-            for mirrored in (False, True):
-                number = len(listed) + 1
-                seen, (left, top) = view(image, canvas, gamma, mirrored)
-                name = f'{number:06d}.jpg'
-                seen.save(folder / 'images' / name, quality=QUALITY)
-                width, height = seen.size
-                listed.append(
-                    dict(id=number, file_name=name, width=width, height=height)
-                )
-                for item in objects.get(photograph['id'], ()):
-                    x, y, w, h = item['bbox']
-                    x = image.width - x - w if mirrored else x
-                    found.append(
-                        dict(
-                            item,
-                            id=len(found) + 1,
-                            image_id=number,
-                            bbox=[x + left, y + top, w, h],
-                        )
-                    )
+        for seen, boxes in views_of(image, [item['bbox'] for item in own]):
+            number = len(listed) + 1
+            name = f'{number:06d}.jpg'
+            seen.save(folder / 'images' / name, quality=QUALITY)
+            size = dict(width=seen.width, height=seen.height)
+            listed.append(dict(id=number, file_name=name, **size))
+            for item, box in zip(own, boxes):
+                place = dict(id=len(found) + 1, image_id=number, bbox=box)
+                found.append(dict(item, **place))
     path = folder / 'annotations.json'
     path.write_text(json.dumps(dict(content, images=listed, annotations=found)))
     return path

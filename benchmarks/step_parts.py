@@ -15,16 +15,15 @@ At 64 x 64 a step takes as long as its calls do, at 256 x 256 its work counts to
 import argparse
 import copy
 import json
-import platform
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 from interleaved import interleave, ratios
 from step_time import train_step
-from timed_networks import DETECTORS, NETWORKS, build, random_batch
+from timed_networks import DETECTORS, NETWORKS, begin_timing, build, random_batch
 
-from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule, native
+from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule
 
 TRAINING = ('watched', 'grids', 'observed')
 CALIBRATION = ('watched', 'observed', 'moments')
@@ -106,14 +105,8 @@ def parts(found: dict[str, float], order: tuple[str, ...]) -> dict[str, float]:
 
 def main() -> None:
     args = parse_args()
-    # Random weights make denormal numbers, which take a processor many times as long;
-    # on grids there are none.
-    torch.set_flush_denormal(True)
     report: dict[str, Any] = dict(
-        torch=torch.__version__,
-        processor=platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(),
-        kernels='C' if native.is_built() else 'torch',
+        **begin_timing(),
         batch=args.batch,
         rounds=args.rounds,
         models={},

@@ -15,7 +15,6 @@ Where the images are small the times are those of the calls, not of the work.
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ from typing import Any, Callable
 import torch
 from interleaved import interleave, ratios, timed
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from timed_networks import DETECTORS, NETWORKS, build, random_batch
+from timed_networks import DETECTORS, NETWORKS, begin_timing, build, random_batch
 
-from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule, native
+from mmquant_jacinto import MMDetQuantCalibrateModule, MMDetQuantTrainModule
 from mmquant_jacinto.quantizers.statistics.ranges import OBSERVED_EVERY, STEPS_OBSERVED
 
 
@@ -151,19 +150,14 @@ def measure_preparation(
 
 def main() -> None:
     args = parse_args()
-    # Random weights make denormal numbers, which take a processor many times as long;
-    # on grids there are none.
-    torch.set_flush_denormal(True)
+    facts = begin_timing()
+    if args.device == 'cuda':
+        facts['processor'] = torch.cuda.get_device_name()
     batch = random_batch(args.batch, args.size)
     report: dict[str, Any] = dict(
-        torch=torch.__version__,
+        **facts,
         device=args.device,
         amp=args.amp,
-        processor=torch.cuda.get_device_name()
-        if args.device == 'cuda'
-        else platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(),
-        kernels='C' if native.is_built() else 'torch',
         target=args.target,
         batch=args.batch,
         size=args.size,

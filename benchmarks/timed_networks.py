@@ -1,5 +1,6 @@
 """The networks that are timed, with random weights, and batches for them."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
+
+from mmquant_jacinto import native
 
 ROOT = Path(__file__).resolve().parents[1]
 # The detectors of ``configs/bccd`` (SSD head on FPN), and some of MMDetection's.
@@ -48,6 +51,24 @@ def build(name: str) -> torch.nn.Module:
     model = MODELS.build(cfg.model)
     model.init_weights()
     return model
+
+
+def begin_timing() -> dict[str, Any]:
+    """Prepare the process for times of these networks.
+
+    Random weights make denormal numbers, which take a processor many times as long; on
+    grids there are none. So they count as zero from now on.
+
+    Returns:
+        dict: What a report says of the process.
+    """
+    torch.set_flush_denormal(True)
+    return dict(
+        torch=torch.__version__,
+        processor=platform.processor() or platform.machine(),
+        threads=torch.get_num_threads(),
+        kernels='C' if native.is_built() else 'torch',
+    )
 
 
 def random_batch(batch: int, size: int) -> dict[str, Any]:
